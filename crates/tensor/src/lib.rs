@@ -1,1 +1,24 @@
+//! The only crate that touches libtorch: devices, and the operations of a decoder as explicit forward and
+//! backward functions.
+//!
+//! Nothing here records an autograd graph (no tensor ever requires a gradient): each operation has a function
+//! for its output and one for its gradients, and the caller says what is kept between the two.
+//! Matrices are row-major; activations are `[tokens, features]`.
 
+pub mod adamw;
+pub mod attention;
+pub mod cpu;
+pub mod cross_entropy;
+pub mod device;
+pub mod embedding;
+pub mod gemm_rate;
+pub mod linear;
+pub mod memory;
+pub mod random;
+pub mod rms_norm;
+pub mod rope;
+pub mod sum_of_squares;
+pub mod swiglu;
+
+pub use device::{DeviceChoice, DeviceError};
+pub use tch::{Device, Kind, Tensor};

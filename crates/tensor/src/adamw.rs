@@ -1,0 +1,236 @@
+//! AdamW (Loshchilov and Hutter, arXiv 1711.05101) over flat shards, in one pass.
+
+use rayon::prelude::*;
+use tch::{Kind, Tensor};
+
+use crate::cpu;
+
+/// What one update needs besides the state.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AdamWStep {
+    /// Learning rate of this step.
+    pub learning_rate: f64,
+    /// Decay of the first moment.
+    pub beta1: f64,
+    /// Decay of the second moment.
+    pub beta2: f64,
+    /// Added to the root of the second moment.
+    pub eps: f64,
+    /// Decoupled weight decay, applied to every parameter.
+    pub weight_decay: f64,
+    /// Number of this update, from 1: sets the bias correction.
+    pub step: u64,
+    /// Multiplies every gradient first: the clip factor.
+    pub gradient_scale: f64,
+}
+
+/// One shard's tensors, all flat and of equal length.
+#[derive(Debug)]
+pub struct AdamWState<'a> {
+    /// fp32 parameters, updated.
+    pub master: &'a Tensor,
+    /// fp32 first moment, updated.
+    pub exp_avg: &'a Tensor,
+    /// fp32 second moment, updated.
+    pub exp_avg_sq: &'a Tensor,
+    /// fp32 gradient, read.
+    pub gradient: &'a Tensor,
+    /// Where the updated parameters go in the compute kind; `None` when `master` is what computes.
+    pub compute: Option<&'a Tensor>,
+}
+
+/// Elements that one task updates: small enough that its streams stay in the cache.
+const BLOCK: usize = 1 << 13;
+
+/// `p *= 1 - lr wd; m = b1 m + (1 - b1) g; v = b2 v + (1 - b2) g^2; p -= lr m_hat / (sqrt(v_hat) + eps)`, as
+/// `torch.optim.AdamW`.
+pub fn step(state: &AdamWState<'_>, step: &AdamWStep) {
+    let plain = [
+        state.master,
+        state.exp_avg,
+        state.exp_avg_sq,
+        state.gradient,
+    ]
+    .iter()
+    .all(|t| cpu::is_plain_f32(t));
+    match state.compute {
+        None if plain => on_cpu(state, step, &mut [], |_, _| {}),
+        Some(out) if plain && out.kind() == Kind::BFloat16 && out.is_contiguous() => {
+            cpu::with_bf16_mut(out, |out| {
+                on_cpu(state, step, out, |out, p| *out = cpu::bf16_bits(p))
+            });
+        }
+        compute => {
+            on_any_device(state, step);
+            if let Some(out) = compute {
+                out.shallow_clone().copy_(state.master);
+            }
+        }
+    }
+}
+
+/// The constants of the update in fp32.
+struct Coefficients {
+    decay: f32,
+    beta1: f32,
+    beta2: f32,
+    eps: f32,
+    step_size: f32,
+    inverse_root_correction2: f32,
+    scale: f32,
+}
+
+impl Coefficients {
+    fn new(step: &AdamWStep) -> Self {
+        let correction1 = 1.0 - step.beta1.powf(step.step as f64);
+        let correction2 = 1.0 - step.beta2.powf(step.step as f64);
+        Self {
+            decay: (1.0 - step.learning_rate * step.weight_decay) as f32,
+            beta1: step.beta1 as f32,
+            beta2: step.beta2 as f32,
+            eps: step.eps as f32,
+            step_size: (step.learning_rate / correction1) as f32,
+            inverse_root_correction2: (1.0 / correction2.sqrt()) as f32,
+            scale: step.gradient_scale as f32,
+        }
+    }
+
+    #[inline(always)]
+    fn update(&self, p: &mut f32, m: &mut f32, v: &mut f32, g: f32) {
+        let g = g * self.scale;
+        *m += (g - *m) * (1.0 - self.beta1);
+        *v = *v * self.beta2 + (g * g) * (1.0 - self.beta2);
+        let denominator = v.sqrt() * self.inverse_root_correction2 + self.eps;
+        *p = *p * self.decay - self.step_size * *m / denominator;
+    }
+}
+
+/// `out` is empty, or as long as the state; `emit` writes an updated parameter to it.
+fn on_cpu(
+    state: &AdamWState<'_>,
+    step: &AdamWStep,
+    out: &mut [u16],
+    emit: impl Fn(&mut u16, f32) + Sync,
+) {
+    let c = Coefficients::new(step);
+    let has_out = !out.is_empty();
+    cpu::with_f32_mut(state.master, |p| {
+        cpu::with_f32_mut(state.exp_avg, |m| {
+            cpu::with_f32_mut(state.exp_avg_sq, |v| {
+                cpu::with_f32(state.gradient, |g| {
+                    let blocks = p
+                        .par_chunks_mut(BLOCK)
+                        .zip(m.par_chunks_mut(BLOCK))
+                        .zip(v.par_chunks_mut(BLOCK))
+                        .zip(g.par_chunks(BLOCK));
+                    if has_out {
+                        blocks.zip(out.par_chunks_mut(BLOCK)).for_each(
+                            |((((p, m), v), g), out)| {
+                                for i in 0..g.len() {
+                                    c.update(&mut p[i], &mut m[i], &mut v[i], g[i]);
+                                    emit(&mut out[i], p[i]);
+                                }
+                            },
+                        );
+                    } else {
+                        blocks.for_each(|(((p, m), v), g)| {
+                            for i in 0..g.len() {
+                                c.update(&mut p[i], &mut m[i], &mut v[i], g[i]);
+                            }
+                        });
+                    }
+                });
+            });
+        });
+    });
+}
+
+/// The same update as tensor operations.
+fn on_any_device(state: &AdamWState<'_>, step: &AdamWStep) {
+    let c = Coefficients::new(step);
+    let gradient = state.gradient * f64::from(c.scale);
+    let (mut p, mut m, mut v) = (
+        state.master.shallow_clone(),
+        state.exp_avg.shallow_clone(),
+        state.exp_avg_sq.shallow_clone(),
+    );
+    let _ = m
+        .g_mul_scalar_(step.beta1)
+        .g_add_(&(&gradient * (1.0 - step.beta1)));
+    let _ = v
+        .g_mul_scalar_(step.beta2)
+        .g_add_(&(gradient.square() * (1.0 - step.beta2)));
+    let denominator = v.sqrt() * f64::from(c.inverse_root_correction2) + step.eps;
+    let _ = p
+        .g_mul_scalar_(f64::from(c.decay))
+        .g_sub_(&(&m / denominator * f64::from(c.step_size)));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::testing::{assert_close, randn};
+
+    fn settings(step: u64) -> AdamWStep {
+        AdamWStep {
+            learning_rate: 0.01,
+            beta1: 0.9,
+            beta2: 0.95,
+            eps: 1e-8,
+            weight_decay: 0.1,
+            step,
+            gradient_scale: 0.5,
+        }
+    }
+
+    /// The formula in fp64, element by element.
+    #[test]
+    fn both_paths_follow_the_formula() {
+        let n = 20_001;
+        let (p0, m0, v0) = (randn(&[n], 1), randn(&[n], 2), randn(&[n], 3).square());
+        for compute_kind in [None, Some(Kind::BFloat16)] {
+            let (p, m, v) = (p0.copy(), m0.copy(), v0.copy());
+            let (p2, m2, v2) = (p0.copy(), m0.copy(), v0.copy());
+            let [mut pe, mut me, mut ve] = [&p0, &m0, &v0].map(|t| t.to_kind(Kind::Double));
+            let out = compute_kind.map(|k| Tensor::zeros([n], (k, tch::Device::Cpu)));
+            for t in 1..4u64 {
+                let g = randn(&[n], 10 + t);
+                let s = settings(t);
+                step(
+                    &AdamWState {
+                        master: &p,
+                        exp_avg: &m,
+                        exp_avg_sq: &v,
+                        gradient: &g,
+                        compute: out.as_ref(),
+                    },
+                    &s,
+                );
+                on_any_device(
+                    &AdamWState {
+                        master: &p2,
+                        exp_avg: &m2,
+                        exp_avg_sq: &v2,
+                        gradient: &g,
+                        compute: None,
+                    },
+                    &s,
+                );
+                let g = g.to_kind(Kind::Double) * s.gradient_scale;
+                me = me * s.beta1 + &g * (1.0 - s.beta1);
+                ve = ve * s.beta2 + g.square() * (1.0 - s.beta2);
+                let m_hat = &me / (1.0 - s.beta1.powf(t as f64));
+                let v_hat = &ve / (1.0 - s.beta2.powf(t as f64));
+                pe = pe * (1.0 - s.learning_rate * s.weight_decay)
+                    - m_hat / (v_hat.sqrt() + s.eps) * s.learning_rate;
+            }
+            assert_close("fused p", &p, &pe, 2e-6);
+            assert_close("fused v", &v, &ve, 2e-6);
+            assert_close("tensor p", &p2, &pe, 2e-6);
+            assert_close("tensor m", &m2, &me, 2e-6);
+            if let Some(out) = out {
+                assert_close("compute copy", &out, &p.to_kind(Kind::BFloat16), 0.0);
+            }
+        }
+    }
+}

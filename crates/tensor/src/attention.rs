@@ -1,0 +1,156 @@
+//! Causal grouped-query attention through libtorch's fused flash kernels (Dao, arXiv 2307.08691; GQA: Ainslie et
+//! al., arXiv 2305.13245), forward and backward.
+
+use tch::Tensor;
+
+/// What a query may see besides being causal.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AttentionSpec {
+    /// Multiplies the scores before the softmax, usually `1 / sqrt(head_dim)`.
+    pub scale: f64,
+    /// A query sees this many keys at most, itself included.
+    pub sliding_window: Option<i64>,
+}
+
+/// The kernel's outputs.
+#[derive(Debug)]
+pub struct AttentionOutput {
+    /// `[batch, seq, heads, head_dim]`.
+    pub out: Tensor,
+    /// fp32 log-sum-exp of the scores, `[batch, heads, seq]`.
+    pub logsumexp: Tensor,
+}
+
+/// `softmax(scale * q k^T + mask) v`.
+///
+/// `q` is `[batch, seq, heads, head_dim]`, `k` and `v` are `[batch, seq, kv_heads, head_dim]` with `heads` a multiple
+/// of `kv_heads`; views with any strides whose last is 1.
+pub fn forward(q: &Tensor, k: &Tensor, v: &Tensor, spec: AttentionSpec) -> AttentionOutput {
+    if q.device().is_cuda() {
+        return cuda::forward(q, k, v, spec);
+    }
+    let (q, k, v) = (heads_first(q), heads_first(k), heads_first(v));
+    let (out, logsumexp) = {
+        let mask = window_mask(&q, spec);
+        Tensor::internal_scaled_dot_product_flash_attention_for_cpu(
+            &q,
+            &k,
+            &v,
+            0.0,
+            mask.is_none(),
+            mask.as_ref(),
+            spec.scale,
+        )
+    };
+    AttentionOutput {
+        out: out.transpose(1, 2),
+        logsumexp,
+    }
+}
+
+/// Gradients of [`forward`] with respect to `q`, `k` and `v`, in their shapes.
+pub fn backward(
+    d_out: &Tensor,
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    saved: &AttentionOutput,
+    spec: AttentionSpec,
+) -> (Tensor, Tensor, Tensor) {
+    if q.device().is_cuda() {
+        return cuda::backward(d_out, q, k, v, saved, spec);
+    }
+    let (q, k, v) = (heads_first(q), heads_first(k), heads_first(v));
+    let (d_out, out) = (heads_first(d_out), heads_first(&saved.out));
+    let (d_q, d_k, d_v) = {
+        let mask = window_mask(&q, spec);
+        Tensor::internal_scaled_dot_product_flash_attention_for_cpu_backward(
+            &d_out,
+            &q,
+            &k,
+            &v,
+            &out,
+            &saved.logsumexp,
+            0.0,
+            mask.is_none(),
+            mask.as_ref(),
+            spec.scale,
+        )
+    };
+    (heads_first(&d_q), heads_first(&d_k), heads_first(&d_v))
+}
+
+/// Swaps the sequence and head dimensions (its own inverse); a view.
+fn heads_first(x: &Tensor) -> Tensor {
+    x.transpose(1, 2)
+}
+
+/// The additive mask of a sliding window, or none where plain causal masking says the same.
+fn window_mask(q: &Tensor, spec: AttentionSpec) -> Option<Tensor> {
+    let seq = q.size()[2];
+    let window = spec.sliding_window.filter(|&window| window < seq)?;
+    Some(reference::causal_mask(seq, Some(window), q.device()).to_kind(q.kind()))
+}
+
+mod cuda;
+mod reference;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::testing::{assert_close, randn};
+    use tch::Kind;
+
+    /// The fused kernels against plain softmax attention under libtorch's autograd.
+    #[test]
+    fn matches_autograd_with_gqa_and_sliding_windows() {
+        for (heads, kv_heads) in [(4, 4), (6, 2), (5, 1)] {
+            for sliding_window in [None, Some(1), Some(7), Some(64)] {
+                let (batch, seq, dim) = (2, 40, 16);
+                let spec = AttentionSpec {
+                    scale: 0.25,
+                    sliding_window,
+                };
+                let q = randn(&[batch, seq, heads, dim], 1);
+                let k = randn(&[batch, seq, kv_heads, dim], 2);
+                let v = randn(&[batch, seq, kv_heads, dim], 3);
+                let d_out = randn(&[batch, seq, heads, dim], 4);
+                let saved = forward(&q, &k, &v, spec);
+                let (d_q, d_k, d_v) = backward(&d_out, &q, &k, &v, &saved, spec);
+
+                let [qa, ka, va] = [&q, &k, &v].map(|t| t.copy().set_requires_grad(true));
+                let expected = reference::forward(&qa, &ka, &va, spec);
+                (&expected.out * &d_out).sum(Kind::Float).backward();
+                let label = format!("{heads}/{kv_heads} heads, window {sliding_window:?}");
+                assert_close(
+                    &format!("out, {label}"),
+                    &saved.out,
+                    &expected.out.detach(),
+                    1e-5,
+                );
+                assert_close(&format!("d_q, {label}"), &d_q, &qa.grad(), 2e-5);
+                assert_close(&format!("d_k, {label}"), &d_k, &ka.grad(), 2e-5);
+                assert_close(&format!("d_v, {label}"), &d_v, &va.grad(), 2e-5);
+            }
+        }
+    }
+
+    /// The explicit backward that CUDA uses in fp32 runs here on the CPU.
+    #[test]
+    fn the_reference_backward_matches_the_fused_one() {
+        let spec = AttentionSpec {
+            scale: 0.3,
+            sliding_window: Some(9),
+        };
+        let q = randn(&[2, 20, 6, 8], 1);
+        let k = randn(&[2, 20, 3, 8], 2);
+        let v = randn(&[2, 20, 3, 8], 3);
+        let d_out = randn(&[2, 20, 6, 8], 4);
+        let saved = forward(&q, &k, &v, spec);
+        let fused = backward(&d_out, &q, &k, &v, &saved, spec);
+        let plain = reference::backward(&d_out, &q, &k, &v, spec);
+        assert_close("d_q", &plain.0, &fused.0, 2e-5);
+        assert_close("d_k", &plain.1, &fused.1, 2e-5);
+        assert_close("d_v", &plain.2, &fused.2, 2e-5);
+    }
+}

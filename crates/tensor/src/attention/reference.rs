@@ -1,0 +1,73 @@
+//! Attention as the formula says it: the yardstick of the tests, and the fp32 path on CUDA (whose flash kernels
+//! take half precision only). Memory grows with the square of the sequence.
+
+use tch::{Device, Kind, Tensor};
+
+use super::{AttentionOutput, AttentionSpec};
+
+/// As [`super::forward`]. `logsumexp` is fp32 `[batch, heads, seq]`.
+pub(super) fn forward(q: &Tensor, k: &Tensor, v: &Tensor, spec: AttentionSpec) -> AttentionOutput {
+    let (q, k, v) = expand(q, k, v);
+    let scores = scores(&q, &k, spec);
+    let out = scores.softmax(-1, Kind::Float).matmul(&v).transpose(1, 2);
+    AttentionOutput {
+        out,
+        logsumexp: scores.logsumexp([-1i64].as_slice(), false),
+    }
+}
+
+/// As [`super::backward`]; recomputes the probabilities.
+pub(super) fn backward(
+    d_out: &Tensor,
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    spec: AttentionSpec,
+) -> (Tensor, Tensor, Tensor) {
+    let kv_heads = k.size()[2];
+    let (q, k, v) = expand(q, k, v);
+    let probabilities = scores(&q, &k, spec).softmax(-1, Kind::Float);
+    let d_out = d_out.transpose(1, 2);
+    let d_v = probabilities.transpose(-2, -1).matmul(&d_out);
+    let d_probabilities = d_out.matmul(&v.transpose(-2, -1));
+    let row =
+        (&d_probabilities * &probabilities).sum_dim_intlist([-1i64].as_slice(), true, Kind::Float);
+    let d_scores = (d_probabilities - row) * probabilities * spec.scale;
+    let d_q = d_scores.matmul(&k).transpose(1, 2);
+    let d_k = d_scores.transpose(-2, -1).matmul(&q);
+    (d_q, collapse(&d_k, kv_heads), collapse(&d_v, kv_heads))
+}
+
+/// Additive fp32 mask `[seq, seq]`: 0 where query row may see key column, -inf elsewhere.
+pub(super) fn causal_mask(seq: i64, window: Option<i64>, device: Device) -> Tensor {
+    let full = Tensor::ones([seq, seq], (Kind::Bool, device));
+    let future = full.triu(1);
+    let hidden = match window {
+        Some(window) => future.logical_or(&full.tril(-window)),
+        None => future,
+    };
+    Tensor::zeros([seq, seq], (Kind::Float, device)).masked_fill(&hidden, f64::NEG_INFINITY)
+}
+
+fn scores(q: &Tensor, k: &Tensor, spec: AttentionSpec) -> Tensor {
+    let mask = causal_mask(q.size()[2], spec.sliding_window, q.device());
+    q.matmul(&k.transpose(-2, -1)) * spec.scale + mask
+}
+
+/// Heads first, and every key/value head repeated for the query heads that share it.
+fn expand(q: &Tensor, k: &Tensor, v: &Tensor) -> (Tensor, Tensor, Tensor) {
+    let group = q.size()[2] / k.size()[2];
+    let repeat = |t: &Tensor| {
+        t.transpose(1, 2)
+            .repeat_interleave_self_int(group, 1, None::<i64>)
+    };
+    (q.transpose(1, 2), repeat(k), repeat(v))
+}
+
+/// Sums the gradients of the query heads that share a key/value head.
+fn collapse(d: &Tensor, kv_heads: i64) -> Tensor {
+    let size = d.size();
+    d.view([size[0], kv_heads, size[1] / kv_heads, size[2], size[3]])
+        .sum_dim_intlist([2i64].as_slice(), false, Kind::Float)
+        .transpose(1, 2)
+}

@@ -1,0 +1,115 @@
+//! Matrix products of a linear layer: forward, input gradient, and weight gradient into an fp32 buffer.
+//!
+//! Weights keep Hugging Face's `[out, in]` layout.
+
+use tch::{Kind, Tensor};
+
+/// Whether a gradient buffer already holds a contribution of this optimizer step.
+///
+/// The first contribution overwrites, so gradient buffers are never cleared in a pass of their own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Accumulate {
+    /// Overwrite what the buffer holds.
+    First,
+    /// Add to what the buffer holds.
+    Add,
+}
+
+/// `x [tokens, in] . weight^T [in, out] (+ bias [out])`, in the kind of `x`.
+///
+/// A weight of another kind is cast first: that is autocast, where the stored weight is fp32.
+pub fn forward(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
+    let weight = weight.to_kind(x.kind());
+    match bias {
+        Some(bias) => bias.to_kind(x.kind()).addmm(x, &weight.tr()),
+        None => x.mm(&weight.tr()),
+    }
+}
+
+/// Gradient with respect to the input: `d_y [tokens, out] . weight [out, in]`, in the kind of `d_y`.
+pub fn backward_input(d_y: &Tensor, weight: &Tensor) -> Tensor {
+    d_y.mm(&weight.to_kind(d_y.kind()))
+}
+
+/// Adds `d_y^T [out, tokens] . x [tokens, in]` to the fp32 gradient `[out, in]`.
+pub fn backward_weight(d_weight: &Tensor, d_y: &Tensor, x: &Tensor, accumulate: Accumulate) {
+    let d_y_t = d_y.tr();
+    if d_y.kind() == d_weight.kind() {
+        let mut target = d_weight.shallow_clone();
+        match accumulate {
+            // Writes straight into the flat gradient buffer, without a temporary.
+            Accumulate::First => {
+                let _ = d_y_t.mm_out(&target, x);
+            }
+            Accumulate::Add => {
+                let _ = target.addmm_(&d_y_t, x);
+            }
+        }
+    } else {
+        store(d_weight, &d_y_t.mm(x), accumulate);
+    }
+}
+
+/// Adds the column sums of `d_y [tokens, out]` to the fp32 gradient `[out]` of a bias.
+pub fn backward_bias(d_bias: &Tensor, d_y: &Tensor, accumulate: Accumulate) {
+    store(
+        d_bias,
+        &d_y.sum_dim_intlist([0i64].as_slice(), false, Kind::Float),
+        accumulate,
+    );
+}
+
+/// Writes or adds `value` to a gradient buffer of the same shape, converting its kind.
+pub fn store(gradient: &Tensor, value: &Tensor, accumulate: Accumulate) {
+    let mut target = gradient.shallow_clone();
+    match accumulate {
+        Accumulate::First => target.copy_(value),
+        Accumulate::Add => {
+            let _ = target.g_add_(value);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::testing::{assert_close, randn};
+
+    #[test]
+    fn matches_autograd_in_fp32_and_bf16() {
+        for (kind, tolerance) in [(Kind::Float, 1e-5), (Kind::BFloat16, 3e-2)] {
+            let (x, w, b, d_y) = (
+                randn(&[6, 8], 1),
+                randn(&[5, 8], 2),
+                randn(&[5], 3),
+                randn(&[6, 5], 4),
+            );
+            let (xa, wa, ba) = (
+                x.copy().set_requires_grad(true),
+                w.copy().set_requires_grad(true),
+                b.copy().set_requires_grad(true),
+            );
+            let ya = xa.linear(&wa, Some(&ba));
+            (&ya * &d_y).sum(Kind::Float).backward();
+
+            let (xk, wk, bk, dk) = (
+                x.to_kind(kind),
+                w.to_kind(kind),
+                b.to_kind(kind),
+                d_y.to_kind(kind),
+            );
+            assert_close("y", &forward(&xk, &wk, Some(&bk)), &ya.detach(), tolerance);
+            assert_close("d_x", &backward_input(&dk, &wk), &xa.grad(), tolerance);
+            let d_w = Tensor::full([5, 8], 7.0, (Kind::Float, tch::Device::Cpu));
+            let d_b = Tensor::full([5], 7.0, (Kind::Float, tch::Device::Cpu));
+            backward_weight(&d_w, &dk, &xk, Accumulate::First);
+            backward_bias(&d_b, &dk, Accumulate::First);
+            assert_close("d_w", &d_w, &wa.grad(), tolerance);
+            assert_close("d_b", &d_b, &ba.grad(), tolerance);
+            backward_weight(&d_w, &dk, &xk, Accumulate::Add);
+            backward_bias(&d_b, &dk, Accumulate::Add);
+            assert_close("2 d_w", &d_w, &(wa.grad() * 2), tolerance);
+            assert_close("2 d_b", &d_b, &(ba.grad() * 2), tolerance);
+        }
+    }
+}
