@@ -1,1 +1,145 @@
-fn main() {}
+//! `cargo xtask`: everything a developer or a CI machine does with this checkout besides `cargo build`.
+//!
+//! It depends on nothing that needs libtorch, because fetching libtorch is its first task.
+
+mod bench;
+mod setup;
+mod test;
+mod workspace;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use lexopt::prelude::*;
+
+use crate::bench::Bench;
+use crate::workspace::Workspace;
+
+const USAGE: &str = "\
+Usage: cargo xtask <task>
+
+  setup [--force]          Make libtorch available in .libtorch: $LIBTORCH, a Python torch, or wheels fetched with pip.
+                           With --force, choose again even when a working one is there.
+  test [--long] [FILTER]   Set up, then check formatting, lints and tidiness and run all tests. --long adds the tests
+                           that take minutes; with FILTER, only tests with that in their name run, and no lints.
+  bench NAME [ARG]...      Set up, build with optimisation and measure: step, comm or checkpoint.
+";
+
+/// What the command line asked for.
+#[derive(Debug, PartialEq)]
+enum Task {
+    Help,
+    Setup { force: bool },
+    Test(test::Options),
+    Bench(Bench, Vec<OsString>),
+}
+
+fn main() -> ExitCode {
+    let task = match parse(lexopt::Parser::from_env()) {
+        Ok(task) => task,
+        Err(error) => {
+            eprintln!("error: {error}\n\n{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    match run(task) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(task: Task) -> Result<()> {
+    let workspace = Workspace::of_this_checkout();
+    match task {
+        Task::Help => print!("{USAGE}"),
+        Task::Setup { force } => setup::run(&workspace, force)?,
+        Task::Test(options) => test::run(&workspace, &options)?,
+        Task::Bench(bench, arguments) => bench::run(&workspace, bench, &arguments)?,
+    }
+    Ok(())
+}
+
+fn parse(mut arguments: lexopt::Parser) -> Result<Task, lexopt::Error> {
+    let name = match arguments.next()? {
+        None | Some(Long("help") | Short('h')) => return Ok(Task::Help),
+        Some(Value(name)) => name.string()?,
+        Some(other) => return Err(other.unexpected()),
+    };
+    match name.as_str() {
+        "help" => Ok(Task::Help),
+        "setup" => {
+            let mut force = false;
+            while let Some(argument) = arguments.next()? {
+                match argument {
+                    Long("force") => force = true,
+                    other => return Err(other.unexpected()),
+                }
+            }
+            Ok(Task::Setup { force })
+        }
+        "test" => {
+            let mut options = test::Options::default();
+            while let Some(argument) = arguments.next()? {
+                match argument {
+                    Long("long") => options.long = true,
+                    Value(filter) if options.filter.is_none() => {
+                        options.filter = Some(filter.string()?);
+                    }
+                    other => return Err(other.unexpected()),
+                }
+            }
+            Ok(Task::Test(options))
+        }
+        "bench" => {
+            let name = arguments.value()?.string()?;
+            let bench =
+                Bench::named(&name).ok_or_else(|| format!("there is no benchmark `{name}`"))?;
+            Ok(Task::Bench(bench, arguments.raw_args()?.collect()))
+        }
+        other => Err(format!("there is no task `{other}`").into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(arguments: &[&str]) -> Result<Task, String> {
+        parse(lexopt::Parser::from_args(arguments)).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_task_and_its_options_are_read() {
+        assert_eq!(parsed(&[]), Ok(Task::Help));
+        assert_eq!(parsed(&["setup"]), Ok(Task::Setup { force: false }));
+        assert_eq!(
+            parsed(&["setup", "--force"]),
+            Ok(Task::Setup { force: true })
+        );
+        let options = test::Options {
+            long: true,
+            filter: Some("replay".into()),
+        };
+        assert_eq!(
+            parsed(&["test", "--long", "replay"]),
+            Ok(Task::Test(options))
+        );
+        let task = Task::Bench(Bench::Comm, vec!["--ranks".into(), "2".into()]);
+        assert_eq!(parsed(&["bench", "comm", "--ranks", "2"]), Ok(task));
+    }
+
+    #[test]
+    fn what_is_not_understood_is_named() {
+        let error = parsed(&["deploy"]).expect_err("no such task");
+        assert!(error.contains("`deploy`"), "{error}");
+        let error = parsed(&["setup", "--fast"]).expect_err("no such option");
+        assert!(error.contains("--fast"), "{error}");
+        let error = parsed(&["bench", "lunch"]).expect_err("no such benchmark");
+        assert!(error.contains("`lunch`"), "{error}");
+        assert!(parsed(&["test", "one", "two"]).is_err(), "one filter only");
+    }
+}

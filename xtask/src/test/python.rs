@@ -1,0 +1,73 @@
+//! The stages for the Python part, in a virtual environment of this checkout.
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use super::{Options, Stage};
+use crate::workspace::Workspace;
+
+/// Lints and tests of `python/`; none where that folder has no tests.
+pub fn stages(workspace: &Workspace, options: &Options) -> Result<Vec<Stage>> {
+    let package = workspace.root().join("python");
+    if !package.join("tests").is_dir() {
+        return Ok(Vec::new());
+    }
+    let environment = workspace.root().join(".venv");
+    prepare(&environment, &package)?;
+    let stage = |name, program: &str, arguments: &[&str]| {
+        let mut command = Command::new(environment.join("bin").join(program));
+        command.args(arguments).current_dir(workspace.root());
+        Stage { name, command }
+    };
+    let mut stages = Vec::new();
+    if options.filter.is_none() {
+        stages.push(stage(
+            "Python format",
+            "ruff",
+            &["format", "--check", "python"],
+        ));
+        stages.push(stage("Python lints", "ruff", &["check", "python"]));
+    }
+    let mut tests = stage("Python tests", "python", &["-m", "pytest", "python"]);
+    if let Some(filter) = &options.filter {
+        tests.command.args(["-k", filter]);
+    }
+    stages.push(tests);
+    Ok(stages)
+}
+
+/// Makes the virtual environment where it is missing, and installs what the stages need.
+fn prepare(environment: &Path, package: &Path) -> Result<()> {
+    let python = environment.join("bin/python");
+    if !python.exists() {
+        let mut create = Command::new("python3");
+        create.args(["-m", "venv"]).arg(environment);
+        run(
+            create,
+            "cannot create .venv (on Debian and Ubuntu: apt install python3-venv)",
+        )?;
+    }
+    let mut install = Command::new(python);
+    install.args([
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+    ]);
+    install.args(["ruff", "pytest"]);
+    if package.join("pyproject.toml").exists() {
+        install.arg("--editable").arg(package);
+    }
+    run(install, "cannot install the Python test tools into .venv")
+}
+
+fn run(mut command: Command, complaint: &'static str) -> Result<()> {
+    let status = command.status().context(complaint)?;
+    if !status.success() {
+        bail!("{complaint}");
+    }
+    Ok(())
+}
