@@ -1,0 +1,102 @@
+//! Final norm, output head and loss: one pass over chunks of rows, forward and gradient together.
+
+use std::ops::Range;
+
+use tandem_tensor::linear::{self, Accumulate};
+use tandem_tensor::{Kind, Tensor, cross_entropy, rms_norm};
+
+use crate::error::ModelError;
+use crate::tensors::HeadTensors;
+use crate::tp_context::TpContext;
+
+/// The vocabulary-parallel head.
+#[derive(Debug, Clone)]
+pub struct Head {
+    /// Vocabulary entries of this rank's shard.
+    pub vocab: Range<i64>,
+    /// Added to the mean square in the norm.
+    pub eps: f64,
+    /// Kind of the matrix products.
+    pub matmul: Kind,
+    /// Rows whose logits exist at the same time.
+    pub chunk_rows: usize,
+}
+
+/// What the head leaves behind.
+#[derive(Debug)]
+pub struct HeadOutput {
+    /// Sum of the cross entropy over all valid targets of these tokens: one fp64 number on the device, the same on all
+    /// ranks of the row.
+    pub loss_sum: Tensor,
+    /// Gradient of `scale * loss_sum` with respect to this rank's tokens of the last layer's output.
+    pub d_x: Tensor,
+}
+
+impl Head {
+    /// Loss and all gradients. `x` is this rank's tokens of the residual stream; `targets` (i64, all tokens) holds
+    /// [`cross_entropy::IGNORE`] where there is none.
+    ///
+    /// The logits of a chunk become their own gradient in place, and the full logits never exist.
+    ///
+    /// # Errors
+    /// When a peer fails.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "one pass does what is otherwise four calls"
+    )]
+    pub fn loss_and_gradient(
+        &self,
+        weights: &HeadTensors,
+        gradients: &HeadTensors,
+        accumulate: Accumulate,
+        x: &Tensor,
+        targets: &Tensor,
+        scale: f64,
+        tp: &dyn TpContext,
+    ) -> Result<HeadOutput, ModelError> {
+        let (normed, rstd) = rms_norm::forward(x, &weights.norm, self.eps, self.matmul);
+        let hidden = tp.gather_tokens(&normed)?;
+        let tokens = hidden.size()[0];
+        let d_hidden = hidden.empty_like();
+        let mut loss_sum = Tensor::zeros([], (Kind::Double, x.device()));
+        let mut weight_gradient = accumulate;
+        let weight = weights.weight.to_kind(self.matmul);
+
+        for start in (0..tokens).step_by(self.chunk_rows.max(1)) {
+            let rows = (self.chunk_rows as i64).min(tokens - start);
+            let hidden = hidden.narrow(0, start, rows);
+            let targets = targets.narrow(0, start, rows);
+            let logits = linear::forward(&hidden, &weight, None);
+            let stats = cross_entropy::local_stats(&logits, &targets, self.vocab.clone());
+            let stats = tp.gather_stats(&stats)?;
+            let normaliser = cross_entropy::combine(&stats, &targets);
+            loss_sum += normaliser.loss.sum(Kind::Double);
+            let vocab = self.vocab.clone();
+            cross_entropy::logits_to_gradient_(&logits, &targets, vocab, &normaliser, scale);
+            let d_logits = logits;
+            let _ = d_logits.mm_out(&d_hidden.narrow(0, start, rows), &weight);
+            linear::backward_weight(&gradients.weight, &d_logits, &hidden, weight_gradient);
+            weight_gradient = Accumulate::Add;
+        }
+
+        let d_normed = tp.reduce_tokens(d_hidden)?;
+        let (d_x, d_norm) = rms_norm::backward(&d_normed, x, &weights.norm, &rstd);
+        linear::store(&gradients.norm, &d_norm, accumulate);
+        Ok(HeadOutput { loss_sum, d_x })
+    }
+
+    /// The logits of this rank's part of the vocabulary, fp32 `[tokens, local vocabulary]`; for evaluation.
+    ///
+    /// # Errors
+    /// When a peer fails.
+    pub fn logits(
+        &self,
+        weights: &HeadTensors,
+        x: &Tensor,
+        tp: &dyn TpContext,
+    ) -> Result<Tensor, ModelError> {
+        let (normed, _) = rms_norm::forward(x, &weights.norm, self.eps, self.matmul);
+        let hidden = tp.gather_tokens(&normed)?;
+        Ok(linear::forward(&hidden, &weights.weight, None).to_kind(Kind::Float))
+    }
+}

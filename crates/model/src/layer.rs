@@ -1,0 +1,136 @@
+//! One decoder layer, forward and backward, with every tensor parallel conversation where it happens.
+
+mod attention;
+mod mlp;
+
+use std::sync::Arc;
+
+use tandem_tensor::linear::Accumulate;
+use tandem_tensor::{Kind, Tensor, attention::AttentionSpec};
+
+use crate::error::ModelError;
+use crate::rope_table::RopeTable;
+use crate::tensors::{LayerDims, LayerTensors};
+use crate::tp_context::TpContext;
+
+use attention::AttentionSaved;
+use mlp::MlpSaved;
+
+/// What a layer needs to compute besides its tensors.
+#[derive(Debug, Clone)]
+pub struct DecoderLayer {
+    /// The slice that this rank computes.
+    pub dims: LayerDims,
+    /// Cosines and sines for this sequence length.
+    pub rope: Arc<RopeTable>,
+    /// Scale and sliding window of the attention.
+    pub attention: AttentionSpec,
+    /// Added to the mean square in every norm.
+    pub eps: f64,
+    /// Kind of the matrix products and of what they produce.
+    pub matmul: Kind,
+    /// Tokens per sequence.
+    pub seq: usize,
+}
+
+/// What happens to a layer's activations between forward and backward.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Recompute {
+    /// They are kept.
+    No,
+    /// Only the layer's input is kept; backward runs the forward again (arXiv 1604.06174).
+    Layer,
+}
+
+/// What backward needs from forward.
+#[derive(Debug)]
+pub struct LayerSaved {
+    /// This rank's tokens of the residual stream, as they entered the layer.
+    input: Tensor,
+    blocks: Option<BlocksSaved>,
+}
+
+#[derive(Debug)]
+struct BlocksSaved {
+    attention: AttentionSaved,
+    /// The residual stream between attention and MLP.
+    middle: Tensor,
+    mlp: MlpSaved,
+}
+
+impl DecoderLayer {
+    /// `x` is this rank's tokens of the residual stream, `[tokens, hidden]`; so is the result.
+    ///
+    /// # Errors
+    /// When a peer fails.
+    pub fn forward(
+        &self,
+        weights: &LayerTensors,
+        x: Tensor,
+        tp: &dyn TpContext,
+        recompute: Recompute,
+    ) -> Result<(Tensor, LayerSaved), ModelError> {
+        let (out, blocks) = self.blocks_forward(weights, &x, tp)?;
+        let saved = LayerSaved {
+            input: x,
+            blocks: (recompute == Recompute::No).then_some(blocks),
+        };
+        Ok((out, saved))
+    }
+
+    /// From the gradient of the output to the gradient of the input, both for this rank's tokens; the gradients of the
+    /// weights go to (or are added to) the fp32 `gradients`.
+    ///
+    /// # Errors
+    /// When a peer fails.
+    pub fn backward(
+        &self,
+        weights: &LayerTensors,
+        gradients: &LayerTensors,
+        accumulate: Accumulate,
+        saved: LayerSaved,
+        d_out: Tensor,
+        tp: &dyn TpContext,
+    ) -> Result<Tensor, ModelError> {
+        let LayerSaved { input, blocks } = saved;
+        let blocks = match blocks {
+            Some(blocks) => blocks,
+            None => self.blocks_forward(weights, &input, tp)?.1,
+        };
+        let BlocksSaved {
+            attention,
+            middle,
+            mlp,
+        } = blocks;
+        let d_middle =
+            self.mlp_backward(weights, gradients, accumulate, &middle, mlp, d_out, tp)?;
+        self.attention_backward(
+            weights, gradients, accumulate, &input, attention, d_middle, tp,
+        )
+    }
+
+    fn blocks_forward(
+        &self,
+        weights: &LayerTensors,
+        x: &Tensor,
+        tp: &dyn TpContext,
+    ) -> Result<(Tensor, BlocksSaved), ModelError> {
+        let (middle, attention) = self.attention_forward(weights, x, tp)?;
+        let (out, mlp) = self.mlp_forward(weights, &middle, tp)?;
+        let saved = BlocksSaved {
+            attention,
+            middle,
+            mlp,
+        };
+        Ok((out, saved))
+    }
+}
+
+/// `residual + delta (+ bias)` in the kind of the residual stream.
+fn add_residual(residual: &Tensor, delta: Tensor, bias: Option<&Tensor>) -> Tensor {
+    let sum = residual + delta.to_kind(residual.kind());
+    match bias {
+        Some(bias) => sum + bias.to_kind(residual.kind()),
+        None => sum,
+    }
+}

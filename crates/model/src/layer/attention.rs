@@ -1,0 +1,200 @@
+//! The attention block: norm, q|k|v (column-parallel over heads), rotary embedding, attention, output projection
+//! (row-parallel).
+
+use tandem_tensor::attention::{self, AttentionOutput};
+use tandem_tensor::linear::{self, Accumulate};
+use tandem_tensor::{Kind, Tensor, rms_norm, rope};
+
+use super::{DecoderLayer, add_residual};
+use crate::error::ModelError;
+use crate::tensors::LayerTensors;
+use crate::tp_context::TpContext;
+
+/// What the attention's backward needs; the norm's output is cheap and computed again.
+#[derive(Debug)]
+pub(super) struct AttentionSaved {
+    rstd: Tensor,
+    /// q|k|v for all tokens: rotated, or (with q/k norms) as projected, since the norms' backward needs that.
+    qkv: Tensor,
+    output: AttentionOutput,
+}
+
+/// q, k and v as `[batch, seq, heads, head_dim]` views of one `[tokens, qkv_width]` buffer.
+struct Heads {
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+}
+
+impl DecoderLayer {
+    pub(super) fn attention_forward(
+        &self,
+        weights: &LayerTensors,
+        x: &Tensor,
+        tp: &dyn TpContext,
+    ) -> Result<(Tensor, AttentionSaved), ModelError> {
+        let (normed, rstd) = rms_norm::forward(x, &weights.input_norm, self.eps, self.matmul);
+        let normed = tp.gather_tokens(&normed)?;
+        let qkv = linear::forward(&normed, &weights.qkv_weight, weights.qkv_bias.as_ref());
+        let heads = self.normed_and_rotated(weights, &qkv);
+        let (k, v) = (self.per_query(&heads.k), self.per_query(&heads.v));
+        let output = attention::forward(&heads.q, &k, &v, self.attention);
+        let partial = linear::forward(&self.join_heads(&output.out), &weights.o_weight, None);
+        let out = tp.reduce_tokens(partial)?;
+        let out = add_residual(x, out, weights.o_bias.as_ref());
+        Ok((out, AttentionSaved { rstd, qkv, output }))
+    }
+
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "weights, gradients and saved state of one block"
+    )]
+    pub(super) fn attention_backward(
+        &self,
+        weights: &LayerTensors,
+        gradients: &LayerTensors,
+        accumulate: Accumulate,
+        x: &Tensor,
+        saved: AttentionSaved,
+        d_out: Tensor,
+        tp: &dyn TpContext,
+    ) -> Result<Tensor, ModelError> {
+        if let Some(d_bias) = &gradients.o_bias {
+            linear::backward_bias(d_bias, &d_out, accumulate);
+        }
+        let d_branch = tp.gather_tokens(&d_out.to_kind(self.matmul))?;
+        let d_joined = linear::backward_input(&d_branch, &weights.o_weight);
+        let joined = self.join_heads(&saved.output.out);
+        linear::backward_weight(&gradients.o_weight, &d_branch, &joined, accumulate);
+
+        let d_qkv = self.attention_core_backward(weights, gradients, accumulate, &saved, &d_joined);
+        let d_normed = linear::backward_input(&d_qkv, &weights.qkv_weight);
+
+        // The sum over the row runs while the weight gradient is computed.
+        let d_normed = tp.start_reduce_tokens(d_normed)?;
+        let (normed, _) = rms_norm::forward(x, &weights.input_norm, self.eps, self.matmul);
+        let normed = tp.gather_tokens(&normed)?;
+        linear::backward_weight(&gradients.qkv_weight, &d_qkv, &normed, accumulate);
+        if let Some(d_bias) = &gradients.qkv_bias {
+            linear::backward_bias(d_bias, &d_qkv, accumulate);
+        }
+        let d_normed = d_normed.wait()?;
+
+        let (d_x, d_norm) = rms_norm::backward(&d_normed, x, &weights.input_norm, &saved.rstd);
+        linear::store(&gradients.input_norm, &d_norm, accumulate);
+        Ok(d_out + d_x)
+    }
+
+    /// The attention kernel's backward, and that of the rotation and of the q/k norms: the gradient of q|k|v as projected.
+    fn attention_core_backward(
+        &self,
+        weights: &LayerTensors,
+        gradients: &LayerTensors,
+        accumulate: Accumulate,
+        saved: &AttentionSaved,
+        d_joined: &Tensor,
+    ) -> Tensor {
+        let heads = match self.dims.qk_norm {
+            true => self.normed_and_rotated(weights, &saved.qkv),
+            false => self.split_heads(&saved.qkv),
+        };
+        let (k, v) = (self.per_query(&heads.k), self.per_query(&heads.v));
+        let d_heads = self.one_group(d_joined, self.dims.q_heads);
+        let (d_q, d_k, d_v) =
+            attention::backward(&d_heads, &heads.q, &k, &v, &saved.output, self.attention);
+        let (d_k, d_v) = (self.sum_per_key(d_k), self.sum_per_key(d_v));
+
+        let d_qkv = saved.qkv.empty_like();
+        let Heads { q, k, v } = self.split_heads(&d_qkv);
+        let (mut q, mut k, mut v) = (q, k, v);
+        q.copy_(&d_q);
+        k.copy_(&d_k);
+        v.copy_(&d_v);
+        rope::apply_backward_(&q, &self.rope.cos, &self.rope.sin);
+        rope::apply_backward_(&k, &self.rope.cos, &self.rope.sin);
+
+        let projected = self.split_heads(&saved.qkv);
+        for (d, x, weight, d_weight) in [
+            (&mut q, &projected.q, &weights.q_norm, &gradients.q_norm),
+            (&mut k, &projected.k, &weights.k_norm, &gradients.k_norm),
+        ] {
+            if let (Some(weight), Some(d_weight)) = (weight, d_weight) {
+                let (_, rstd) = rms_norm::forward(x, weight, self.eps, self.matmul);
+                let (d_x, d_norm) = rms_norm::backward(d, x, weight, &rstd);
+                d.copy_(&d_x);
+                linear::store(d_weight, &d_norm, accumulate);
+            }
+        }
+        d_qkv
+    }
+
+    /// q and k after their norms and rotation. Without norms `qkv` itself is rotated in place.
+    fn normed_and_rotated(&self, weights: &LayerTensors, qkv: &Tensor) -> Heads {
+        let mut heads = self.split_heads(qkv);
+        if let (Some(q_norm), Some(k_norm)) = (&weights.q_norm, &weights.k_norm) {
+            heads.q = rms_norm::forward(&heads.q, q_norm, self.eps, self.matmul).0;
+            heads.k = rms_norm::forward(&heads.k, k_norm, self.eps, self.matmul).0;
+        }
+        rope::apply_(&heads.q, &self.rope.cos, &self.rope.sin);
+        rope::apply_(&heads.k, &self.rope.cos, &self.rope.sin);
+        heads
+    }
+
+    fn split_heads(&self, qkv: &Tensor) -> Heads {
+        let dims = &self.dims;
+        let (q_width, kv_width) = (
+            (dims.q_heads * dims.head_dim) as i64,
+            (dims.kv_heads * dims.head_dim) as i64,
+        );
+        let part = |start: i64, width: i64, heads: usize| {
+            self.one_group(&qkv.narrow(1, start, width), heads)
+        };
+        Heads {
+            q: part(0, q_width, dims.q_heads),
+            k: part(q_width, kv_width, dims.kv_heads),
+            v: part(q_width + kv_width, kv_width, dims.kv_heads),
+        }
+    }
+
+    /// `[tokens, heads * head_dim]` as `[batch, seq, heads, head_dim]`; a view.
+    fn one_group(&self, x: &Tensor, heads: usize) -> Tensor {
+        let seq = self.seq as i64;
+        x.view([
+            x.size()[0] / seq,
+            seq,
+            heads as i64,
+            self.dims.head_dim as i64,
+        ])
+    }
+
+    /// `[batch, seq, heads, head_dim]` as `[tokens, heads * head_dim]`.
+    fn join_heads(&self, x: &Tensor) -> Tensor {
+        let size = x.size();
+        x.reshape([size[0] * size[1], size[2] * size[3]])
+    }
+
+    /// The key/value head of every query head, where the kernels' own grouping does not fit this rank's heads.
+    fn per_query(&self, kv: &Tensor) -> Tensor {
+        match &self.dims.kv_of_q {
+            Some(map) => kv.index_select(2, &Tensor::from_slice(map).to_device(kv.device())),
+            None => kv.shallow_clone(),
+        }
+    }
+
+    /// The transpose of [`Self::per_query`].
+    fn sum_per_key(&self, d: Tensor) -> Tensor {
+        match &self.dims.kv_of_q {
+            Some(map) => {
+                let mut size = d.size();
+                size[2] = self.dims.kv_heads as i64;
+                let index = Tensor::from_slice(map).to_device(d.device());
+                Tensor::zeros(size, (Kind::Float, d.device())).index_add_(
+                    2,
+                    &index,
+                    &d.to_kind(Kind::Float),
+                )
+            }
+            None => d,
+        }
+    }
+}

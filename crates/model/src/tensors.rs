@@ -1,0 +1,177 @@
+//! Views of one flat buffer as the matrices that a unit computes with.
+//!
+//! The same views serve weights and gradients. The order is that of [`crate::parameters`]; a test holds the two
+//! together.
+
+use tandem_tensor::Tensor;
+
+use crate::config::ModelConfig;
+
+/// The slice of a layer that this rank computes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LayerDims {
+    /// Width of the residual stream.
+    pub hidden: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Query heads here.
+    pub q_heads: usize,
+    /// Key/value heads here.
+    pub kv_heads: usize,
+    /// For each query head the key/value head (both local) that it reads; `None` where every key/value head serves the
+    /// same number of neighbouring query heads, which the kernels know by themselves.
+    pub kv_of_q: Option<Vec<i64>>,
+    /// Columns of the MLP here.
+    pub intermediate: usize,
+    /// Which optional tensors there are.
+    pub qkv_bias: bool,
+    /// As in [`ModelConfig`].
+    pub o_bias: bool,
+    /// As in [`ModelConfig`].
+    pub mlp_bias: bool,
+    /// As in [`ModelConfig`].
+    pub qk_norm: bool,
+}
+
+impl LayerDims {
+    /// The whole layer.
+    pub fn whole(config: &ModelConfig) -> Self {
+        Self {
+            hidden: config.hidden_size,
+            head_dim: config.head_dim,
+            q_heads: config.num_heads,
+            kv_heads: config.num_kv_heads,
+            kv_of_q: None,
+            intermediate: config.intermediate_size,
+            qkv_bias: config.qkv_bias,
+            o_bias: config.o_bias,
+            mlp_bias: config.mlp_bias,
+            qk_norm: config.qk_norm,
+        }
+    }
+
+    /// Width of the fused q|k|v projection.
+    pub fn qkv_width(&self) -> usize {
+        (self.q_heads + 2 * self.kv_heads) * self.head_dim
+    }
+}
+
+/// A decoder layer's tensors; `[out, in]` matrices.
+#[derive(Debug)]
+pub struct LayerTensors {
+    /// `[hidden]`
+    pub input_norm: Tensor,
+    /// `[qkv_width, hidden]`
+    pub qkv_weight: Tensor,
+    /// `[qkv_width]`
+    pub qkv_bias: Option<Tensor>,
+    /// `[head_dim]`
+    pub q_norm: Option<Tensor>,
+    /// `[head_dim]`
+    pub k_norm: Option<Tensor>,
+    /// `[hidden, q_heads * head_dim]`
+    pub o_weight: Tensor,
+    /// `[hidden]`
+    pub o_bias: Option<Tensor>,
+    /// `[hidden]`
+    pub post_norm: Tensor,
+    /// `[2 * intermediate, hidden]`
+    pub gate_up_weight: Tensor,
+    /// `[2 * intermediate]`
+    pub gate_up_bias: Option<Tensor>,
+    /// `[hidden, intermediate]`
+    pub down_weight: Tensor,
+    /// `[hidden]`
+    pub down_bias: Option<Tensor>,
+}
+
+impl LayerTensors {
+    /// Views of a layer's flat buffer, or `None` when its length is not that of `dims`.
+    pub fn view(flat: &Tensor, dims: &LayerDims) -> Option<Self> {
+        let mut carve = Carve::new(flat);
+        let (hidden, qkv) = (dims.hidden, dims.qkv_width());
+        let q_width = dims.q_heads * dims.head_dim;
+        let tensors = Self {
+            input_norm: carve.vector(hidden)?,
+            qkv_weight: carve.matrix(qkv, hidden)?,
+            qkv_bias: carve.optional(dims.qkv_bias, qkv)?,
+            q_norm: carve.optional(dims.qk_norm, dims.head_dim)?,
+            k_norm: carve.optional(dims.qk_norm, dims.head_dim)?,
+            o_weight: carve.matrix(hidden, q_width)?,
+            o_bias: carve.optional(dims.o_bias, hidden)?,
+            post_norm: carve.vector(hidden)?,
+            gate_up_weight: carve.matrix(2 * dims.intermediate, hidden)?,
+            gate_up_bias: carve.optional(dims.mlp_bias, 2 * dims.intermediate)?,
+            down_weight: carve.matrix(hidden, dims.intermediate)?,
+            down_bias: carve.optional(dims.mlp_bias, hidden)?,
+        };
+        carve.is_done().then_some(tensors)
+    }
+}
+
+/// The tensors behind the last layer.
+#[derive(Debug)]
+pub struct HeadTensors {
+    /// `[hidden]`
+    pub norm: Tensor,
+    /// `[local vocabulary, hidden]`
+    pub weight: Tensor,
+}
+
+impl HeadTensors {
+    /// Views of the unit that holds the head: `table | norm` where it is tied, `norm | weight` where it is not.
+    pub fn view(flat: &Tensor, hidden: usize, vocab_rows: usize, tied: bool) -> Option<Self> {
+        let mut carve = Carve::new(flat);
+        let (norm, weight);
+        if tied {
+            weight = carve.matrix(vocab_rows, hidden)?;
+            norm = carve.vector(hidden)?;
+        } else {
+            norm = carve.vector(hidden)?;
+            weight = carve.matrix(vocab_rows, hidden)?;
+        }
+        carve.is_done().then_some(Self { norm, weight })
+    }
+}
+
+/// Cuts a flat tensor from its front.
+pub(crate) struct Carve<'a> {
+    flat: &'a Tensor,
+    next: i64,
+}
+
+impl<'a> Carve<'a> {
+    pub(crate) fn new(flat: &'a Tensor) -> Self {
+        Self { flat, next: 0 }
+    }
+
+    fn vector(&mut self, len: usize) -> Option<Tensor> {
+        let len = len as i64;
+        if self.next + len > self.flat.size()[0] {
+            return None;
+        }
+        let view = self.flat.narrow(0, self.next, len);
+        self.next += len;
+        Some(view)
+    }
+
+    pub(crate) fn matrix(&mut self, rows: usize, columns: usize) -> Option<Tensor> {
+        Some(
+            self.vector(rows * columns)?
+                .view([rows as i64, columns as i64]),
+        )
+    }
+
+    /// `Some(None)` where the tensor does not exist in this model.
+    fn optional(&mut self, exists: bool, len: usize) -> Option<Option<Tensor>> {
+        if exists {
+            self.vector(len).map(Some)
+        } else {
+            Some(None)
+        }
+    }
+
+    fn is_done(&self) -> bool {
+        self.next == self.flat.size()[0]
+    }
+}

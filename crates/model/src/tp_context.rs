@@ -1,0 +1,76 @@
+//! Where a sharded module meets its peers.
+
+use tandem_tensor::Tensor;
+
+/// A collective of the tensor parallel group failed.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct TpError(#[from] pub Box<dyn std::error::Error + Send + Sync>);
+
+/// The four conversations of a tensor parallel layer (Megatron-LM, arXiv 1909.08053, and its sequence parallel form,
+/// arXiv 2205.05198).
+///
+/// "This rank's tokens" are all tokens, unless the context is sequence parallel: then the residual stream is cut over
+/// the ranks by token, and the two reductions become reduce-scatters.
+pub trait TpContext {
+    /// From this rank's tokens `[local, features]` to all tokens `[tokens, features]`.
+    ///
+    /// # Errors
+    /// When a peer fails.
+    fn gather_tokens(&self, local: &Tensor) -> Result<Tensor, TpError>;
+
+    /// Sums the partial `[tokens, features]` of all ranks and keeps this rank's tokens.
+    ///
+    /// # Errors
+    /// When a peer fails.
+    fn reduce_tokens(&self, partial: Tensor) -> Result<Tensor, TpError>;
+
+    /// [`TpContext::reduce_tokens`] that runs while the caller computes something else.
+    ///
+    /// # Errors
+    /// When a peer fails.
+    fn start_reduce_tokens(&self, partial: Tensor) -> Result<Box<dyn PendingTensor>, TpError>;
+
+    /// Every rank's `stats`, stacked in rank order along a new first dimension.
+    ///
+    /// # Errors
+    /// When a peer fails.
+    fn gather_stats(&self, stats: &Tensor) -> Result<Tensor, TpError>;
+}
+
+/// The result of a collective under way.
+pub trait PendingTensor {
+    /// Blocks until the result is there.
+    ///
+    /// # Errors
+    /// When a peer fails.
+    fn wait(self: Box<Self>) -> Result<Tensor, TpError>;
+}
+
+/// One rank holds the whole model: nothing to say to anyone.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct SingleRank;
+
+impl PendingTensor for Tensor {
+    fn wait(self: Box<Self>) -> Result<Tensor, TpError> {
+        Ok(*self)
+    }
+}
+
+impl TpContext for SingleRank {
+    fn gather_tokens(&self, local: &Tensor) -> Result<Tensor, TpError> {
+        Ok(local.shallow_clone())
+    }
+
+    fn reduce_tokens(&self, partial: Tensor) -> Result<Tensor, TpError> {
+        Ok(partial)
+    }
+
+    fn start_reduce_tokens(&self, partial: Tensor) -> Result<Box<dyn PendingTensor>, TpError> {
+        Ok(Box::new(partial))
+    }
+
+    fn gather_stats(&self, stats: &Tensor) -> Result<Tensor, TpError> {
+        Ok(stats.unsqueeze(0))
+    }
+}
