@@ -3,6 +3,7 @@
 //! It depends on nothing that needs libtorch, because fetching libtorch is its first task.
 
 mod bench;
+mod demo;
 mod setup;
 mod test;
 mod workspace;
@@ -23,6 +24,8 @@ Usage: cargo xtask <task>
                            With --force, choose again even when a working one is there.
   test [--long] [FILTER]   Set up, then check formatting, lints and tidiness and run all tests. --long adds the tests
                            that take minutes; with FILTER, only tests with that in their name run, and no lints.
+  demo [--steps N]         Set up, build, then train a small model on real text with 2 x 2 workers, with one strategy and
+                           with the other, and show how the loss fell.
   bench NAME [ARG]...      Set up, build with optimisation and measure: step, comm or checkpoint.
 ";
 
@@ -32,6 +35,7 @@ enum Task {
     Help,
     Setup { force: bool },
     Test(test::Options),
+    Demo { steps: usize },
     Bench(Bench, Vec<OsString>),
 }
 
@@ -58,6 +62,7 @@ fn run(task: Task) -> Result<()> {
         Task::Help => print!("{USAGE}"),
         Task::Setup { force } => setup::run(&workspace, force)?,
         Task::Test(options) => test::run(&workspace, &options)?,
+        Task::Demo { steps } => demo::run(&workspace, steps)?,
         Task::Bench(bench, arguments) => bench::run(&workspace, bench, &arguments)?,
     }
     Ok(())
@@ -94,6 +99,19 @@ fn parse(mut arguments: lexopt::Parser) -> Result<Task, lexopt::Error> {
             }
             Ok(Task::Test(options))
         }
+        "demo" => {
+            let mut steps = demo::DEFAULT_STEPS;
+            while let Some(argument) = arguments.next()? {
+                match argument {
+                    Long("steps") => steps = arguments.value()?.parse()?,
+                    other => return Err(other.unexpected()),
+                }
+            }
+            if steps < 2 {
+                return Err("--steps must be 2 at least, for a loss to fall".into());
+            }
+            Ok(Task::Demo { steps })
+        }
         "bench" => {
             let name = arguments.value()?.string()?;
             let bench =
@@ -128,6 +146,7 @@ mod tests {
             parsed(&["test", "--long", "replay"]),
             Ok(Task::Test(options))
         );
+        assert_eq!(parsed(&["demo", "--steps=9"]), Ok(Task::Demo { steps: 9 }));
         let task = Task::Bench(Bench::Comm, vec!["--ranks".into(), "2".into()]);
         assert_eq!(parsed(&["bench", "comm", "--ranks", "2"]), Ok(task));
     }
@@ -140,6 +159,10 @@ mod tests {
         assert!(error.contains("--fast"), "{error}");
         let error = parsed(&["bench", "lunch"]).expect_err("no such benchmark");
         assert!(error.contains("`lunch`"), "{error}");
+        assert!(
+            parsed(&["demo", "--steps", "1"]).is_err(),
+            "one step shows nothing"
+        );
         assert!(parsed(&["test", "one", "two"]).is_err(), "one filter only");
     }
 }

@@ -77,6 +77,9 @@ fn provide(workspace: &Workspace, surroundings: &Surroundings, force: bool) -> R
     let toolchain = Toolchain::probe(&surroundings.compiler, &home)?;
     let (libtorch, origin) = choose(workspace, surroundings, force)?;
     toolchain.check_loads(&libtorch)?;
+    // What a fetch leaves, or left when it was cut off; kept after a failure, for the next run to go on from.
+    remove(&home.join("wheels"))?;
+    remove(&home.join("partial"))?;
     Ok(format!(
         "libtorch {TORCH_VERSION}: {} ({origin})",
         libtorch.display()
@@ -146,10 +149,7 @@ fn fetch(workspace: &Workspace, python: &Python) -> Result<()> {
     let downloads = home.join("wheels");
     let wheels = wheels::download(python, &downloads, &partial.join("tmp"))?;
     wheels::unpack(&wheels, &unpacked)?;
-    install::put(&workspace.libtorch(), &unpacked, &partial.join("replaced"))?;
-
-    remove(&downloads)?;
-    remove(&partial)
+    install::put(&workspace.libtorch(), &unpacked, &partial.join("replaced"))
 }
 
 /// Removes a directory with all it holds; nothing there is fine.

@@ -175,8 +175,8 @@ fn explain(requirement: &str, complaint: &str) -> String {
         )
     } else if says(&["No matching distribution found"]) {
         format!(
-            "the package index that pip uses does not have it for this machine. Point pip to one that does \
-             (PIP_INDEX_URL), or bring a libtorch {TORCH_VERSION} and set LIBTORCH to its directory"
+            "the package index that pip uses cannot be reached, or has none for this machine. Point pip to one that \
+             has (PIP_INDEX_URL), or bring a libtorch {TORCH_VERSION} and set LIBTORCH to its directory"
         )
     } else {
         "pip failed".to_owned()
@@ -327,7 +327,7 @@ mod tests {
 
         let absent = "ERROR: Could not find a version that satisfies the requirement torch==2.13.0 (from versions: \
                       2.9.0)\nERROR: No matching distribution found for torch==2.13.0\n";
-        assert!(explain("torch==2.13.0", absent).contains("does not have it"));
+        assert!(explain("torch==2.13.0", absent).contains("has none for this machine"));
         let full = "ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device\n";
         assert!(explain("torch==2.13.0", full).contains("disk is full"));
         assert!(explain("torch==2.13.0", "ERROR: odd").contains("pip failed"));
