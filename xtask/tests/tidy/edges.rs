@@ -1,0 +1,144 @@
+//! Which crate may depend on which. ARCHITECTURE.md says why.
+
+use std::process::Command;
+
+use serde_json::Value;
+
+use crate::{assert_none, root};
+
+/// Each crate of the workspace with all that it may import of the others.
+const ALLOWED: [(&str, &[&str]); 11] = [
+    ("tandem-tensor", &[]),
+    ("tandem-mesh", &[]),
+    ("tandem-comm", &["tandem-tensor", "tandem-mesh"]),
+    // No collectives: a model is handed what it needs of them.
+    ("tandem-model", &["tandem-tensor", "tandem-mesh"]),
+    ("tandem-data", &[]),
+    (
+        "tandem-parallel",
+        &[
+            "tandem-tensor",
+            "tandem-mesh",
+            "tandem-comm",
+            "tandem-model",
+        ],
+    ),
+    // Shard specs, never a strategy: what is written by one must load into another.
+    ("tandem-checkpoint", &["tandem-tensor", "tandem-mesh"]),
+    (
+        "tandem-trainer",
+        &[
+            "tandem-tensor",
+            "tandem-mesh",
+            "tandem-comm",
+            "tandem-model",
+            "tandem-data",
+            "tandem-parallel",
+            "tandem-checkpoint",
+        ],
+    ),
+    // It starts whatever keeps the worker contract, so it must not know what a worker does.
+    ("tandem-launch", &["tandem-mesh"]),
+    (
+        "tandem-cli",
+        &[
+            "tandem-tensor",
+            "tandem-mesh",
+            "tandem-comm",
+            "tandem-model",
+            "tandem-data",
+            "tandem-parallel",
+            "tandem-checkpoint",
+            "tandem-trainer",
+            "tandem-launch",
+        ],
+    ),
+    // It fetches libtorch, which all the others need to be built.
+    ("xtask", &[]),
+];
+
+/// Libraries that only some crates may use directly.
+const RESERVED: [(&str, &[&str]); 3] = [
+    ("tch", &["tandem-tensor"]),
+    // Libraries return typed errors.
+    ("anyhow", &["tandem-cli", "xtask"]),
+    ("clap", &["tandem-cli"]),
+];
+
+/// A dependency that is compiled into the crate: `(crate, dependency)`.
+type Edge = (String, String);
+
+fn complaints(edges: &[Edge]) -> Vec<String> {
+    let mut complaints = Vec::new();
+    for (from, to) in edges {
+        let Some((_, allowed)) = ALLOWED.iter().find(|(name, _)| name == from) else {
+            complaints.push(format!("{from} is not in the table of allowed edges"));
+            continue;
+        };
+        let is_ours = ALLOWED.iter().any(|(name, _)| name == to);
+        if is_ours && !allowed.contains(&to.as_str()) {
+            complaints.push(format!("{from} must not depend on {to}"));
+        }
+        for (library, users) in RESERVED {
+            if library == to && !users.contains(&from.as_str()) {
+                complaints.push(format!(
+                    "{from} must not depend on {to}: that is for {users:?}"
+                ));
+            }
+        }
+    }
+    complaints
+}
+
+/// Edges of the workspace, without dev-dependencies: a test may put more together than the crate itself knows.
+fn edges(metadata: &Value) -> Vec<Edge> {
+    let packages = metadata["packages"].as_array().expect("a list of packages");
+    packages
+        .iter()
+        .flat_map(|package| {
+            let dependencies = package["dependencies"].as_array().expect("a list");
+            dependencies
+                .iter()
+                .filter(|dependency| dependency["kind"] != "dev")
+                .map(|dependency| {
+                    let name = |value: &Value| value["name"].as_str().expect("a name").to_owned();
+                    (name(package), name(dependency))
+                })
+        })
+        .collect()
+}
+
+#[test]
+fn crates_import_only_what_they_may() {
+    let output = Command::new(env!("CARGO"))
+        .args(["metadata", "--no-deps", "--format-version=1"])
+        .current_dir(root())
+        .output()
+        .expect("cargo describes the workspace");
+    assert!(output.status.success(), "cargo metadata failed");
+    let metadata = serde_json::from_slice(&output.stdout).expect("JSON");
+    let edges = edges(&metadata);
+    assert!(
+        edges.contains(&("tandem-tensor".into(), "tch".into())),
+        "the edges were not read: {edges:?}"
+    );
+    println!("{} dependencies checked", edges.len());
+    assert_none(&complaints(&edges));
+}
+
+#[test]
+fn forbidden_edges_are_noticed() {
+    for (from, to) in [
+        ("tandem-launch", "tandem-trainer"),
+        ("tandem-checkpoint", "tandem-parallel"),
+        ("tandem-model", "tandem-comm"),
+        ("tandem-data", "tandem-tensor"),
+        ("tandem-model", "tch"),
+        ("tandem-trainer", "anyhow"),
+        ("tandem-unheard-of", "serde"),
+    ] {
+        let found = complaints(&[(from.into(), to.into())]);
+        assert_eq!(found.len(), 1, "{from} -> {to}: {found:?}");
+    }
+    assert_none(&complaints(&[("tandem-model".into(), "serde".into())]));
+}
