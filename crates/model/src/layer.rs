@@ -3,7 +3,7 @@
 mod attention;
 mod mlp;
 
-use std::sync::Arc;
+use std::rc::Rc;
 
 use tandem_tensor::linear::Accumulate;
 use tandem_tensor::{Kind, Tensor, attention::AttentionSpec};
@@ -22,7 +22,7 @@ pub struct DecoderLayer {
     /// The slice that this rank computes.
     pub dims: LayerDims,
     /// Cosines and sines for this sequence length.
-    pub rope: Arc<RopeTable>,
+    pub rope: Rc<RopeTable>,
     /// Scale and sliding window of the attention.
     pub attention: AttentionSpec,
     /// Added to the mean square in every norm.

@@ -11,6 +11,7 @@ pub mod cpu;
 pub mod cross_entropy;
 pub mod device;
 pub mod embedding;
+pub mod fingerprint;
 pub mod gemm_rate;
 pub mod linear;
 pub mod memory;

@@ -1,1 +1,20 @@
+//! Training: the engine that a rank builds, the step, the loop around it, and what it reports.
+//!
+//! Start reading at [`train_step`]: it is the path of the data through one optimizer step, top to bottom, with every
+//! collective where it happens.
 
+mod engine;
+mod error;
+mod estimate;
+mod events;
+mod micro_batch;
+mod schedule;
+mod train_step;
+
+pub use engine::{Engine, EngineSetup};
+pub use error::TrainError;
+pub use estimate::{MemoryEstimate, estimate_memory};
+pub use events::{Event, EventSink, StepMetrics};
+pub use micro_batch::MicroBatch;
+pub use schedule::{LearningRate, Schedule};
+pub use train_step::{StepReport, UpdateRule, train_step};

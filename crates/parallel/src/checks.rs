@@ -1,0 +1,122 @@
+//! Run-time checks that ranks which must agree do agree: silent drift is the worst bug that parallel training has.
+
+use tandem_comm::ProcessGroup;
+use tandem_tensor::{Device, Kind, Tensor, fingerprint};
+
+use crate::error::ParallelError;
+use crate::flat_unit::FlatUnit;
+
+/// Every rank of a row must see the same batch: compares a hash over the row, every step (8 bytes a rank).
+///
+/// # Errors
+/// [`ParallelError::DifferentBatches`] names the row's ranks and hashes.
+pub fn check_same_batch(
+    tp: &dyn ProcessGroup,
+    hash: u64,
+    step: u64,
+    device: Device,
+) -> Result<(), ParallelError> {
+    let hashes = gather(tp, &[hash as i64], device)?;
+    if hashes.iter().any(|other| other != &hashes[0]) {
+        return Err(ParallelError::DifferentBatches {
+            step,
+            ranks: tp.ranks().to_vec(),
+            hashes: hashes.concat(),
+        });
+    }
+    Ok(())
+}
+
+/// Parameters that are replicated over a row, and (where the level keeps them whole) over a column, must be equal bit
+/// for bit: compares hashes of the compute copies.
+///
+/// # Errors
+/// [`ParallelError::Drift`] names the parameter and two ranks that differ.
+pub fn check_replicas(
+    units: &[FlatUnit],
+    tp: &dyn ProcessGroup,
+    dp: &dyn ProcessGroup,
+    step: u64,
+    device: Device,
+) -> Result<(), ParallelError> {
+    for unit in units {
+        let Some(flat) = unit.kept_parameters() else {
+            continue;
+        };
+        let layout = unit.layout();
+        let hash = |range: &std::ops::Range<usize>| {
+            fingerprint::of(&flat.narrow(0, range.start as i64, range.len() as i64))
+        };
+        let names: Vec<&str> = layout.replicas.iter().map(|r| r.name.as_str()).collect();
+        let over_row: Vec<Option<i64>> = layout
+            .replicas
+            .iter()
+            .map(|r| r.flat.as_ref().map(hash))
+            .collect();
+        compare(tp, &names, &over_row, step, device)?;
+
+        let names: Vec<&str> = layout.params.iter().map(|p| p.spec.name.as_str()).collect();
+        let over_column: Vec<Option<i64>> = layout
+            .params
+            .iter()
+            .map(|p| Some(hash(&p.span())))
+            .collect();
+        compare(dp, &names, &over_column, step, device)?;
+    }
+    Ok(())
+}
+
+/// Compares one optional hash per name over the group; `None` where a rank holds no copy.
+fn compare(
+    group: &dyn ProcessGroup,
+    names: &[&str],
+    hashes: &[Option<i64>],
+    step: u64,
+    device: Device,
+) -> Result<(), ParallelError> {
+    if group.size() == 1 || hashes.is_empty() {
+        return Ok(());
+    }
+    // Presence and hash travel as two numbers, so that no hash value is special.
+    let packed: Vec<i64> = hashes
+        .iter()
+        .flat_map(|hash| [i64::from(hash.is_some()), hash.unwrap_or(0)])
+        .collect();
+    let all = gather(group, &packed, device)?;
+    for (index, name) in names.iter().enumerate() {
+        let mut holders = all
+            .iter()
+            .enumerate()
+            .filter(|(_, packed)| packed[2 * index] == 1)
+            .map(|(rank, packed)| (rank, packed[2 * index + 1]));
+        let Some((first, expected)) = holders.next() else {
+            continue;
+        };
+        if let Some((other, _)) = holders.find(|(_, hash)| *hash != expected) {
+            return Err(ParallelError::Drift {
+                tensor: (*name).to_owned(),
+                step,
+                rank_a: group.ranks()[first],
+                rank_b: group.ranks()[other],
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Every rank's numbers, in rank order.
+fn gather(
+    group: &dyn ProcessGroup,
+    mine: &[i64],
+    device: Device,
+) -> Result<Vec<Vec<i64>>, ParallelError> {
+    let mine = Tensor::from_slice(mine).to_device(device);
+    let len = mine.numel();
+    let all = Tensor::zeros([(len * group.size()) as i64], (Kind::Int64, device));
+    group
+        .all_gather_into(&all, &mine, &vec![len; group.size()])?
+        .wait()?;
+    let mut flat = vec![0i64; all.numel()];
+    all.to_device(Device::Cpu).copy_data(&mut flat, all.numel());
+    Ok(flat.chunks(len).map(<[i64]>::to_vec).collect())
+}

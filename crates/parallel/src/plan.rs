@@ -1,0 +1,139 @@
+//! The tensor parallel plan: a table from modules to styles.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use tandem_model::{ModuleKind, ModuleTree};
+
+/// How a module's parameters lie across a tensor parallel row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Style {
+    /// Output features are cut: the weight's dimension 0, and the bias.
+    Colwise,
+    /// Input features are cut: the weight's dimension 1; the bias is replicated and added after the sum.
+    Rowwise,
+    /// Every rank holds all of it.
+    Replicate,
+    /// Vocabulary entries are cut: dimension 0 of the embedding or the head.
+    VocabParallel,
+}
+
+impl fmt::Display for Style {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Colwise => "colwise",
+            Self::Rowwise => "rowwise",
+            Self::Replicate => "replicate",
+            Self::VocabParallel => "vocab-parallel",
+        })
+    }
+}
+
+/// A style for every module of a model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    /// By module path.
+    pub styles: BTreeMap<String, Style>,
+}
+
+/// A plan that the engine has no computation for.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PlanError {
+    /// A module without a style.
+    #[error("the plan says nothing about {module}")]
+    Unplanned {
+        /// The module's path.
+        module: String,
+    },
+    /// A style that the module cannot have.
+    #[error(
+        "the plan makes {module} {style}, but the decoder computes it {expected}; correct the pattern that matches it"
+    )]
+    Unsupported {
+        /// The module's path.
+        module: String,
+        /// What the plan says.
+        style: Style,
+        /// What the decoder's modules do.
+        expected: Style,
+    },
+}
+
+/// The plan as one would declare it for PyTorch's `parallelize_module`: by the end of the module's path.
+const DECLARED: &[(&str, Style)] = &[
+    ("embed_tokens", Style::VocabParallel),
+    ("input_layernorm", Style::Replicate),
+    ("self_attn.q_proj", Style::Colwise),
+    ("self_attn.k_proj", Style::Colwise),
+    ("self_attn.v_proj", Style::Colwise),
+    ("self_attn.q_norm", Style::Replicate),
+    ("self_attn.k_norm", Style::Replicate),
+    ("self_attn.o_proj", Style::Rowwise),
+    ("post_attention_layernorm", Style::Replicate),
+    ("mlp.gate_proj", Style::Colwise),
+    ("mlp.up_proj", Style::Colwise),
+    ("mlp.down_proj", Style::Rowwise),
+    ("model.norm", Style::Replicate),
+    ("lm_head", Style::VocabParallel),
+];
+
+impl Plan {
+    /// The declared plan, for the modules that `tree` has.
+    pub fn declared(tree: &ModuleTree) -> Self {
+        let style_of = |path: &str| DECLARED.iter().find(|(end, _)| path.ends_with(end));
+        Self {
+            styles: tree
+                .modules()
+                .filter_map(|module| {
+                    style_of(&module.path).map(|(_, style)| (module.path.clone(), *style))
+                })
+                .collect(),
+        }
+    }
+
+    /// # Errors
+    /// When a module has no style, or one that the decoder's modules do not compute.
+    pub fn check(&self, tree: &ModuleTree) -> Result<(), PlanError> {
+        let supported = Self::declared(tree);
+        for module in tree.modules() {
+            let (Some(&style), Some(&expected)) = (
+                self.styles.get(&module.path),
+                supported.styles.get(&module.path),
+            ) else {
+                return Err(PlanError::Unplanned {
+                    module: module.path.clone(),
+                });
+            };
+            if style != expected {
+                return Err(PlanError::Unsupported {
+                    module: module.path.clone(),
+                    style,
+                    expected,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// The table with the layers folded into one (`layers.*`), for showing to people: path, kind, style.
+    pub fn rows(&self, tree: &ModuleTree) -> Vec<(String, String, Style)> {
+        let mut rows = Vec::new();
+        for module in tree.modules() {
+            let Some(&style) = self.styles.get(&module.path) else {
+                continue;
+            };
+            if module.path.contains(".layers.") && !module.path.contains(".layers.0.") {
+                continue;
+            }
+            let kind = match module.kind {
+                ModuleKind::Embedding { rows, features } => {
+                    format!("embedding {rows} x {features}")
+                }
+                ModuleKind::Norm { features } => format!("norm {features}"),
+                ModuleKind::Linear { inputs, outputs } => format!("linear {inputs} -> {outputs}"),
+            };
+            rows.push((module.path.replace(".layers.0.", ".layers.*."), kind, style));
+        }
+        rows
+    }
+}

@@ -1,0 +1,164 @@
+//! Every element of every parameter is answered for by exactly one rank of a row, for any sizes and any tp_size.
+
+use std::ops::Range;
+
+use proptest::prelude::*;
+use serde_json::json;
+use tandem_model::{ModelConfig, ModuleTree};
+use tandem_parallel::{AutoTp, Plan, Style, TpSlices, UnitLayout, layouts};
+
+fn config(
+    architecture: &str,
+    heads: usize,
+    kv_heads: usize,
+    vocab: usize,
+    tied: bool,
+) -> ModelConfig {
+    let json = json!({
+        "architectures": [architecture], "hidden_size": 8, "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads, "head_dim": 4, "num_hidden_layers": 2, "intermediate_size": 13,
+        "vocab_size": vocab, "max_position_embeddings": 64, "tie_word_embeddings": tied,
+        "attention_bias": true, "mlp_bias": true,
+    });
+    ModelConfig::from_json(json.as_object().unwrap()).unwrap()
+}
+
+fn all_layouts(
+    config: &ModelConfig,
+    tp_size: usize,
+    sequence_parallel: bool,
+) -> Vec<Vec<UnitLayout>> {
+    let tree = ModuleTree::new(config);
+    let plan = Plan::declared(&tree);
+    let slices = TpSlices::new(config, tp_size).unwrap();
+    (0..tp_size)
+        .map(|rank| layouts(config, &tree, &plan, &slices, rank, sequence_parallel))
+        .collect()
+}
+
+/// (heads, kv_heads, tp_size): any grouping, also more ranks than key/value heads.
+fn head_counts() -> impl Strategy<Value = (usize, usize, usize)> {
+    (1usize..5, 1usize..5).prop_flat_map(|(kv, group)| {
+        let heads = kv * group;
+        (Just(heads), Just(kv), 1..=heads.min(9))
+    })
+}
+
+use proptest::strategy::Strategy;
+
+proptest! {
+    #[test]
+    fn every_element_is_counted_exactly_once(
+        (heads, kv_heads, tp_size) in head_counts(), vocab in 9usize..40, tied: bool, sequence_parallel: bool,
+    ) {
+        for architecture in ["LlamaForCausalLM", "Qwen3ForCausalLM"] {
+            let config = config(architecture, heads, kv_heads, vocab, tied);
+            let ranks = all_layouts(&config, tp_size, sequence_parallel);
+            for unit in 0..ranks[0].len() {
+                for index in 0..ranks[0][unit].params.len() {
+                    let spec = &ranks[0][unit].params[index].spec;
+                    let mut owners = vec![0; spec.numel()];
+                    for rank in &ranks {
+                        let param = &rank[unit].params[index];
+                        let counted = param.slice.clone().with_flat(param.counted.clone());
+                        for run in counted.runs() {
+                            owners[run.source..run.source + run.len].iter_mut().for_each(|n| *n += 1);
+                        }
+                    }
+                    prop_assert!(owners.iter().all(|&n| n == 1), "{}: {:?}", spec.name, owners);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn replicas_are_listed_alike_on_all_ranks_and_hold_the_same_elements(
+        (heads, kv_heads, tp_size) in head_counts(), sequence_parallel: bool,
+    ) {
+        let config = config("Qwen3ForCausalLM", heads, kv_heads, 20, true);
+        let ranks = all_layouts(&config, tp_size, sequence_parallel);
+        for unit in 0..ranks[0].len() {
+            for position in 0..ranks[0][unit].replicas.len() {
+                let first = &ranks[0][unit].replicas[position];
+                let mut holders = 0;
+                let mut elements: Option<Vec<usize>> = None;
+                for rank in &ranks {
+                    let replica = &rank[unit].replicas[position];
+                    prop_assert_eq!((&replica.name, replica.len), (&first.name, first.len));
+                    let Some(flat) = &replica.flat else { continue };
+                    holders += 1;
+                    let held = global_elements(&rank[unit], flat);
+                    prop_assert_eq!(elements.get_or_insert_with(|| held.clone()), &held);
+                }
+                prop_assert!(holders > 1, "{} is held by {} rank(s)", first.name, holders);
+            }
+        }
+    }
+}
+
+/// The global elements behind a range of a unit's flat buffer.
+fn global_elements(unit: &UnitLayout, flat: &Range<usize>) -> Vec<usize> {
+    let param = unit
+        .params
+        .iter()
+        .find(|p| p.span().contains(&flat.start))
+        .unwrap();
+    let local = flat.start - param.offset..flat.end - param.offset;
+    let slice = param.slice.clone().with_flat(local);
+    slice
+        .runs()
+        .iter()
+        .flat_map(|run| run.source..run.source + run.len)
+        .collect()
+}
+
+#[test]
+fn the_inferred_plan_is_the_declared_one() {
+    for architecture in [
+        "LlamaForCausalLM",
+        "MistralForCausalLM",
+        "Qwen2ForCausalLM",
+        "Qwen3ForCausalLM",
+    ] {
+        for tied in [false, true] {
+            let tree = ModuleTree::new(&config(architecture, 4, 2, 20, tied));
+            let inferred = AutoTp::default().infer(&tree).unwrap();
+            assert_eq!(
+                inferred,
+                Plan::declared(&tree),
+                "{architecture}, tied {tied}"
+            );
+            inferred.check(&tree).unwrap();
+        }
+    }
+}
+
+#[test]
+fn overrides_are_honoured_or_refused() {
+    let tree = ModuleTree::new(&config("LlamaForCausalLM", 4, 2, 20, true));
+    let plan = |text: &str| AutoTp::with_overrides(&[text.to_owned()])?.infer(&tree);
+    let skipped = plan(r"mlp\.down_proj$=replicate").unwrap();
+    assert_eq!(
+        skipped.styles["model.layers.1.mlp.down_proj"],
+        Style::Replicate
+    );
+    let refusal = skipped.check(&tree).unwrap_err().to_string();
+    assert!(
+        refusal.contains("mlp.down_proj") && refusal.contains("rowwise"),
+        "{refusal}"
+    );
+    assert!(
+        plan("no_such_module=rowwise")
+            .unwrap_err()
+            .to_string()
+            .contains("no_such_module")
+    );
+    assert!(plan("q_proj=diagonal").is_err());
+    assert!(plan("q_proj(=colwise").is_err());
+}
+
+#[test]
+fn too_large_a_row_is_refused_with_the_number_that_fits() {
+    let error = TpSlices::new(&config("LlamaForCausalLM", 4, 2, 20, true), 5).unwrap_err();
+    assert!(error.to_string().contains("--tp_size 4 or less"), "{error}");
+}

@@ -1,0 +1,56 @@
+//! What ends a training run before its time.
+
+use tandem_model::ModelError;
+use tandem_parallel::ParallelError;
+
+/// Training cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainError {
+    /// A collective of a layer failed.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// A collective or a check failed.
+    #[error(transparent)]
+    Parallel(#[from] ParallelError),
+    /// A collective failed.
+    #[error(transparent)]
+    Comm(#[from] tandem_comm::CommError),
+    /// Loss or gradient is not a number.
+    #[error(
+        "the {what} is {value} at step {step}, first seen on rank(s) {ranks:?}; the parameters were not updated. Lower --learning_rate, \
+         add --warmup_steps, or look for bad data in this step's batch"
+    )]
+    NotFinite {
+        /// `loss` or `gradient norm`.
+        what: &'static str,
+        /// Its value.
+        value: f64,
+        /// The optimizer step.
+        step: u64,
+        /// World ranks whose own part is not finite.
+        ranks: Vec<usize>,
+    },
+    /// Nothing to learn from.
+    #[error("the global batch of step {step} has no target: every label is ignored")]
+    NoTargets {
+        /// The optimizer step.
+        step: u64,
+    },
+    /// The model does not fit.
+    #[error("{0}")]
+    Memory(String),
+    /// The mesh cannot run this model.
+    #[error("{0}")]
+    Unsuitable(String),
+    /// A file could not be written.
+    #[error("cannot write {path}: {source}")]
+    Write {
+        /// The file.
+        path: std::path::PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Data could not be had.
+    #[error(transparent)]
+    Data(Box<dyn std::error::Error + Send + Sync>),
+}

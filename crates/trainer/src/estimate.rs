@@ -1,0 +1,107 @@
+//! How much memory a rank will need, before anything is loaded.
+
+use tandem_model::{ModelConfig, Recompute};
+use tandem_parallel::{Precision, ShardingLevel, UnitLayout};
+
+/// Bytes per rank.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemoryEstimate {
+    /// Parameters in the compute kind, with the buffers they are gathered into.
+    pub parameters: u64,
+    /// fp32 gradients.
+    pub gradients: u64,
+    /// fp32 master weights and both moments.
+    pub optimizer: u64,
+    /// What a micro-batch keeps for backward.
+    pub activations: u64,
+    /// The largest temporaries: logits of a chunk, a weight gradient before it is accumulated.
+    pub temporaries: u64,
+    /// libtorch, code, buffers of the collectives.
+    pub fixed: u64,
+}
+
+impl MemoryEstimate {
+    /// The sum.
+    pub fn total(&self) -> u64 {
+        self.parameters
+            + self.gradients
+            + self.optimizer
+            + self.activations
+            + self.temporaries
+            + self.fixed
+    }
+}
+
+/// What one rank of a mesh with `dp_size` columns will need for the units `layouts`.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "everything that memory depends on"
+)]
+pub fn estimate_memory(
+    config: &ModelConfig,
+    layouts: &[UnitLayout],
+    level: ShardingLevel,
+    precision: Precision,
+    dp_size: usize,
+    tokens: usize,
+    recompute: Recompute,
+    head_chunk_rows: usize,
+) -> MemoryEstimate {
+    let dp = dp_size as u64;
+    let numel: u64 = layouts.iter().map(|unit| unit.numel as u64).sum();
+    let largest: u64 = layouts
+        .iter()
+        .map(|unit| unit.numel as u64)
+        .max()
+        .unwrap_or(0);
+    let cut = |from: ShardingLevel| {
+        if level >= from {
+            numel.div_ceil(dp)
+        } else {
+            numel
+        }
+    };
+    // Two units are gathered, or reduced, at the same time.
+    let in_flight = |from: ShardingLevel| {
+        if level >= from && dp > 1 {
+            2 * largest
+        } else {
+            0
+        }
+    };
+    let param_bytes = precision.param.elt_size_in_bytes() as u64;
+    let master = if param_bytes == 4 { 0 } else { 4 };
+    let activation_bytes = precision.matmul.elt_size_in_bytes() as u64;
+
+    let layer_params = layouts.get(1).map_or(0, |unit| unit.numel) as u64;
+    let hidden = config.hidden_size as u64;
+    // A layer's matrices have one output column per saved activation: width = parameters / hidden, less what is not kept.
+    let width = layer_params / hidden.max(1) + 2 * hidden;
+    let kept = match recompute {
+        Recompute::No => width,
+        Recompute::Layer => hidden,
+    };
+    let activations = tokens as u64
+        * activation_bytes
+        * (kept * config.num_layers as u64
+            + if recompute == Recompute::Layer {
+                width
+            } else {
+                0
+            });
+    let vocab_rows = layouts
+        .first()
+        .and_then(|unit| unit.params.first())
+        .map_or(0, |table| table.slice.numel() as u64 / hidden.max(1));
+    let rows = tokens.min(head_chunk_rows) as u64;
+    MemoryEstimate {
+        parameters: param_bytes
+            * (cut(ShardingLevel::Parameters) + in_flight(ShardingLevel::Parameters)),
+        gradients: 4 * (cut(ShardingLevel::Gradients) + in_flight(ShardingLevel::Gradients)),
+        optimizer: (8 + master) * cut(ShardingLevel::Optimizer),
+        activations,
+        temporaries: 3 * activation_bytes * rows * vocab_rows
+            + activation_bytes * vocab_rows * hidden,
+        fixed: 300 << 20,
+    }
+}

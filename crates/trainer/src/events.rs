@@ -1,0 +1,70 @@
+//! What a run tells whoever watches it.
+
+use serde::{Deserialize, Serialize};
+
+/// The numbers of one optimizer step; a line of `metrics.jsonl`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StepMetrics {
+    /// The optimizer step, counted from 1.
+    pub step: u64,
+    /// The pass over the data, counted from 0.
+    pub epoch: u64,
+    /// Mean cross entropy over the valid targets of the global batch.
+    pub loss: f64,
+    /// Learning rate of this step.
+    pub lr: f64,
+    /// L2 norm of the gradient before clipping.
+    pub grad_norm: f64,
+    /// Tokens of the global batch, padding included, per second.
+    pub tokens_per_s: f64,
+    /// Seconds from the end of the previous step to the end of this one.
+    pub step_time_s: f64,
+    /// Tokens of all steps so far.
+    pub tokens_seen: u64,
+    /// Valid targets of this step.
+    pub n_tokens: u64,
+    /// Useful matrix arithmetic per second, as a fraction of what this machine was measured to do.
+    pub gemm_fraction: f64,
+    /// Largest resident set so far, in MB, per rank.
+    pub peak_memory_mb: Vec<f64>,
+}
+
+/// Something that happened.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// A part of the start-up has begun.
+    Phase(String),
+    /// Part of a long piece of preparation is done.
+    Progress {
+        /// What is being done.
+        what: String,
+        /// Done so far.
+        done: u64,
+        /// In all.
+        total: u64,
+    },
+    /// Lines for the reader at the start: mesh, plan, sizes.
+    Summary(Vec<String>),
+    /// Training starts.
+    Begin {
+        /// The first step that will run.
+        first_step: u64,
+        /// The last.
+        last_step: u64,
+    },
+    /// A step is done.
+    Step(StepMetrics),
+    /// The run is over.
+    End,
+}
+
+/// Where events go. Only rank 0 of a run has a sink that shows them.
+pub trait EventSink {
+    /// Takes note of `event`. Must not block for long: training waits.
+    fn event(&mut self, event: Event);
+}
+
+/// Nobody watches.
+impl EventSink for () {
+    fn event(&mut self, _event: Event) {}
+}

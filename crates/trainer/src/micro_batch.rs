@@ -1,0 +1,63 @@
+//! One forward and backward's worth of tokens, on the device.
+
+use tandem_tensor::cross_entropy::IGNORE;
+use tandem_tensor::{Device, Tensor};
+
+/// Rows of equal length.
+#[derive(Debug)]
+pub struct MicroBatch {
+    /// i64 `[rows * seq]`.
+    pub ids: Tensor,
+    /// i64 `[rows * seq]`: what each position must predict, [`IGNORE`] where there is nothing.
+    pub targets: Tensor,
+    /// Tokens, padding included.
+    pub tokens: usize,
+    /// Positions with a target.
+    pub valid_targets: usize,
+    /// Hash of the data, for comparing ranks.
+    pub hash: u64,
+}
+
+impl MicroBatch {
+    /// From rows in Hugging Face's convention: `labels` aligned with `ids`, so position `t` predicts `labels[t + 1]`
+    /// and the last position of a row predicts nothing.
+    ///
+    /// Padding is on the right, where causal attention lets no real position see it; so the attention needs no padding
+    /// mask, and ignored labels keep padding out of loss and gradient.
+    ///
+    /// # Panics
+    /// When the slices are not whole rows of `seq`.
+    pub fn new(ids: &[i64], labels: &[i64], seq: usize, hash: u64, device: Device) -> Self {
+        assert!(seq > 0 && ids.len() == labels.len() && ids.len().is_multiple_of(seq));
+        let targets: Vec<i64> = labels
+            .chunks(seq)
+            .flat_map(|row| row[1..].iter().copied().chain([IGNORE]))
+            .collect();
+        Self {
+            tokens: ids.len(),
+            valid_targets: targets.iter().filter(|&&target| target != IGNORE).count(),
+            ids: Tensor::from_slice(ids).to_device(device),
+            targets: Tensor::from_slice(&targets).to_device(device),
+            hash,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_shift_within_their_row() {
+        let batch = MicroBatch::new(
+            &[1, 2, 3, 4, 5, 6],
+            &[1, 2, -100, 4, 5, 6],
+            3,
+            0,
+            Device::Cpu,
+        );
+        let targets: Vec<i64> = Vec::try_from(&batch.targets).unwrap();
+        assert_eq!(targets, [2, -100, -100, 5, 6, -100]);
+        assert_eq!((batch.tokens, batch.valid_targets), (6, 3));
+    }
+}
