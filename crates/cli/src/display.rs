@@ -1,0 +1,133 @@
+//! What a person sees while a run goes: a progress bar on a terminal, plain lines elsewhere.
+
+use std::io::IsTerminal;
+use std::time::Duration;
+
+use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use tandem_trainer::{Event, EventSink, StepMetrics};
+
+/// Shows events on standard error (standard output stays free for results).
+pub struct Display {
+    bar: Option<ProgressBar>,
+    preparing: Option<String>,
+    is_terminal: bool,
+    log_interval: u64,
+    last_step: u64,
+}
+
+impl Display {
+    /// A display that, without a terminal, prints a line every `log_interval` steps.
+    pub fn new(log_interval: u64) -> Self {
+        Self {
+            bar: None,
+            preparing: None,
+            is_terminal: std::io::stderr().is_terminal(),
+            log_interval: log_interval.max(1),
+            last_step: 0,
+        }
+    }
+
+    /// Shows a line, above the bar if there is one.
+    pub fn line(&self, text: &str) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| eprintln!("{text}")),
+            None => eprintln!("{text}"),
+        }
+    }
+
+    /// Takes the bar away, for what comes after the run.
+    pub fn finish(&mut self) {
+        if let Some(bar) = self.bar.take() {
+            bar.finish_and_clear();
+        }
+        self.preparing = None;
+    }
+
+    fn progress(&mut self, what: &str, done: u64, total: u64) {
+        if self.preparing.as_deref() != Some(what) {
+            self.finish();
+            self.preparing = Some(what.to_owned());
+            if self.is_terminal {
+                self.bar = Some(styled_bar(total, "{prefix} [{wide_bar}] {percent}%"));
+            } else {
+                eprintln!("{what} ...");
+            }
+        }
+        if let Some(bar) = &self.bar {
+            bar.set_prefix(what.to_owned());
+            bar.set_length(total);
+            bar.set_position(done);
+        }
+    }
+
+    fn begin(&mut self, first_step: u64, last_step: u64) {
+        self.finish();
+        self.last_step = last_step;
+        if self.is_terminal {
+            let bar = styled_bar(last_step, "step {pos}/{len} [{wide_bar}] {eta} left  {msg}");
+            bar.set_position(first_step.saturating_sub(1));
+            self.bar = Some(bar);
+        }
+    }
+
+    fn step(&self, metrics: &StepMetrics) {
+        match &self.bar {
+            Some(bar) => {
+                bar.set_position(metrics.step);
+                bar.set_message(numbers(metrics));
+            }
+            None => {
+                let due = metrics.step.is_multiple_of(self.log_interval)
+                    || metrics.step == 1
+                    || metrics.step == self.last_step;
+                if due {
+                    let left = self.last_step.saturating_sub(metrics.step);
+                    let left = Duration::from_secs_f64(left as f64 * metrics.step_time_s);
+                    eprintln!(
+                        "step {}/{}  epoch {}  {}  {} left",
+                        metrics.step,
+                        self.last_step,
+                        metrics.epoch,
+                        numbers(metrics),
+                        HumanDuration(left),
+                    );
+                }
+            }
+        }
+    }
+}
+
+impl EventSink for Display {
+    fn event(&mut self, event: Event) {
+        match event {
+            Event::Phase(name) => self.line(&format!("{name} ...")),
+            Event::Progress { what, done, total } => self.progress(&what, done, total),
+            Event::Summary(lines) => lines.iter().for_each(|line| self.line(line)),
+            Event::Begin {
+                first_step,
+                last_step,
+            } => self.begin(first_step, last_step),
+            Event::Step(metrics) => self.step(&metrics),
+            Event::End => self.finish(),
+        }
+    }
+}
+
+fn numbers(metrics: &StepMetrics) -> String {
+    format!(
+        "loss {:.4}  lr {:.2e}  grad norm {:.3}  {:.0} tokens/s  {:.0}% of GEMM rate  {:.3} s/step",
+        metrics.loss,
+        metrics.lr,
+        metrics.grad_norm,
+        metrics.tokens_per_s,
+        100.0 * metrics.gemm_fraction,
+        metrics.step_time_s,
+    )
+}
+
+fn styled_bar(total: u64, template: &str) -> ProgressBar {
+    let style = ProgressStyle::with_template(template)
+        .unwrap_or_else(|_| ProgressStyle::default_bar())
+        .progress_chars("=> ");
+    ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr()).with_style(style)
+}

@@ -1,0 +1,297 @@
+//! The explicit backward of every module against finite differences of its own forward.
+//!
+//! fp32 differences are coarse, so each check moves along one random direction, with a step at which rounding and
+//! curvature both stay below the tolerance of 1 %.
+
+use std::rc::Rc;
+
+use serde_json::{Value, json};
+use tandem_model::{
+    DecoderLayer, Embedding, Head, HeadTensors, LayerDims, LayerTensors, ModelConfig, ModuleTree,
+    Recompute, RopeTable, SingleRank,
+};
+use tandem_tensor::attention::AttentionSpec;
+use tandem_tensor::linear::Accumulate;
+use tandem_tensor::{Device, Kind, Tensor, random};
+
+const SEQ: usize = 12;
+const ROWS: usize = 2;
+
+fn config(change: Value) -> ModelConfig {
+    let mut json = json!({
+        "architectures": ["LlamaForCausalLM"], "hidden_size": 16, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 8, "num_hidden_layers": 1, "intermediate_size": 24,
+        "vocab_size": 20, "max_position_embeddings": 64,
+    });
+    let map = json.as_object_mut().unwrap();
+    map.extend(change.as_object().unwrap().clone());
+    ModelConfig::from_json(map).unwrap()
+}
+
+fn randn(shape: &[i64], seed: u64, std: f32) -> Tensor {
+    let numel: i64 = shape.iter().product();
+    let mut values = vec![0f32; numel as usize];
+    random::fill_normal(&mut values, seed, "backward", 0, std);
+    Tensor::from_slice(&values).view(shape)
+}
+
+fn dot(a: &Tensor, b: &Tensor) -> f64 {
+    (a.to_kind(Kind::Double) * b.to_kind(Kind::Double))
+        .sum(Kind::Double)
+        .double_value(&[])
+}
+
+/// `f` along `direction` from `x`, by central differences.
+fn slope(x: &Tensor, direction: &Tensor, f: &dyn Fn(&Tensor) -> f64) -> f64 {
+    let step = 1e-2;
+    (f(&(x + direction * step)) - f(&(x - direction * step))) / (2.0 * step)
+}
+
+fn assert_slope(label: &str, analytic: f64, numeric: f64, scale: f64) {
+    let error = (analytic - numeric).abs() / scale.max(numeric.abs());
+    println!("{label}: analytic {analytic:.5}, numeric {numeric:.5}");
+    assert!(
+        error < 1e-2,
+        "{label}: analytic {analytic}, numeric {numeric}"
+    );
+}
+
+fn layer(config: &ModelConfig) -> DecoderLayer {
+    DecoderLayer {
+        dims: LayerDims::whole(config),
+        rope: Rc::new(RopeTable::new(
+            &config.rope,
+            config.head_dim,
+            SEQ,
+            Device::Cpu,
+        )),
+        attention: AttentionSpec {
+            scale: (config.head_dim as f64).powf(-0.5),
+            sliding_window: config.sliding_window[0].map(|window| window as i64),
+        },
+        eps: 1e-6,
+        matmul: Kind::Float,
+        seq: SEQ,
+    }
+}
+
+#[test]
+fn a_layers_backward_is_the_derivative_of_its_forward() {
+    let variants = [
+        ("llama", json!({})),
+        (
+            "biases everywhere",
+            json!({"attention_bias": true, "mlp_bias": true}),
+        ),
+        ("qwen2", json!({"architectures": ["Qwen2ForCausalLM"]})),
+        (
+            "qwen3 q/k norms",
+            json!({"architectures": ["Qwen3ForCausalLM"]}),
+        ),
+        (
+            "mistral sliding window",
+            json!({"architectures": ["MistralForCausalLM"], "sliding_window": 3}),
+        ),
+    ];
+    for (name, change) in variants {
+        let config = config(change);
+        let mut layer = layer(&config);
+        // Query heads that the kernels cannot group by themselves take the path with an explicit map.
+        for map in [None, Some(vec![0, 1, 1, 1])] {
+            layer.dims.kv_of_q = map.clone();
+            let label = format!("{name}, map {map:?}");
+            check_layer(&label, &config, &layer);
+        }
+    }
+}
+
+fn check_layer(label: &str, config: &ModelConfig, layer: &DecoderLayer) {
+    let numel = ModuleTree::new(config).units[1]
+        .parameters
+        .iter()
+        .map(|p| p.numel())
+        .sum::<usize>() as i64;
+    let tokens = (ROWS * SEQ) as i64;
+    let flat = randn(&[numel], 1, 0.3);
+    let x = randn(&[tokens, 16], 2, 1.0);
+    let d_out = randn(&[tokens, 16], 3, 1.0);
+    let loss = |flat: &Tensor, x: &Tensor| {
+        let weights = LayerTensors::view(flat, &layer.dims).unwrap();
+        let (y, _) = layer
+            .forward(&weights, x.copy(), &SingleRank, Recompute::No)
+            .unwrap();
+        dot(&y, &d_out)
+    };
+    let mut gradients = Vec::new();
+    for recompute in [Recompute::No, Recompute::Layer] {
+        let weights = LayerTensors::view(&flat, &layer.dims).unwrap();
+        let d_flat = Tensor::full([numel], f64::NAN, (Kind::Float, Device::Cpu));
+        let d_weights = LayerTensors::view(&d_flat, &layer.dims).unwrap();
+        let (_, saved) = layer
+            .forward(&weights, x.copy(), &SingleRank, recompute)
+            .unwrap();
+        let d_x = layer
+            .backward(
+                &weights,
+                &d_weights,
+                Accumulate::First,
+                saved,
+                d_out.copy(),
+                &SingleRank,
+            )
+            .unwrap();
+        gradients.push((d_x, d_flat));
+    }
+    let (d_x, d_flat) = &gradients[0];
+    assert!(
+        d_x.equal(&gradients[1].0) && d_flat.equal(&gradients[1].1),
+        "{label}: recomputing changes bits"
+    );
+
+    let direction = randn(&[tokens, 16], 4, 1.0) / 20.0;
+    let numeric = slope(&x, &direction, &|x| loss(&flat, x));
+    assert_slope(&format!("{label}: d_x"), dot(d_x, &direction), numeric, 1.0);
+    // Every parameter by itself, so that a small one cannot hide behind a large one.
+    let mut offset = 0;
+    for parameter in &ModuleTree::new(config).units[1].parameters {
+        let len = parameter.numel() as i64;
+        let direction = Tensor::zeros([numel], (Kind::Float, Device::Cpu));
+        direction
+            .narrow(0, offset, len)
+            .copy_(&(randn(&[len], 5, 1.0) / (len as f64).sqrt()));
+        offset += len;
+        let numeric = slope(&flat, &direction, &|flat| loss(flat, &x));
+        let name = &parameter.name;
+        assert_slope(
+            &format!("{label}: d_{name}"),
+            dot(d_flat, &direction),
+            numeric,
+            0.5,
+        );
+    }
+}
+
+#[test]
+fn the_heads_gradients_are_the_derivative_of_its_loss_for_any_chunk() {
+    let (tokens, hidden, vocab) = (10i64, 6usize, 9usize);
+    for tied in [false, true] {
+        let numel = (vocab * hidden + hidden) as i64;
+        let flat = randn(&[numel], 1, 0.5);
+        let x = randn(&[tokens, hidden as i64], 2, 1.0);
+        let targets = Tensor::from_slice(&[0i64, 8, -100, 3, 3, 7, -100, 1, 2, 5]);
+        let scale = 0.125;
+        let run = |flat: &Tensor, x: &Tensor, chunk_rows: usize| {
+            let head = Head {
+                vocab: 0..vocab as i64,
+                eps: 1e-6,
+                matmul: Kind::Float,
+                chunk_rows,
+            };
+            let d_flat = Tensor::zeros([numel], (Kind::Float, Device::Cpu));
+            let views = |t: &Tensor| HeadTensors::view(t, hidden, vocab, tied).unwrap();
+            let output = head
+                .loss_and_gradient(
+                    &views(flat),
+                    &views(&d_flat),
+                    Accumulate::First,
+                    x,
+                    &targets,
+                    scale,
+                    &SingleRank,
+                )
+                .unwrap();
+            (
+                output.loss_sum.double_value(&[]) * scale,
+                output.d_x,
+                d_flat,
+            )
+        };
+        for chunk_rows in [1, 3, 64] {
+            let (_, d_x, d_flat) = run(&flat, &x, chunk_rows);
+            let direction = randn(&[tokens, hidden as i64], 4, 0.2);
+            let numeric = slope(&x, &direction, &|x| run(&flat, x, chunk_rows).0);
+            assert_slope(
+                &format!("chunks of {chunk_rows}: d_x"),
+                dot(&d_x, &direction),
+                numeric,
+                0.1,
+            );
+            let direction = randn(&[numel], 5, 0.2);
+            let numeric = slope(&flat, &direction, &|flat| run(flat, &x, chunk_rows).0);
+            assert_slope(
+                &format!("chunks of {chunk_rows}: d_weights"),
+                dot(&d_flat, &direction),
+                numeric,
+                0.1,
+            );
+        }
+    }
+}
+
+#[test]
+fn the_embeddings_gradient_is_the_transpose_of_its_lookup() {
+    let embedding = Embedding {
+        vocab: 0..7,
+        residual: Kind::Float,
+    };
+    let ids = Tensor::from_slice(&[3i64, 0, 6, 3, 3]);
+    let (table, d_out) = (randn(&[7, 4], 1, 1.0), randn(&[5, 4], 2, 1.0));
+    let d_table = table.zeros_like();
+    embedding
+        .backward(&d_table, &d_out, &ids, &SingleRank)
+        .unwrap();
+    let out = embedding.forward(&table, &ids, &SingleRank).unwrap();
+    // The lookup is linear: <lookup(table), d_out> = <table, d_table>.
+    let (left, right) = (dot(&out, &d_out), dot(&table, &d_table));
+    assert!((left - right).abs() < 1e-5, "{left} {right}");
+}
+
+#[test]
+fn views_cover_a_layers_buffer_in_the_order_of_its_parameters() {
+    for change in [
+        json!({"attention_bias": true, "mlp_bias": true}),
+        json!({"architectures": ["Qwen3ForCausalLM"]}),
+    ] {
+        let config = config(change);
+        let unit = &ModuleTree::new(&config).units[1];
+        let numel: usize = unit.parameters.iter().map(|p| p.numel()).sum();
+        let flat = Tensor::arange(numel as i64, (Kind::Float, Device::Cpu));
+        let views = LayerTensors::view(&flat, &LayerDims::whole(&config)).unwrap();
+        let start = |end: &str| -> f64 {
+            let before = unit
+                .parameters
+                .iter()
+                .take_while(|p| !p.name.ends_with(end));
+            before.map(|p| p.numel()).sum::<usize>() as f64
+        };
+        let first = |t: &Tensor| t.flatten(0, -1).double_value(&[0]);
+        assert_eq!(first(&views.input_norm), start("input_layernorm.weight"));
+        assert_eq!(first(&views.qkv_weight), start("q_proj.weight"));
+        assert_eq!(first(&views.o_weight), start("o_proj.weight"));
+        assert_eq!(
+            first(&views.post_norm),
+            start("post_attention_layernorm.weight")
+        );
+        assert_eq!(first(&views.gate_up_weight), start("gate_proj.weight"));
+        assert_eq!(first(&views.down_weight), start("down_proj.weight"));
+        for (view, end) in [
+            (&views.qkv_bias, "q_proj.bias"),
+            (&views.q_norm, "q_norm.weight"),
+            (&views.k_norm, "k_norm.weight"),
+            (&views.o_bias, "o_proj.bias"),
+            (&views.gate_up_bias, "gate_proj.bias"),
+            (&views.down_bias, "down_proj.bias"),
+        ] {
+            if let Some(view) = view {
+                assert_eq!(first(view), start(end), "{end}");
+            }
+        }
+        assert!(
+            LayerTensors::view(
+                &flat.narrow(0, 1, numel as i64 - 1),
+                &LayerDims::whole(&config)
+            )
+            .is_none()
+        );
+    }
+}

@@ -1,0 +1,23 @@
+//! Useful matrix arithmetic of a step.
+
+use tandem_model::{ModelConfig, ModuleKind, ModuleTree};
+
+/// Floating point operations of forward and backward over `tokens` tokens in rows of `seq`, the whole mesh together:
+/// six per weight and token (PaLM, arXiv 2204.02311, appendix B), plus the causal half of attention's products.
+/// Recomputation does not count: it is not useful.
+pub fn per_step(config: &ModelConfig, tree: &ModuleTree, tokens: u64, seq: u64) -> f64 {
+    let weights: u64 = tree
+        .modules()
+        .map(|module| match module.kind {
+            ModuleKind::Linear { inputs, outputs } => (inputs * outputs) as u64,
+            // A tied table is also the head's matrix.
+            ModuleKind::Embedding { rows, features } if config.tie_word_embeddings => {
+                (rows * features) as u64
+            }
+            ModuleKind::Embedding { .. } | ModuleKind::Norm { .. } => 0,
+        })
+        .sum();
+    let width = (config.num_heads * config.head_dim) as f64;
+    let attention = 6.0 * width * seq as f64 * config.num_layers as f64;
+    tokens as f64 * (6.0 * weights as f64 + attention)
+}

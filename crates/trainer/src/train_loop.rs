@@ -1,0 +1,156 @@
+//! The loop around the step: batches in, metrics out, checks now and then.
+
+use std::time::Instant;
+
+use tandem_comm::ReduceOp;
+use tandem_data::BatchSource;
+use tandem_model::ModuleTree;
+use tandem_parallel::check_replicas;
+use tandem_tensor::{Device, Kind, Tensor, gemm_rate, memory};
+
+use crate::engine::Engine;
+use crate::error::TrainError;
+use crate::events::{Event, EventSink, StepMetrics};
+use crate::flops;
+use crate::micro_batch::MicroBatch;
+use crate::recorder::Recorder;
+use crate::schedule::LearningRate;
+use crate::train_step::{UpdateRule, train_step};
+
+/// Between two looks at the memory of all ranks.
+const MEMORY_INTERVAL: u64 = 10;
+
+/// What the loop needs to know besides the engine.
+#[derive(Debug, Clone, Copy)]
+pub struct LoopSettings {
+    /// The learning rate of every step.
+    pub learning_rate: LearningRate,
+    /// How gradients become updates.
+    pub rule: UpdateRule,
+    /// The last step of the run.
+    pub last_step: u64,
+    /// Compare replicas every so many steps; 0 never.
+    pub check_interval: u64,
+    /// Optimizer steps per epoch; 0: as many as the data give.
+    pub debug_steps: u64,
+}
+
+/// How far a run has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Position {
+    /// Optimizer steps done.
+    pub step: u64,
+    /// Tokens of all steps so far.
+    pub tokens_seen: u64,
+}
+
+/// Whoever reads the loop's progress and may end it.
+pub struct Watcher<'a> {
+    /// Where events go.
+    pub sink: &'a mut dyn EventSink,
+    /// Where metrics go.
+    pub recorder: &'a mut Recorder,
+    /// Labels collectives with the step, for their error messages.
+    pub on_step: &'a dyn Fn(u64),
+}
+
+/// Trains from `position` to the last step or the end of the data.
+///
+/// # Errors
+/// Whatever ends a step; the metrics of all finished steps are on disk then.
+pub fn train_loop(
+    engine: &mut Engine,
+    source: &mut dyn BatchSource,
+    settings: &LoopSettings,
+    position: Position,
+    watcher: &mut Watcher<'_>,
+) -> Result<Position, TrainError> {
+    let mut position = position;
+    let mesh_gemm_rate = measure_gemm_rate(engine)?;
+    let tree = ModuleTree::new(&engine.config);
+    let mut peaks = Vec::new();
+    watcher.sink.event(Event::Begin {
+        first_step: position.step + 1,
+        last_step: settings.last_step,
+    });
+    let mut last_end = Instant::now();
+    while position.step < settings.last_step {
+        let batches = source.next_step().map_err(|e| TrainError::Data(Box::new(e)))?;
+        let Some(batches) = batches else { break };
+        let epoch = batches.first().map_or(0, |batch| batch.epoch);
+        let micro_batches: Vec<MicroBatch> = batches
+            .iter()
+            .map(|b| MicroBatch::new(&b.input_ids, &b.labels, engine.seq, b.hash, engine.device))
+            .collect();
+        let step = position.step + 1;
+        (watcher.on_step)(step);
+        let lr = settings.learning_rate.at(step);
+        let report = train_step(engine, &micro_batches, lr, &settings.rule, step)?;
+        if settings.check_interval > 0 && step.is_multiple_of(settings.check_interval) {
+            settle(engine)?;
+            let (tp, dp) = (engine.tp.group.as_ref(), engine.dp.as_ref());
+            check_replicas(&engine.units, tp, dp, step, engine.device)?;
+        }
+
+        let own_tokens: usize = micro_batches.iter().map(|micro| micro.tokens).sum();
+        let tokens = (own_tokens * engine.dp.size()) as u64;
+        position.step = step;
+        position.tokens_seen += tokens;
+        if step == 1 || step.is_multiple_of(MEMORY_INTERVAL) || step == settings.last_step {
+            peaks = peak_memory_mb(engine)?;
+        }
+        let seconds = last_end.elapsed().as_secs_f64();
+        last_end = Instant::now();
+        let flops = flops::per_step(&engine.config, &tree, tokens, engine.seq as u64);
+        let metrics = StepMetrics {
+            step,
+            epoch,
+            loss: report.loss,
+            lr,
+            grad_norm: report.grad_norm,
+            tokens_per_s: tokens as f64 / seconds,
+            step_time_s: seconds,
+            tokens_seen: position.tokens_seen,
+            n_tokens: report.n_tokens,
+            gemm_fraction: flops / seconds / mesh_gemm_rate,
+            peak_memory_mb: peaks.clone(),
+        };
+        watcher.recorder.step(&metrics)?;
+        watcher.sink.event(Event::Step(metrics));
+    }
+    watcher.recorder.finish()?;
+    watcher.sink.event(Event::End);
+    Ok(position)
+}
+
+/// Waits for the parameters of the last update to arrive everywhere.
+fn settle(engine: &mut Engine) -> Result<(), TrainError> {
+    for unit in &mut engine.units {
+        if unit.kept_parameters().is_some() {
+            unit.unshard(&mut engine.pool)?;
+        }
+    }
+    Ok(())
+}
+
+/// What the mesh's ranks can do together, all measuring at once: ranks that share cores share the rate.
+fn measure_gemm_rate(engine: &Engine) -> Result<f64, TrainError> {
+    engine.world.barrier()?.wait()?;
+    let kind = engine.strategy.precision.matmul;
+    let own = gemm_rate::measure(256, 1024, 1024, kind, engine.device, 5);
+    let sum = Tensor::from_slice(&[own]).to_kind(Kind::Double).to_device(engine.device);
+    engine.world.all_reduce(&sum, ReduceOp::Sum)?.wait()?;
+    Ok(sum.double_value(&[0]))
+}
+
+/// Every rank's largest resident set so far.
+fn peak_memory_mb(engine: &Engine) -> Result<Vec<f64>, TrainError> {
+    let size = engine.world.size();
+    let own = memory::peak_resident_bytes().unwrap_or(0) as f64 / 1e6;
+    let own = Tensor::from_slice(&[own]).to_device(engine.device);
+    let all = Tensor::zeros([size as i64], (Kind::Double, engine.device));
+    engine.world.all_gather_into(&all, &own, &vec![1; size])?.wait()?;
+    let mut peaks = vec![0.0; size];
+    all.to_device(Device::Cpu).copy_data(&mut peaks, size);
+    Ok(peaks)
+}
