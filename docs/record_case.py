@@ -1,0 +1,134 @@
+"""Records how PyTorch trains a Hugging Face model, as a case for `tandem replay --check`.
+
+parity.md, beside this file, says how to use it; tests-data/golden/README.md describes every file that it writes.
+"""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+# Beyond rounding in fp32. Single tensors are judged more loosely than all together, because Adam's first step on an
+# element is about lr * sign(gradient) however small the gradient is.
+TOLERANCES = {
+    "loss_abs": 2e-5,
+    "grad_norm_rel": 5e-5,
+    "final_update_rel": 5e-4,
+    "final_tensor_rel": 1e-2,
+    "logits_abs": 5e-5,
+    "grad_global_rel": 5e-6,
+    "grad_tensor_rel": 2e-5,
+}
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", type=Path, required=True, help="folder with config.json and safetensors")
+    parser.add_argument("--output", type=Path, required=True, help="folder of the case")
+    batches = parser.add_mutually_exclusive_group(required=True)
+    batches.add_argument("--text", type=Path, help="text file to make batches of, with the model's tokenizer")
+    batches.add_argument("--batches", type=Path, help="batches.safetensors of another case")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--batch_size", type=int, default=4, help="rows of the global batch")
+    parser.add_argument("--seq_length", type=int, default=48)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--betas", type=float, nargs=2, default=[0.9, 0.999])
+    parser.add_argument("--weight_decay", type=float, default=0.1)
+    parser.add_argument("--max_grad_norm", type=float, default=1.0)
+    return parser.parse_args()
+
+
+def batches_of_text(arguments: argparse.Namespace) -> dict[str, torch.Tensor]:
+    """Consecutive windows of the text: `[steps, batch_size, seq_length]` each."""
+    shape = (arguments.steps, arguments.batch_size, arguments.seq_length)
+    tokenizer = AutoTokenizer.from_pretrained(arguments.model)
+    ids = torch.tensor(tokenizer(arguments.text.read_text())["input_ids"])
+    needed = torch.Size(shape).numel()
+    if len(ids) < needed:
+        raise SystemExit(f"{arguments.text} has {len(ids)} tokens, and these batches need {needed}")
+    ids = ids[:needed].reshape(shape).contiguous()
+    return {"input_ids": ids, "labels": ids.clone(), "attention_mask": torch.ones_like(ids)}
+
+
+def loss_sum(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Cross entropy summed over all targets: position t predicts labels[t + 1], and -100 is no target."""
+    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    predictions = logits[:, :-1].flatten(0, 1).float()
+    return torch.nn.functional.cross_entropy(predictions, batch["labels"][:, 1:].flatten(), reduction="sum")
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    torch.set_num_threads(1)  # one order of additions, so that a case can be recorded again bit for bit
+    batches = load_file(arguments.batches) if arguments.batches else batches_of_text(arguments)
+    steps, batch_size, seq_length = batches["input_ids"].shape
+
+    # Eager attention is the definition that the fused kernels are held against.
+    model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32, attn_implementation="eager")
+    model.train()
+    parameters = dict(model.named_parameters())  # a tied weight is here once
+    optimizer = torch.optim.AdamW(
+        parameters.values(), lr=arguments.lr, betas=tuple(arguments.betas), weight_decay=arguments.weight_decay
+    )
+
+    arguments.output.mkdir(parents=True)
+    shutil.copy(arguments.model / "config.json", arguments.output)
+    initial = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    save_file(initial, arguments.output / "model.safetensors")
+    save_file(batches, arguments.output / "batches.safetensors")
+
+    expected: dict[str, torch.Tensor] = {}
+    losses, grad_norms, n_tokens = [], [], []
+    for step in range(steps):
+        batch = {name: tensor[step] for name, tensor in batches.items()}
+        if step == 0:
+            with torch.no_grad():
+                row = {name: tensor[:1] for name, tensor in batch.items() if name != "labels"}
+                expected["logits"] = model(**row).logits[0].clone()
+        targets = int((batch["labels"][:, 1:] != -100).sum())
+        loss = loss_sum(model, batch) / targets
+        optimizer.zero_grad()
+        loss.backward()
+        if step == 0:
+            expected |= {f"grad.{name}": parameter.grad.clone() for name, parameter in parameters.items()}
+        grad_norm = torch.nn.utils.clip_grad_norm_(parameters.values(), arguments.max_grad_norm)
+        optimizer.step()
+        losses.append(loss.item())
+        grad_norms.append(grad_norm.item())
+        n_tokens.append(targets)
+        print(f"step {step}: loss {losses[-1]:.6f}, gradient norm {grad_norms[-1]:.6f}")
+
+    expected |= {f"final.{name}": parameter.detach() for name, parameter in parameters.items()}
+    save_file(expected, arguments.output / "expected.safetensors")
+    trajectory = {
+        "format": 1,
+        "case": arguments.output.name,
+        "compute_dtype": "float32",
+        "n_steps": steps,
+        "global_batch": batch_size,
+        "seq": seq_length,
+        "grad_accum": 1,
+        "micro_batch": batch_size,
+        "optimizer": "torch.optim.AdamW",
+        "lr": arguments.lr,
+        "lr_schedule": "constant",
+        "betas": arguments.betas,
+        "eps": 1e-8,
+        "weight_decay": arguments.weight_decay,
+        "max_grad_norm": arguments.max_grad_norm,
+        "n_tokens": n_tokens,
+        "loss": losses,
+        "grad_norm": grad_norms,
+        "tolerances": TOLERANCES | {"final_max_abs": arguments.lr},
+        "made_with": {"torch": torch.__version__, "transformers": transformers.__version__, "attention": "eager"},
+    }
+    (arguments.output / "trajectory.json").write_text(json.dumps(trajectory, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
