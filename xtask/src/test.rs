@@ -166,3 +166,42 @@ fn shown(command: &Command) -> String {
         format!("{line} {}", argument.to_string_lossy())
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stage(script: &str) -> Stage {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        Stage {
+            name: "script",
+            command,
+        }
+    }
+
+    #[test]
+    fn a_stage_is_counted_and_its_exit_code_decides() {
+        let good = run_stage(stage("echo 'test result: ok. 3 passed; 0 failed;'")).expect("runs");
+        assert_eq!((good.succeeded, good.count.passed), (true, 3));
+        let bad = run_stage(stage(
+            "echo 'test result: FAILED. 1 passed; 2 failed;'; exit 101",
+        ))
+        .expect("runs");
+        assert_eq!((bad.succeeded, bad.count.failed), (false, 2));
+        summarise(&[good], &Options::default()).expect("all is well");
+        let error = summarise(&[bad], &Options::default()).expect_err("a stage failed");
+        assert_eq!(error.to_string(), "failed: script");
+    }
+
+    #[test]
+    fn a_filter_that_matches_nothing_is_a_failure() {
+        let none = run_stage(stage("echo 'test result: ok. 0 passed; 0 failed;'")).expect("runs");
+        let options = Options {
+            filter: Some("typo".into()),
+            ..Options::default()
+        };
+        let error = summarise(&[none], &options).expect_err("nothing ran");
+        assert!(error.to_string().contains("typo"), "{error}");
+    }
+}
