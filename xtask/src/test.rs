@@ -6,7 +6,7 @@
 mod count;
 mod python;
 
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -106,8 +106,7 @@ fn run_stage(stage: Stage) -> Result<Outcome> {
             let line = line?;
             let text = String::from_utf8_lossy(&line);
             count.read_line(&text);
-            let mut terminal = io::stdout().lock();
-            writeln!(terminal, "{text}")?;
+            println!("{text}");
         }
     }
     Ok(Outcome {
