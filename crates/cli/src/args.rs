@@ -18,7 +18,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted, 143 terminated.";
 
 /// Trains with tensor parallelism inferred from the model (AutoTP) and ZeRO over the data parallel group.
 #[derive(Debug, Clone, Parser, Serialize)]
-#[command(name = "train_deepspeed", version, about, after_help = AFTER_HELP)]
+#[command(name = "train_deepspeed", version, about, after_help = AFTER_HELP, rename_all = "snake_case")]
 pub struct DeepSpeedArgs {
     #[command(flatten)]
     #[serde(flatten)]
@@ -37,7 +37,7 @@ pub struct DeepSpeedArgs {
 
 /// Trains with a declared tensor parallel plan (DTensor) and parameters sharded over the data parallel group (FSDP2).
 #[derive(Debug, Clone, Parser, Serialize)]
-#[command(name = "train_fsdp", version, about, after_help = AFTER_HELP)]
+#[command(name = "train_fsdp", version, about, after_help = AFTER_HELP, rename_all = "snake_case")]
 pub struct FsdpArgs {
     #[command(flatten)]
     #[serde(flatten)]
@@ -59,6 +59,7 @@ pub struct FsdpArgs {
 
 /// What both entry points share.
 #[derive(Debug, Clone, Args, Serialize)]
+#[command(rename_all = "snake_case")]
 pub struct CommonArgs {
     /// A Hugging Face model: hub name, or folder with config.json, tokenizer.json and *.safetensors.
     #[arg(long, default_value = "Qwen/Qwen2-7B", help_heading = "Model")]
@@ -192,7 +193,12 @@ pub struct CommonArgs {
 
     /// Every so many steps, compare what must be equal on several ranks bit for bit; 0: never. (That the ranks of a row
     /// see the same batch is checked every step.)
-    #[arg(long, default_value_t = 100, value_name = "N", help_heading = "Training")]
+    #[arg(
+        long,
+        default_value_t = 100,
+        value_name = "N",
+        help_heading = "Training"
+    )]
     pub check_interval: u64,
 
     /// Where runs are kept: each has a folder of its name.

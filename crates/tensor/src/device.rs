@@ -72,6 +72,17 @@ impl DeviceChoice {
     }
 }
 
+/// Threads that libtorch and this crate's kernels use inside one operation. Call it once, before anything computes.
+pub fn set_threads(threads: usize) {
+    let threads = threads.max(1);
+    tch::set_num_threads(i32::try_from(threads).unwrap_or(i32::MAX));
+    // Fails only when the pool exists already, which then keeps the size it has.
+    let _already_there = rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .thread_name(|index| format!("kernel-{index}"))
+        .build_global();
+}
+
 fn cuda_device(local_rank: usize) -> Result<Device, DeviceError> {
     load_cuda()?;
     match tch::Cuda::device_count() {

@@ -1,6 +1,7 @@
 //! What ends a training run before its time.
 
-use tandem_model::ModelError;
+use tandem_comm::CommError;
+use tandem_model::{ModelError, TpError};
 use tandem_parallel::ParallelError;
 
 /// Training cannot go on.
@@ -14,7 +15,7 @@ pub enum TrainError {
     Parallel(#[from] ParallelError),
     /// A collective failed.
     #[error(transparent)]
-    Comm(#[from] tandem_comm::CommError),
+    Comm(#[from] CommError),
     /// Loss or gradient is not a number.
     #[error(
         "the {what} is {value} at step {step}, first seen on rank(s) {ranks:?}; the parameters were not updated. Lower --learning_rate, \
@@ -53,4 +54,15 @@ pub enum TrainError {
     /// Data could not be had.
     #[error(transparent)]
     Data(Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl TrainError {
+    /// The failed collective behind this error, if that is what it is.
+    pub fn comm_error(&self) -> Option<&CommError> {
+        match self {
+            Self::Comm(error) | Self::Parallel(ParallelError::Comm(error)) => Some(error),
+            Self::Model(ModelError::Tp(TpError(error))) => error.downcast_ref(),
+            _ => None,
+        }
+    }
 }

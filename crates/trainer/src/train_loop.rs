@@ -75,7 +75,9 @@ pub fn train_loop(
     });
     let mut last_end = Instant::now();
     while position.step < settings.last_step {
-        let batches = source.next_step().map_err(|e| TrainError::Data(Box::new(e)))?;
+        let batches = source
+            .next_step()
+            .map_err(|e| TrainError::Data(Box::new(e)))?;
         let Some(batches) = batches else { break };
         let epoch = batches.first().map_or(0, |batch| batch.epoch);
         let micro_batches: Vec<MicroBatch> = batches
@@ -138,7 +140,9 @@ fn measure_gemm_rate(engine: &Engine) -> Result<f64, TrainError> {
     engine.world.barrier()?.wait()?;
     let kind = engine.strategy.precision.matmul;
     let own = gemm_rate::measure(256, 1024, 1024, kind, engine.device, 5);
-    let sum = Tensor::from_slice(&[own]).to_kind(Kind::Double).to_device(engine.device);
+    let sum = Tensor::from_slice(&[own])
+        .to_kind(Kind::Double)
+        .to_device(engine.device);
     engine.world.all_reduce(&sum, ReduceOp::Sum)?.wait()?;
     Ok(sum.double_value(&[0]))
 }
@@ -149,7 +153,10 @@ fn peak_memory_mb(engine: &Engine) -> Result<Vec<f64>, TrainError> {
     let own = memory::peak_resident_bytes().unwrap_or(0) as f64 / 1e6;
     let own = Tensor::from_slice(&[own]).to_device(engine.device);
     let all = Tensor::zeros([size as i64], (Kind::Double, engine.device));
-    engine.world.all_gather_into(&all, &own, &vec![1; size])?.wait()?;
+    engine
+        .world
+        .all_gather_into(&all, &own, &vec![1; size])?
+        .wait()?;
     let mut peaks = vec![0.0; size];
     all.to_device(Device::Cpu).copy_data(&mut peaks, size);
     Ok(peaks)

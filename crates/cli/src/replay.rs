@@ -1,0 +1,360 @@
+//! `tandem replay`: trains on recorded batches, so that any model can be held against PyTorch on any mesh.
+
+use std::path::{Path, PathBuf};
+
+use clap::{ArgAction, Args, ValueEnum};
+use tandem_checkpoint::HfWeights;
+use tandem_launch::env::WorkerEnv;
+use tandem_mesh::DeviceMesh;
+use tandem_model::{ModelConfig, ModuleTree, Recompute};
+use tandem_parallel::{AutoTp, DeepSpeed, Fsdp, OptimizerState, Strategy};
+use tandem_tensor::DeviceChoice;
+use tandem_trainer::{
+    Engine, EngineSetup, MicroBatch, first_row_logits, gather_tensor, train_step,
+};
+
+use crate::args::Dtype;
+use crate::case_files::{self, Floats, Integers};
+use crate::failure::{Failure, Outcome};
+use crate::replay_case::{Candidate, Case};
+use crate::replay_check::{self, Tensors};
+use crate::request::{precision, zero_level};
+use crate::weights::HfSource;
+use crate::worker::{Ranks, write_whole};
+
+/// Train on the recorded batches of a case and compare with what PyTorch computed.
+#[derive(Debug, Clone, Args)]
+#[command(rename_all = "snake_case")]
+pub struct ReplayArgs {
+    /// Folder of the case: config.json, model.safetensors, batches.safetensors, trajectory.json (docs/parity.md).
+    #[arg(long, value_name = "DIR")]
+    pub case: PathBuf,
+
+    /// The strategy.
+    #[arg(long, value_enum)]
+    pub strategy: StrategyChoice,
+
+    /// Ranks in a row of the mesh.
+    #[arg(long)]
+    pub tp_size: usize,
+
+    /// Rows of the mesh.
+    #[arg(long, default_value_t = 1)]
+    pub dp_size: usize,
+
+    /// DeepSpeed: 0, 1 or 2.
+    #[arg(long)]
+    pub zero_stage: Option<u8>,
+
+    /// Micro-batches per step.
+    #[arg(long, default_value_t = 1)]
+    pub gradient_accumulation_steps: usize,
+
+    /// Cut the residual stream over the row by token.
+    #[arg(long, num_args = 0..=1, default_value_t = false, default_missing_value = "true", action = ArgAction::Set)]
+    pub sequence_parallel: bool,
+
+    /// Keep only each layer's input.
+    #[arg(long, num_args = 0..=1, default_value_t = false, default_missing_value = "true", action = ArgAction::Set)]
+    pub activation_checkpointing: bool,
+
+    /// FSDP: free gathered parameters after forward.
+    #[arg(long, num_args = 0..=1, default_value_t = true, default_missing_value = "true", action = ArgAction::Set)]
+    pub reshard_after_forward: bool,
+
+    /// Kind of parameters and activations.
+    #[arg(long, value_enum, default_value_t = Dtype::Fp32)]
+    pub dtype: Dtype,
+
+    /// Where to compute.
+    #[arg(long, default_value = "auto", value_parser = |text: &str| text.parse::<DeviceChoice>())]
+    pub device: DeviceChoice,
+
+    /// Seconds that a rank waits for the others.
+    #[arg(long, default_value_t = 60)]
+    pub comm_timeout_s: u64,
+
+    /// Folder for trajectory.json, final.safetensors and step0.safetensors.
+    #[arg(long, value_name = "DIR")]
+    pub output: PathBuf,
+
+    /// Compare with the case's expectation; exit with 1 where a tolerance is missed.
+    #[arg(long)]
+    pub check: bool,
+}
+
+/// The two strategies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum StrategyChoice {
+    /// AutoTP and ZeRO.
+    Deepspeed,
+    /// Declared plan and sharded parameters.
+    Fsdp,
+}
+
+/// The recorded batches.
+struct Batches {
+    ids: Integers,
+    labels: Integers,
+    mask: Integers,
+}
+
+impl ReplayArgs {
+    /// Refuses what cannot be, before workers are started.
+    pub fn check_flags(&self) -> Outcome<(DeviceMesh, Case)> {
+        let mesh = DeviceMesh::new(self.tp_size, self.dp_size)
+            .map_err(|error| Failure::usage(error.to_string()))?;
+        if self.strategy == StrategyChoice::Fsdp && self.zero_stage.is_some() {
+            return Err(Failure::usage(
+                "--zero_stage belongs to --strategy deepspeed; leave it out",
+            ));
+        }
+        zero_level(self.zero_stage.unwrap_or(1))?;
+        let case = Case::open(&self.case)?;
+        let parts = self.dp_size * self.gradient_accumulation_steps;
+        let rows = case.trajectory.global_batch;
+        if parts == 0 || !rows.is_multiple_of(parts) {
+            return Err(Failure::usage(format!(
+                "the case's global batch of {rows} rows cannot be cut into dp_size x gradient_accumulation_steps = {parts} equal parts"
+            )));
+        }
+        Ok((mesh, case))
+    }
+
+    fn strategy(&self, tree: &ModuleTree) -> Outcome<Strategy> {
+        let precision = precision(self.dtype);
+        match self.strategy {
+            StrategyChoice::Fsdp => Ok(Fsdp {
+                precision,
+                reshard_after_forward: self.reshard_after_forward,
+            }
+            .strategy(tree)),
+            StrategyChoice::Deepspeed => DeepSpeed {
+                zero_stage: zero_level(self.zero_stage.unwrap_or(1))?,
+                autotp: AutoTp::default(),
+                precision,
+            }
+            .strategy(tree)
+            .map_err(Failure::other),
+        }
+    }
+}
+
+/// What one worker does. Rank 0 writes the results; the verdict is [`check`]'s.
+pub fn run_worker(args: &ReplayArgs, env: &WorkerEnv) -> Outcome<()> {
+    let (mesh, case) = args.check_flags()?;
+    let config = ModelConfig::from_dir(&case.dir).map_err(Failure::other)?;
+    let tree = ModuleTree::new(&config);
+    let weights = HfWeights::open(&case.dir).map_err(Failure::other)?;
+    let source = HfSource::checked(&weights, &config, &tree)?;
+    let batches = read_batches(&case)?;
+    let ranks = Ranks::join(env, mesh, args.device, args.comm_timeout_s)?;
+    let mut engine = Engine::new(EngineSetup {
+        strategy: args.strategy(&tree)?,
+        config,
+        mesh,
+        world: ranks.everyone.clone(),
+        tp: ranks.tp.clone(),
+        dp: ranks.dp.clone(),
+        device: ranks.device,
+        seq: case.trajectory.seq,
+        sequence_parallel: args.sequence_parallel,
+        recompute: if args.activation_checkpointing {
+            Recompute::Layer
+        } else {
+            Recompute::No
+        },
+        head_chunk_rows: 64,
+    })
+    .map_err(Failure::train)?;
+    engine.load(&source).map_err(Failure::train)?;
+
+    let is_writer = env.rank == 0;
+    if is_writer {
+        std::fs::create_dir_all(&args.output).map_err(|error| {
+            Failure::other(format!("cannot create {}: {error}", args.output.display()))
+        })?;
+    }
+    let first_row = row(&batches.ids, 0, 0);
+    let logits = first_row_logits(&mut engine, first_row).map_err(Failure::train)?;
+    let mut step0 = vec![Floats {
+        name: "logits".to_owned(),
+        shape: vec![case.trajectory.seq, engine.config.vocab_size],
+        values: logits,
+    }];
+
+    let mut candidate = Candidate::default();
+    for step in 0..case.trajectory.n_steps {
+        ranks.world.set_step(step as u64 + 1);
+        let micro_batches = micro_batches(args, &engine, &case, &batches, step);
+        let number = step as u64 + 1;
+        let report = train_step(
+            &mut engine,
+            &micro_batches,
+            case.trajectory.lr,
+            &case.rule(),
+            number,
+        )
+        .map_err(Failure::train)?;
+        candidate.loss.push(report.loss);
+        candidate.grad_norm.push(report.grad_norm);
+        candidate.n_tokens.push(report.n_tokens);
+        if step == 0 {
+            step0.extend(gather_all(
+                &engine,
+                &tree,
+                OptimizerState::Gradient,
+                "grad.",
+            )?);
+        }
+    }
+    let last = gather_all(&engine, &tree, OptimizerState::Param, "")?;
+    if is_writer {
+        let text = serde_json::to_string_pretty(&candidate).map_err(Failure::other)?;
+        case_files::write_floats(&args.output.join("step0.safetensors"), &step0)?;
+        case_files::write_floats(&args.output.join("final.safetensors"), &last)?;
+        write_whole(&args.output.join("trajectory.json"), &text)?;
+    }
+    ranks
+        .everyone
+        .barrier()
+        .and_then(|work| work.wait())
+        .map_err(Failure::comm)
+}
+
+/// Compares what the workers wrote with the case; prints the table.
+pub fn check(args: &ReplayArgs, case: &Case) -> Outcome<()> {
+    let candidate = read_candidate(&args.output.join("trajectory.json"))?;
+    let expected = case.dir.join("expected.safetensors");
+    let initial = case_files::read_floats(&case.dir.join("model.safetensors"), "")?;
+    let step0 = args.output.join("step0.safetensors");
+    let last = case_files::read_floats(&args.output.join("final.safetensors"), "")?;
+    let tolerances = &case.trajectory.tolerances;
+
+    let mut verdicts = replay_check::judge_trajectory(&candidate, &case.trajectory);
+    let reference = case_files::read_floats(&expected, "final.")?;
+    verdicts.extend(replay_check::judge_final(
+        &last, &reference, &initial, tolerances,
+    ));
+    let gradients = case_files::read_floats(&step0, "grad.")?;
+    let reference = case_files::read_floats(&expected, "grad.")?;
+    verdicts.extend(replay_check::judge_gradients(
+        &gradients, &reference, tolerances,
+    ));
+    let batches = read_batches(case)?;
+    let mask: Vec<bool> = row(&batches.mask, 0, 0)
+        .iter()
+        .map(|&real| real == 1)
+        .collect();
+    let logits = |tensors: Tensors| tensors.get("logits").cloned().unwrap_or_default();
+    verdicts.push(replay_check::judge_logits(
+        &logits(case_files::read_floats(&step0, "")?),
+        &logits(case_files::read_floats(&expected, "")?),
+        &mask,
+        tolerances,
+    ));
+    println!("{}", replay_check::table(&verdicts));
+    let missed: Vec<_> = verdicts
+        .iter()
+        .filter(|v| !v.passes())
+        .map(|v| v.metric)
+        .collect();
+    if missed.is_empty() {
+        println!("all within tolerance");
+        Ok(())
+    } else {
+        Err(Failure::other(format!(
+            "out of tolerance: {}",
+            missed.join(", ")
+        )))
+    }
+}
+
+fn read_candidate(path: &Path) -> Outcome<Candidate> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| Failure::other(format!("cannot read {}: {error}", path.display())))?;
+    serde_json::from_str(&text)
+        .map_err(|error| Failure::other(format!("{}: {error}", path.display())))
+}
+
+fn read_batches(case: &Case) -> Outcome<Batches> {
+    let path = case.dir.join("batches.safetensors");
+    let [ids, labels, mask] =
+        case_files::read_integers(&path, ["input_ids", "labels", "attention_mask"])?;
+    let t = &case.trajectory;
+    let wanted = [t.n_steps, t.global_batch, t.seq];
+    for (name, tensor) in [
+        ("input_ids", &ids),
+        ("labels", &labels),
+        ("attention_mask", &mask),
+    ] {
+        if tensor.shape != wanted {
+            return Err(Failure::other(format!(
+                "{}: {name} has shape {:?}, but trajectory.json says {wanted:?}",
+                path.display(),
+                tensor.shape
+            )));
+        }
+    }
+    // Right padding needs no mask under causal attention; anything else would silently train on other positions.
+    if let Some(index) = mask
+        .values
+        .chunks(t.seq)
+        .position(|row| row.windows(2).any(|w| w[0] < w[1]))
+    {
+        return Err(Failure::other(format!(
+            "{}: attention_mask of row {index} is not right padding (ones, then zeros), which is all that is supported",
+            path.display()
+        )));
+    }
+    Ok(Batches { ids, labels, mask })
+}
+
+/// One row of a `[steps, rows, seq]` tensor.
+fn row(tensor: &Integers, step: usize, row: usize) -> &[i64] {
+    let (rows, seq) = (tensor.shape[1], tensor.shape[2]);
+    let start = (step * rows + row) * seq;
+    &tensor.values[start..start + seq]
+}
+
+/// This dp_rank's part of a step's rows.
+fn micro_batches(
+    args: &ReplayArgs,
+    engine: &Engine,
+    case: &Case,
+    batches: &Batches,
+    step: usize,
+) -> Vec<MicroBatch> {
+    let parts = args.dp_size * args.gradient_accumulation_steps;
+    let (rows, seq) = (case.trajectory.global_batch / parts, case.trajectory.seq);
+    (0..args.gradient_accumulation_steps)
+        .map(|micro| {
+            let part = engine.coords.dp_rank * args.gradient_accumulation_steps + micro;
+            let start = (step * case.trajectory.global_batch + part * rows) * seq;
+            let range = start..start + rows * seq;
+            let (ids, labels) = (
+                &batches.ids.values[range.clone()],
+                &batches.labels.values[range],
+            );
+            MicroBatch::new(ids, labels, seq, part as u64, engine.device)
+        })
+        .collect()
+}
+
+/// Every tensor of the model, whole, on every rank: cases are small.
+fn gather_all(
+    engine: &Engine,
+    tree: &ModuleTree,
+    state: OptimizerState,
+    prefix: &str,
+) -> Outcome<Vec<Floats>> {
+    tree.parameters()
+        .map(|spec| {
+            Ok(Floats {
+                name: format!("{prefix}{}", spec.name),
+                shape: spec.shape.clone(),
+                values: gather_tensor(engine, spec, state).map_err(Failure::train)?,
+            })
+        })
+        .collect()
+}

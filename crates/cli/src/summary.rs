@@ -1,0 +1,119 @@
+//! The lines that a run begins with: mesh, plan, sizes.
+
+use tandem_mesh::DeviceMesh;
+use tandem_parallel::ShardingLevel;
+
+use crate::prepare::Prepared;
+use crate::request::Request;
+
+/// Lines for the reader.
+pub fn lines(
+    request: &Request,
+    mesh: DeviceMesh,
+    prepared: &Prepared,
+    run_dir: &str,
+) -> Vec<String> {
+    let common = request.common();
+    let config = &prepared.config;
+    let mut lines = vec![
+        format!("run       {run_dir}"),
+        format!(
+            "model     {:?}, {} layers, hidden {}, {} heads ({} key/value), vocabulary {}{}",
+            config.architecture,
+            config.num_layers,
+            config.hidden_size,
+            config.num_heads,
+            config.num_kv_heads,
+            config.vocab_size,
+            if config.tie_word_embeddings {
+                ", tied head"
+            } else {
+                ""
+            },
+        ),
+        format!(
+            "mesh      {} workers = tp {} x dp {}; rows {}",
+            mesh.world_size(),
+            mesh.tp_size(),
+            mesh.dp_size(),
+            rows(mesh),
+        ),
+        format!("sharding  {}", sharding(request, prepared.strategy.level)),
+        "plan      (tensor parallel)".to_owned(),
+    ];
+    lines.extend(
+        prepared
+            .strategy
+            .plan
+            .rows(&prepared.tree)
+            .into_iter()
+            .map(|(path, kind, style)| format!("  {path:<44} {kind:<28} {style}")),
+    );
+    let total = prepared.tree.numel();
+    let per_row: usize = prepared.layouts.iter().map(|unit| unit.numel).sum();
+    lines.push(format!(
+        "sizes     {} parameters, {} per tensor parallel rank",
+        millions(total),
+        millions(per_row)
+    ));
+    let memory = &prepared.memory;
+    lines.push(format!(
+        "memory    about {} MB per worker: parameters {}, gradients {}, optimizer {}, activations {}, temporaries {}, fixed {}",
+        mb(memory.total()),
+        mb(memory.parameters),
+        mb(memory.gradients),
+        mb(memory.optimizer),
+        mb(memory.activations),
+        mb(memory.temporaries),
+        mb(memory.fixed),
+    ));
+    let rows_per_step = common.batch_size * common.gradient_accumulation_steps * mesh.dp_size();
+    lines.push(format!(
+        "data      {} rows of {} tokens; {rows_per_step} rows a step, {} steps",
+        prepared.dataset.len(),
+        common.seq_length,
+        prepared.total_steps,
+    ));
+    lines
+}
+
+/// `{0,1} {2,3}`, shortened where there are many.
+fn rows(mesh: DeviceMesh) -> String {
+    let row = |dp_rank: usize| {
+        let ranks: Vec<String> = mesh
+            .tp_group(dp_rank * mesh.tp_size())
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        format!("{{{}}}", ranks.join(","))
+    };
+    let shown = mesh.dp_size().min(4);
+    let mut text: Vec<String> = (0..shown).map(row).collect();
+    if mesh.dp_size() > shown {
+        text.push("...".to_owned());
+    }
+    text.join(" ")
+}
+
+fn sharding(request: &Request, level: ShardingLevel) -> String {
+    let name = match request {
+        Request::DeepSpeed(args) => format!("DeepSpeed, ZeRO stage {}", args.zero_stage),
+        Request::Fsdp(args) if args.autocast => "FSDP2, autocast".to_owned(),
+        Request::Fsdp(_) => "FSDP2".to_owned(),
+    };
+    let what = match level {
+        ShardingLevel::Replicated => "nothing",
+        ShardingLevel::Optimizer => "optimizer states",
+        ShardingLevel::Gradients => "optimizer states and gradients",
+        ShardingLevel::Parameters => "optimizer states, gradients and parameters",
+    };
+    format!("{name}: {what} cut over the data parallel group")
+}
+
+fn millions(count: usize) -> String {
+    format!("{:.1} M", count as f64 / 1e6)
+}
+
+fn mb(bytes: u64) -> String {
+    format!("{:.0}", bytes as f64 / 1e6)
+}

@@ -1,0 +1,53 @@
+//! The `tandem` command.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::failure::Outcome;
+use crate::local;
+use crate::replay::{self, ReplayArgs};
+use crate::session::{Role, end, end_worker};
+
+/// Tools around training.
+#[derive(Debug, Parser)]
+#[command(name = "tandem", version, about)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Replay(ReplayArgs),
+}
+
+/// Parses the command line and runs it.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match Role::detect() {
+        Err(failure) => end(Err(failure)),
+        Ok(Role::Worker { env, control }) => {
+            let result = match &cli.command {
+                Command::Replay(args) => replay::run_worker(args, &env),
+            };
+            end_worker(&env, control, result.map(|()| Default::default()))
+        }
+        Ok(Role::Controller) => end(match &cli.command {
+            Command::Replay(args) => replay_with_workers(args),
+        }),
+    }
+}
+
+/// Workers replay the case under a scratch run folder; then this process compares.
+fn replay_with_workers(args: &ReplayArgs) -> Outcome<i32> {
+    use crate::failure::Failure;
+
+    let (mesh, case) = args.check_flags()?;
+    let scratch = tempfile::tempdir().map_err(Failure::other)?;
+    let code = local::run_workers(mesh.world_size(), scratch.path(), &[], &mut |_| {})?;
+    if code == 0 && args.check {
+        replay::check(args, &case)?;
+    }
+    Ok(code)
+}

@@ -1,0 +1,86 @@
+//! One worker: joins the mesh, builds its engine and trains.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tandem_comm::{ProcessGroup, Transport, World, WorldConfig};
+use tandem_launch::env::WorkerEnv;
+use tandem_mesh::DeviceMesh;
+use tandem_tensor::{Device, DeviceChoice};
+
+use crate::failure::{Failure, Outcome};
+
+/// A rank's connections.
+pub struct Ranks {
+    /// The rendezvous, and who is alive.
+    pub world: World,
+    /// All ranks.
+    pub everyone: Arc<dyn ProcessGroup>,
+    /// This rank's row.
+    pub tp: Arc<dyn ProcessGroup>,
+    /// This rank's column.
+    pub dp: Arc<dyn ProcessGroup>,
+    /// Where this rank computes.
+    pub device: Device,
+}
+
+impl Ranks {
+    /// Meets the other ranks and builds the groups of the mesh.
+    pub fn join(
+        env: &WorkerEnv,
+        mesh: DeviceMesh,
+        device: DeviceChoice,
+        timeout_s: u64,
+    ) -> Outcome<Self> {
+        if env.world_size != mesh.world_size() {
+            return Err(Failure::usage(format!(
+                "--tp_size x --dp_size is {}, but the launcher started {} workers (WORLD_SIZE)",
+                mesh.world_size(),
+                env.world_size
+            )));
+        }
+        let device = device
+            .select(env.local_rank)
+            .map_err(|error| Failure::usage(error.to_string()))?;
+        limit_threads(env.local_world_size);
+        let world = World::connect(&WorldConfig {
+            rank: env.rank,
+            world_size: env.world_size,
+            local_rank: env.local_rank,
+            local_world_size: env.local_world_size,
+            master_addr: env.master_addr.clone(),
+            master_port: env.master_port,
+            master_fd: env.master_fd,
+            timeout: Duration::from_secs(timeout_s),
+            network_interface: None,
+            transport: Transport::Auto,
+        })
+        .map_err(Failure::comm)?;
+        let all: Vec<usize> = (0..mesh.world_size()).collect();
+        let group =
+            |name: &str, ranks: &[usize]| world.new_group(name, ranks).map_err(Failure::comm);
+        Ok(Self {
+            everyone: group("world", &all)?,
+            tp: group("tp", &mesh.tp_group(env.rank))?,
+            dp: group("dp", &mesh.dp_group(env.rank))?,
+            world,
+            device,
+        })
+    }
+}
+
+/// Ranks of one host share its cores: libtorch's and our own threads together are one per core.
+fn limit_threads(local_world_size: usize) {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = (cores / local_world_size.max(1)).max(1);
+    tandem_tensor::device::set_threads(threads);
+}
+
+/// Writes `contents` to `path` so that nobody ever sees half of it.
+pub fn write_whole(path: &Path, contents: &str) -> Outcome<()> {
+    let partial = path.with_extension("partial");
+    std::fs::write(&partial, contents)
+        .and_then(|()| std::fs::rename(&partial, path))
+        .map_err(|error| Failure::other(format!("cannot write {}: {error}", path.display())))
+}
