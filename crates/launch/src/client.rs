@@ -121,8 +121,12 @@ impl ControlClient {
         self.requests.save_now.swap(false, Ordering::Relaxed)
     }
 
-    /// Delivers what was sent, waiting at most 2 s, and hangs up.
-    pub fn close(self) {}
+    /// Delivers what was sent, waiting at most 2 s. Events sent afterwards are dropped.
+    pub fn close(&self) {
+        if let Some(link) = &self.link {
+            link.outbox.close(CLOSE_TIMEOUT);
+        }
+    }
 
     fn connect(path: PathBuf, rank: usize) -> Result<Self, ConnectError> {
         let connect = || -> io::Result<_> {

@@ -9,7 +9,9 @@ fn detect(variables: &[(&str, &str)]) -> Result<Option<WorkerEnv>, EnvError> {
 }
 
 fn worker(variables: &[(&str, &str)]) -> WorkerEnv {
-    detect(variables).unwrap().expect("a launcher")
+    detect(variables)
+        .expect("good variables")
+        .expect("a launcher")
 }
 
 fn refused(variables: &[(&str, &str)]) -> String {

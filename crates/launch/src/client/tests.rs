@@ -81,6 +81,8 @@ fn events_arrive_in_order_and_close_delivers_the_last() {
     }
     client.send(&done());
     client.close();
+    client.send(&progress(1000));
+    drop(client);
     for step in 0..100 {
         assert_eq!(next(&mut reader), progress(step));
     }
@@ -134,7 +136,7 @@ fn a_controller_that_does_not_read_loses_progress_but_not_the_end() {
         client.send(&progress(step));
     }
     client.send(&done());
-    let closing = std::thread::spawn(move || client.close());
+    let closing = std::thread::spawn(move || drop(client));
     let (mut steps, mut dropped) = (0_u64, 0_u64);
     loop {
         match next(&mut reader) {

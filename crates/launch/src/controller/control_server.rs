@@ -1,0 +1,225 @@
+//! The controller's end of the control sockets of one attempt.
+//!
+//! Every attempt has a socket of its own, in a private folder in the system's temporary folder: the run's folder may be
+//! on a file system without sockets, and its path longer than the about 100 bytes that a socket's may have. The folder
+//! is deleted as soon as all ranks are connected, so that a killed controller rarely leaves one behind.
+
+use crate::protocol::{Command, Event, MAX_LINE_BYTES, Parsed, VERSION, encode, parse_event};
+use rustix::fd::{AsFd, BorrowedFd};
+use std::collections::HashSet;
+use std::io::{self, Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use tempfile::TempDir;
+
+#[derive(Debug)]
+pub(super) struct ControlServer {
+    /// None once all ranks are connected.
+    door: Option<Door>,
+    connections: Vec<Connection>,
+    num_workers: usize,
+    /// Whether ranks that connect from now on must be told to stop.
+    stopping: bool,
+}
+
+#[derive(Debug)]
+struct Door {
+    listener: UnixListener,
+    folder: TempDir,
+}
+
+/// What came over the sockets.
+#[derive(Debug)]
+pub(super) enum Incoming {
+    Event { rank: usize, event: Event },
+    Warning(String),
+}
+
+impl ControlServer {
+    pub(super) fn open(num_workers: usize) -> io::Result<Self> {
+        // Only this user may enter the folder, so only this user can talk to the controller.
+        let folder = tempfile::Builder::new().prefix("tandem-").tempdir()?;
+        let listener = UnixListener::bind(folder.path().join("control.sock"))?;
+        listener.set_nonblocking(true)?;
+        Ok(Self {
+            door: Some(Door { listener, folder }),
+            connections: Vec::new(),
+            num_workers,
+            stopping: false,
+        })
+    }
+
+    /// The path for `TANDEM_CONTROL`; empty once all ranks are connected.
+    pub(super) fn path(&self) -> PathBuf {
+        match &self.door {
+            Some(door) => door.folder.path().join("control.sock"),
+            None => PathBuf::new(),
+        }
+    }
+
+    /// Descriptors that become readable when there is something to [`receive`](Self::receive).
+    pub(super) fn fds(&self) -> Vec<BorrowedFd<'_>> {
+        let door = self.door.iter().map(|door| door.listener.as_fd());
+        let open = self.connections.iter().filter(|connection| connection.open);
+        door.chain(open.map(|connection| connection.socket.as_fd()))
+            .collect()
+    }
+
+    /// Everything that workers have sent until now, never waiting. What a dead worker sent is all there: it is in the
+    /// kernel's buffer.
+    pub(super) fn receive(&mut self) -> Vec<Incoming> {
+        let mut incoming = Vec::new();
+        self.accept(&mut incoming);
+        let mut connected: HashSet<usize> = HashSet::new();
+        for connection in &mut self.connections {
+            let was_known = connection.rank.is_some();
+            connection.receive(self.num_workers, &mut incoming);
+            if !was_known && connection.rank.is_some() && self.stopping {
+                connection.send(Command::Stop);
+            }
+            connected.extend(connection.rank);
+        }
+        if connected.len() == self.num_workers {
+            self.door = None;
+        }
+        incoming
+    }
+
+    /// Sends `command` to all ranks; a `stop` also reaches those that connect later.
+    pub(super) fn broadcast(&mut self, command: Command) {
+        self.stopping |= command == Command::Stop;
+        for connection in &mut self.connections {
+            if connection.rank.is_some() {
+                connection.send(command);
+            }
+        }
+    }
+
+    fn accept(&mut self, incoming: &mut Vec<Incoming>) {
+        let Some(door) = &self.door else { return };
+        loop {
+            let accepted = door.listener.accept().and_then(|(socket, _)| {
+                socket.set_nonblocking(true)?;
+                Ok(socket)
+            });
+            match accepted {
+                Ok(socket) => self.connections.push(Connection::new(socket)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    let text = format!("a worker's control connection failed: {error}");
+                    return incoming.push(Incoming::Warning(text));
+                }
+            }
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Connection {
+    socket: UnixStream,
+    /// Known once the worker said hello.
+    rank: Option<usize>,
+    /// The beginning of a line whose end has not come yet.
+    partial: Vec<u8>,
+    open: bool,
+    /// What has been warned about: a newer worker would otherwise cause a warning at every step.
+    warned: HashSet<String>,
+}
+
+impl Connection {
+    fn new(socket: UnixStream) -> Self {
+        Self {
+            socket,
+            rank: None,
+            partial: Vec::new(),
+            open: true,
+            warned: HashSet::new(),
+        }
+    }
+
+    fn receive(&mut self, num_workers: usize, incoming: &mut Vec<Incoming>) {
+        let mut chunk = [0; 16 * 1024];
+        while self.open {
+            match self.socket.read(&mut chunk) {
+                Ok(0) => self.open = false,
+                Ok(count) => self.take(&chunk[..count], num_workers, incoming),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // A worker that was killed with our commands unread resets the connection.
+                Err(_) => self.open = false,
+            }
+        }
+    }
+
+    fn take(&mut self, bytes: &[u8], num_workers: usize, incoming: &mut Vec<Incoming>) {
+        self.partial.extend_from_slice(bytes);
+        let mut start = 0;
+        while let Some(length) = self.partial[start..].iter().position(|byte| *byte == b'\n') {
+            let line = self.partial[start..start + length].to_vec();
+            start += length + 1;
+            self.take_line(&line, num_workers, incoming);
+        }
+        self.partial.drain(..start);
+        if self.partial.len() > MAX_LINE_BYTES {
+            self.open = false;
+            let text =
+                format!("closed the connection: a line is longer than {MAX_LINE_BYTES} bytes");
+            self.warn_once(text, incoming);
+        }
+    }
+
+    fn take_line(&mut self, line: &[u8], num_workers: usize, incoming: &mut Vec<Incoming>) {
+        let event = match parse_event(line) {
+            Ok(Parsed::Known {
+                message,
+                unknown_fields,
+            }) => {
+                for field in unknown_fields {
+                    self.warn_once(format!("ignored the unknown field {field:?}"), incoming);
+                }
+                message
+            }
+            Ok(Parsed::Unknown { name }) => {
+                return self.warn_once(format!("ignored the unknown event {name:?}"), incoming);
+            }
+            Err(error) => return self.warn_once(format!("ignored a line: {error}"), incoming),
+        };
+        if let Event::Hello { rank, version, .. } = event {
+            if rank >= num_workers {
+                return self.warn_once(format!("ignored a hello as rank {rank}"), incoming);
+            }
+            self.rank = Some(rank);
+            if version > VERSION {
+                let text =
+                    format!("speaks version {version} of the protocol, newer than {VERSION}");
+                self.warn_once(text, incoming);
+            }
+        }
+        match self.rank {
+            Some(rank) => incoming.push(Incoming::Event { rank, event }),
+            None => self.warn_once("ignored an event before hello".to_owned(), incoming),
+        }
+    }
+
+    /// Commands are a few bytes: a buffer without room for them belongs to a worker that does not read, and a dead
+    /// worker's broken connection is noticed elsewhere. Both are taken care of by the watch on the process.
+    fn send(&mut self, command: Command) {
+        let _ = self.socket.write_all(&encode(&command));
+    }
+
+    fn warn_once(&mut self, what: String, incoming: &mut Vec<Incoming>) {
+        if self.warned.insert(what.clone()) {
+            let who = match self.rank {
+                Some(rank) => format!("rank {rank}"),
+                None => "a worker that has not said hello".to_owned(),
+            };
+            incoming.push(Incoming::Warning(format!(
+                "control socket of {who}: {what}"
+            )));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

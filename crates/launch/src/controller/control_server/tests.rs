@@ -1,0 +1,131 @@
+use super::{ControlServer, Incoming};
+use crate::protocol::{Command, Event, encode};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+
+fn hello(rank: usize, version: u32) -> Vec<u8> {
+    encode(&Event::Hello {
+        rank,
+        pid: 1,
+        version,
+    })
+}
+
+fn texts(incoming: Vec<Incoming>) -> Vec<String> {
+    incoming
+        .into_iter()
+        .map(|incoming| match incoming {
+            Incoming::Event { rank, event } => format!("{rank} {event:?}"),
+            Incoming::Warning(text) => text,
+        })
+        .collect()
+}
+
+#[test]
+fn events_come_with_their_rank_even_in_pieces_and_after_the_end() {
+    let mut server = ControlServer::open(2).unwrap();
+    let path = server.path();
+    let mut one = UnixStream::connect(&path).unwrap();
+    let line = encode(&Event::Phase {
+        name: "loading".into(),
+    });
+    one.write_all(&hello(1, 1)).unwrap();
+    one.write_all(&line[..9]).unwrap();
+    assert_eq!(
+        texts(server.receive()),
+        ["1 Hello { rank: 1, pid: 1, version: 1 }"]
+    );
+    one.write_all(&line[9..]).unwrap();
+    drop(one);
+    let mut zero = UnixStream::connect(&path).unwrap();
+    zero.write_all(&hello(0, 1)).unwrap();
+    assert_eq!(
+        texts(server.receive()),
+        [
+            "1 Phase { name: \"loading\" }",
+            "0 Hello { rank: 0, pid: 1, version: 1 }"
+        ]
+    );
+    assert!(
+        !path.exists() && !path.parent().unwrap().exists(),
+        "all are here: the door is gone"
+    );
+    assert!(server.receive().is_empty());
+}
+
+#[test]
+fn what_is_not_understood_is_warned_about_once_and_skipped() {
+    let mut server = ControlServer::open(2).unwrap();
+    let mut worker = UnixStream::connect(server.path()).unwrap();
+    for _ in 0..3 {
+        worker
+            .write_all(b"{\"event\":\"phase\",\"name\":\"early\"}\nnoise\n")
+            .unwrap();
+    }
+    worker.write_all(&hello(2, 1)).unwrap();
+    worker.write_all(&hello(0, 2)).unwrap();
+    for _ in 0..3 {
+        worker.write_all(b"{\"event\":\"dance\"}\n").unwrap();
+        worker
+            .write_all(b"{\"event\":\"phase\",\"name\":\"p\",\"speed\":1}\n")
+            .unwrap();
+    }
+    let texts = texts(server.receive());
+    let count = |part: &str| texts.iter().filter(|text| text.contains(part)).count();
+    for part in [
+        "an event before hello",
+        "not JSON",
+        "a hello as rank 2",
+        "version 2 of the protocol",
+        "rank 0: ignored the unknown event \"dance\"",
+        "the unknown field \"speed\"",
+    ] {
+        assert_eq!(count(part), 1, "{part}: {texts:?}");
+    }
+    assert_eq!(count("0 Phase"), 3, "{texts:?}");
+}
+
+#[test]
+fn a_line_without_end_closes_the_connection() {
+    let mut server = ControlServer::open(1).unwrap();
+    let mut worker = UnixStream::connect(server.path()).unwrap();
+    let writer = std::thread::spawn(move || {
+        // Fails once the server has had enough.
+        while worker.write_all(&[b'x'; 4096]).is_ok() {}
+    });
+    let mut seen = Vec::new();
+    while server.connections.iter().all(|connection| connection.open) {
+        seen.extend(texts(server.receive()));
+    }
+    server.connections.clear();
+    writer.join().unwrap();
+    assert!(
+        seen.iter().any(|text| text.contains("longer than")),
+        "{seen:?}"
+    );
+}
+
+#[test]
+fn a_stop_reaches_those_who_come_later() {
+    let mut server = ControlServer::open(3).unwrap();
+    let connect = |server: &mut ControlServer, rank| {
+        let mut socket = UnixStream::connect(server.path()).unwrap();
+        socket.write_all(&hello(rank, 1)).unwrap();
+        server.receive();
+        BufReader::new(socket)
+    };
+    let mut early = connect(&mut server, 0);
+    server.broadcast(Command::SaveNow);
+    server.broadcast(Command::Stop);
+    let mut late = connect(&mut server, 1);
+    drop(server);
+    let mut all = String::new();
+    early.read_to_string(&mut all).unwrap();
+    assert_eq!(all, "{\"command\":\"save_now\"}\n{\"command\":\"stop\"}\n");
+    let mut line = String::new();
+    late.read_line(&mut line).unwrap();
+    assert_eq!(
+        line, "{\"command\":\"stop\"}\n",
+        "a save before its time is over"
+    );
+}

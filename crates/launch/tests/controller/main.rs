@@ -1,0 +1,11 @@
+//! The controller with real processes as workers (`fake_worker`): what it reports, and that nobody is left.
+
+#[path = "../../fake_worker/script.rs"]
+mod script;
+
+mod bench;
+mod failures;
+mod restarts;
+mod scripts;
+mod signals;
+mod starting;
