@@ -1,6 +1,7 @@
 //! The command line: flags to validated requests, one process to its role, errors to exit codes.
 
 mod args;
+mod bench_step;
 mod case_files;
 mod failure;
 mod local;

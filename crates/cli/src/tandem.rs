@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::bench_step::{self, BenchStepArgs};
 use crate::failure::Outcome;
 use crate::local;
 use crate::replay::{self, ReplayArgs};
@@ -20,6 +21,14 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Replay(ReplayArgs),
+    /// Measure this machine.
+    #[command(subcommand)]
+    Bench(Bench),
+}
+
+#[derive(Debug, Subcommand)]
+enum Bench {
+    Step(BenchStepArgs),
 }
 
 /// Parses the command line and runs it.
@@ -30,11 +39,13 @@ pub fn main() -> ExitCode {
         Ok(Role::Worker { env, control }) => {
             let result = match &cli.command {
                 Command::Replay(args) => replay::run_worker(args, &env),
+                Command::Bench(Bench::Step(args)) => bench_step::run_worker(args, &env),
             };
             end_worker(&env, control, result.map(|()| Default::default()))
         }
         Ok(Role::Controller) => end(match &cli.command {
             Command::Replay(args) => replay_with_workers(args),
+            Command::Bench(Bench::Step(args)) => bench_step::run(args),
         }),
     }
 }

@@ -11,6 +11,9 @@ use tandem_tensor::{Device, DeviceChoice};
 
 use crate::failure::{Failure, Outcome};
 
+/// Rows of the head whose logits exist at the same time.
+pub const HEAD_CHUNK_ROWS: usize = 512;
+
 /// A rank's connections.
 pub struct Ranks {
     /// The rendezvous, and who is alive.

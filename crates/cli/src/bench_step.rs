@@ -1,0 +1,350 @@
+//! `tandem bench step`: whole training steps of Qwen2-0.5B on random tokens, against the floor of their matrix products.
+
+use std::path::Path;
+use std::time::Instant;
+
+use clap::Args;
+use serde::{Deserialize, Serialize};
+use tandem_launch::env::{RUN_DIR, WorkerEnv, process_environment};
+use tandem_mesh::DeviceMesh;
+use tandem_model::{ModelConfig, ModuleTree, Recompute};
+use tandem_parallel::{AutoTp, DeepSpeed, Fsdp, RandomInit, Strategy};
+use tandem_tensor::{Device, DeviceChoice, Kind, Tensor, memory};
+use tandem_trainer::gemm_floor::{self, LinearTime};
+use tandem_trainer::{Engine, EngineSetup, MicroBatch, UpdateRule, train_step};
+
+use crate::args::Dtype;
+use crate::failure::{Failure, Outcome};
+use crate::local;
+use crate::replay::StrategyChoice;
+use crate::request::{precision, zero_level};
+use crate::worker::{HEAD_CHUNK_ROWS, Ranks, write_whole};
+
+/// The architecture of Qwen2-0.5B (arXiv 2407.10671).
+const MODEL: &str = r#"{
+    "architectures": ["Qwen2ForCausalLM"], "hidden_size": 896, "num_attention_heads": 14, "num_key_value_heads": 2,
+    "num_hidden_layers": 24, "intermediate_size": 4864, "vocab_size": 151936, "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-6, "rope_theta": 1000000.0, "tie_word_embeddings": true, "initializer_range": 0.02
+}"#;
+
+/// Where rank 0 leaves the result for the process that started it.
+const RESULT: &str = "bench_step.json";
+
+/// Time whole training steps of Qwen2-0.5B (random weights, random tokens).
+#[derive(Debug, Clone, Args)]
+#[command(rename_all = "snake_case")]
+pub struct BenchStepArgs {
+    /// Ranks in a row. Without it, the three meshes 2x1, 1x2 and 2x2 are measured in turn.
+    #[arg(long, visible_alias = "tp")]
+    pub tp_size: Option<usize>,
+
+    /// Rows of the mesh.
+    #[arg(long, visible_alias = "dp", default_value_t = 1)]
+    pub dp_size: usize,
+
+    /// Layers; 24 is the whole model.
+    #[arg(long, visible_alias = "num_layers", default_value_t = 2)]
+    pub layers: usize,
+
+    /// Tokens per row.
+    #[arg(long, visible_alias = "seq_length", default_value_t = 512)]
+    pub seq: usize,
+
+    /// Rows per worker.
+    #[arg(long, visible_alias = "batch_size", default_value_t = 1)]
+    pub batch: usize,
+
+    /// The strategy.
+    #[arg(long, value_enum, default_value_t = StrategyChoice::Fsdp)]
+    pub strategy: StrategyChoice,
+
+    /// DeepSpeed: 0, 1 or 2.
+    #[arg(long, default_value_t = 1)]
+    pub zero_stage: u8,
+
+    /// Kind of parameters and activations.
+    #[arg(long, value_enum, default_value_t = Dtype::Bf16)]
+    pub dtype: Dtype,
+
+    /// Steps that count, after two that warm up.
+    #[arg(long, default_value_t = 7)]
+    pub steps: usize,
+
+    /// Cut the residual stream over the row by token.
+    #[arg(long)]
+    pub sequence_parallel: bool,
+
+    /// Keep only each layer's input.
+    #[arg(long)]
+    pub activation_checkpointing: bool,
+
+    /// Rows of the head whose logits exist at the same time.
+    #[arg(long, default_value_t = HEAD_CHUNK_ROWS)]
+    pub head_chunk_rows: usize,
+
+    /// Where to compute.
+    #[arg(long, default_value = "auto", value_parser = |text: &str| text.parse::<DeviceChoice>())]
+    pub device: DeviceChoice,
+
+    /// Print one JSON object per mesh instead of a table.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What one mesh gave.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Measurement {
+    tp: usize,
+    dp: usize,
+    /// Median.
+    step_time_s: f64,
+    step_time_min_s: f64,
+    step_time_max_s: f64,
+    /// Tokens of the global batch per second.
+    tokens_per_s: f64,
+    /// Per rank.
+    peak_memory_mb: Vec<f64>,
+    /// Sum over the step's matrix products, each at its measured rate; the slowest rank's.
+    gemm_floor_s: f64,
+    floor_ratio: f64,
+    loss_first: f64,
+    loss_last: f64,
+    /// Name, count, tokens, inputs, outputs, GFLOP/s, of rank 0.
+    gemms: Vec<(String, usize, usize, usize, usize, f64)>,
+}
+
+/// Starts workers for each mesh and prints what they measured.
+pub fn run(args: &BenchStepArgs) -> Outcome<i32> {
+    let meshes = match args.tp_size {
+        Some(tp_size) => vec![(tp_size, args.dp_size)],
+        None => vec![(2, 1), (1, 2), (2, 2)],
+    };
+    for (tp, dp) in meshes {
+        DeviceMesh::new(tp, dp).map_err(|error| Failure::usage(error.to_string()))?;
+        let scratch = tempfile::tempdir().map_err(Failure::other)?;
+        let env = [("TANDEM_BENCH_MESH", format!("{tp}x{dp}").into())];
+        let code = local::run_workers(tp * dp, scratch.path(), &env, &mut |_| {})?;
+        if code != 0 {
+            return Ok(code);
+        }
+        let text = std::fs::read_to_string(scratch.path().join(RESULT)).map_err(Failure::other)?;
+        if args.json {
+            println!("{text}");
+        } else {
+            print(args, &serde_json::from_str(&text).map_err(Failure::other)?);
+        }
+    }
+    Ok(0)
+}
+
+fn print(args: &BenchStepArgs, m: &Measurement) {
+    println!(
+        "Qwen2-0.5B, {} layers, seq {}, batch {}, {:?}, tp {} x dp {}, {:?}",
+        args.layers, args.seq, args.batch, args.dtype, m.tp, m.dp, args.strategy
+    );
+    println!(
+        "  step {:.3} s median ({:.3} to {:.3})   {:.0} tokens/s   {:.2} x the GEMM floor of {:.3} s",
+        m.step_time_s,
+        m.step_time_min_s,
+        m.step_time_max_s,
+        m.tokens_per_s,
+        m.floor_ratio,
+        m.gemm_floor_s
+    );
+    let peaks: Vec<String> = m
+        .peak_memory_mb
+        .iter()
+        .map(|mb| format!("{mb:.0}"))
+        .collect();
+    println!(
+        "  peak memory per rank, MB: {}   loss {:.4} -> {:.4}",
+        peaks.join(" "),
+        m.loss_first,
+        m.loss_last
+    );
+    for (name, count, tokens, inputs, outputs, rate) in &m.gemms {
+        println!(
+            "  {count:>3} x {name:<14} [{tokens}, {inputs}] -> {outputs:<6} {rate:>7.0} GFLOP/s"
+        );
+    }
+}
+
+/// What one worker does.
+pub fn run_worker(args: &BenchStepArgs, env: &WorkerEnv) -> Outcome<()> {
+    let (tp, dp) = process_environment("TANDEM_BENCH_MESH")
+        .and_then(|text| {
+            let (tp, dp) = text.split_once('x')?;
+            Some((tp.parse().ok()?, dp.parse().ok()?))
+        })
+        .unwrap_or((args.tp_size.unwrap_or(1), args.dp_size));
+    let mesh = DeviceMesh::new(tp, dp).map_err(|error| Failure::usage(error.to_string()))?;
+    let json: serde_json::Map<String, serde_json::Value> =
+        serde_json::from_str(MODEL).map_err(Failure::other)?;
+    let config = ModelConfig::from_json(&json)
+        .and_then(|config| config.truncated(args.layers))
+        .map_err(Failure::other)?;
+    let tree = ModuleTree::new(&config);
+    let ranks = Ranks::join(env, mesh, args.device, 120)?;
+    let mut engine = Engine::new(EngineSetup {
+        strategy: strategy(args, &tree)?,
+        config,
+        mesh,
+        world: ranks.everyone.clone(),
+        tp: ranks.tp.clone(),
+        dp: ranks.dp.clone(),
+        device: ranks.device,
+        seq: args.seq,
+        sequence_parallel: args.sequence_parallel,
+        recompute: if args.activation_checkpointing {
+            Recompute::Layer
+        } else {
+            Recompute::No
+        },
+        head_chunk_rows: args.head_chunk_rows,
+    })
+    .map_err(Failure::train)?;
+    let weights = RandomInit {
+        seed: 0,
+        initializer_range: engine.config.initializer_range,
+    };
+    engine.load(&weights).map_err(Failure::train)?;
+
+    let mut times = Vec::new();
+    let mut losses = Vec::new();
+    for step in 1..=args.steps + 2 {
+        let batch = random_batch(args, &engine);
+        barrier(&ranks)?;
+        let start = Instant::now();
+        let report = train_step(&mut engine, &[batch], 1e-5, &rule(), step as u64)
+            .map_err(Failure::train)?;
+        barrier(&ranks)?;
+        if step > 2 {
+            times.push(start.elapsed().as_secs_f64());
+            losses.push(report.loss);
+        }
+    }
+    let peaks = gather(
+        &ranks,
+        memory::peak_resident_bytes().unwrap_or(0) as f64 / 1e6,
+    )?;
+    let shapes = gemm_floor::shapes(&engine, args.batch * args.seq);
+    let kind = engine.strategy.precision.matmul;
+    drop(engine);
+    barrier(&ranks)?;
+    let gemms = gemm_floor::measure(&shapes, kind, ranks.device, 5);
+    let floors = gather(&ranks, gemms.iter().map(LinearTime::total_s).sum())?;
+    if env.rank == 0 {
+        let measurement = measurement(args, (tp, dp), times, &losses, peaks, &gemms, &floors);
+        let run_dir = process_environment(RUN_DIR).unwrap_or_else(|| ".".to_owned());
+        let text = serde_json::to_string(&measurement).map_err(Failure::other)?;
+        write_whole(&Path::new(&run_dir).join(RESULT), &text)?;
+    }
+    barrier(&ranks)
+}
+
+fn measurement(
+    args: &BenchStepArgs,
+    (tp, dp): (usize, usize),
+    mut times: Vec<f64>,
+    losses: &[f64],
+    peak_memory_mb: Vec<f64>,
+    gemms: &[LinearTime],
+    floors: &[f64],
+) -> Measurement {
+    times.sort_by(f64::total_cmp);
+    let median = times[times.len() / 2];
+    let floor = floors.iter().copied().fold(0.0, f64::max);
+    Measurement {
+        tp,
+        dp,
+        step_time_s: median,
+        step_time_min_s: times[0],
+        step_time_max_s: times[times.len() - 1],
+        tokens_per_s: (args.batch * args.seq * dp) as f64 / median,
+        peak_memory_mb,
+        gemm_floor_s: floor,
+        floor_ratio: median / floor,
+        loss_first: losses[0],
+        loss_last: losses[losses.len() - 1],
+        gemms: gemms
+            .iter()
+            .map(|t| {
+                let s = &t.shape;
+                (
+                    s.name.to_owned(),
+                    s.count,
+                    s.tokens,
+                    s.inputs,
+                    s.outputs,
+                    t.rate() / 1e9,
+                )
+            })
+            .collect(),
+    }
+}
+
+fn strategy(args: &BenchStepArgs, tree: &ModuleTree) -> Outcome<Strategy> {
+    let precision = precision(args.dtype);
+    match args.strategy {
+        StrategyChoice::Fsdp => Ok(Fsdp {
+            precision,
+            reshard_after_forward: true,
+        }
+        .strategy(tree)),
+        StrategyChoice::Deepspeed => DeepSpeed {
+            zero_stage: zero_level(args.zero_stage)?,
+            autotp: AutoTp::default(),
+            precision,
+        }
+        .strategy(tree)
+        .map_err(Failure::other),
+    }
+}
+
+/// The same tokens every step, different for each dp_rank: the loss must fall.
+fn random_batch(args: &BenchStepArgs, engine: &Engine) -> MicroBatch {
+    let mut state = 0x9e37_79b9_7f4a_7c15u64 ^ (engine.coords.dp_rank as u64 + 1);
+    let vocab = engine.config.vocab_size as u64;
+    let ids: Vec<i64> = (0..args.batch * args.seq)
+        .map(|_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state % vocab) as i64
+        })
+        .collect();
+    MicroBatch::new(&ids, &ids, args.seq, state, engine.device)
+}
+
+fn rule() -> UpdateRule {
+    UpdateRule {
+        beta1: 0.9,
+        beta2: 0.999,
+        eps: 1e-8,
+        weight_decay: 0.01,
+        max_grad_norm: 1.0,
+    }
+}
+
+fn barrier(ranks: &Ranks) -> Outcome<()> {
+    ranks
+        .everyone
+        .barrier()
+        .and_then(|work| work.wait())
+        .map_err(Failure::comm)
+}
+
+/// One number of every rank.
+fn gather(ranks: &Ranks, own: f64) -> Outcome<Vec<f64>> {
+    let size = ranks.everyone.size();
+    let own = Tensor::from_slice(&[own]).to_device(ranks.device);
+    let all = Tensor::zeros([size as i64], (Kind::Double, ranks.device));
+    ranks
+        .everyone
+        .all_gather_into(&all, &own, &vec![1; size])
+        .and_then(|work| work.wait())
+        .map_err(Failure::comm)?;
+    let mut values = vec![0.0; size];
+    all.to_device(Device::Cpu).copy_data(&mut values, size);
+    Ok(values)
+}
