@@ -1,6 +1,7 @@
 //! A worker that trains nothing, and a controller around it, for the tests of this crate.
 //!
-//! `tandem-fake-worker worker SCRIPT` and `tandem-fake-worker controller SCRIPT`, the scripts in JSON.
+//! `tandem-fake-worker worker SCRIPT`, `tandem-fake-worker controller SCRIPT`, the scripts in JSON, and
+//! `tandem-fake-worker alone`, which waits for a signal as a worker of another launcher does.
 
 mod script;
 
@@ -23,9 +24,13 @@ use tandem_launch::protocol::{Event, Metrics};
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().collect();
     match &arguments[1..] {
+        [mode] if mode == "alone" => wait_for_stop(),
         [mode, script] if mode == "worker" => work(&serde_json::from_str(script)?),
         [mode, script] if mode == "controller" => control(&serde_json::from_str(script)?),
-        _ => Err("usage: tandem-fake-worker worker|controller SCRIPT".into()),
+        _ => Err(
+            "usage: tandem-fake-worker worker|controller SCRIPT, or tandem-fake-worker alone"
+                .into(),
+        ),
     }
 }
 
@@ -46,6 +51,20 @@ fn control(script: &ControllerScript) -> Result<(), Box<dyn Error>> {
             eprintln!("{failure}");
             exit(failure.exit_code())
         }
+    }
+}
+
+fn wait_for_stop() -> Result<(), Box<dyn Error>> {
+    die_with_parent(&process_environment)?;
+    let client = ControlClient::from_env(&process_environment, 0)?;
+    client.stop_flag().set_by_signals()?;
+    println!("ready");
+    while !client.stop_requested() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    println!("asked to stop");
+    loop {
+        std::thread::sleep(Duration::from_secs(1));
     }
 }
 

@@ -1,6 +1,6 @@
 //! The worker's end of the control socket.
 //!
-//! Sending never blocks the training loop and never fails the run: events wait in an [`outbox`](self::outbox) for a
+//! Sending never blocks the training loop and never fails the run: events wait in a queue for a
 //! writer thread, and are dropped once the controller is gone. A worker must still not outlive its controller:
 //! [`parent::die_with_parent`](crate::parent::die_with_parent) sees to that.
 

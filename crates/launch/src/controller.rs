@@ -10,12 +10,14 @@
 //!                     └─ RESTARTING ◄──────              a failure; all workers are gone, back-off
 //! ```
 //!
-//! Unlike Ray's, the failures that are held against `max_failures` are those since the last progress; see
-//! [`FailurePolicy`](failure_policy::FailurePolicy). A week-long run that fails once a day and recovers is healthy.
+//! Unlike Ray's, the failures that are held against `max_failures` are those since the last progress: a new
+//! checkpoint, or a step beyond the best of all attempts so far. A week-long run that fails once a day and recovers is
+//! healthy.
 //!
 //! # Signals
 //! The first SIGINT or SIGTERM asks the workers to stop (or, without `graceful_stop`, ends them), the second one kills
-//! them at once. SIGUSR1 asks them to save a checkpoint. Workers are in process groups of their own, so a terminal's
+//! them at once. SIGUSR1 asks them to save a checkpoint. SIGHUP is left alone: by default it ends the controller, and
+//! under nohup it does nothing. Workers are in process groups of their own, so a terminal's
 //! Ctrl-C reaches the controller only. A controller that dies takes its workers along, provided they call
 //! [`die_with_parent`](crate::parent::die_with_parent).
 //!
@@ -57,7 +59,8 @@ pub struct Controller;
 
 impl Controller {
     /// Starts the workers that `spec` describes and returns when none is left: after the end of training, a stop, or
-    /// a failure that is not restarted. `on_event` is called on this thread for everything that happens.
+    /// a failure that is not restarted. `on_event` is called on this thread for everything that happens, and nothing
+    /// else happens until it returns.
     ///
     /// Linux takes the end of the *thread* that started a worker for the death of its parent, so this thread must not
     /// end before the call returns (which it cannot, short of dying with the process).

@@ -40,13 +40,21 @@ pub(crate) fn was_started_with(pid: u32, name: &str, value: &OsStr) -> bool {
     })
 }
 
-/// Why a process does not run, where the kernel says so.
-pub(crate) fn why_not_running(pid: u32) -> Option<&'static str> {
+/// Why a process is stopped, if it is.
+pub(crate) fn why_stopped(pid: u32) -> Option<&'static str> {
     match stat_fields(pid)?.0 {
         'T' => Some("stopped by a signal (SIGSTOP or Ctrl-Z)"),
         't' => Some("stopped by a debugger"),
-        'D' => Some("waiting for a disk or a device"),
         _ => None,
+    }
+}
+
+/// Why a process does not run, where the kernel says so. Unlike a stop, waiting for a disk may pass any moment: it
+/// explains a process that has not run for long, but not one that was looked at once.
+pub(crate) fn why_not_running(pid: u32) -> Option<&'static str> {
+    match stat_fields(pid)?.0 {
+        'D' => Some("waiting for a disk or a device"),
+        _ => why_stopped(pid),
     }
 }
 

@@ -51,8 +51,8 @@ struct RankState {
 struct Stop {
     signal: StopSignal,
     deadline: Instant,
-    /// Asked a second time: no more patience.
-    at_once: bool,
+    /// How often it was asked for.
+    requests: u32,
 }
 
 impl<'r, 'a> Attempt<'r, 'a> {
@@ -89,7 +89,7 @@ impl<'r, 'a> Attempt<'r, 'a> {
             {
                 return self.abort(stop);
             }
-            if let Some(cause) = self.failure()? {
+            if let Some(cause) = self.failure() {
                 // What is known about the living is lost once they are ended.
                 let failure = self.describe(cause);
                 self.end_workers(Signal::TERM)?;
@@ -133,7 +133,7 @@ impl<'r, 'a> Attempt<'r, 'a> {
             Received::Stop(signal) => signal,
         };
         if let Some(stop) = &mut self.stop {
-            stop.at_once = true;
+            stop.requests += 1;
             return;
         }
         let graceful = self.run.spec.graceful_stop;
@@ -141,7 +141,7 @@ impl<'r, 'a> Attempt<'r, 'a> {
         self.stop = Some(Stop {
             signal,
             deadline: Instant::now() + self.run.spec.stop_grace,
-            at_once: !graceful,
+            requests: 1,
         });
         if graceful {
             self.server.broadcast(Command::Stop);
@@ -193,7 +193,8 @@ impl<'r, 'a> Attempt<'r, 'a> {
     }
 
     fn is_out_of_patience(&self, stop: Stop) -> bool {
-        stop.at_once || Instant::now() >= stop.deadline
+        let is_patient = self.run.spec.graceful_stop && stop.requests == 1;
+        !is_patient || Instant::now() >= stop.deadline
     }
 
     fn good_end(&mut self) -> AttemptEnd {

@@ -20,7 +20,7 @@ pub struct Failure {
     pub attempt: u32,
     /// The rank that failed first; none for a hang of the whole group.
     pub rank: Option<usize>,
-    /// The optimizer step that it was in, as far as known.
+    /// The optimizer step that it was in when it reported the error; otherwise the last one that it finished.
     pub step: Option<u64>,
     /// What happened to it.
     pub cause: FailureCause,
@@ -138,7 +138,12 @@ impl fmt::Display for Failure {
             None => formatter.write_str("the workers are stuck")?,
         }
         if let Some(step) = self.step {
-            write!(formatter, " at step {step}")?;
+            // A worker that reports an error knows the step it was in; of all others only the last finished one is known.
+            let word = match self.cause {
+                FailureCause::Reported { .. } => "at",
+                _ => "after",
+            };
+            write!(formatter, " {word} step {step}")?;
         }
         if self.attempt > 0 {
             write!(formatter, " of attempt {}", self.attempt)?;
@@ -290,7 +295,7 @@ pub(super) mod tests {
         };
         assert_eq!(
             killed.to_string(),
-            "rank 2 failed at step 17 of attempt 3: killed by SIGKILL (perhaps out of memory)"
+            "rank 2 failed after step 17 of attempt 3: killed by SIGKILL (perhaps out of memory)"
         );
     }
 }

@@ -56,7 +56,16 @@ impl Bench {
         let mut events = Vec::new();
         let result = Controller::run(spec, &mut |event| events.push(event.clone()));
         let seen = Seen { events, result };
-        self.assert_nobody_is_left();
+        let workers = seen.events.iter().filter_map(|event| match event {
+            ControllerEvent::WorkerStarted { pid, .. } => Some(*pid),
+            _ => None,
+        });
+        let left: Vec<_> = workers
+            .filter(|pid| self.processes().contains(pid))
+            .collect();
+        assert_eq!(left, Vec::<u32>::new(), "workers are left");
+        // What workers started was killed too, but is reaped by init, in its own time.
+        self.wait_until_nobody_is_left();
         let last = seen
             .states()
             .last()

@@ -82,7 +82,7 @@ fn a_fault_that_always_strikes_at_the_same_step_is_given_up() {
     assert!(
         error
             .to_string()
-            .contains("at step 2 of attempt 2: killed by SIGKILL"),
+            .contains("after step 2 of attempt 2: killed by SIGKILL"),
         "{error}"
     );
     assert!(

@@ -2,8 +2,8 @@
 
 use super::Attempt;
 use crate::controller::failure::{Class, Sign, root_cause};
-use crate::controller::{Failure, FailureCause, RunFailure};
-use crate::process_table::why_not_running;
+use crate::controller::{Failure, FailureCause};
+use crate::process_table::{why_not_running, why_stopped};
 use std::time::Duration;
 
 /// How long to wait for the root cause after a sign that may be only a consequence. A dead peer is noticed within 2 s,
@@ -19,7 +19,7 @@ pub(super) enum Cause {
 
 impl Attempt<'_, '_> {
     /// The cause of failure, once it is as certain as it will get.
-    pub(super) fn failure(&self) -> Result<Option<Cause>, RunFailure> {
+    pub(super) fn failure(&self) -> Option<Cause> {
         if let (Some((class, sign)), Some(first)) =
             (root_cause(&self.signs), self.first_sign_of_failure)
         {
@@ -27,24 +27,24 @@ impl Attempt<'_, '_> {
             let is_certain = class == Class::Primary && self.workers.exit(sign.rank()).is_some();
             let nothing_more = self.workers.living().next().is_none();
             if !is_certain && !nothing_more && first.elapsed() < SETTLE {
-                return Ok(None);
+                return None;
             }
             if class == Class::Secondary
                 && let Some((rank, why)) = self.stopped_rank()
             {
-                return Ok(Some(Cause::Stopped { rank, why }));
+                return Some(Cause::Stopped { rank, why });
             }
-            return Ok(Some(Cause::Sign(sign.clone())));
+            return Some(Cause::Sign(sign.clone()));
         }
         let timeout = self.run.spec.hang_timeout;
         let is_stuck = !timeout.is_zero() && self.last_sign_of_life.elapsed() >= timeout;
-        Ok(is_stuck.then_some(Cause::Hang))
+        is_stuck.then_some(Cause::Hang)
     }
 
     fn stopped_rank(&self) -> Option<(usize, &'static str)> {
         self.workers
             .living()
-            .find_map(|(rank, pid)| Some((rank, why_not_running(pid)?)))
+            .find_map(|(rank, pid)| Some((rank, why_stopped(pid)?)))
     }
 
     pub(super) fn describe(&self, cause: Cause) -> Failure {

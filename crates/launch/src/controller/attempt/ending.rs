@@ -17,7 +17,7 @@ impl Attempt<'_, '_> {
         let reason = if !self.run.spec.graceful_stop {
             self.end_workers(Signal::TERM)?;
             format!("{signal}")
-        } else if stop.at_once {
+        } else if stop.requests > 1 {
             self.end_workers(Signal::KILL)?;
             format!("{signal}, then a second signal")
         } else {
@@ -49,10 +49,11 @@ impl Attempt<'_, '_> {
     /// Until all workers are gone, the time is over, or somebody asked a second time to stop.
     fn wait_for_end(&mut self, timeout: Duration) -> Result<(), RunFailure> {
         let deadline = Instant::now() + timeout;
-        let was_at_once = self.stop.is_some_and(|stop| stop.at_once);
+        let requests = |attempt: &Self| attempt.stop.map_or(0, |stop| stop.requests);
+        let requests_before = requests(self);
         loop {
             self.look_around()?;
-            let asked_again = !was_at_once && self.stop.is_some_and(|stop| stop.at_once);
+            let asked_again = requests_before > 0 && requests(self) > requests_before;
             if self.workers.living().next().is_none() || Instant::now() >= deadline || asked_again {
                 return Ok(());
             }
