@@ -1,0 +1,285 @@
+//! All documents of a dataset as tokens, in one memory-mapped file.
+//!
+//! A cache depends on the dataset's content and on the tokenizer, not on how rows are cut from it: packed or not, and
+//! for every `seq_length`, the same file serves.
+
+mod build;
+mod format;
+mod key;
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use mmap_guard::FileData;
+use thiserror::Error;
+
+use crate::progress::Progress;
+use crate::search::partition_index;
+use crate::source::{Source, SourceError};
+use crate::tokenizer::{Tokenizer, TokenizerError};
+use format::{Header, Layout};
+
+/// Tokens and the borders of documents, shared by all processes of a host through the page cache.
+#[derive(Debug)]
+pub struct TokenCache {
+    path: PathBuf,
+    data: FileData,
+    header: Header,
+    layout: Layout,
+}
+
+/// How far to trust a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verify {
+    /// Checks the header and the file's size. For a file that another process of this run has just verified.
+    Header,
+    /// Checks every byte too.
+    Full,
+}
+
+/// Why there is no token cache.
+#[derive(Debug, Error)]
+pub enum CacheError {
+    /// The dataset could not be read.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// A document could not be tokenized.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    /// Nothing to train on.
+    #[error("dataset {place} is empty: none of its {documents} documents has a token")]
+    Empty {
+        /// What was asked for.
+        place: String,
+        /// Documents that were read.
+        documents: u64,
+    },
+    /// A file that could not be used.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A file that is not as it was written.
+    #[error("token cache {} is damaged ({reason}): remove it, and it is built again", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What does not fit.
+        reason: &'static str,
+    },
+}
+
+impl TokenCache {
+    /// The cache of `source` as `tokenizer` sees it, below `cache_dir`; it is built if it is not there or damaged.
+    ///
+    /// Documents are tokenized by all threads of the current rayon pool. The file appears whole or not at all. If several
+    /// processes call this at the same time, one builds and the others wait for it.
+    ///
+    /// # Errors
+    /// A dataset that cannot be read or is empty; a folder that cannot be written.
+    pub fn build_or_open(
+        source: &Source,
+        tokenizer: &Tokenizer,
+        cache_dir: &Path,
+        progress: &mut dyn Progress,
+    ) -> Result<Self, CacheError> {
+        build::build_or_open(source, tokenizer, cache_dir, progress)
+    }
+
+    /// Opens the file of a cache that was built before: its [`Self::path`].
+    ///
+    /// # Errors
+    /// A file that cannot be read, or is damaged as far as `verify` looks.
+    pub fn open(path: &Path, verify: Verify) -> Result<Self, CacheError> {
+        let data = mmap_guard::map_file(path).map_err(|source| match source.kind() {
+            io::ErrorKind::InvalidInput => CacheError::Damaged {
+                path: path.into(),
+                reason: "the file is empty",
+            },
+            _ => CacheError::Io {
+                action: "map token cache",
+                path: path.into(),
+                source,
+            },
+        })?;
+        let (header, layout) =
+            format::check(&data, verify).map_err(|reason| CacheError::Damaged {
+                path: path.into(),
+                reason,
+            })?;
+        Ok(Self {
+            path: path.into(),
+            data,
+            header,
+            layout,
+        })
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What the tokens depend on, as a hash in hexadecimal digits: equal keys have equal tokens.
+    pub fn key(&self) -> String {
+        blake3::Hash::from_bytes(self.header.key)
+            .to_hex()
+            .to_string()
+    }
+
+    /// Documents that have at least one token.
+    pub fn documents(&self) -> u64 {
+        self.header.documents
+    }
+
+    /// Tokens of all documents, without what joins them.
+    pub fn tokens(&self) -> u64 {
+        self.header.tokens
+    }
+
+    /// The token that fills incomplete rows.
+    pub fn pad_id(&self) -> u32 {
+        self.header.pad_id
+    }
+
+    /// The tokens of document `index`.
+    pub fn document(&self, index: u64) -> &[u32] {
+        let ends = self.ends();
+        let index = index as usize;
+        let start = if index == 0 { 0 } else { ends[index - 1] };
+        &self.all_tokens()[start as usize..ends[index] as usize]
+    }
+
+    /// Tokens of all documents, each followed by EOS.
+    pub fn stream_len(&self) -> u64 {
+        self.header.tokens + self.header.separator * self.header.documents
+    }
+
+    /// Copies the part of this stream from `start` on that fills `out`.
+    pub fn copy_stream(&self, start: u64, out: &mut [i64]) {
+        let (tokens, ends) = (self.all_tokens(), self.ends());
+        let separator = self.header.separator;
+        // Document `d` ends before this place of the stream; `d` separators were before its own.
+        let end_of = |d: usize| ends[d] + (d as u64 + 1) * separator;
+        let mut document = partition_index(ends.len(), |d| end_of(d) <= start);
+        let mut next = (start - document as u64 * separator) as usize;
+        let mut filled = 0;
+        while filled < out.len() {
+            let count = (ends[document] as usize - next).min(out.len() - filled);
+            for (to, from) in out[filled..].iter_mut().zip(&tokens[next..next + count]) {
+                *to = i64::from(*from);
+            }
+            filled += count;
+            next += count;
+            if separator == 1 && filled < out.len() {
+                out[filled] = i64::from(self.header.eos_id);
+                filled += 1;
+            }
+            document += 1;
+        }
+    }
+
+    fn all_tokens(&self) -> &[u32] {
+        bytemuck::cast_slice(&self.data[self.layout.tokens.clone()])
+    }
+
+    /// For each document, where its tokens end.
+    fn ends(&self) -> &[u64] {
+        bytemuck::cast_slice(&self.data[self.layout.ends.clone()])
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::build::Writer;
+    use super::*;
+    use std::fs;
+    use std::sync::Arc;
+
+    /// A cache of these documents; its file is gone when this returns, and its mapping stays.
+    pub(crate) fn cache_of(documents: &[&[u32]], eos_id: u32) -> Arc<TokenCache> {
+        let dir = tempfile::tempdir().unwrap();
+        Arc::new(TokenCache::open(&write(dir.path(), documents, eos_id, 1), Verify::Full).unwrap())
+    }
+
+    fn write(dir: &Path, documents: &[&[u32]], eos_id: u32, separator: u64) -> PathBuf {
+        let mut writer = Writer::new(dir, "test").unwrap();
+        for document in documents {
+            writer.push(document).unwrap();
+        }
+        let header = Header {
+            eos_id,
+            pad_id: eos_id,
+            separator,
+            key: *blake3::hash(format!("{documents:?}").as_bytes()).as_bytes(),
+            ..Header::default()
+        };
+        let path = dir.join("test.tokens");
+        writer.finish(header, &path).unwrap();
+        path
+    }
+
+    #[test]
+    fn documents_come_back() {
+        let documents: [&[u32]; 3] = [&[1, 2, 3], &[4], &[5, 6]];
+        let cache = cache_of(&documents, 9);
+        assert_eq!(
+            (cache.documents(), cache.tokens(), cache.stream_len()),
+            (3, 6, 9)
+        );
+        for (index, document) in documents.iter().enumerate() {
+            assert_eq!(cache.document(index as u64), *document);
+        }
+        let stream = [1, 2, 3, 9, 4, 9, 5, 6, 9];
+        for start in 0..stream.len() {
+            for end in start..=stream.len() {
+                let mut out = vec![0; end - start];
+                cache.copy_stream(start as u64, &mut out);
+                assert_eq!(out, stream[start..end], "{start}..{end}");
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_is_put_between_documents_that_end_with_eos_already() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = write(dir.path(), &[&[1, 9], &[2, 9]], 9, 0);
+        let cache = TokenCache::open(&path, Verify::Full).unwrap();
+        let mut out = vec![0; cache.stream_len() as usize];
+        cache.copy_stream(0, &mut out);
+        assert_eq!(out, [1, 9, 2, 9]);
+        cache.copy_stream(1, &mut out[..2]);
+        assert_eq!(out[..2], [9, 2]);
+    }
+
+    #[test]
+    fn every_flipped_byte_and_every_length_is_noticed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = write(dir.path(), &[&[1, 2, 3], &[4, 5]], 9, 1);
+        let good = fs::read(&path).unwrap();
+        let damaged = dir.path().join("damaged");
+        let check = |bytes: &[u8], what: &str| {
+            fs::write(&damaged, bytes).unwrap();
+            let error = TokenCache::open(&damaged, Verify::Full).expect_err(what);
+            assert!(
+                matches!(error, CacheError::Damaged { .. }),
+                "{what}: {error}"
+            );
+        };
+        for index in 0..good.len() {
+            let mut bad = good.clone();
+            bad[index] ^= 0x40;
+            check(&bad, &format!("byte {index}"));
+        }
+        for length in 0..good.len() {
+            check(&good[..length], &format!("length {length}"));
+        }
+        check(&[&good[..], &[0]].concat(), "one byte more");
+        println!("{} bytes flipped and cut", good.len());
+    }
+}

@@ -1,0 +1,294 @@
+//! Which sample comes when: a function of (seed, epoch, position in the epoch), and of nothing else.
+
+use std::ops::Range;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::permutation::Permutation;
+
+/// The next sample of a run.
+///
+/// This, not a number of steps, is what a checkpoint must hold: it means the same for every mesh and batch size, so a
+/// run continues with the exact next sample whatever it continues on.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
+)]
+pub struct Position {
+    /// Epoch, from 0.
+    pub epoch: u64,
+    /// Samples of this epoch that were consumed, by all ranks together.
+    pub sample: u64,
+}
+
+/// How much of the data a run uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EpochLimit {
+    /// Passes over the data.
+    pub epochs: u64,
+    /// Optimizer steps after which an epoch ends early.
+    pub steps_per_epoch: Option<u64>,
+}
+
+impl Default for EpochLimit {
+    /// One whole epoch.
+    fn default() -> Self {
+        Self {
+            epochs: 1,
+            steps_per_epoch: None,
+        }
+    }
+}
+
+/// The order of samples over all ranks. Every rank holds an equal one, and takes its rows of each global batch.
+#[derive(Debug, Clone)]
+pub struct Sampler {
+    len: u64,
+    seed: u64,
+    global_batch: u64,
+    limit: EpochLimit,
+}
+
+/// Why there is no order.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum SamplerError {
+    /// Not even one step.
+    #[error(
+        "the dataset has {len} samples, {missing} fewer than one global batch of {global_batch}: \
+         use more data, a smaller seq_length, batch_size or gradient_accumulation_steps, or fewer data parallel ranks"
+    )]
+    TooSmall {
+        /// Samples there are.
+        len: u64,
+        /// Samples of one step.
+        global_batch: u64,
+        /// The difference.
+        missing: u64,
+    },
+    /// A step without samples.
+    #[error("the global batch is 0: it must be at least 1")]
+    ZeroBatch,
+}
+
+impl Sampler {
+    /// An order of `len` samples, for one epoch.
+    ///
+    /// # Errors
+    /// Fewer samples than one global batch; a global batch of 0.
+    pub fn new(len: u64, seed: u64, global_batch: u64) -> Result<Self, SamplerError> {
+        if global_batch == 0 {
+            return Err(SamplerError::ZeroBatch);
+        }
+        if len < global_batch {
+            return Err(SamplerError::TooSmall {
+                len,
+                global_batch,
+                missing: global_batch - len,
+            });
+        }
+        Ok(Self {
+            len,
+            seed,
+            global_batch,
+            limit: EpochLimit::default(),
+        })
+    }
+
+    /// The same order, for as much as `limit` says.
+    pub fn limited(self, limit: EpochLimit) -> Self {
+        Self { limit, ..self }
+    }
+
+    /// Samples of one optimizer step, over all ranks.
+    pub fn global_batch(&self) -> u64 {
+        self.global_batch
+    }
+
+    /// Optimizer steps of one epoch from its start. What does not fill a global batch is left out.
+    pub fn steps_per_epoch(&self) -> u64 {
+        let full = self.len / self.global_batch;
+        self.limit
+            .steps_per_epoch
+            .map_or(full, |limit| full.min(limit))
+    }
+
+    /// Optimizer steps from the start to the end of the last epoch.
+    pub fn total_steps(&self) -> u64 {
+        self.steps_per_epoch().saturating_mul(self.limit.epochs)
+    }
+
+    /// Where the next global batch begins if `position` is as far as the run is: there, in the next epoch if too little
+    /// is left of this one, or nowhere after the last epoch.
+    pub fn next_batch(&self, position: Position) -> Option<Position> {
+        if self.steps_per_epoch() == 0 {
+            return None;
+        }
+        let usable = self.steps_per_epoch() * self.global_batch;
+        // A run that continues with another batch size may be anywhere in an epoch, so what is left is counted in samples.
+        let end = if self.limit.steps_per_epoch.is_some() {
+            usable
+        } else {
+            self.len
+        };
+        let fits = position
+            .sample
+            .checked_add(self.global_batch)
+            .is_some_and(|after| after <= end);
+        let start = if fits {
+            position
+        } else {
+            Position {
+                epoch: position.epoch.checked_add(1)?,
+                sample: 0,
+            }
+        };
+        (start.epoch < self.limit.epochs).then_some(start)
+    }
+
+    /// How far a run is after the global batch that begins at `start`.
+    pub fn after(&self, start: Position) -> Position {
+        Position {
+            sample: start.sample + self.global_batch,
+            ..start
+        }
+    }
+
+    /// Whether the global batch at `start` is the last of its epoch.
+    pub fn ends_epoch(&self, start: Position) -> bool {
+        self.next_batch(self.after(start))
+            .is_none_or(|next| next.epoch != start.epoch)
+    }
+
+    /// Indices into the dataset of `rows` of the global batch that begins at `start`, a result of [`Self::next_batch`].
+    pub fn samples(&self, start: Position, rows: Range<u64>) -> impl Iterator<Item = u64> + use<> {
+        let order = Permutation::new(self.len, self.seed, start.epoch);
+        rows.map(move |row| order.at(start.sample + row))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::share::Share;
+    use proptest::prelude::*;
+
+    /// All samples of a run from `position`, in the order of the global batches.
+    fn run(sampler: &Sampler, mut position: Position) -> Vec<(u64, u64)> {
+        let mut consumed = Vec::new();
+        while let Some(start) = sampler.next_batch(position) {
+            let samples = sampler.samples(start, 0..sampler.global_batch());
+            consumed.extend(samples.map(|sample| (start.epoch, sample)));
+            position = sampler.after(start);
+        }
+        consumed
+    }
+
+    proptest! {
+        #[test]
+        fn an_epoch_has_no_sample_twice(len in 1u64..500, seed: u64, batch in 1u64..20) {
+            prop_assume!(batch <= len);
+            let sampler = Sampler::new(len, seed, batch)?;
+            let mut samples = run(&sampler, Position::default());
+            prop_assert_eq!(samples.len() as u64, len / batch * batch);
+            samples.sort_unstable();
+            samples.dedup();
+            prop_assert_eq!(samples.len() as u64, len / batch * batch);
+        }
+
+        #[test]
+        fn the_mesh_does_not_change_a_global_batch(seed: u64, exponent in 0u32..4) {
+            let (global_batch, dp_size) = (24usize, [1usize, 2, 3, 4][exponent as usize]);
+            let sampler = Sampler::new(1000, seed, global_batch as u64)?;
+            let start = Position { epoch: 3, sample: 48 };
+            let mut joined = Vec::new();
+            for dp_rank in 0..dp_size {
+                let share = Share { dp_rank, dp_size, micro_batches: 2, batch_size: global_batch / dp_size / 2 };
+                for micro_batch in 0..2 {
+                    let rows = share.rows(micro_batch);
+                    joined.extend(sampler.samples(start, rows.start as u64..rows.end as u64));
+                }
+            }
+            let whole: Vec<u64> = sampler.samples(start, 0..24).collect();
+            prop_assert_eq!(joined, whole);
+        }
+
+        #[test]
+        fn resuming_is_continuing(seed: u64, before in 1u64..12, after in 1u64..12, steps in 0u64..8) {
+            let (len, limit) = (100, EpochLimit { epochs: 3, steps_per_epoch: None });
+            let first = Sampler::new(len, seed, before)?.limited(limit);
+            let mut position = Position::default();
+            for _ in 0..steps {
+                position = first.after(first.next_batch(position).unwrap());
+            }
+            // Another batch size goes on with the very next sample of the same order.
+            let second = Sampler::new(len, seed, after)?.limited(limit);
+            let order = Permutation::new(len, seed, position.epoch);
+            let start = second.next_batch(position).unwrap();
+            prop_assert_eq!(start, position);
+            let next = second.samples(start, 0..1).next().unwrap();
+            prop_assert_eq!(next, order.at(position.sample));
+            // The same batch size gives what the first run would have given.
+            let whole = run(&first, Position::default());
+            prop_assert_eq!(&run(&first, position), &whole[(steps * before) as usize..]);
+        }
+    }
+
+    #[test]
+    fn epochs_differ_and_end() {
+        let limit = EpochLimit {
+            epochs: 2,
+            steps_per_epoch: None,
+        };
+        let sampler = Sampler::new(10, 7, 3).unwrap().limited(limit);
+        assert_eq!((sampler.steps_per_epoch(), sampler.total_steps()), (3, 6));
+        let samples = run(&sampler, Position::default());
+        assert_eq!(samples.len(), 18);
+        let (first, second) = samples.split_at(9);
+        assert!(first.iter().all(|(epoch, _)| *epoch == 0));
+        assert!(second.iter().all(|(epoch, _)| *epoch == 1));
+        let values = |part: &[(u64, u64)]| part.iter().map(|(_, v)| *v).collect::<Vec<_>>();
+        assert_ne!(values(first), values(second));
+        assert!(sampler.ends_epoch(Position {
+            epoch: 0,
+            sample: 6
+        }));
+        assert!(!sampler.ends_epoch(Position {
+            epoch: 0,
+            sample: 3
+        }));
+    }
+
+    #[test]
+    fn a_limited_epoch_ends_early() {
+        let limit = EpochLimit {
+            epochs: 2,
+            steps_per_epoch: Some(2),
+        };
+        let sampler = Sampler::new(10, 7, 3).unwrap().limited(limit);
+        assert_eq!((sampler.steps_per_epoch(), sampler.total_steps()), (2, 4));
+        assert_eq!(run(&sampler, Position::default()).len(), 12);
+        assert!(sampler.ends_epoch(Position {
+            epoch: 0,
+            sample: 3
+        }));
+        let none = EpochLimit {
+            epochs: 2,
+            steps_per_epoch: Some(0),
+        };
+        assert_eq!(
+            sampler.limited(none).next_batch(Position::default()),
+            None,
+            "no steps, no batch"
+        );
+    }
+
+    #[test]
+    fn too_little_data_is_refused_with_the_numbers() {
+        let message = Sampler::new(5, 0, 8).unwrap_err().to_string();
+        assert!(
+            message.contains("5 samples, 3 fewer than one global batch of 8"),
+            "{message}"
+        );
+        assert_eq!(Sampler::new(5, 0, 0).unwrap_err(), SamplerError::ZeroBatch);
+    }
+}

@@ -1,0 +1,376 @@
+//! The tokenizer of a Hugging Face model folder.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+use thiserror::Error;
+use tokenizers::Tokenizer as Pipeline;
+
+/// Files that name the EOS token, in the order in which they are asked.
+const EOS_FILES: [&str; 4] = [
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "generation_config.json",
+    "config.json",
+];
+
+/// Text to tokens, and what else training must know of a vocabulary.
+#[derive(Debug)]
+pub struct Tokenizer {
+    pipeline: Pipeline,
+    eos_id: u32,
+    pad_id: u32,
+    appends_eos: bool,
+    vocab_size: usize,
+    fingerprint: blake3::Hash,
+}
+
+/// Why a folder has no usable tokenizer.
+#[derive(Debug, Error)]
+pub enum TokenizerError {
+    /// No `tokenizer.json`.
+    #[error(
+        "{} has no tokenizer.json: pass a folder or hub name with one as tokenizer \
+         (a slow tokenizer is converted by `AutoTokenizer.from_pretrained(..).save_pretrained(..)`)",
+        dir.display()
+    )]
+    Missing {
+        /// The folder.
+        dir: PathBuf,
+    },
+    /// A file that cannot be read.
+    #[error("cannot read {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A file that is not what its name says.
+    #[error("{} is not valid: {reason}", path.display())]
+    Invalid {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// Documents could not be told apart.
+    #[error(
+        "no EOS token: looked for `eos_token` or `eos_token_id` in tokenizer_config.json, special_tokens_map.json, \
+         generation_config.json and config.json of {}",
+        dir.display()
+    )]
+    NoEos {
+        /// The folder.
+        dir: PathBuf,
+    },
+    /// A special token outside the vocabulary.
+    #[error("{} names `{token}` as {role}, which the vocabulary of tokenizer.json does not have", path.display())]
+    UnknownToken {
+        /// The file.
+        path: PathBuf,
+        /// The token.
+        token: String,
+        /// `eos_token` or `pad_token`.
+        role: &'static str,
+    },
+    /// Text that the tokenizer does not take.
+    #[error("the tokenizer refuses a document that begins with {beginning:?}: {reason}")]
+    Encode {
+        /// The first characters.
+        beginning: String,
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+impl Tokenizer {
+    /// Reads `tokenizer.json` of `dir`, and the special tokens from the JSON files beside it.
+    ///
+    /// Truncation and padding that the file may ask for are turned off: rows are cut and filled by the dataset.
+    ///
+    /// # Errors
+    /// Files that are missing or not valid; no EOS token.
+    pub fn load(dir: &Path) -> Result<Self, TokenizerError> {
+        let path = dir.join("tokenizer.json");
+        if !path.is_file() {
+            return Err(TokenizerError::Missing { dir: dir.into() });
+        }
+        let bytes = fs::read(&path).map_err(|source| TokenizerError::Read {
+            path: path.clone(),
+            source,
+        })?;
+        let invalid = |reason: tokenizers::Error| TokenizerError::Invalid {
+            path: path.clone(),
+            reason: reason.to_string(),
+        };
+        let mut pipeline = Pipeline::from_bytes(&bytes).map_err(invalid)?;
+        pipeline.with_padding(None);
+        pipeline.with_truncation(None).map_err(invalid)?;
+        let vocab_size = pipeline
+            .get_vocab(true)
+            .values()
+            .max()
+            .map_or(0, |last| *last as usize + 1);
+
+        let eos_id = find_eos(dir, &pipeline)?;
+        let pad_id = special_token(dir, EOS_FILES[0], "pad_token", &pipeline)?.unwrap_or(eos_id);
+        let mut tokenizer = Self {
+            pipeline,
+            eos_id,
+            pad_id,
+            appends_eos: false,
+            vocab_size,
+            fingerprint: fingerprint(&bytes, eos_id, pad_id),
+        };
+        tokenizer.appends_eos = tokenizer.encode("a")?.last() == Some(&eos_id);
+        Ok(tokenizer)
+    }
+
+    /// The tokens of one document, with the special tokens that the tokenizer itself puts around a text (for example
+    /// Llama's BOS).
+    ///
+    /// # Errors
+    /// Text that the tokenizer refuses.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+        let encoding = self.pipeline.encode_fast(text, true);
+        let encoding = encoding.map_err(|reason| TokenizerError::Encode {
+            beginning: text.chars().take(40).collect(),
+            reason: reason.to_string(),
+        })?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The token that ends a document.
+    pub fn eos_id(&self) -> u32 {
+        self.eos_id
+    }
+
+    /// The token that fills a row: the tokenizer's own, or EOS.
+    pub fn pad_id(&self) -> u32 {
+        self.pad_id
+    }
+
+    /// Whether [`Self::encode`] ends every text with EOS by itself.
+    pub fn appends_eos(&self) -> bool {
+        self.appends_eos
+    }
+
+    /// Rows that an embedding must have for this tokenizer: its largest token id, added tokens included, plus one.
+    pub fn vocab_size(&self) -> usize {
+        self.vocab_size
+    }
+
+    /// Tokenizers with equal fingerprints give equal tokens.
+    pub fn fingerprint(&self) -> &blake3::Hash {
+        &self.fingerprint
+    }
+}
+
+fn fingerprint(tokenizer_json: &[u8], eos_id: u32, pad_id: u32) -> blake3::Hash {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(tokenizer_json);
+    hasher.update(&eos_id.to_le_bytes());
+    hasher.update(&pad_id.to_le_bytes());
+    hasher.finalize()
+}
+
+fn find_eos(dir: &Path, pipeline: &Pipeline) -> Result<u32, TokenizerError> {
+    for file in EOS_FILES {
+        if let Some(id) = special_token(dir, file, "eos_token", pipeline)? {
+            return Ok(id);
+        }
+        let config = read_json(&dir.join(file))?;
+        let id = match &config["eos_token_id"] {
+            // Chat models list several: the first is the one that ends a document.
+            Value::Array(ids) => ids.first().and_then(Value::as_u64),
+            id => id.as_u64(),
+        };
+        if let Some(id) = id.and_then(|id| u32::try_from(id).ok()) {
+            return Ok(id);
+        }
+    }
+    Err(TokenizerError::NoEos { dir: dir.into() })
+}
+
+/// The id of the token that `file` names as `role`, either as a string or as an added token with its settings.
+fn special_token(
+    dir: &Path,
+    file: &str,
+    role: &'static str,
+    pipeline: &Pipeline,
+) -> Result<Option<u32>, TokenizerError> {
+    let path = dir.join(file);
+    let config = read_json(&path)?;
+    let named = &config[role];
+    let Some(token) = named.as_str().or_else(|| named["content"].as_str()) else {
+        return Ok(None);
+    };
+    match pipeline.token_to_id(token) {
+        Some(id) => Ok(Some(id)),
+        None => Err(TokenizerError::UnknownToken {
+            path,
+            token: token.into(),
+            role,
+        }),
+    }
+}
+
+/// A JSON file, or null where there is none: all of these files are optional.
+fn read_json(path: &Path) -> Result<Value, TokenizerError> {
+    let bytes = match fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Value::Null),
+        Err(source) => {
+            let path = path.into();
+            return Err(TokenizerError::Read { path, source });
+        }
+    };
+    serde_json::from_slice(&bytes).map_err(|error| TokenizerError::Invalid {
+        path: path.into(),
+        reason: error.to_string(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    /// The tests' vocabulary, with a gap before its last word.
+    const WORDS: [(&str, u32); 8] = [
+        ("[unk]", 0),
+        ("a", 1),
+        ("<eos>", 2),
+        ("b", 3),
+        ("c", 4),
+        ("d", 5),
+        ("e", 6),
+        ("f", 20),
+    ];
+
+    /// Writes a tokenizer of whole words into `dir`.
+    fn write_tokenizer(dir: &Path, extra: Value) {
+        let vocab: serde_json::Map<String, Value> = WORDS
+            .iter()
+            .map(|(word, id)| ((*word).to_owned(), json!(id)))
+            .collect();
+        let mut tokenizer = json!({
+            "version": "1.0", "truncation": null, "padding": null, "normalizer": null,
+            "added_tokens": [{"id": 8, "content": "<added>", "single_word": false, "lstrip": false, "rstrip": false,
+                              "normalized": false, "special": true}],
+            "pre_tokenizer": {"type": "WhitespaceSplit"}, "post_processor": null, "decoder": null,
+            "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "[unk]"}
+        });
+        for (key, value) in extra.as_object().unwrap() {
+            tokenizer[key] = value.clone();
+        }
+        fs::write(dir.join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    }
+
+    fn dir_with(files: &[(&str, Value)]) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        write_tokenizer(dir.path(), json!({}));
+        for (name, content) in files {
+            fs::write(dir.path().join(name), content.to_string()).unwrap();
+        }
+        dir
+    }
+
+    #[test]
+    fn eos_is_found_wherever_it_is_named() {
+        for (file, content) in [
+            ("tokenizer_config.json", json!({"eos_token": "<eos>"})),
+            (
+                "tokenizer_config.json",
+                json!({"eos_token": {"content": "<eos>", "special": true}}),
+            ),
+            ("special_tokens_map.json", json!({"eos_token": "<eos>"})),
+            ("config.json", json!({"eos_token_id": 2})),
+            ("generation_config.json", json!({"eos_token_id": [2, 5]})),
+        ] {
+            let dir = dir_with(&[(file, content)]);
+            let tokenizer = Tokenizer::load(dir.path()).unwrap();
+            assert_eq!(tokenizer.eos_id(), 2, "{file}");
+            assert_eq!(
+                tokenizer.pad_id(),
+                2,
+                "EOS fills rows where no pad token is"
+            );
+            assert!(!tokenizer.appends_eos());
+        }
+    }
+
+    #[test]
+    fn the_vocabulary_reaches_to_the_last_id() {
+        let config = json!({"eos_token": "<eos>", "pad_token": "f"});
+        let dir = dir_with(&[("tokenizer_config.json", config)]);
+        let tokenizer = Tokenizer::load(dir.path()).unwrap();
+        assert_eq!(tokenizer.vocab_size(), 21, "9 tokens, the last of them 20");
+        assert_eq!(tokenizer.pad_id(), 20);
+        assert_eq!(
+            tokenizer.encode("a b nonsense <added>").unwrap(),
+            [1, 3, 0, 8]
+        );
+        assert_eq!(tokenizer.encode("").unwrap(), [0u32; 0]);
+    }
+
+    #[test]
+    fn truncation_and_padding_of_the_file_are_off() {
+        let dir = dir_with(&[("config.json", json!({"eos_token_id": 2}))]);
+        let truncation =
+            json!({"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0});
+        let padding = json!({"strategy": {"Fixed": 5}, "direction": "Right", "pad_to_multiple_of": null,
+                             "pad_id": 2, "pad_type_id": 0, "pad_token": "<eos>"});
+        write_tokenizer(
+            dir.path(),
+            json!({"truncation": truncation, "padding": padding}),
+        );
+        let tokenizer = Tokenizer::load(dir.path()).unwrap();
+        assert_eq!(tokenizer.encode("a b c").unwrap(), [1, 3, 4]);
+        assert_eq!(tokenizer.encode("a").unwrap(), [1]);
+    }
+
+    #[test]
+    fn a_tokenizer_that_ends_texts_itself_is_recognised() {
+        let dir = dir_with(&[("config.json", json!({"eos_token_id": 2}))]);
+        let template = json!({"type": "TemplateProcessing",
+            "single": [{"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "<eos>", "type_id": 0}}],
+            "pair": [], "special_tokens": {"<eos>": {"id": "<eos>", "ids": [2], "tokens": ["<eos>"]}}});
+        write_tokenizer(dir.path(), json!({"post_processor": template}));
+        let tokenizer = Tokenizer::load(dir.path()).unwrap();
+        assert!(tokenizer.appends_eos());
+        assert_eq!(tokenizer.encode("a").unwrap(), [1, 2]);
+    }
+
+    #[test]
+    fn errors_name_the_file_and_what_is_wrong() {
+        let message = |dir: &tempfile::TempDir| {
+            let message = Tokenizer::load(dir.path()).unwrap_err().to_string();
+            println!("{message}");
+            message
+        };
+        let empty = tempfile::tempdir().unwrap();
+        assert!(message(&empty).contains("has no tokenizer.json"));
+        fs::write(empty.path().join("tokenizer.json"), "{").unwrap();
+        assert!(message(&empty).contains("tokenizer.json is not valid"));
+        assert!(message(&dir_with(&[])).contains("no EOS token"));
+        let unknown = json!({"eos_token": "<end>"});
+        let said = message(&dir_with(&[("tokenizer_config.json", unknown)]));
+        assert!(said.contains("names `<end>` as eos_token"), "{said}");
+        let broken = dir_with(&[]);
+        fs::write(broken.path().join("config.json"), "nonsense").unwrap();
+        assert!(message(&broken).contains("config.json is not valid"));
+    }
+
+    #[test]
+    fn fingerprints_follow_the_file_and_eos() {
+        let load = |eos: u32| {
+            let dir = dir_with(&[("config.json", json!({"eos_token_id": eos}))]);
+            *Tokenizer::load(dir.path()).unwrap().fingerprint()
+        };
+        assert_eq!(load(2), load(2));
+        assert_ne!(load(2), load(3));
+    }
+}
