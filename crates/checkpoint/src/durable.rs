@@ -1,0 +1,71 @@
+//! Files that appear whole or not at all, and stay after a power cut.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+/// What a file is called until it is whole.
+const PARTIAL_SUFFIX: &str = ".partial";
+
+/// A file that takes its name when it is whole. Dropped before that, it leaves nothing.
+#[derive(Debug)]
+pub(crate) struct PartialFile {
+    file: File,
+    partial: PathBuf,
+    target: PathBuf,
+    finished: bool,
+}
+
+impl PartialFile {
+    /// Begins the file that will be called `target`.
+    pub fn create(target: &Path) -> io::Result<Self> {
+        let mut partial = target.as_os_str().to_owned();
+        partial.push(PARTIAL_SUFFIX);
+        let partial = PathBuf::from(partial);
+        Ok(Self {
+            file: File::create(&partial)?,
+            partial,
+            target: target.to_owned(),
+            finished: false,
+        })
+    }
+
+    /// Makes the bytes durable, then gives the file its name.
+    pub fn finish(mut self) -> io::Result<()> {
+        self.file.sync_all()?;
+        fs::rename(&self.partial, &self.target)?;
+        self.finished = true;
+        sync_parent(&self.target)
+    }
+}
+
+impl Write for PartialFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.file.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+impl Drop for PartialFile {
+    fn drop(&mut self) {
+        if !self.finished {
+            let _ = fs::remove_file(&self.partial);
+        }
+    }
+}
+
+/// Makes the names in the folder of `path` durable: a rename is only certain once its folder is on disk.
+pub(crate) fn sync_parent(path: &Path) -> io::Result<()> {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => sync_folder(parent),
+        _ => sync_folder(Path::new(".")),
+    }
+}
+
+/// Makes the names in `folder` durable.
+pub(crate) fn sync_folder(folder: &Path) -> io::Result<()> {
+    File::open(folder)?.sync_all()
+}

@@ -1,0 +1,50 @@
+//! `model.safetensors.index.json`: which file holds which tensor.
+
+use std::collections::BTreeMap;
+use std::path::{Component, Path};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::WeightsError;
+
+/// The index as it is in the file.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(super) struct Index {
+    /// `total_size` and whatever else its writer noted.
+    #[serde(default)]
+    pub metadata: BTreeMap<String, Value>,
+    /// Tensor name to file name.
+    pub weight_map: BTreeMap<String, String>,
+}
+
+impl Index {
+    /// Reads `path` and refuses names that lead out of its folder.
+    pub fn read(path: &Path) -> Result<Self, WeightsError> {
+        let text = std::fs::read(path).map_err(|source| WeightsError::Io {
+            action: "read",
+            file: path.to_owned(),
+            source,
+        })?;
+        let problem = |problem: String| WeightsError::Index {
+            file: path.to_owned(),
+            problem,
+        };
+        let index: Self = serde_json::from_slice(&text)
+            .map_err(|error| problem(format!("not an index: {error}")))?;
+        if index.weight_map.is_empty() {
+            return Err(problem("it names no tensor".to_owned()));
+        }
+        for (tensor, file) in &index.weight_map {
+            let mut components = Path::new(file).components();
+            let is_plain = matches!(components.next(), Some(Component::Normal(_)))
+                && components.next().is_none();
+            if !is_plain {
+                return Err(problem(format!(
+                    "tensor {tensor:?} is said to be in {file:?}, which is not the name of a file beside the index"
+                )));
+            }
+        }
+        Ok(index)
+    }
+}
