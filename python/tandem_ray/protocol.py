@@ -107,7 +107,7 @@ def encode_command(command: Command) -> bytes:
     return json.dumps({"command": command}).encode() + b"\n"
 
 
-def _event(value: Mapping[str, Any]) -> Event | None:
+def _event(value: Mapping[str, Any]) -> Event | None:  # noqa: PLR0911 - one for each event
     match value["event"]:
         case "hello":
             return Hello(int(value["rank"]), int(value["pid"]), int(value["version"]))
@@ -139,7 +139,4 @@ def _metrics(value: Mapping[str, Any]) -> Metrics:
     # Values that are not finite come as the strings "NaN", "inf" and "-inf", which float() reads. Whole numbers stay
     # whole, so that a step is shown as 12 and not as 12.0.
     metrics: dict[str, Any] = dict(value["metrics"])
-    return {
-        str(name): number if type(number) is int else float(number)
-        for name, number in metrics.items()
-    }
+    return {str(name): number if type(number) is int else float(number) for name, number in metrics.items()}

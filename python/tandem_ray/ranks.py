@@ -87,9 +87,7 @@ def lay_out(nodes: Sequence[str], tp_size: int) -> RankLayout:
             local_world_size=nodes.count(node),
             node_rank=node_ranks.setdefault(node, len(node_ranks)),
         )
-    spans = {
-        index: tuple(dict.fromkeys(nodes[worker] for worker in row)) for index, row in enumerate(rows)
-    }
+    spans = {index: tuple(dict.fromkeys(nodes[worker] for worker in row)) for index, row in enumerate(rows)}
     return RankLayout(
         places=tuple(places[worker] for worker in range(len(nodes))),
         straddling={index: span for index, span in spans.items() if len(span) > 1},

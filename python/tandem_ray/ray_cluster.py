@@ -1,0 +1,46 @@
+"""What the connected Ray cluster has."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+import ray
+from ray._private import state
+
+from tandem_ray.cluster_resources import Node, Resources, shortage
+from tandem_ray.errors import InsufficientResourcesError
+
+logger = logging.getLogger(__name__)
+
+
+def nodes(labels: Mapping[str, str] | None = None, *, free: bool = False) -> list[Node]:
+    """The nodes that are alive and have all `labels`, with what they have, or with what is free of it."""
+    available = state.available_resources_per_node() if free else {}
+    found = []
+    for node in ray.nodes():
+        if not node["Alive"] or not _matches(node.get("Labels", {}), labels or {}):
+            continue
+        resources = available.get(node["NodeID"], {}) if free else node["Resources"]
+        found.append(Node(node["NodeID"], resources))
+    return found
+
+
+def check_resources(per_worker: Resources, num_workers: int, labels: Mapping[str, str] | None) -> None:
+    """Refuses a run that the cluster can never hold, and says so when it must wait for others to end.
+
+    Raises:
+        InsufficientResourcesError: The workers would wait for ever.
+    """
+    if state.state.get_max_resources_from_cluster_config():
+        # An autoscaler may add nodes, and Ray checks its upper limit itself.
+        return
+    if missing := shortage(nodes(labels), per_worker, num_workers):
+        raise InsufficientResourcesError(missing + (f" (Nodes must have the labels {dict(labels)}.)" if labels else ""))
+    if missing := shortage(nodes(labels, free=True), per_worker, num_workers):
+        logger.warning("the cluster is busy, the run waits for its resources: %s", missing)
+
+
+def _matches(has: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
+    # Ray's selectors know more (in(...), !value). What is not a plain value is left to Ray.
+    return all(has.get(name) == value for name, value in wanted.items() if value.replace("-", "").isalnum())

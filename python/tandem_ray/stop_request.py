@@ -1,0 +1,95 @@
+"""How the driver asks the workers of a run to stop: a key in Ray's own key-value store.
+
+Ray Train's way to end a run (`abort`) kills the workers, and a checkpoint that was being saved is lost. With this
+request the workers finish their step, save, report and leave, and the run ends as any other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from types import FrameType
+from typing import Final
+
+from ray.experimental import internal_kv
+
+logger = logging.getLogger(__name__)
+
+_NAMESPACE: Final = b"tandem"
+# The store is asked this often at most by each worker.
+POLL_INTERVAL_S: Final = 2.0
+
+
+def new_key() -> str:
+    """A key that no other run has."""
+    return f"stop-{uuid.uuid4().hex}"
+
+
+def request_stop(key: str) -> None:
+    """Asks the run to stop."""
+    internal_kv._internal_kv_put(key.encode(), b"1", overwrite=True, namespace=_NAMESPACE)  # noqa: SLF001
+
+
+def withdraw(key: str) -> None:
+    """Removes the request, so that the store does not fill up with past runs."""
+    internal_kv._internal_kv_del(key.encode(), namespace=_NAMESPACE)  # noqa: SLF001
+
+
+class StopWatch:
+    """A worker's view of the request, which asks the store from time to time."""
+
+    def __init__(self, key: str) -> None:
+        self._key = key.encode()
+        self._next_look = 0.0
+        self._requested = False
+
+    def requested(self) -> bool:
+        """Whether the driver asked to stop. Once true, always true."""
+        now = time.monotonic()
+        if not self._requested and now >= self._next_look:
+            self._next_look = now + POLL_INTERVAL_S
+            # A store that cannot be reached for a moment must not end the training.
+            with contextlib.suppress(Exception):
+                self._requested = internal_kv._internal_kv_exists(self._key, namespace=_NAMESPACE)  # noqa: SLF001
+        return self._requested
+
+
+@contextlib.contextmanager
+def stopped_by_signals(key: str) -> Iterator[StopSignals]:
+    """The first SIGINT or SIGTERM asks the run to stop; a second one raises KeyboardInterrupt.
+
+    Signals can be handled in the main thread only. In any other thread nothing changes.
+    """
+    signals = StopSignals(key)
+    if threading.current_thread() is not threading.main_thread():
+        yield signals
+        return
+    earlier = {number: signal.signal(number, signals.handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield signals
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
+
+
+class StopSignals:
+    """Which signals came."""
+
+    def __init__(self, key: str) -> None:
+        self._key = key
+        self.received: signal.Signals | None = None
+
+    def handle(self, number: int, _frame: FrameType | None) -> None:
+        """The signal handler."""
+        if self.received is not None:
+            raise KeyboardInterrupt(f"{signal.Signals(number).name} after {self.received.name}")
+        self.received = signal.Signals(number)
+        logger.warning(
+            "%s: the workers finish their step, save and leave. Once more ends them at once.", self.received.name
+        )
+        request_stop(self._key)

@@ -1,0 +1,161 @@
+"""One worker's life inside a Ray actor: started, listened to, asked to stop, and told apart how it ended."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+from tandem_ray import exit_codes
+from tandem_ray.control_socket import ControlSocket
+from tandem_ray.errors import Failure, WorkerFailedError
+from tandem_ray.protocol import Done, Error, Event, Hello, Message, Phase, Progress, Report
+from tandem_ray.reporter import Reporter
+from tandem_ray.worker_process import WorkerProcess, describe_exit
+
+logger = logging.getLogger(__name__)
+
+PROTOCOL_VERSION: Final = 1
+# How soon the end of the worker, a request to stop, and a preemption are noticed.
+_TICK_S: Final = 0.2
+# A worker's last events are in the socket's buffer when it has ended.
+_DRAIN_S: Final = 2.0
+# Ray acts on the first error that it sees, looking every 2 s. A failure that only follows from another rank's is held
+# back for that long and a little more, so that the error which ends the run is the root cause.
+SECONDARY_DELAY_S: Final = 5.0
+
+_LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+
+
+@dataclasses.dataclass(frozen=True)
+class Signs:
+    """What the supervisor looks at besides its worker."""
+
+    stop_requested: Callable[[], bool]
+    preemption_announced: Callable[[], bool]
+
+
+class Supervisor:
+    """Runs one worker to its end. `run` and everything that it calls belong to one thread; `kill` may come from any."""
+
+    def __init__(self, rank: int, reporter: Reporter, signs: Signs, stop_grace_s: float) -> None:
+        self._rank = rank
+        self._reporter = reporter
+        self._signs = signs
+        self._stop_grace_s = stop_grace_s
+        self._stop_deadline: float | None = None
+        self._asked_to_save = False
+        self._overdue = False
+        self._progress: Progress | None = None
+        self._error: Error | None = None
+        self._done: Done | None = None
+        self._process: WorkerProcess | None = None
+        self._killed = threading.Event()
+
+    def run(
+        self, command: Sequence[str], environment: Mapping[str, str], *, pass_fds: Sequence[int] = ()
+    ) -> dict[str, Any]:
+        """Starts the worker and waits for its end.
+
+        Returns:
+            `status` ("finished", or "stopped" after a request to stop), and the last metrics.
+
+        Raises:
+            WorkerFailedError: It ended in any other way.
+        """
+        with ControlSocket() as control:
+            process = WorkerProcess(
+                command,
+                {**environment, "TANDEM_CONTROL": str(control.path)},
+                label=f"rank {self._rank}",
+                pass_fds=pass_fds,
+            )
+            self._process = process
+            try:
+                while (status := process.poll()) is None:
+                    if (event := control.next_event(_TICK_S)) is not None:
+                        self._handle(event)
+                    self._reporter.raise_if_failed()
+                    self._look_around(control, process)
+                for event in control.drain(_DRAIN_S):
+                    self._handle(event)
+            finally:
+                process.kill()
+        return self._outcome(status, process)
+
+    def kill(self) -> None:
+        """Ends the worker at once: Ray is about to end the actor."""
+        self._killed.set()
+        if self._process is not None:
+            self._process.kill()
+
+    def _look_around(self, control: ControlSocket, process: WorkerProcess) -> None:
+        now = time.monotonic()
+        if self._stop_deadline is None and self._signs.stop_requested():
+            self._stop_deadline = now + self._stop_grace_s
+            control.send("stop")
+        if self._stop_deadline is not None and now >= self._stop_deadline:
+            self._overdue = True
+            process.kill()
+        # Ray restarts the run when the node is gone; until then training goes on.
+        if not self._asked_to_save and self._signs.preemption_announced():
+            self._asked_to_save = True
+            logger.warning("a node of this run is about to be taken away: saving a checkpoint")
+            control.send("save_now")
+
+    def _handle(self, event: Event) -> None:
+        match event:
+            case Hello(version=version):
+                if version > PROTOCOL_VERSION:
+                    logger.warning("the worker speaks version %d of the protocol, this is version 1", version)
+            case Phase(name=name):
+                logger.debug("rank %d: %s", self._rank, name)
+            case Progress():
+                self._progress = event
+            case Message(level=level, text=text):
+                logger.log(_LEVELS.get(level, logging.INFO), "rank %d: %s", self._rank, text)
+            case Report():
+                self._reporter.put(event, self._progress)
+            case Error():
+                self._error = event
+            case Done():
+                self._done = event
+
+    def _outcome(self, status: int, process: WorkerProcess) -> dict[str, Any]:
+        stopped = status == exit_codes.STOPPED_AFTER_SAVING and self._stop_deadline is not None
+        if status == exit_codes.OK or stopped:
+            self._reporter.finish()
+            return {"status": "stopped" if stopped else "finished", "metrics": self._last_metrics()}
+        failure = self._failure(status, process)
+        logger.error("%s", failure)
+        if failure.secondary:
+            self._killed.wait(SECONDARY_DELAY_S)
+        raise WorkerFailedError(failure)
+
+    def _failure(self, status: int, process: WorkerProcess) -> Failure:
+        exit_code = status if status >= 0 else 128 - status
+        if self._error is not None:
+            return Failure(
+                rank=self._rank,
+                step=self._error.step,
+                message=self._error.message,
+                exit_code=exit_code,
+                secondary=self._error.secondary,
+            )
+        step = None if self._progress is None else self._progress.step
+        if self._overdue:
+            message = f"did not stop within {self._stop_grace_s:g} s after it was asked to, and was killed"
+        else:
+            message = f"the worker process {describe_exit(status)} without saying why"
+            if tail := process.tail():
+                message += f"; its last lines:\n{tail}"
+        return Failure(rank=self._rank, step=step, message=message, exit_code=exit_code)
+
+    def _last_metrics(self) -> dict[str, Any]:
+        metrics: dict[str, Any] = {}
+        if self._progress is not None:
+            metrics = {**self._progress.metrics, "step": self._progress.step, "epoch": self._progress.epoch}
+        return {**metrics, **(self._done.metrics if self._done is not None else {})}

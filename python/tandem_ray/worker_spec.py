@@ -1,0 +1,58 @@
+"""What every worker of a run is started with, and where its program is."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from tandem_ray.errors import ConfigError
+
+# A folder with the binaries, for those who build them from source.
+BIN_DIR: Final = "TANDEM_BIN_DIR"
+
+
+@dataclass(frozen=True)
+class WorkerSpec:
+    """The same for every rank. It travels from the driver to the actors, so it names files and does not open them."""
+
+    entry_point: str
+    args: tuple[str, ...]
+    # The program itself, where it is not to be searched for.
+    binary: str | None
+    # How long a worker may take to finish its step and save after it was asked to stop.
+    stop_grace_s: float
+    # Where the driver leaves word that the run should stop.
+    stop_key: str
+
+
+def find_program(entry_point: str, binary: str | None) -> Path:
+    """The program on this machine: the given one, then TANDEM_BIN_DIR, this Python's own folder, PATH.
+
+    Raises:
+        ConfigError: It is nowhere, or cannot be run.
+    """
+    if binary is not None:
+        return _runnable(Path(binary))
+    if folder := os.environ.get(BIN_DIR):
+        return _runnable(Path(folder) / entry_point)
+    beside_python = Path(sys.executable).parent / entry_point
+    if os.access(beside_python, os.X_OK):
+        return beside_python
+    if found := shutil.which(entry_point):
+        return Path(found)
+    raise ConfigError(
+        f"{entry_point} is not on this machine ({os.uname().nodename}): install the package 'tandem' on every node, or "
+        f"set {BIN_DIR} to the folder of the binaries, or pass binary="
+    )
+
+
+def _runnable(path: Path) -> Path:
+    if not path.is_file():
+        raise ConfigError(f"{path} is not there on this machine ({os.uname().nodename}); every node needs it")
+    if not os.access(path, os.X_OK):
+        raise ConfigError(f"{path} cannot be executed on this machine ({os.uname().nodename}): check its permissions")
+    return path
