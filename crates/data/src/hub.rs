@@ -2,7 +2,7 @@
 //!
 //! The cache on disk is the one of `huggingface_hub` and of all programs that use it, so nothing is downloaded twice.
 //! The processes of one host share it: one downloads while the others wait, and then find everything there. To be sure
-//! that all of them see the same revision, let one fetch and the others use a [`Hub`] with [`Settings::offline`] set.
+//! that all of them see the same revision, let one fetch and the others use [`Hub::offline`] after it.
 
 mod error;
 mod model;
@@ -38,6 +38,15 @@ impl Hub {
     /// A variable with a value that it cannot have.
     pub fn from_env() -> Result<Self, HubError> {
         Settings::from_env().map(Self::new)
+    }
+
+    /// The same cache, without contacting anybody: for the processes of a host after one of them has fetched.
+    pub fn offline(&self) -> Self {
+        let settings = Settings {
+            offline: true,
+            ..self.settings.clone()
+        };
+        Self { settings }
     }
 
     /// The settings.

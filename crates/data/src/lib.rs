@@ -22,6 +22,7 @@ mod error;
 pub mod hub;
 mod loader;
 mod lock;
+mod panic_message;
 mod permutation;
 mod progress;
 mod recorded;

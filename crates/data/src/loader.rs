@@ -1,6 +1,5 @@
 //! Builds batches ahead of the training step, on a thread of its own.
 
-use std::any::Any;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread::{Builder, JoinHandle};
@@ -10,6 +9,7 @@ use thiserror::Error;
 use crate::batch::{Batch, BatchSource};
 use crate::dataset::Rows;
 use crate::error::DataError;
+use crate::panic_message::panic_message;
 use crate::sampler::{Position, Sampler};
 use crate::share::{Share, ShareError};
 
@@ -195,12 +195,6 @@ fn build_batch(
         first_sample: start.sample + range.start as u64,
         ends_epoch: sampler.ends_epoch(start),
     }
-}
-
-fn panic_message(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<String>().map(String::as_str);
-    let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
-    text.unwrap_or("no reason given").into()
 }
 
 #[cfg(test)]

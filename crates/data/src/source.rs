@@ -86,7 +86,8 @@ impl Source {
             single_file(path, options)?
         } else if path.is_dir() {
             let names = walk(path)?;
-            let (format, chosen) = select_in(&names, options, options.config.as_deref())?;
+            let config = options.config.as_deref();
+            let (format, chosen) = select_in(&names, &options.name, config, &options.split)?;
             (format, chosen.iter().map(|name| path.join(name)).collect())
         } else {
             from_hub(options, hub, progress)?
@@ -160,7 +161,12 @@ fn from_hub(
     };
     let snapshot = hub.dataset(name)?;
     let config = options.config.as_deref().or(default_config);
-    let (format, chosen) = select_in(snapshot.files(), options, config)?;
+    let place = if snapshot.is_cache_only() {
+        format!("{name} (as far as it is cached)")
+    } else {
+        name.to_owned()
+    };
+    let (format, chosen) = select_in(snapshot.files(), &place, config, &options.split)?;
     let files = chosen
         .iter()
         .map(|name| snapshot.bring(name, progress))
@@ -171,11 +177,12 @@ fn from_hub(
 
 fn select_in(
     names: &[String],
-    options: &DatasetOptions,
+    place: &str,
     config: Option<&str>,
+    split: &str,
 ) -> Result<(Format, Vec<String>), SourceError> {
-    select::select(names, config, &options.split).map_err(|source| SourceError::Select {
-        place: options.name.clone(),
+    select::select(names, config, split).map_err(|source| SourceError::Select {
+        place: place.into(),
         source,
     })
 }

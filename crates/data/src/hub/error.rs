@@ -41,10 +41,9 @@ pub enum HubError {
         /// The cache.
         cache: PathBuf,
     },
-    /// Offline, and not downloaded completely.
+    /// Not asked for more than is cached, and not everything is.
     #[error(
-        "{repo} is in the cache without its file {file}, and HF_HUB_OFFLINE is set: \
-         unset it to download the rest"
+        "{repo} is in the cache without {file}: download the rest with network and without HF_HUB_OFFLINE"
     )]
     FileNotCached {
         /// The repository.

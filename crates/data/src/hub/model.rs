@@ -44,10 +44,12 @@ pub(super) fn fetch(
     progress: &mut dyn Progress,
 ) -> Result<PathBuf, HubError> {
     if !snapshot.has(DESCRIPTION[0]) {
-        return Err(HubError::NotAModel {
-            repo: snapshot.name().into(),
-            file: DESCRIPTION[0],
-        });
+        return Err(missing(&snapshot, DESCRIPTION[0], |repo| {
+            HubError::NotAModel {
+                repo,
+                file: DESCRIPTION[0],
+            }
+        }));
     }
     bring_description(&snapshot, progress)?;
     if weights == Weights::Needed {
@@ -112,9 +114,19 @@ fn weight_files(
         .cloned()
         .collect();
     if files.is_empty() {
-        return Err(HubError::NoWeights {
-            repo: snapshot.name().into(),
-        });
+        return Err(missing(snapshot, SINGLE_FILE, |repo| HubError::NoWeights {
+            repo,
+        }));
     }
     Ok(files)
+}
+
+/// What to say of a file that is not there: a cache may lack what the repository has.
+fn missing(snapshot: &Snapshot, file: &str, error: impl Fn(String) -> HubError) -> HubError {
+    let repo = snapshot.name().to_owned();
+    if snapshot.is_cache_only() {
+        let file = file.into();
+        return HubError::FileNotCached { repo, file };
+    }
+    error(repo)
 }

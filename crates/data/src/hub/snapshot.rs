@@ -107,6 +107,11 @@ impl Snapshot {
         &self.name
     }
 
+    /// Whether [`Self::files`] may lack files of the repository, because nobody was asked.
+    pub(crate) fn is_cache_only(&self) -> bool {
+        self.remote.is_none()
+    }
+
     /// Whether the repository has this file.
     pub(super) fn has(&self, file: &str) -> bool {
         self.files.iter().any(|known| known == file)

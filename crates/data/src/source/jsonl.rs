@@ -34,7 +34,7 @@ impl JsonLines {
         let json = |error: serde_json::Error| SourceError::Json {
             path: path(),
             line: number,
-            reason: error.to_string(),
+            reason: reason(&error),
         };
         let mut parser = serde_json::Deserializer::from_str(line);
         let value = Column(&self.column)
@@ -107,6 +107,13 @@ impl<'de> Visitor<'de> for Column<'_> {
         }
         Ok(found)
     }
+}
+
+/// What the parser says, without its own count of lines, which sees only one.
+fn reason(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    let what = text.split(" at line ").next().unwrap_or_default();
+    format!("{what} (column {})", error.column())
 }
 
 fn kind_of(value: &Value) -> &'static str {

@@ -1,6 +1,7 @@
 //! The text column of a parquet file.
 
 use std::fs::File;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::vec::IntoIter;
 
@@ -11,6 +12,7 @@ use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
 
 use super::error::SourceError;
+use crate::panic_message::panic_message;
 
 /// Rows that are decoded at once.
 const BATCH_ROWS: usize = 1024;
@@ -49,11 +51,10 @@ impl ParquetRows {
         }
         let only = ProjectionMask::roots(builder.parquet_schema(), [index]);
         let total_rows = row_count(&builder);
-        let batches = builder
-            .with_projection(only)
-            .with_batch_size(BATCH_ROWS)
-            .build()
-            .map_err(|error| corrupt(path, 0, &error))?;
+        let builder = builder.with_projection(only).with_batch_size(BATCH_ROWS);
+        let batches = guarded(|| builder.build())
+            .and_then(|batches| batches.map_err(|error| error.to_string()))
+            .map_err(|reason| corrupt(path, 0, reason))?;
         Ok(Self {
             path: path.into(),
             batches,
@@ -78,7 +79,7 @@ impl ParquetRows {
 
     fn texts(&self, batch: &RecordBatch) -> Result<Vec<String>, SourceError> {
         let column = cast(batch.column(0), &DataType::LargeUtf8)
-            .map_err(|error| corrupt(&self.path, self.row, &error))?;
+            .map_err(|error| corrupt(&self.path, self.row, error.to_string()))?;
         let texts = column.as_string::<i64>();
         Ok((0..texts.len())
             .map(|row| {
@@ -104,9 +105,11 @@ impl Iterator for ParquetRows {
             if self.has_failed {
                 return None;
             }
-            let texts = match self.batches.next()? {
-                Ok(batch) => self.texts(&batch),
-                Err(error) => Err(corrupt(&self.path, self.row, &error)),
+            let texts = match guarded(|| self.batches.next()) {
+                Ok(None) => return None,
+                Ok(Some(Ok(batch))) => self.texts(&batch),
+                Ok(Some(Err(error))) => Err(corrupt(&self.path, self.row, error.to_string())),
+                Err(reason) => Err(corrupt(&self.path, self.row, reason)),
             };
             match texts {
                 Ok(texts) => self.rows = texts.into_iter(),
@@ -126,8 +129,9 @@ fn open(path: &Path) -> Result<(ParquetRecordBatchReaderBuilder<File>, u64), Sou
     };
     let file = File::open(path).map_err(io)?;
     let file_bytes = file.metadata().map_err(io)?.len();
-    let builder =
-        ParquetRecordBatchReaderBuilder::try_new(file).map_err(|error| corrupt(path, 0, &error))?;
+    let builder = guarded(|| ParquetRecordBatchReaderBuilder::try_new(file))
+        .and_then(|builder| builder.map_err(|error| error.to_string()))
+        .map_err(|reason| corrupt(path, 0, reason))?;
     Ok((builder, file_bytes))
 }
 
@@ -144,10 +148,16 @@ fn is_text(data_type: &DataType) -> bool {
     }
 }
 
-fn corrupt(path: &Path, row: u64, error: &dyn std::error::Error) -> SourceError {
+/// Runs a part of the parquet reader, which panics at some corrupt metadata; that becomes its error message. What it was
+/// working on is not used after that.
+fn guarded<T>(work: impl FnOnce() -> T) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(work)).map_err(|panic| panic_message(panic.as_ref()))
+}
+
+fn corrupt(path: &Path, row: u64, reason: String) -> SourceError {
     SourceError::Parquet {
         path: path.into(),
         row,
-        reason: error.to_string(),
+        reason,
     }
 }

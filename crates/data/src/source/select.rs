@@ -277,6 +277,8 @@ fn seen(found: &[String]) -> String {
 fn script_hint(found: &[String]) -> &'static str {
     if found.iter().any(|name| name.ends_with(".py")) {
         ": it has a loading script, which is not run; convert it to .parquet"
+    } else if found.is_empty() {
+        ""
     } else {
         ": convert it to one of these"
     }
