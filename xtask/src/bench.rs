@@ -1,7 +1,8 @@
 //! `cargo xtask bench`: one name for each measurement of this project.
 
+mod step;
+
 use std::ffi::OsString;
-use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
@@ -11,7 +12,7 @@ use crate::workspace::Workspace;
 /// A measurement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bench {
-    /// Step time, memory and distance from the matrix-multiplication floor of whole training steps.
+    /// Step time, memory and distance from the floor of whole training steps, side by side with the same work in PyTorch.
     Step,
     /// Collectives.
     Comm,
@@ -30,30 +31,26 @@ impl Bench {
     }
 }
 
-/// Builds with optimisation and runs one measurement; `arguments` are passed on to it.
+/// Runs one measurement; `arguments` are its own.
 pub fn run(workspace: &Workspace, bench: Bench, arguments: &[OsString]) -> Result<()> {
-    setup::run(workspace, false)?;
-    let mut command = match bench {
-        Bench::Step => {
-            workspace.build_release()?;
-            let mut command = Command::new(workspace.release_binary("tandem")?);
-            command.args(["bench", "step"]).args(arguments);
-            command
-        }
+    match bench {
+        Bench::Step => step::run(workspace, arguments),
         Bench::Comm => cargo_bench(workspace, "tandem-comm", arguments),
         Bench::Checkpoint => cargo_bench(workspace, "tandem-checkpoint", arguments),
-    };
-    let status = command.status().context("cannot start the benchmark")?;
+    }
+}
+
+/// Builds with optimisation and runs the benchmarks of one package.
+fn cargo_bench(workspace: &Workspace, package: &str, arguments: &[OsString]) -> Result<()> {
+    setup::run(workspace, false)?;
+    let status = workspace
+        .cargo()
+        .args(["bench", "--package", package, "--"])
+        .args(arguments)
+        .status()
+        .context("cannot start the benchmark")?;
     if !status.success() {
         bail!("the benchmark failed ({status})");
     }
     Ok(())
-}
-
-fn cargo_bench(workspace: &Workspace, package: &str, arguments: &[OsString]) -> Command {
-    let mut command = workspace.cargo();
-    command
-        .args(["bench", "--package", package, "--"])
-        .args(arguments);
-    command
 }
