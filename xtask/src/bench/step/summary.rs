@@ -29,11 +29,11 @@ impl Measurement {
     /// # Errors
     /// If there is none, or a number is missing.
     pub fn parse(stdout: &str) -> Result<Self> {
-        let objects = stdout
+        let mut objects = stdout
             .lines()
             .filter_map(|line| serde_json::from_str(line).ok())
             .filter(Value::is_object);
-        let raw: Value = objects.last().context("it printed no JSON object")?;
+        let raw: Value = objects.next_back().context("it printed no JSON object")?;
         let optional = |key: &str| raw.get(key).and_then(Value::as_f64);
         let number = |key: &str| {
             optional(key).with_context(|| format!("its JSON lacks the number `{key}`: {raw}"))
