@@ -6,12 +6,14 @@ thread, and `EndWorker` when it is about to end the actor. They share what is in
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray.train.v2._internal.execution import context as ray_context
 from ray.train.v2._internal.execution.callback import WorkerCallback
 
 from tandem_ray.ray_report import preemption_announced, report
@@ -65,6 +67,8 @@ def set_environment(variables: dict[str, str]) -> None:
 
 def train(config: dict[str, Any]) -> dict[str, Any]:
     """Ray's train function: runs this rank's worker to its end."""
+    # Ray says on every rank that it was given a report, once for each.
+    logging.getLogger(ray_context.__file__).setLevel(logging.WARNING)
     spec: WorkerSpec = config["worker"]
     program = find_program(spec.entry_point, spec.binary)
     environment = _worker_environment()

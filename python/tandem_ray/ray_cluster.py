@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import socket
 from collections.abc import Mapping
+from typing import Final
 
 import ray
 from ray._private import state
@@ -12,6 +14,8 @@ from tandem_ray.cluster_resources import Node, Resources, shortage
 from tandem_ray.errors import InsufficientResourcesError
 
 logger = logging.getLogger(__name__)
+
+_ANSWER_TIMEOUT_S: Final = 3.0
 
 
 def nodes(labels: Mapping[str, str] | None = None, *, free: bool = False) -> list[Node]:
@@ -24,6 +28,19 @@ def nodes(labels: Mapping[str, str] | None = None, *, free: bool = False) -> lis
         resources = available.get(node["NodeID"], {}) if free else node["Resources"]
         found.append(Node(node["NodeID"], resources))
     return found
+
+
+def answers(node_id: str) -> bool:
+    """Whether the node's own Ray process takes connections."""
+    for node in ray.nodes():
+        if node["NodeID"] == node_id:
+            address = node["NodeManagerAddress"], node["NodeManagerPort"]
+            try:
+                socket.create_connection(address, timeout=_ANSWER_TIMEOUT_S).close()
+            except OSError:
+                return False
+            return True
+    return False
 
 
 def check_resources(per_worker: Resources, num_workers: int, labels: Mapping[str, str] | None) -> None:

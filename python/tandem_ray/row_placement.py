@@ -8,13 +8,13 @@ a node, unless the user decided the placement, or no such placement exists.
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from typing import Any, Final
 
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 
 from tandem_ray import ray_cluster
 from tandem_ray.cluster_resources import Node, Resources, place_rows
+from tandem_ray.errors import WorkerFailedError
 
 logger = logging.getLogger(__name__)
 
@@ -28,8 +28,10 @@ class RowPlacement(ControllerCallback, WorkerGroupCallback):  # type: ignore[mis
         self._tp_size = tp_size
         self._labels = labels
         self._scaling_config: Any = None
-        # How many workers of the attempt that ends now still hold resources, by node.
-        self._held: Counter[str] = Counter()
+        # The node of each worker of the attempt that ends now, which still holds its resources.
+        self._node_of_worker: list[str] = []
+        # Nodes on which a worker was lost without a word of its own.
+        self._suspects: set[str] = set()
 
     def after_controller_start(self, train_run_context: Any) -> None:  # noqa: ANN401 - Ray's own types move
         """The controller's own copy of the configuration, which decides the placement."""
@@ -38,7 +40,13 @@ class RowPlacement(ControllerCallback, WorkerGroupCallback):  # type: ignore[mis
     def before_controller_execute_resize_decision(self, resize_decision: Any) -> None:  # noqa: ANN401
         """Called before every start of the workers."""
         per_worker: Resources = resize_decision.resources_per_worker
-        nodes = [self._with_held(node, per_worker) for node in ray_cluster.nodes(self._labels, free=True)]
+        nodes = [
+            self._with_held(node, per_worker)
+            for node in ray_cluster.nodes(self._labels, free=True)
+            # Ray notices a dead node some time after its workers; until then it would wait for it.
+            if node.node_id not in self._suspects or ray_cluster.answers(node.node_id)
+        ]
+        self._suspects.clear()
         placement = place_rows(nodes, per_worker, resize_decision.num_workers, self._tp_size)
         if placement is None:
             self._scaling_config.label_selector = self._labels
@@ -46,15 +54,21 @@ class RowPlacement(ControllerCallback, WorkerGroupCallback):  # type: ignore[mis
         self._scaling_config.label_selector = [{**(self._labels or {}), _NODE_ID_LABEL: node} for node in placement]
 
     def after_worker_group_start(self, worker_group: Any) -> None:  # noqa: ANN401
-        """Remembers which nodes the workers hold."""
-        self._held = Counter(worker.metadata.node_id for worker in worker_group.get_workers())
+        """Remembers which nodes the workers are on."""
+        self._node_of_worker = [worker.metadata.node_id for worker in worker_group.get_workers()]
+
+    def after_worker_group_poll_status(self, worker_group_status: Any) -> None:  # noqa: ANN401
+        """Notes where workers were lost."""
+        for worker, error in worker_group_status.errors.items():
+            if not isinstance(error, WorkerFailedError):
+                self._suspects.add(self._node_of_worker[worker])
 
     def after_worker_group_shutdown(self, worker_group_context: Any) -> None:  # noqa: ANN401, ARG002
         """The workers hold nothing any more."""
-        self._held = Counter()
+        self._node_of_worker = []
 
     def _with_held(self, node: Node, per_worker: Resources) -> Node:
-        held = self._held[node.node_id]
+        held = self._node_of_worker.count(node.node_id)
         names = {*node.resources, *per_worker}
         return Node(
             node.node_id,

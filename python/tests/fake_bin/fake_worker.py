@@ -43,7 +43,7 @@ def train(flags: argparse.Namespace, control: "Control", rank: int, peers: "Peer
     may_resume = attempt > 0 or flags.resume_from is not None
     first = newest_step(run_dir) + 1 if may_resume else 1
     with (run_dir / f"fake_rank{rank}.jsonl").open("a") as diary:
-        diary.write(json.dumps({"attempt": attempt, "first": first, "pid": os.getpid(), "env": variables()}) + "\n")
+        diary.write(json.dumps({"first": first, "pid": os.getpid(), "env": variables()}) + "\n")
     control.send(event="phase", name="training")
     step = first - 1
     for step in range(first, flags.steps + 1):
