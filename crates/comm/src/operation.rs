@@ -1,0 +1,330 @@
+//! From a caller's tensors to an operation that a transport can run: every argument is checked here, once.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::ops::Range;
+use std::sync::Arc;
+
+use tandem_mesh::partition_aligned;
+use tandem_tensor::{Device, Tensor};
+
+use crate::collective::{Collective, Element, ReduceOp, Signature};
+use crate::error::{CommError, Result};
+
+/// Parts of a tensor that different ranks reduce start at multiples of this many bytes, so that no two ranks write to
+/// one cache line.
+const PART_ALIGNMENT: usize = 64;
+
+/// A checked operation: plain memory and numbers.
+pub(crate) struct Operation {
+    pub(crate) signature: Signature,
+    /// First byte of what this rank contributes.
+    pub(crate) input: *const u8,
+    /// First byte of where the result goes. May lie within the input where the collective allows it.
+    pub(crate) output: *mut u8,
+    /// Elements of each member's part, in group order: what it contributes to a gathering, what it receives of a
+    /// scattering, what it reduces for everyone in an all-reduce. Empty for broadcast and barrier.
+    pub(crate) counts: Vec<usize>,
+    /// The tensors that `input` and `output` point into stay alive as long as this does.
+    _storage: [Option<Tensor>; 2],
+}
+
+// SAFETY: the pointers go into storage that the tensors in `_storage` own, tensors may be sent between threads, and an
+// operation is owned by one thread at a time.
+unsafe impl Send for Operation {}
+
+impl Operation {
+    /// Bytes of all elements.
+    pub(crate) fn bytes(&self) -> usize {
+        self.signature.elements as usize * self.signature.element.size()
+    }
+
+    /// The elements of `member`'s part within the whole.
+    pub(crate) fn part(&self, member: usize) -> Range<usize> {
+        let start = self.counts[..member].iter().sum();
+        start..start + self.counts[member]
+    }
+}
+
+/// Who asks for an operation and where its tensors must be.
+pub(crate) struct Arguments<'a> {
+    pub(crate) group: &'a Arc<str>,
+    pub(crate) rank: usize,
+    pub(crate) size: usize,
+    /// The device whose memory the transport reaches.
+    pub(crate) device: Device,
+    pub(crate) collective: Collective,
+}
+
+impl Arguments<'_> {
+    pub(crate) fn all_reduce(&self, tensor: &Tensor, op: ReduceOp) -> Result<Operation> {
+        let element = self.element(tensor, "tensor")?;
+        let align = PART_ALIGNMENT / element.size();
+        let counts = (0..self.size)
+            .map(|member| partition_aligned(tensor.numel(), self.size, member, align).len())
+            .collect();
+        let memory = tensor.data_ptr().cast::<u8>();
+        Ok(Operation {
+            signature: self.signature(element, tensor.numel(), Some(op)),
+            input: memory,
+            output: memory,
+            counts,
+            _storage: [Some(tensor.shallow_clone()), None],
+        })
+    }
+
+    pub(crate) fn all_gather(
+        &self,
+        output: &Tensor,
+        input: &Tensor,
+        counts: &[usize],
+    ) -> Result<Operation> {
+        self.ragged((output, "output"), (input, "input"), counts, None)
+    }
+
+    pub(crate) fn reduce_scatter(
+        &self,
+        output: &Tensor,
+        input: &Tensor,
+        counts: &[usize],
+        op: ReduceOp,
+    ) -> Result<Operation> {
+        self.ragged((input, "input"), (output, "output"), counts, Some(op))
+    }
+
+    pub(crate) fn broadcast(&self, tensor: &Tensor, root: usize) -> Result<Operation> {
+        let element = self.element(tensor, "tensor")?;
+        if root >= self.size {
+            return Err(self.invalid(format!(
+                "the root is {root}, but the group has ranks 0 to {}; roots are ranks in the group, not in the world",
+                self.size - 1
+            )));
+        }
+        let memory = tensor.data_ptr().cast::<u8>();
+        let mut signature = self.signature(element, tensor.numel(), None);
+        signature.root = root as u32;
+        Ok(Operation {
+            signature,
+            input: memory,
+            output: memory,
+            counts: Vec::new(),
+            _storage: [Some(tensor.shallow_clone()), None],
+        })
+    }
+
+    pub(crate) fn barrier(&self) -> Operation {
+        Operation {
+            signature: self.signature(Element::U8, 0, None),
+            input: std::ptr::null(),
+            output: std::ptr::null_mut(),
+            counts: Vec::new(),
+            _storage: [None, None],
+        }
+    }
+
+    /// A collective between a tensor that holds all parts and one that holds this rank's.
+    fn ragged(
+        &self,
+        (whole, whole_name): (&Tensor, &str),
+        (part, part_name): (&Tensor, &str),
+        counts: &[usize],
+        reduce: Option<ReduceOp>,
+    ) -> Result<Operation> {
+        let element = self.element(whole, whole_name)?;
+        self.element(part, part_name)?;
+        if whole.kind() != part.kind() {
+            return Err(self.invalid(format!(
+                "the output and the input must have one element type, but {whole_name} is {:?} and {part_name} is {:?}",
+                whole.kind(),
+                part.kind()
+            )));
+        }
+        if counts.len() != self.size {
+            return Err(self.invalid(format!(
+                "there are {} counts for {} ranks",
+                counts.len(),
+                self.size
+            )));
+        }
+        let total: usize = counts.iter().sum();
+        let own = counts[self.rank];
+        for (tensor, name, wanted) in [(whole, whole_name, total), (part, part_name, own)] {
+            if tensor.numel() != wanted {
+                return Err(self.invalid(format!(
+                    "{name} has {} elements, but the counts {counts:?} make it {wanted} for group rank {}",
+                    tensor.numel(),
+                    self.rank
+                )));
+            }
+        }
+        let whole_memory = whole.data_ptr().cast::<u8>();
+        let part_memory = part.data_ptr().cast::<u8>();
+        let offset = counts[..self.rank].iter().sum::<usize>() * element.size();
+        let (start, end) = (
+            whole_memory.addr(),
+            whole_memory.addr() + total * element.size(),
+        );
+        let (part_start, part_end) = (
+            part_memory.addr(),
+            part_memory.addr() + own * element.size(),
+        );
+        let overlaps = own > 0 && part_start < end && start < part_end;
+        if overlaps && part_start != start + offset {
+            return Err(self.invalid(format!(
+                "{part_name} overlaps {whole_name} without being this rank's own range of it"
+            )));
+        }
+        let mut layout = DefaultHasher::new();
+        counts.hash(&mut layout);
+        let mut signature = self.signature(element, total, reduce);
+        signature.layout = layout.finish();
+        let (input, output) = match self.collective {
+            Collective::AllGather => (part_memory, whole_memory),
+            _ => (whole_memory, part_memory),
+        };
+        Ok(Operation {
+            signature,
+            input,
+            output,
+            counts: counts.to_vec(),
+            _storage: [Some(whole.shallow_clone()), Some(part.shallow_clone())],
+        })
+    }
+
+    fn element(&self, tensor: &Tensor, name: &str) -> Result<Element> {
+        if tensor.device() != self.device {
+            return Err(self.invalid(format!(
+                "{name} is on {:?}, but this group works on {:?}",
+                tensor.device(),
+                self.device
+            )));
+        }
+        if !tensor.is_contiguous() {
+            return Err(self.invalid(format!(
+                "{name} of shape {:?} is not contiguous; pass tensor.contiguous()",
+                tensor.size()
+            )));
+        }
+        Element::of(tensor.kind()).ok_or_else(|| {
+            self.invalid(format!(
+                "{name} is {:?}; use Float, BFloat16, Half, Double, Int64, Int or Uint8",
+                tensor.kind()
+            ))
+        })
+    }
+
+    fn signature(&self, element: Element, elements: usize, reduce: Option<ReduceOp>) -> Signature {
+        Signature {
+            collective: self.collective,
+            reduce,
+            element,
+            root: 0,
+            elements: elements as u64,
+            layout: 0,
+            // The queue numbers operations in the order in which it takes them.
+            sequence: 0,
+        }
+    }
+
+    fn invalid(&self, reason: String) -> CommError {
+        CommError::Invalid {
+            collective: self.collective,
+            group: self.group.clone(),
+            reason,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tandem_tensor::Kind;
+
+    fn reason(result: Result<Operation>) -> String {
+        match result {
+            Ok(_) => "accepted".to_owned(),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    #[test]
+    fn bad_arguments_are_refused_with_the_reason() {
+        let group: Arc<str> = "g".into();
+        let arguments = |collective| Arguments {
+            group: &group,
+            rank: 1,
+            size: 2,
+            device: Device::Cpu,
+            collective,
+        };
+        let tensor = |size: i64| Tensor::zeros([size], (Kind::Float, Device::Cpu));
+        let gather = arguments(Collective::AllGather);
+        let reduce = arguments(Collective::AllReduce);
+        let matrix = tensor(6).view([2, 3]);
+        let whole = tensor(6);
+        for (expected, actual) in [
+            (
+                "not contiguous",
+                reason(reduce.all_reduce(&matrix.tr(), ReduceOp::Sum)),
+            ),
+            (
+                "is Bool",
+                reason(reduce.all_reduce(&tensor(2).to_kind(Kind::Bool), ReduceOp::Sum)),
+            ),
+            (
+                "the root is 2",
+                reason(arguments(Collective::Broadcast).broadcast(&matrix, 2)),
+            ),
+            (
+                "1 counts for 2 ranks",
+                reason(gather.all_gather(&whole, &tensor(3), &[6])),
+            ),
+            (
+                "output has 6 elements, but the counts [3, 4] make it 7",
+                reason(gather.all_gather(&whole, &tensor(4), &[3, 4])),
+            ),
+            (
+                "input has 3 elements, but the counts [2, 4] make it 4",
+                reason(gather.all_gather(&whole, &tensor(3), &[2, 4])),
+            ),
+            (
+                "one element type",
+                reason(gather.all_gather(&whole, &tensor(3).to_kind(Kind::Half), &[3, 3])),
+            ),
+            (
+                "overlaps",
+                reason(gather.all_gather(&whole, &whole.narrow(0, 1, 3), &[3, 3])),
+            ),
+            (
+                "accepted",
+                reason(gather.all_gather(&whole, &whole.narrow(0, 3, 3), &[3, 3])),
+            ),
+            (
+                "accepted",
+                reason(gather.all_gather(&whole, &whole.narrow(0, 6, 0), &[6, 0])),
+            ),
+        ] {
+            println!("{actual}");
+            assert!(actual.contains(expected), "{actual:?} lacks {expected:?}");
+        }
+    }
+
+    #[test]
+    fn parts_follow_the_counts() {
+        let group: Arc<str> = "g".into();
+        let arguments = Arguments {
+            group: &group,
+            rank: 0,
+            size: 3,
+            device: Device::Cpu,
+            collective: Collective::AllGather,
+        };
+        let whole = Tensor::zeros([7], (Kind::Int64, Device::Cpu));
+        let part = Tensor::zeros([2], (Kind::Int64, Device::Cpu));
+        let operation = arguments.all_gather(&whole, &part, &[2, 0, 5]).unwrap();
+        assert_eq!(
+            [0, 1, 2].map(|member| operation.part(member)),
+            [0..2, 2..2, 2..7]
+        );
+        assert_eq!(operation.bytes(), 56);
+    }
+}

@@ -1,0 +1,173 @@
+//! Every collective, for every kind of element, size and number of ranks, in place and not, against a plain computation.
+
+use std::ops::Range;
+
+use tandem_comm::{ProcessGroup, ReduceOp, Transport, World};
+use tandem_tensor::{Device, Kind, Tensor};
+
+use crate::numbers::{KINDS, assert_bits_equal, data, reduced};
+use crate::ranks::{Setup, everyone, lines};
+
+/// From nothing over one element, an odd number and the one-round limit to several chunks.
+const SIZES: [usize; 7] = [0, 1, 7, 1000, 4099, 300_001, 3_000_000];
+
+const OPS: [ReduceOp; 3] = [ReduceOp::Sum, ReduceOp::Max, ReduceOp::Min];
+
+fn suite(test: &'static str, transport: Transport) {
+    for ranks in 1..=4 {
+        let outputs = Setup::new(test, ranks, transport).run(|world| every_collective(&world));
+        for output in outputs {
+            println!("{ranks} ranks: {}", lines(&output, "checked").join(", "));
+        }
+    }
+}
+
+#[test]
+fn collectives_over_shared_memory() {
+    suite(
+        "collectives::collectives_over_shared_memory",
+        Transport::Shm,
+    );
+}
+
+#[test]
+fn collectives_over_tcp() {
+    suite("collectives::collectives_over_tcp", Transport::Tcp);
+}
+
+fn every_collective(world: &World) {
+    let group = everyone(world);
+    assert_eq!((group.rank(), group.size()), (world.rank(), world.size()));
+    let mut checked = 0;
+    // Twice: slots, buffers and counters must be as good as new.
+    for round in 0..2 {
+        for kind in KINDS {
+            for len in SIZES {
+                let is_large = len > 1_000_000;
+                if is_large && (round > 0 || !matches!(kind, Kind::Float | Kind::BFloat16)) {
+                    continue;
+                }
+                for op in OPS {
+                    if op != ReduceOp::Sum && (is_large || round > 0) {
+                        continue;
+                    }
+                    all_reduce(&*group, kind, len, op, round);
+                    checked += 1;
+                }
+                for counts in splits(len, group.size()) {
+                    all_gather(&*group, kind, &counts, round);
+                    reduce_scatter(&*group, kind, &counts, round);
+                    checked += 4;
+                }
+                for root in 0..group.size() {
+                    broadcast(&*group, kind, len, root);
+                    checked += 1;
+                }
+            }
+        }
+        group.barrier().unwrap().wait().unwrap();
+    }
+    println!("checked {checked} operations on rank {}", world.rank());
+}
+
+/// Even and ragged ways to split `len` elements, with ranks that get nothing.
+fn splits(len: usize, ranks: usize) -> Vec<Vec<usize>> {
+    let even = (0..ranks).map(|rank| len / ranks + usize::from(rank < len % ranks));
+    let mut only_last = vec![0; ranks];
+    only_last[ranks - 1] = len;
+    let mut ragged = vec![0; ranks];
+    ragged[0] = len / 3;
+    ragged[ranks / 2] += len - len / 3;
+    vec![even.collect(), only_last, ragged]
+}
+
+fn own_range(counts: &[usize], rank: usize) -> Range<i64> {
+    let start = counts[..rank].iter().sum::<usize>() as i64;
+    start..start + counts[rank] as i64
+}
+
+fn narrow(tensor: &Tensor, range: Range<i64>) -> Tensor {
+    tensor.narrow(0, range.start, range.end - range.start)
+}
+
+fn all_reduce(group: &dyn ProcessGroup, kind: Kind, len: usize, op: ReduceOp, salt: usize) {
+    let inputs: Vec<Tensor> = (0..group.size())
+        .map(|rank| data(rank, len, kind, salt))
+        .collect();
+    let tensor = inputs[group.rank()].copy();
+    group.all_reduce(&tensor, op).unwrap().wait().unwrap();
+    let what = format!("all_reduce({op:?}) of {len} {kind:?}");
+    assert_bits_equal(&what, &tensor, &reduced(&inputs, op));
+}
+
+fn all_gather(group: &dyn ProcessGroup, kind: Kind, counts: &[usize], salt: usize) {
+    let parts: Vec<Tensor> = (0..group.size())
+        .map(|rank| data(rank, counts[rank], kind, salt))
+        .collect();
+    let expected = Tensor::cat(&parts, 0);
+    let what = format!("all_gather of {counts:?} {kind:?}");
+    let own = &parts[group.rank()];
+
+    let output = Tensor::zeros_like(&expected);
+    let work = group.all_gather_into(&output, own, counts).unwrap();
+    work.wait().unwrap();
+    assert_bits_equal(&what, &output, &expected);
+
+    let output = Tensor::zeros_like(&expected);
+    let mut view = narrow(&output, own_range(counts, group.rank()));
+    view.copy_(own);
+    let work = group.all_gather_into(&output, &view, counts).unwrap();
+    work.wait().unwrap();
+    assert_bits_equal(&format!("{what} in place"), &output, &expected);
+}
+
+fn reduce_scatter(group: &dyn ProcessGroup, kind: Kind, counts: &[usize], salt: usize) {
+    let len = counts.iter().sum();
+    let inputs: Vec<Tensor> = (0..group.size())
+        .map(|rank| data(rank, len, kind, salt))
+        .collect();
+    let own = own_range(counts, group.rank());
+    let expected = narrow(&reduced(&inputs, ReduceOp::Sum), own.clone());
+    let what = format!("reduce_scatter of {counts:?} {kind:?}");
+
+    let input = inputs[group.rank()].copy();
+    let output = Tensor::zeros_like(&expected);
+    let work = group.reduce_scatter_into(&output, &input, counts, ReduceOp::Sum);
+    work.unwrap().wait().unwrap();
+    assert_bits_equal(&what, &output, &expected);
+    assert_bits_equal(
+        &format!("{what}: the input stays"),
+        &input,
+        &inputs[group.rank()],
+    );
+
+    let view = narrow(&input, own);
+    let work = group.reduce_scatter_into(&view, &input, counts, ReduceOp::Sum);
+    work.unwrap().wait().unwrap();
+    assert_bits_equal(&format!("{what} in place"), &view, &expected);
+}
+
+fn broadcast(group: &dyn ProcessGroup, kind: Kind, len: usize, root: usize) {
+    let tensor = data(group.rank(), len, kind, 3);
+    group.broadcast(&tensor, root).unwrap().wait().unwrap();
+    let what = format!("broadcast of {len} {kind:?} from {root}");
+    assert_bits_equal(&what, &tensor, &data(root, len, kind, 3));
+}
+
+#[test]
+fn a_group_of_one_checks_its_arguments_like_any_other() {
+    let group = tandem_comm::SingleGroup::new("one", 5, Device::Cpu);
+    assert_eq!(
+        (group.rank(), group.size(), group.ranks()),
+        (0, 1, &[5][..])
+    );
+    let tensor = data(0, 6, Kind::Float, 0);
+    let output = Tensor::zeros([6], (Kind::Float, Device::Cpu));
+    let work = group.all_gather_into(&output, &tensor, &[6]).unwrap();
+    assert!(work.is_finished());
+    work.wait().unwrap();
+    assert_bits_equal("a gathering of one", &output, &tensor);
+    let error = group.all_gather_into(&output, &tensor, &[5]).err().unwrap();
+    println!("{error}");
+    assert!(error.to_string().contains("the counts [5] make it 5"));
+}
