@@ -3,13 +3,18 @@
 mod args;
 mod bench_step;
 mod case_files;
+mod display;
 mod failure;
 mod local;
+mod prepare;
 mod replay;
 mod replay_case;
 mod replay_check;
+mod reporter;
 mod request;
 mod session;
+mod summary;
 pub mod tandem;
+pub mod train;
 mod weights;
 mod worker;

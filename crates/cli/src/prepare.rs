@@ -1,11 +1,12 @@
-//! What a run needs before ranks meet: model, data and memory, checked by whoever starts it, so that what is wrong is
-//! said once and before anything is started.
+//! What a run needs before ranks meet: model, data and memory. Whoever starts the run checks all of it, so that what is
+//! wrong is said once, before anything is started.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use tandem_data::{
-    DatasetOptions, EpochLimit, Loader, LoaderOptions, Progress, Sampler, TokenDataset, Tokenizer,
-    hub,
+    DatasetOptions, EpochLimit, Hub, Progress, Rows, Sampler, Source, TokenCache, TokenDataset,
+    Tokenizer, Weights,
 };
 use tandem_mesh::DeviceMesh;
 use tandem_model::{ModelConfig, ModuleTree};
@@ -13,11 +14,10 @@ use tandem_parallel::{Strategy, TpSlices, UnitLayout, layouts};
 use tandem_tensor::memory;
 use tandem_trainer::{Event, EventSink, MemoryEstimate, estimate_memory};
 
+use crate::args::InitChoice;
 use crate::failure::{Failure, Outcome};
 use crate::request::Request;
-
-/// Rows of the head whose logits exist at the same time.
-pub const HEAD_CHUNK_ROWS: usize = 512;
+use crate::worker::HEAD_CHUNK_ROWS;
 
 /// A model and data that fit together.
 pub struct Prepared {
@@ -30,13 +30,156 @@ pub struct Prepared {
     /// How it is cut.
     pub strategy: Strategy,
     /// The tokens.
-    pub dataset: TokenDataset,
+    pub dataset: Arc<TokenDataset>,
     /// Which of them when.
     pub sampler: Sampler,
     /// Optimizer steps of the run.
     pub total_steps: u64,
     /// What each rank will need.
     pub memory: MemoryEstimate,
-    /// Units of tp_rank 0, for sizes.
+    /// The units of tp_rank 0, for their sizes.
     pub layouts: Vec<UnitLayout>,
+}
+
+/// Fetches, reads and checks everything. `sink` sees how far the slow parts are.
+pub fn prepare(request: &Request, mesh: DeviceMesh, sink: &mut dyn EventSink) -> Outcome<Prepared> {
+    let common = request.common();
+    let hub = Hub::from_env().map_err(Failure::other)?;
+    let weights = match common.init {
+        InitChoice::Pretrained => Weights::Needed,
+        InitChoice::Random => Weights::NotNeeded,
+    };
+    let model_dir = hub
+        .model_dir(&common.model_name, weights, &mut Shown(sink, String::new()))
+        .map_err(Failure::other)?;
+    let config = ModelConfig::from_dir(&model_dir)
+        .and_then(|config| config.truncated(common.num_layers))
+        .map_err(Failure::other)?;
+    if common.seq_length > config.max_position_embeddings {
+        return Err(Failure::usage(format!(
+            "--seq_length {} is beyond the model's max_position_embeddings of {}",
+            common.seq_length, config.max_position_embeddings
+        )));
+    }
+    let tree = ModuleTree::new(&config);
+    let strategy = request.strategy(&tree)?;
+    let slices =
+        TpSlices::new(&config, mesh.tp_size()).map_err(|e| Failure::usage(e.to_string()))?;
+    let layouts = layouts(
+        &config,
+        &tree,
+        &strategy.plan,
+        &slices,
+        0,
+        common.sequence_parallel,
+    );
+    let memory = estimate_memory(
+        &config,
+        &layouts,
+        strategy.level,
+        strategy.precision,
+        mesh.dp_size(),
+        common.batch_size * common.seq_length,
+        request.recompute(),
+        HEAD_CHUNK_ROWS,
+    );
+    let dataset = dataset(request, &model_dir, &config, &hub, sink)?;
+    let sampler = sampler(request, mesh, dataset.len())?;
+    let total_steps = match common.max_steps {
+        0 => sampler.total_steps(),
+        limit => sampler.total_steps().min(limit),
+    };
+    Ok(Prepared {
+        model_dir,
+        config,
+        tree,
+        strategy,
+        dataset,
+        sampler,
+        total_steps,
+        memory,
+        layouts,
+    })
+}
+
+/// Refuses a run that the memory of this host cannot hold with `local_workers` of its workers.
+pub fn check_memory(prepared: &Prepared, local_workers: usize) -> Outcome<()> {
+    let Some(available) = memory::available_bytes() else {
+        return Ok(());
+    };
+    let needed = prepared.memory.total() * local_workers as u64;
+    if needed > available {
+        let gb = |bytes: u64| bytes as f64 / 1e9;
+        return Err(Failure::other(format!(
+            "not enough memory: {local_workers} workers of about {:.2} GB each need {:.2} GB, and {:.2} GB are available here; \
+             use a larger --dp_size with train_fsdp, a larger --tp_size, --activation_checkpointing, a smaller --batch_size or \
+             --seq_length, or --num_layers",
+            gb(prepared.memory.total()),
+            gb(needed),
+            gb(available),
+        )));
+    }
+    Ok(())
+}
+
+fn dataset(
+    request: &Request,
+    model_dir: &std::path::Path,
+    config: &ModelConfig,
+    hub: &Hub,
+    sink: &mut dyn EventSink,
+) -> Outcome<Arc<TokenDataset>> {
+    let common = request.common();
+    let tokenizer = Tokenizer::load(model_dir).map_err(Failure::other)?;
+    if tokenizer.vocab_size() > config.vocab_size {
+        return Err(Failure::other(format!(
+            "the tokenizer of {} has {} tokens, but the model's vocabulary has {}; they belong to different models",
+            model_dir.display(),
+            tokenizer.vocab_size(),
+            config.vocab_size
+        )));
+    }
+    let options = DatasetOptions {
+        name: common.dataset_name.clone(),
+        config: common.dataset_config.clone(),
+        split: common.dataset_split.clone(),
+        text_column: common.text_column.clone(),
+        percentage: common.dataset_percentage,
+    };
+    // In shared storage, all hosts of a cluster and all runs use one cache.
+    let cache_dir = common.storage_path.join("token_cache");
+    let mut shown = Shown(sink, String::new());
+    let source = Source::resolve(&options, hub, &mut shown).map_err(Failure::other)?;
+    let cache = TokenCache::build_or_open(&source, &tokenizer, &cache_dir, &mut shown)
+        .map_err(Failure::other)?;
+    let dataset = TokenDataset::new(Arc::new(cache), common.seq_length, common.packing)
+        .map_err(Failure::other)?;
+    Ok(Arc::new(dataset))
+}
+
+fn sampler(request: &Request, mesh: DeviceMesh, rows: u64) -> Outcome<Sampler> {
+    let common = request.common();
+    let global_batch = mesh.dp_size() * common.batch_size * common.gradient_accumulation_steps;
+    let sampler = Sampler::new(rows, common.seed, global_batch as u64).map_err(Failure::other)?;
+    Ok(sampler.limited(EpochLimit {
+        epochs: common.num_epochs,
+        steps_per_epoch: (common.debug_steps > 0).then_some(common.debug_steps),
+    }))
+}
+
+/// The data crate's progress as events.
+struct Shown<'a>(&'a mut dyn EventSink, String);
+
+impl Progress for Shown<'_> {
+    fn begin(&mut self, what: &str) {
+        what.clone_into(&mut self.1);
+    }
+
+    fn update(&mut self, done: u64, total: u64) {
+        self.0.event(Event::Progress {
+            what: self.1.clone(),
+            done,
+            total,
+        });
+    }
 }

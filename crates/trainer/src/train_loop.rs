@@ -31,8 +31,6 @@ pub struct LoopSettings {
     pub last_step: u64,
     /// Compare replicas every so many steps; 0 never.
     pub check_interval: u64,
-    /// Optimizer steps per epoch; 0: as many as the data give.
-    pub debug_steps: u64,
 }
 
 /// How far a run has come.

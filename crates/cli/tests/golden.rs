@@ -1,0 +1,212 @@
+//! Every golden case, on both strategies and every mesh, against the numbers of transformers + PyTorch.
+//!
+//! Each run is `tandem replay --check` with real worker processes. Loss and gradient norm of all steps, the step-0
+//! gradient of every parameter, logits, and the parameters after the last step must meet the case's fp32 tolerances.
+//! ZeRO stages, accumulation, sequence parallelism and activation checkpointing rotate through the meshes so that each
+//! meets every mesh and every case; `the_rotation_covers` proves it.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+const CASES: [&str; 8] = [
+    "llama3_rope",
+    "llama_mha",
+    "mistral",
+    "qwen2_odd_vocab",
+    "qwen2_padded",
+    "qwen2_tied",
+    "qwen2_untied",
+    "qwen3_qknorm",
+];
+
+/// tp x dp. 3 cuts heads, MLP and vocabulary unevenly; 4 is more than the two key/value heads of most cases.
+const MESHES: [(usize, usize); 6] = [(1, 1), (2, 1), (1, 2), (2, 2), (3, 1), (4, 1)];
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Variant {
+    /// `None` is FSDP.
+    zero_stage: Option<u8>,
+    accumulation: usize,
+    sequence_parallel: bool,
+    activation_checkpointing: bool,
+}
+
+/// What case number `case` runs on mesh number `mesh`: FSDP once, and one ZeRO stage.
+fn variants(case: usize, mesh: usize) -> [Variant; 2] {
+    let turn = case + mesh;
+    [
+        Variant {
+            zero_stage: None,
+            accumulation: 1 + turn % 2,
+            sequence_parallel: turn / 2 % 2 == 1,
+            activation_checkpointing: turn / 4 % 2 == 1,
+        },
+        Variant {
+            zero_stage: Some((turn % 3) as u8),
+            accumulation: 1 + (turn / 3) % 2,
+            sequence_parallel: turn % 2 == 0,
+            activation_checkpointing: turn / 2 % 2 == 0,
+        },
+    ]
+}
+
+fn golden(case: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../tests-data/golden")
+        .join(case)
+}
+
+fn replay(case_dir: &Path, tp: usize, dp: usize, variant: Variant) -> (bool, String) {
+    let output = tempfile::tempdir().unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tandem"));
+    command
+        .args(["replay", "--check", "--device", "cpu", "--case"])
+        .arg(case_dir)
+        .arg("--output")
+        .arg(output.path())
+        .args(["--tp_size", &tp.to_string(), "--dp_size", &dp.to_string()])
+        .args([
+            "--gradient_accumulation_steps",
+            &variant.accumulation.to_string(),
+        ])
+        .args([
+            "--sequence_parallel",
+            &variant.sequence_parallel.to_string(),
+        ])
+        .args([
+            "--activation_checkpointing",
+            &variant.activation_checkpointing.to_string(),
+        ]);
+    match variant.zero_stage {
+        None => command.args(["--strategy", "fsdp"]),
+        Some(stage) => command.args([
+            "--strategy",
+            "deepspeed",
+            "--zero_stage",
+            &stage.to_string(),
+        ]),
+    };
+    let result = command.output().unwrap();
+    let text = String::from_utf8_lossy(&result.stdout) + String::from_utf8_lossy(&result.stderr);
+    (result.status.success(), text.into_owned())
+}
+
+/// All runs of one case; every miss is reported, not only the first.
+fn check_case(name: &str) {
+    let case = CASES.iter().position(|c| *c == name).unwrap();
+    let mut missed = Vec::new();
+    for (mesh, (tp, dp)) in MESHES.into_iter().enumerate() {
+        for variant in variants(case, mesh) {
+            let (passed, text) = replay(&golden(name), tp, dp, variant);
+            let loss = text
+                .lines()
+                .find(|line| line.starts_with("loss_abs"))
+                .unwrap_or("no table");
+            println!("{name} tp {tp} x dp {dp} {variant:?}: {loss}");
+            if !passed {
+                missed.push(format!("tp {tp} x dp {dp} {variant:?}\n{text}"));
+            }
+        }
+    }
+    assert!(missed.is_empty(), "{name}:\n{}", missed.join("\n"));
+}
+
+macro_rules! cases {
+    ($($name:ident),*) => {
+        $(#[test]
+        fn $name() {
+            check_case(stringify!($name));
+        })*
+    };
+}
+
+cases!(
+    llama3_rope,
+    llama_mha,
+    mistral,
+    qwen2_odd_vocab,
+    qwen2_padded,
+    qwen2_tied,
+    qwen2_untied,
+    qwen3_qknorm
+);
+
+#[test]
+fn the_rotation_covers_every_feature_on_every_mesh() {
+    for mesh in 0..MESHES.len() {
+        let all: Vec<Variant> = (0..CASES.len())
+            .flat_map(|case| variants(case, mesh))
+            .collect();
+        for stage in 0..3 {
+            assert!(
+                all.iter().any(|v| v.zero_stage == Some(stage)),
+                "mesh {mesh}, ZeRO {stage}"
+            );
+        }
+        for fsdp in [true, false] {
+            let of_strategy: Vec<_> = all
+                .iter()
+                .filter(|v| v.zero_stage.is_none() == fsdp)
+                .collect();
+            for accumulation in [1, 2] {
+                assert!(of_strategy.iter().any(|v| v.accumulation == accumulation));
+            }
+            for on in [true, false] {
+                assert!(of_strategy.iter().any(|v| v.sequence_parallel == on));
+                assert!(of_strategy.iter().any(|v| v.activation_checkpointing == on));
+            }
+        }
+    }
+}
+
+/// The key style of transformers 4, which most published checkpoints use, describes the same models.
+#[test]
+fn both_key_styles_of_config_load_and_match() {
+    for name in CASES {
+        let case = tempfile::tempdir().unwrap();
+        for file in std::fs::read_dir(golden(name)).unwrap() {
+            let path = file.unwrap().path();
+            std::os::unix::fs::symlink(&path, case.path().join(path.file_name().unwrap())).unwrap();
+        }
+        let config = case.path().join("config.json");
+        std::fs::remove_file(&config).unwrap();
+        std::fs::copy(golden(name).join("config_v4.json"), &config).unwrap();
+        let plain = Variant {
+            zero_stage: None,
+            accumulation: 1,
+            sequence_parallel: false,
+            activation_checkpointing: false,
+        };
+        let (passed, text) = replay(case.path(), 1, 1, plain);
+        println!("{name}, keys of transformers 4: passed {passed}");
+        assert!(passed, "{name}:\n{text}");
+    }
+}
+
+/// A tolerance that is missed is an error: the check itself can fail.
+#[test]
+fn wrong_weights_are_noticed() {
+    let case = tempfile::tempdir().unwrap();
+    for file in std::fs::read_dir(golden("qwen2_tied")).unwrap() {
+        let path = file.unwrap().path();
+        std::fs::copy(&path, case.path().join(path.file_name().unwrap())).unwrap();
+    }
+    // One bit of one weight: the exponent of an element in the middle of the file.
+    let model = case.path().join("model.safetensors");
+    let mut bytes = std::fs::read(&model).unwrap();
+    let middle = bytes.len() / 2 / 4 * 4 + 3;
+    bytes[middle] ^= 0x04;
+    std::fs::write(&model, bytes).unwrap();
+    let plain = Variant {
+        zero_stage: Some(1),
+        accumulation: 1,
+        sequence_parallel: false,
+        activation_checkpointing: false,
+    };
+    let (passed, text) = replay(case.path(), 1, 1, plain);
+    assert!(!passed, "{text}");
+    assert!(
+        text.contains("MISSED") && text.contains("out of tolerance"),
+        "{text}"
+    );
+}
