@@ -1,5 +1,6 @@
 //! The lines that a run begins with: mesh, plan, sizes.
 
+use tandem_data::Rows;
 use tandem_mesh::DeviceMesh;
 use tandem_parallel::ShardingLevel;
 

@@ -127,7 +127,7 @@ pub fn train_loop(
 fn settle(engine: &mut Engine) -> Result<(), TrainError> {
     for unit in &mut engine.units {
         if unit.kept_parameters().is_some() {
-            unit.unshard(&mut engine.pool)?;
+            let _whole = unit.unshard(&mut engine.pool)?;
         }
     }
     Ok(())
