@@ -7,6 +7,8 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
 
 use tandem_data::{
     BatchSource, CacheError, DatasetOptions, EpochLimit, Hub, Loader, LoaderOptions, Position,
@@ -295,6 +297,8 @@ fn a_process_waits_for_the_one_that_builds() {
     first_says.read_line(&mut line).unwrap();
     assert_eq!(line, "tokenizing\n", "it holds the lock from here on");
     let second = start_rank(&text, dir.path(), false);
+    // If it did not wait, it would begin to tokenize too in this time, and say so at its end.
+    thread::sleep(Duration::from_millis(500));
     first.stdin.take().unwrap().write_all(b"\n").unwrap();
     line.clear();
     first_says.read_line(&mut line).unwrap();
