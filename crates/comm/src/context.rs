@@ -35,13 +35,6 @@ impl GroupContext {
         self.ranks.len()
     }
 
-    /// World ranks of all members but this one.
-    pub(crate) fn peers(&self) -> impl Iterator<Item = usize> {
-        let own = self.rank;
-        let others = self.ranks.iter().enumerate();
-        others.filter_map(move |(index, &rank)| (index != own).then_some(rank))
-    }
-
     pub(crate) fn site(&self, signature: &Signature) -> Site {
         Site {
             collective: signature.collective,

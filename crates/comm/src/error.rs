@@ -114,6 +114,21 @@ pub enum CommError {
         /// What failed and what to do.
         reason: String,
     },
+    /// A member of a new group cannot be reached.
+    #[error(
+        "cannot connect to rank {rank} at {address} for {site}: {source}; check that no firewall is in between, or choose \
+         another --network_interface"
+    )]
+    Connect {
+        /// The rank that is to be reached.
+        rank: usize,
+        /// Where it listens.
+        address: String,
+        /// What it is for.
+        site: Site,
+        /// What the system said.
+        source: Arc<io::Error>,
+    },
     /// The system refused something else.
     #[error("cannot {what} for {site}: {source}")]
     System {

@@ -36,6 +36,7 @@
 mod collective;
 mod context;
 mod error;
+mod faulty;
 mod group;
 mod health;
 mod membership;
@@ -47,11 +48,13 @@ mod rendezvous;
 mod shm;
 mod single;
 mod store;
+mod tcp;
 mod work;
 mod world;
 
 pub use collective::{Collective, ReduceOp, Site};
 pub use error::{CommError, Result};
+pub use faulty::{Fault, FaultyGroup};
 pub use group::ProcessGroup;
 pub use observe::{Event, GroupTotals, Observer, Totals};
 pub use single::SingleGroup;

@@ -1,5 +1,6 @@
 //! How the members of a new group find each other and agree on a transport.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -10,6 +11,7 @@ use crate::group::{CpuGroup, ProcessGroup};
 use crate::health::Fate;
 use crate::queue::Backend;
 use crate::shm::{self, SharedMemory};
+use crate::tcp::Tcp;
 use crate::world::{MeetingPoint, Transport, World};
 
 /// One creation of one group, seen from one member.
@@ -134,7 +136,12 @@ impl<'a> Membership<'a> {
     }
 
     fn tcp(&self) -> Result<Box<dyn Backend>> {
-        Err(self.no_shared_memory("TCP is not there yet".to_owned()))
+        Ok(Box::new(Tcp::connect(self)?))
+    }
+
+    /// Where other hosts reach this rank.
+    pub(crate) fn address(&self) -> IpAddr {
+        self.point.address
     }
 
     /// Publishes this member's `value` and collects everyone's, in group order.

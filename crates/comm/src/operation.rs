@@ -24,6 +24,8 @@ pub(crate) struct Operation {
     /// Elements of each member's part, in group order: what it contributes to a gathering, what it receives of a
     /// scattering, what it reduces for everyone in an all-reduce. Empty for broadcast and barrier.
     pub(crate) counts: Vec<usize>,
+    /// Members of the group.
+    pub(crate) members: usize,
     /// The tensors that `input` and `output` point into stay alive as long as this does.
     _storage: [Option<Tensor>; 2],
 }
@@ -38,10 +40,14 @@ impl Operation {
         self.signature.elements as usize * self.signature.element.size()
     }
 
-    /// The elements of `member`'s part within the whole.
-    pub(crate) fn part(&self, member: usize) -> Range<usize> {
-        let start = self.counts[..member].iter().sum();
-        start..start + self.counts[member]
+    /// The elements of each member's part within the whole.
+    pub(crate) fn parts(&self) -> Vec<Range<usize>> {
+        let mut start = 0;
+        let part = |count: &usize| {
+            start += count;
+            start - count..start
+        };
+        self.counts.iter().map(part).collect()
     }
 }
 
@@ -68,6 +74,7 @@ impl Arguments<'_> {
             input: memory,
             output: memory,
             counts,
+            members: self.size,
             _storage: [Some(tensor.shallow_clone()), None],
         })
     }
@@ -107,6 +114,7 @@ impl Arguments<'_> {
             input: memory,
             output: memory,
             counts: Vec::new(),
+            members: self.size,
             _storage: [Some(tensor.shallow_clone()), None],
         })
     }
@@ -117,6 +125,7 @@ impl Arguments<'_> {
             input: std::ptr::null(),
             output: std::ptr::null_mut(),
             counts: Vec::new(),
+            members: self.size,
             _storage: [None, None],
         }
     }
@@ -186,6 +195,7 @@ impl Arguments<'_> {
             input,
             output,
             counts: counts.to_vec(),
+            members: self.size,
             _storage: [Some(whole.shallow_clone()), Some(part.shallow_clone())],
         })
     }
@@ -321,10 +331,7 @@ mod tests {
         let whole = Tensor::zeros([7], (Kind::Int64, Device::Cpu));
         let part = Tensor::zeros([2], (Kind::Int64, Device::Cpu));
         let operation = arguments.all_gather(&whole, &part, &[2, 0, 5]).unwrap();
-        assert_eq!(
-            [0, 1, 2].map(|member| operation.part(member)),
-            [0..2, 2..2, 2..7]
-        );
+        assert_eq!(operation.parts(), [0..2, 2..2, 2..7]);
         assert_eq!(operation.bytes(), 56);
     }
 }

@@ -93,7 +93,7 @@ impl Meeting {
         let sleepers = self.segment.sleepers();
         sleepers.fetch_add(1, Ordering::SeqCst);
         let outcome = loop {
-            let seen = self.segment.arrivals().load(Ordering::SeqCst);
+            let arrivals = self.segment.arrivals().load(Ordering::SeqCst);
             if self.is_complete() {
                 break Ok(());
             }
@@ -101,24 +101,22 @@ impl Meeting {
             let slept = futex::wait(
                 self.segment.arrivals(),
                 futex::Flags::empty(),
-                seen,
+                arrivals,
                 timeout.as_ref(),
             );
             if self.is_complete() {
                 break Ok(());
             }
             // Woken, or somebody arrived in between: look again. Otherwise time has passed, or a signal came.
-            if slept.is_err_and(|error| error != rustix::io::Errno::AGAIN)
-                || self.late().any(|member| self.has_closed(member))
-            {
-                if let Err(error) = self.look_around(signature, begin) {
-                    // Complete after all: then the peer left after it had done its part, which is its right.
-                    break if self.is_complete() {
-                        Ok(())
-                    } else {
-                        Err(error)
-                    };
-                }
+            let must_look = slept.is_err_and(|error| error != rustix::io::Errno::AGAIN)
+                || self.late().any(|member| self.has_closed(member));
+            if !must_look {
+                continue;
+            }
+            let looked = self.look_around(signature, begin);
+            if looked.is_err() {
+                // Complete after all: then the peer left after it had done its part, which is its right.
+                break if self.is_complete() { Ok(()) } else { looked };
             }
         };
         sleepers.fetch_sub(1, Ordering::SeqCst);

@@ -144,24 +144,6 @@ impl Client {
         self.answer(id, owner, site)
     }
 
-    /// Adds `delta` to the number under `key`, which starts at 0, and returns the sum.
-    ///
-    /// # Errors
-    /// When anybody fails or rank 0 does not answer.
-    pub(crate) fn add(&self, key: &str, delta: i64, site: &Site) -> Result<i64> {
-        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        self.send(
-            &Message::Add {
-                id,
-                key: key.to_owned(),
-                delta,
-            },
-            site,
-        )?;
-        let value = self.answer(id, 0, site)?;
-        Ok(value.as_slice().try_into().map_or(0, i64::from_le_bytes))
-    }
-
     /// Tells everyone how this rank ends.
     pub(crate) fn end(&self, fate: Fate) {
         // The rank is in the connection; the server ignores the field. Nobody is left to tell if this fails.

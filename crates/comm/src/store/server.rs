@@ -228,16 +228,6 @@ impl State {
                 }
                 None => self.waiting.entry(key).or_default().push((rank, id)),
             },
-            Message::Add { id, key, delta } => {
-                let old = self
-                    .values
-                    .get(&key)
-                    .and_then(|bytes| bytes.as_slice().try_into().ok())
-                    .map_or(0, i64::from_le_bytes);
-                let value = old.wrapping_add(delta).to_le_bytes().to_vec();
-                self.set(key, value.clone());
-                self.send(rank, &Message::Value { id, value });
-            }
             // A client sends nothing else.
             other => tracing::debug!(rank, ?other, "an unexpected message"),
         }

@@ -27,12 +27,6 @@ pub(super) enum Message {
         id: u64,
         key: String,
     },
-    /// Adds to a number, 0 if new; answered with the sum.
-    Add {
-        id: u64,
-        key: String,
-        delta: i64,
-    },
     /// From a rank: how it ends. From the server: how `rank` ended.
     Ended {
         rank: u64,
@@ -48,7 +42,7 @@ pub(super) enum Message {
     Joined {
         rank: u64,
     },
-    /// The answer to `Get` and `Add`.
+    /// The answer to `Get`.
     Value {
         id: u64,
         value: Vec<u8>,
@@ -66,26 +60,21 @@ impl Message {
             }
             Self::Set { key, value } => out.tag(2).bytes(key.as_bytes()).bytes(value),
             Self::Get { id, key } => out.tag(3).number(*id).bytes(key.as_bytes()),
-            Self::Add { id, key, delta } => out
-                .tag(4)
-                .number(*id)
-                .bytes(key.as_bytes())
-                .number(delta.cast_unsigned()),
             Self::Ended { rank, fate } => {
                 let (kind, reason) = match fate {
                     Fate::Finished => (0, ""),
                     Fate::Lost => (1, ""),
                     Fate::Aborted(reason) => (2, reason.as_str()),
                 };
-                out.tag(5)
+                out.tag(4)
                     .number(*rank)
                     .number(kind)
                     .bytes(reason.as_bytes())
             }
-            Self::Welcome => out.tag(6),
-            Self::Refused { reason } => out.tag(7).bytes(reason.as_bytes()),
-            Self::Joined { rank } => out.tag(8).number(*rank),
-            Self::Value { id, value } => out.tag(9).number(*id).bytes(value),
+            Self::Welcome => out.tag(5),
+            Self::Refused { reason } => out.tag(6).bytes(reason.as_bytes()),
+            Self::Joined { rank } => out.tag(7).number(*rank),
+            Self::Value { id, value } => out.tag(8).number(*id).bytes(value),
         };
         let mut message = out.0;
         let len = u32::try_from(message.len() - 4)
@@ -169,12 +158,7 @@ impl Decoder<'_> {
                 id: self.number()?,
                 key: self.text()?,
             },
-            4 => Message::Add {
-                id: self.number()?,
-                key: self.text()?,
-                delta: self.number()?.cast_signed(),
-            },
-            5 => {
+            4 => {
                 let rank = self.number()?;
                 let kind = self.number()?;
                 let reason = self.text()?;
@@ -186,14 +170,14 @@ impl Decoder<'_> {
                 };
                 Message::Ended { rank, fate }
             }
-            6 => Message::Welcome,
-            7 => Message::Refused {
+            5 => Message::Welcome,
+            6 => Message::Refused {
                 reason: self.text()?,
             },
-            8 => Message::Joined {
+            7 => Message::Joined {
                 rank: self.number()?,
             },
-            9 => Message::Value {
+            8 => Message::Value {
                 id: self.number()?,
                 value: self.bytes()?,
             },
@@ -237,11 +221,6 @@ mod tests {
             Message::Get {
                 id: 9,
                 key: "k".into(),
-            },
-            Message::Add {
-                id: 1,
-                key: "n".into(),
-                delta: -4,
             },
             Message::Ended {
                 rank: 2,

@@ -1,1 +1,331 @@
 //! What ranks say when one of them dies, stops, aborts, leaves or does something else.
+
+use std::time::{Duration, Instant};
+
+use rustix::process::{Signal, getpid, kill_process};
+use tandem_comm::{CommError, Fault, FaultyGroup, ProcessGroup, ReduceOp, Transport, Work, World};
+use tandem_tensor::{Kind, Tensor};
+
+use crate::numbers::data;
+use crate::ranks::{Setup, everyone, lines};
+
+/// The promise is two seconds; a busy machine may take longer for anything.
+const SOON: Duration = Duration::from_secs(15);
+
+fn tensor(len: usize) -> Tensor {
+    data(0, len, Kind::Float, 0)
+}
+
+fn reduce(group: &dyn ProcessGroup, tensor: &Tensor) -> Result<(), CommError> {
+    group.all_reduce(tensor, ReduceOp::Sum).and_then(Work::wait)
+}
+
+/// Runs `operation`, which must fail soon, and returns what it said.
+fn failure(operation: impl FnOnce() -> Result<(), CommError>) -> CommError {
+    let begin = Instant::now();
+    let error = operation().expect_err("a rank is missing");
+    println!(
+        "failed after {:.2} s: {error}",
+        begin.elapsed().as_secs_f64()
+    );
+    assert!(begin.elapsed() < SOON, "noticed too late");
+    error
+}
+
+fn show(outputs: &[String]) {
+    for (rank, output) in outputs.iter().enumerate() {
+        for line in lines(output, "failed after ") {
+            println!("  rank {rank} failed after {line}");
+        }
+    }
+}
+
+fn killed(test: &'static str, transport: Transport) {
+    let setup = Setup::new(test, 3, transport).victims(&[1]);
+    show(&setup.run(|world| {
+        let group = everyone(&world);
+        reduce(&*group, &tensor(100_000)).unwrap();
+        world.set_step(40);
+        if world.rank() == 1 {
+            // The others are in the collective by then.
+            std::thread::sleep(Duration::from_millis(300));
+            let group = FaultyGroup::new(group).with_fault_at(1, Fault::Kill);
+            reduce(&group, &tensor(100_000)).unwrap();
+            unreachable!("this rank is dead");
+        }
+        let error = failure(|| reduce(&*group, &tensor(100_000)));
+        assert_eq!(
+            error.to_string(),
+            "rank 1 left during all_reduce #2 of group \"all\" (step 40)"
+        );
+        assert!(error.is_secondary());
+        let later = group.barrier().err().expect("the group is closed");
+        assert!(matches!(later, CommError::Poisoned { .. }), "{later}");
+        assert!(
+            later
+                .to_string()
+                .contains("rank 1 left during all_reduce #2")
+        );
+    }));
+}
+
+#[test]
+fn a_killed_peer_is_named_over_shared_memory() {
+    killed(
+        "failures::a_killed_peer_is_named_over_shared_memory",
+        Transport::Shm,
+    );
+}
+
+#[test]
+fn a_killed_peer_is_named_over_tcp() {
+    killed("failures::a_killed_peer_is_named_over_tcp", Transport::Tcp);
+}
+
+fn stopped(test: &'static str, transport: Transport) {
+    let setup = Setup::new(test, 3, transport)
+        .victims(&[1])
+        .timeout(Duration::from_secs(3));
+    show(&setup.run(|world| {
+        let group = everyone(&world);
+        reduce(&*group, &tensor(1000)).unwrap();
+        if world.rank() == 1 {
+            kill_process(getpid(), Signal::STOP).unwrap();
+        }
+        let error = failure(|| reduce(&*group, &tensor(1000)));
+        // One rank's clock runs out first; it tells the other.
+        let text = error.to_string();
+        assert!(text.contains("no answer from rank 1 within 3 s"), "{text}");
+        assert!(text.contains("all_reduce #2 of group \"all\""), "{text}");
+    }));
+}
+
+#[test]
+fn a_stopped_peer_is_a_timeout_over_shared_memory() {
+    stopped(
+        "failures::a_stopped_peer_is_a_timeout_over_shared_memory",
+        Transport::Shm,
+    );
+}
+
+#[test]
+fn a_stopped_peer_is_a_timeout_over_tcp() {
+    stopped(
+        "failures::a_stopped_peer_is_a_timeout_over_tcp",
+        Transport::Tcp,
+    );
+}
+
+/// Rank 0, in a row with rank 1, waits for rank 1, which waits for rank 3 in their column; rank 2 waits for rank 3 too.
+#[test]
+fn everyone_names_the_rank_that_failed_first() {
+    const TEST: &str = "failures::everyone_names_the_rank_that_failed_first";
+    for transport in [Transport::Shm, Transport::Tcp] {
+        let setup = Setup::new(TEST, 4, transport).victims(&[3]);
+        show(&setup.run(|world| {
+            let rank = world.rank();
+            let row = world
+                .new_group("tp", &[rank / 2 * 2, rank / 2 * 2 + 1])
+                .unwrap();
+            let column = world.new_group("dp", &[rank % 2, rank % 2 + 2]).unwrap();
+            reduce(&*row, &tensor(10)).unwrap();
+            reduce(&*column, &tensor(10)).unwrap();
+            if rank == 3 {
+                std::thread::sleep(Duration::from_millis(300));
+                kill_process(getpid(), Signal::KILL).unwrap();
+            }
+            let group = if rank == 1 { &column } else { &row };
+            let error = failure(|| reduce(&**group, &tensor(10)));
+            assert!(
+                error.to_string().starts_with("rank 3 left during"),
+                "{error}"
+            );
+            // Not before the others have seen the first failure, or this one's would count as another.
+            std::thread::sleep(Duration::from_millis(500));
+        }));
+    }
+}
+
+#[test]
+fn an_abort_reaches_everyone_with_its_reason() {
+    const TEST: &str = "failures::an_abort_reaches_everyone_with_its_reason";
+    let setup = Setup::new(TEST, 3, Transport::Auto);
+    show(&setup.run(|world| {
+        let group = everyone(&world);
+        reduce(&*group, &tensor(10)).unwrap();
+        if world.rank() == 2 {
+            std::thread::sleep(Duration::from_millis(300));
+            world.abort("the loss is NaN in step 7");
+            return;
+        }
+        let error = failure(|| reduce(&*group, &tensor(10)));
+        let text = error.to_string();
+        assert!(
+            text.starts_with("rank 2 aborted: the loss is NaN in step 7"),
+            "{text}"
+        );
+    }));
+}
+
+/// Whoever has finished may leave, rank 0 with its store included, while others go on in groups of their own.
+#[test]
+fn a_rank_that_has_finished_may_leave() {
+    const TEST: &str = "failures::a_rank_that_has_finished_may_leave";
+    for (ranks, transport, leaver) in [
+        (3, Transport::Shm, 2),
+        (3, Transport::Tcp, 2),
+        (4, Transport::Shm, 0),
+        (4, Transport::Tcp, 0),
+    ] {
+        let outputs = Setup::new(TEST, ranks, transport).run(|world| {
+            let others: Vec<usize> = (0..world.size()).filter(|rank| *rank != leaver).collect();
+            let all = everyone(&world);
+            if world.rank() == leaver {
+                reduce(&*all, &tensor(100_000)).unwrap();
+                return;
+            }
+            let group = world.new_group("others", &others).unwrap();
+            reduce(&*all, &tensor(100_000)).unwrap();
+            for _ in 0..5 {
+                // Ranks take turns to be late, so that the others look around.
+                for late in &others {
+                    if world.rank() == *late {
+                        std::thread::sleep(Duration::from_millis(80));
+                    }
+                    reduce(&*group, &tensor(10)).unwrap();
+                }
+            }
+            let error = failure(|| reduce(&*all, &tensor(10)));
+            let expected = format!("rank {leaver} left during all_reduce #2 of group \"all\"");
+            assert!(error.to_string().starts_with(&expected), "{error}");
+            std::thread::sleep(Duration::from_millis(500));
+        });
+        show(&outputs);
+    }
+}
+
+/// What two ranks do differently, and what the message must say of each.
+type Disagreement = (
+    fn(&dyn ProcessGroup, bool) -> Result<Work, CommError>,
+    [&'static str; 2],
+);
+
+const DISAGREEMENTS: [Disagreement; 5] = [
+    (
+        |group, is_odd| group.all_reduce(&tensor(if is_odd { 12 } else { 10 }), ReduceOp::Sum),
+        [
+            "all_reduce(sum) of 10 f32 elements as operation #2",
+            "all_reduce(sum) of 12 f32 elements as operation #2",
+        ],
+    ),
+    (
+        |group, is_odd| {
+            group.all_reduce(
+                &tensor(300_000),
+                if is_odd { ReduceOp::Max } else { ReduceOp::Sum },
+            )
+        },
+        ["all_reduce(sum)", "all_reduce(max)"],
+    ),
+    (
+        |group, is_odd| {
+            if is_odd {
+                group.barrier()
+            } else {
+                group.broadcast(&tensor(2_000_000), 0)
+            }
+        },
+        ["broadcast from group rank 0 of 2000000 f32", "barrier"],
+    ),
+    (
+        |group, is_odd| {
+            let kind = if is_odd { Kind::BFloat16 } else { Kind::Int };
+            group.broadcast(&tensor(8).to_kind(kind), 1)
+        },
+        ["of 8 i32", "of 8 bf16"],
+    ),
+    (
+        |group, is_odd| {
+            let counts = if is_odd { [3, 5] } else { [4, 4] };
+            let own = tensor(counts[group.rank()]);
+            group.all_gather_into(&tensor(8), &own, &counts)
+        },
+        [
+            "all_gather of 8 f32 elements (split ",
+            "all_gather of 8 f32",
+        ],
+    ),
+];
+
+#[test]
+fn ranks_that_do_different_things_are_told_so() {
+    const TEST: &str = "failures::ranks_that_do_different_things_are_told_so";
+    for transport in [Transport::Shm, Transport::Tcp] {
+        let outputs = Setup::new(TEST, 2, transport).run(|world| {
+            let everybody = everyone(&world);
+            for (number, (operation, expected)) in DISAGREEMENTS.iter().enumerate() {
+                let group = world.new_group(&format!("g{number}"), &[0, 1]).unwrap();
+                group.barrier().and_then(Work::wait).unwrap();
+                let is_odd = world.rank() == 1;
+                let error = failure(|| operation(&*group, is_odd).and_then(Work::wait));
+                assert!(matches!(error, CommError::Mismatch { .. }), "{error}");
+                for part in expected {
+                    assert!(error.to_string().contains(part), "{error} lacks {part}");
+                }
+            }
+            everybody.barrier().and_then(Work::wait).unwrap();
+        });
+        show(&outputs);
+    }
+}
+
+#[test]
+fn work_that_nobody_waits_for_is_done_all_the_same() {
+    const TEST: &str = "failures::work_that_nobody_waits_for_is_done_all_the_same";
+    for transport in [Transport::Shm, Transport::Tcp] {
+        Setup::new(TEST, 2, transport).run(|world| {
+            let group = everyone(&world);
+            let tensor = data(world.rank(), 1_000_000, Kind::Float, 0);
+            let work = group.all_reduce(&tensor, ReduceOp::Sum).unwrap();
+            if world.rank() == 0 {
+                drop(work);
+                drop(tensor);
+                std::thread::sleep(Duration::from_millis(100));
+            } else {
+                work.wait().unwrap();
+            }
+            group.barrier().and_then(Work::wait).unwrap();
+        });
+    }
+}
+
+#[test]
+fn dropping_a_group_abandons_its_work_and_tells_the_peers() {
+    const TEST: &str = "failures::dropping_a_group_abandons_its_work_and_tells_the_peers";
+    for transport in [Transport::Shm, Transport::Tcp] {
+        let outputs = Setup::new(TEST, 2, transport).run(|world: World| {
+            let group = everyone(&world);
+            let big = tensor(1_000_000);
+            if world.rank() == 0 {
+                let mut work = group.all_reduce(&big, ReduceOp::Sum).unwrap();
+                work.start();
+                std::thread::sleep(Duration::from_millis(100));
+                drop(group);
+                let error = failure(|| work.wait());
+                assert!(matches!(error, CommError::Abandoned { .. }), "{error}");
+                // Alive and well: it is the group that it left.
+                std::thread::sleep(Duration::from_secs(2));
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(300));
+            let error = failure(|| reduce(&*group, &big));
+            assert!(
+                error
+                    .to_string()
+                    .starts_with("rank 0 left during all_reduce #1"),
+                "{error}"
+            );
+        });
+        show(&outputs);
+    }
+}

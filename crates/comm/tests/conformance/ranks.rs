@@ -10,7 +10,8 @@ use tandem_comm::{ProcessGroup, Transport, World, WorldConfig};
 
 /// Set in the environment of a rank.
 const RANK: &str = "TANDEM_TEST_RANK";
-const WORLD_SIZE: &str = "TANDEM_TEST_WORLD_SIZE";
+/// Which of a test's sets of ranks it belongs to.
+const SET: &str = "TANDEM_TEST_SET";
 const PORT: &str = "TANDEM_TEST_PORT";
 
 /// Printed by a rank that ran to its end, so that a rank which ran nothing at all is noticed.
@@ -27,7 +28,6 @@ pub struct Setup {
     pub ranks: usize,
     pub transport: Transport,
     pub timeout: Duration,
-    pub master_addr: &'static str,
     /// Ranks that are expected to be killed rather than to end by themselves.
     pub victims: Vec<usize>,
 }
@@ -39,7 +39,6 @@ impl Setup {
             ranks,
             transport,
             timeout: Duration::from_secs(120),
-            master_addr: "127.0.0.1",
             victims: Vec::new(),
         }
     }
@@ -54,11 +53,6 @@ impl Setup {
         self
     }
 
-    pub fn master_addr(mut self, master_addr: &'static str) -> Self {
-        self.master_addr = master_addr;
-        self
-    }
-
     /// The configuration of rank `rank`, for a test that connects by itself.
     pub fn config(&self, rank: usize, port: u16) -> WorldConfig {
         WorldConfig {
@@ -66,7 +60,7 @@ impl Setup {
             world_size: self.ranks,
             local_rank: rank,
             local_world_size: self.ranks,
-            master_addr: self.master_addr.to_owned(),
+            master_addr: "127.0.0.1".to_owned(),
             master_port: port,
             master_fd: None,
             timeout: self.timeout,
@@ -88,11 +82,10 @@ impl Setup {
         let Some(rank) = variable(RANK) else {
             return self.start();
         };
-        let number = |text: String| text.parse::<usize>().expect("a number");
-        // A test may start several sets of ranks; this process belongs to one of them.
-        if number(variable(WORLD_SIZE).expect("a world size")) != self.ranks {
+        if variable(SET).as_deref() != Some(&*self.set()) {
             return Vec::new();
         }
+        let number = |text: String| text.parse::<usize>().expect("a number");
         let port = number(variable(PORT).expect("a port"));
         body(self.config(number(rank), port as u16));
         println!("{DONE}");
@@ -101,15 +94,19 @@ impl Setup {
         std::process::exit(0);
     }
 
+    fn set(&self) -> String {
+        format!("{} {:?}", self.ranks, self.transport)
+    }
+
     fn start(&self) -> Vec<String> {
-        let port = free_port(self.master_addr);
+        let port = free_port("127.0.0.1");
         let begin = Instant::now();
         let children: Vec<Child> = (0..self.ranks)
             .map(|rank| {
                 Command::new(std::env::current_exe().expect("this binary has a path"))
                     .args([self.test, "--exact", "--nocapture", "--test-threads=1"])
                     .env(RANK, rank.to_string())
-                    .env(WORLD_SIZE, self.ranks.to_string())
+                    .env(SET, self.set())
                     .env(PORT, port.to_string())
                     .env("OMP_NUM_THREADS", "1")
                     .stdout(Stdio::piped())
@@ -122,9 +119,9 @@ impl Setup {
         let outputs = self.wait_for(children);
         assert_nothing_left(&pids);
         println!(
-            "{}: {} ranks in {:.1} s",
+            "{}: {} in {:.1} s",
             self.test,
-            self.ranks,
+            self.set(),
             begin.elapsed().as_secs_f64()
         );
         outputs
@@ -199,16 +196,16 @@ pub fn everyone(world: &World) -> Arc<dyn ProcessGroup> {
         .expect("a group of all ranks")
 }
 
-/// The lines of `output` that begin with `label`, without it.
+/// What follows `label` in the lines of `output` that have it.
 pub fn lines<'a>(output: &'a str, label: &str) -> Vec<&'a str> {
     output
         .lines()
-        .filter_map(|line| line.strip_prefix(label))
-        .map(str::trim)
+        // The test runner leaves the beginning of the first line behind.
+        .filter_map(|line| Some(line.split_once(label)?.1.trim()))
         .collect()
 }
 
-fn free_port(address: &str) -> u16 {
+pub fn free_port(address: &str) -> u16 {
     let listener = TcpListener::bind((address, 0)).expect("a free port");
     listener.local_addr().expect("an address").port()
 }
