@@ -254,6 +254,9 @@ mod tests {
     }
 
     proptest! {
+        // Each case writes a cache to disk.
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
         #[test]
         fn packed_rows_are_the_stream(documents in documents(), seq_length in 2usize..12) {
             let slices: Vec<&[u32]> = documents.iter().map(Vec::as_slice).collect();
