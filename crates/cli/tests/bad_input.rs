@@ -1,0 +1,224 @@
+//! What cannot work is refused with a sentence that says what to change, the right exit code, and nothing left behind.
+
+mod demo;
+
+use demo::{Run, demo};
+
+/// A copy of the demo model with one file changed.
+fn model_with(file: &str, change: impl FnOnce(String) -> String) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(demo("model")).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, dir.path().join(path.file_name().unwrap())).unwrap();
+    }
+    let path = dir.path().join(file);
+    let text = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, change(text)).unwrap();
+    dir
+}
+
+fn base() -> Run {
+    Run::new("fsdp", 1, 1).args(["--max_steps", "1", "--dataset_percentage", "100"])
+}
+
+fn expect(run: &Run, code: i32, words: &[&str]) {
+    let (exit, text) = run.fail();
+    assert_eq!(exit, Some(code), "{text}");
+    for word in words {
+        assert!(text.contains(word), "{word:?} is not in: {text}");
+    }
+    assert!(!text.contains("panicked"), "{text}");
+}
+
+#[test]
+fn flags_that_contradict_each_other() {
+    for (extra, words) in [
+        (
+            vec!["--num_workers", "3"],
+            vec!["tp_size", "--num_workers 1"],
+        ),
+        (
+            vec!["--tp_size", "0", "--num_workers", "0"],
+            vec!["tp_size is 0"],
+        ),
+        (vec!["--batch_size", "0"], vec!["--batch_size"]),
+        (
+            vec!["--seq_length", "100000"],
+            vec!["--seq_length", "max_position_embeddings"],
+        ),
+        (vec!["--autocast", "--dtype", "fp32"], vec!["--autocast"]),
+        (vec!["--device", "tpu"], vec!["tpu"]),
+        (
+            vec!["--tp_size", "9", "--num_workers", "9"],
+            vec!["--tp_size 8 or less"],
+        ),
+    ] {
+        expect(&base().args(extra), 2, &words);
+    }
+    let run = Run::new("deepspeed", 1, 1);
+    expect(&run.args(["--zero_stage", "3"]), 2, &["train_fsdp"]);
+    let run = Run::new("deepspeed", 1, 1);
+    expect(
+        &run.args(["--autotp_override", "down_proj=colwise"]),
+        2,
+        &["down_proj", "rowwise"],
+    );
+}
+
+#[test]
+fn cuda_where_there_is_none() {
+    // On a machine with CUDA this would train; nothing to refuse there.
+    if tandem_tensor::DeviceChoice::Cuda.select(0).is_ok() {
+        println!("this machine has CUDA: the refusal cannot be shown");
+        return;
+    }
+    expect(&base().args(["--device", "cuda"]), 2, &["--device cpu"]);
+}
+
+#[test]
+fn a_storage_path_that_cannot_be_written() {
+    expect(
+        &base().args(["--storage_path", "/proc/nowhere"]),
+        1,
+        &["/proc/nowhere", "--storage_path"],
+    );
+}
+
+#[test]
+fn models_that_cannot_be_used() {
+    let missing = tempfile::tempdir().unwrap();
+    expect(
+        &base().args(["--model_name", missing.path().to_str().unwrap()]),
+        1,
+        &["config.json"],
+    );
+    for (change, words) in [
+        ("not json", vec!["config.json", "JSON"]),
+        (
+            r#"{"architectures": ["GPT2LMHeadModel"]}"#,
+            vec!["GPT2LMHeadModel", "Qwen2"],
+        ),
+    ] {
+        let dir = model_with("config.json", |_| change.to_owned());
+        expect(
+            &base().args(["--model_name", dir.path().to_str().unwrap()]),
+            1,
+            &words,
+        );
+    }
+    let dir = model_with("config.json", |text| {
+        let mut json: serde_json::Value = serde_json::from_str(&text).unwrap();
+        json["rope_scaling"] = serde_json::json!({"rope_type": "longrope"});
+        json.as_object_mut().unwrap().remove("rope_parameters");
+        json.to_string()
+    });
+    expect(
+        &base().args(["--model_name", dir.path().to_str().unwrap()]),
+        1,
+        &["longrope"],
+    );
+    let dir = model_with("config.json", |text| {
+        let mut json: serde_json::Value = serde_json::from_str(&text).unwrap();
+        json["vocab_size"] = 100.into();
+        json.to_string()
+    });
+    expect(
+        &base().args(["--model_name", dir.path().to_str().unwrap()]),
+        1,
+        &["vocabulary", "100"],
+    );
+    let dir = model_with("tokenizer.json", |_| "{}".to_owned());
+    expect(
+        &base().args(["--model_name", dir.path().to_str().unwrap()]),
+        1,
+        &["tokenizer.json"],
+    );
+    std::fs::remove_file(dir.path().join("tokenizer.json")).unwrap();
+    expect(
+        &base().args(["--model_name", dir.path().to_str().unwrap()]),
+        1,
+        &["tokenizer.json"],
+    );
+}
+
+#[test]
+fn weights_that_cannot_be_used() {
+    let pretrained = |dir: &std::path::Path| {
+        base().args([
+            "--init",
+            "pretrained",
+            "--model_name",
+            dir.to_str().unwrap(),
+        ])
+    };
+    let none = model_with("config.json", |text| text);
+    expect(&pretrained(none.path()), 1, &["safetensors"]);
+
+    // A header that promises more than the file holds.
+    let header = br#"{"model.embed_tokens.weight":{"dtype":"F32","shape":[4096,256],"data_offsets":[0,4194304]}}"#;
+    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.extend_from_slice(header);
+    bytes.extend_from_slice(&[0; 64]);
+    std::fs::write(none.path().join("model.safetensors"), &bytes).unwrap();
+    expect(&pretrained(none.path()), 1, &["model.safetensors"]);
+
+    // A whole file that lacks nearly everything.
+    bytes.resize(8 + header.len() + 4_194_304, 0);
+    std::fs::write(none.path().join("model.safetensors"), &bytes).unwrap();
+    expect(&pretrained(none.path()), 1, &["model.layers.0", "missing"]);
+}
+
+#[test]
+fn data_that_cannot_be_used() {
+    expect(
+        &base().args(["--dataset_name", "/no/such/file.txt"]),
+        1,
+        &["/no/such/file.txt"],
+    );
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str, content: &str| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, content).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    expect(
+        &base().args(["--dataset_name", &file("empty.txt", "")]),
+        1,
+        &["empty"],
+    );
+    let column = file("column.jsonl", "{\"body\": \"x\"}\n");
+    expect(
+        &base().args(["--dataset_name", &column]),
+        1,
+        &["text", "body"],
+    );
+    expect(
+        &base().args([
+            "--dataset_name",
+            &file("corrupt.parquet", "PAR1 not really"),
+        ]),
+        1,
+        &["corrupt.parquet"],
+    );
+    expect(
+        &base().args(["--dataset_name", &file("short.txt", "In the beginning")]),
+        1,
+        &["fewer"],
+    );
+}
+
+#[test]
+fn more_than_the_memory_of_this_machine() {
+    let dir = model_with("config.json", |text| {
+        let mut json: serde_json::Value = serde_json::from_str(&text).unwrap();
+        json["num_hidden_layers"] = 4000.into();
+        json["intermediate_size"] = 100_000.into();
+        json.as_object_mut().unwrap().remove("layer_types");
+        json.to_string()
+    });
+    expect(
+        &base().args(["--model_name", dir.path().to_str().unwrap()]),
+        1,
+        &["not enough memory", "GB"],
+    );
+}
