@@ -8,6 +8,9 @@ use anyhow::{Context, Result, bail};
 use super::{Options, Stage};
 use crate::workspace::Workspace;
 
+/// What the package and its tests need; see `pyproject.toml`.
+const REQUIREMENTS: [&str; 4] = ["ruff", "pytest>=8", "pyyaml>=6", "ray[train]>=2.51"];
+
 /// Lints and tests of `python/`; none where that folder has no tests.
 pub fn stages(workspace: &Workspace, options: &Options) -> Result<Vec<Stage>> {
     let package = workspace.root().join("python");
@@ -15,10 +18,15 @@ pub fn stages(workspace: &Workspace, options: &Options) -> Result<Vec<Stage>> {
         return Ok(Vec::new());
     }
     let environment = workspace.root().join(".venv");
-    prepare(&environment, &package)?;
+    prepare(&environment)?;
     let stage = |name, program: &str, arguments: &[&str]| {
         let mut command = Command::new(environment.join("bin").join(program));
-        command.args(arguments).current_dir(workspace.root());
+        command
+            .args(arguments)
+            .current_dir(workspace.root())
+            // The package is tested from its sources: its wheel would build all binaries once more.
+            .env("PYTHONPATH", &package)
+            .env("RAY_USAGE_STATS_ENABLED", "0");
         Stage { name, command }
     };
     let mut stages = Vec::new();
@@ -39,7 +47,7 @@ pub fn stages(workspace: &Workspace, options: &Options) -> Result<Vec<Stage>> {
 }
 
 /// Makes the virtual environment where it is missing, and installs what the stages need.
-fn prepare(environment: &Path, package: &Path) -> Result<()> {
+fn prepare(environment: &Path) -> Result<()> {
     let python = environment.join("bin/python");
     if !python.exists() {
         let mut create = Command::new("python3");
@@ -57,10 +65,7 @@ fn prepare(environment: &Path, package: &Path) -> Result<()> {
         "--quiet",
         "--disable-pip-version-check",
     ]);
-    install.args(["ruff", "pytest"]);
-    if package.join("pyproject.toml").exists() {
-        install.arg("--editable").arg(package);
-    }
+    install.args(REQUIREMENTS);
     run(install, "cannot install the Python test tools into .venv")
 }
 
