@@ -12,8 +12,6 @@ import threading
 from pathlib import Path
 from types import TracebackType
 
-from typing_extensions import Self
-
 from tandem_ray.protocol import MAX_LINE_BYTES, Command, Event, LineError, encode_command, parse_event
 
 logger = logging.getLogger(__name__)
@@ -41,7 +39,7 @@ class ControlSocket:
         self._reader = threading.Thread(target=self._serve, name="tandem-control", daemon=True)
         self._reader.start()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> ControlSocket:
         return self
 
     def __exit__(

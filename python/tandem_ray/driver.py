@@ -8,7 +8,6 @@ those of the local controller (`exit_codes`).
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import logging
 import math
@@ -27,7 +26,6 @@ import ray
 from ray.train import (
     CheckpointConfig,
     FailureConfig,
-    Result,
     RunConfig,
     ScalingConfig,
     TrainingFailedError,
@@ -45,21 +43,31 @@ _START_TIMEOUT_S: Final = 60.0
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the request that the arguments name and returns the exit code."""
+    """Runs the request that the arguments name, prints the outcome and returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tandem_ray.driver", description="Trains on a Ray cluster.")
     parser.add_argument("request", nargs="?", help="file with the request; standard input when it is left out")
     path = parser.parse_args(arguments).request
     try:
         text = Path(path).read_text(encoding="utf-8") if path else sys.stdin.read()
-        return _run(parse_request(text))
+        outcome = _run(parse_request(text))
     except ConfigError as error:
-        return _failed(str(error), exit_codes.USAGE)
+        outcome = _failed(str(error), exit_codes.USAGE)
     except OSError as error:
-        return _failed(f"cannot read the request: {error}", exit_codes.USAGE)
-    except (InsufficientResourcesError, ConnectionError) as error:
-        return _failed(str(error), exit_codes.FAILURE)
+        # ConnectionError, of a cluster that is not there, is one of these.
+        outcome = _failed(str(error), exit_codes.FAILURE)
+    except InsufficientResourcesError as error:
+        outcome = _failed(str(error), exit_codes.FAILURE)
+    except TrainingFailedError as error:
+        failed = worker_failures(error)
+        wrong_flags = bool(failed) and not all(worker.may_pass for worker in failed)
+        outcome = _failed(root_cause(error), exit_codes.USAGE if wrong_flags else exit_codes.FAILURE)
+        sys.stderr.write(f"Ray's account of it: {error}\n")
     except KeyboardInterrupt:
-        return _failed("interrupted; the workers were ended without saving", exit_codes.INTERRUPTED)
+        outcome = _failed("interrupted; the workers were ended without saving", exit_codes.INTERRUPTED)
+    sys.stderr.flush()
+    sys.stdout.write(json.dumps(_finite(outcome)) + "\n")
+    sys.stdout.flush()
+    return int(outcome["exit_code"])
 
 
 def trainer_for(request: Request) -> TandemTrainer:
@@ -106,50 +114,29 @@ def trainer_for(request: Request) -> TandemTrainer:
     )
 
 
-def _run(request: Request) -> int:
+def _run(request: Request) -> dict[str, Any]:
     trainer = trainer_for(request)
     ray.init(address=request.ray.address, logging_level=logging.WARNING, ignore_reinit_error=True)
     # Until `fit` handles it, SIGTERM ends the driver as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         result = trainer.fit()
-    except TrainingFailedError as error:
-        failed = worker_failures(error)
-        wrong_flags = bool(failed) and not all(worker.may_pass for worker in failed)
-        sys.stderr.write(f"{error}\n")
-        return _failed(root_cause(error), exit_codes.USAGE if wrong_flags else exit_codes.FAILURE)
     finally:
-        with contextlib.suppress(Exception):
-            ray.shutdown()
-    if trainer.stopped_by is not None:
-        return _ended("stopped", result, exit_codes.STOPPED_AFTER_SAVING)
-    return _ended("finished", result, exit_codes.OK)
+        # Also writes what is left of the workers' output, which the outcome must come after.
+        ray.shutdown()
+    stopped = trainer.stopped_by is not None
+    return {
+        "status": "stopped" if stopped else "finished",
+        "exit_code": exit_codes.STOPPED_AFTER_SAVING if stopped else exit_codes.OK,
+        "path": result.path,
+        "checkpoint": None if result.checkpoint is None else Path(result.checkpoint.path).name,
+        "metrics": result.metrics or {},
+    }
 
 
-def _ended(status: str, result: Result, exit_code: int) -> int:
-    checkpoint = None if result.checkpoint is None else Path(result.checkpoint.path).name
-    _print_outcome(
-        {
-            "status": status,
-            "exit_code": exit_code,
-            "path": result.path,
-            "checkpoint": checkpoint,
-            "metrics": result.metrics or {},
-        }
-    )
-    return exit_code
-
-
-def _failed(message: str, exit_code: int) -> int:
+def _failed(message: str, exit_code: int) -> dict[str, Any]:
     sys.stderr.write(f"error: {message}\n")
-    _print_outcome({"status": "failed", "exit_code": exit_code, "error": message})
-    return exit_code
-
-
-def _print_outcome(outcome: dict[str, Any]) -> None:
-    sys.stderr.flush()
-    sys.stdout.write(json.dumps(_finite(outcome)) + "\n")
-    sys.stdout.flush()
+    return {"status": "failed", "exit_code": exit_code, "error": message}
 
 
 def _finite(value: Any) -> Any:  # noqa: ANN401

@@ -23,6 +23,9 @@ logger = logging.getLogger(__name__)
 _NAMESPACE: Final = b"tandem"
 # The store is asked this often at most by each worker.
 POLL_INTERVAL_S: Final = 2.0
+# One Ctrl-C can come twice: from the terminal, which sends it to the whole process group, and from a parent that passes
+# it on.
+_SAME_SIGNAL_S: Final = 1.0
 
 
 def new_key() -> str:
@@ -82,13 +85,17 @@ class StopSignals:
 
     def __init__(self, key: str) -> None:
         self._key = key
+        self._received_at = 0.0
         self.received: signal.Signals | None = None
 
     def handle(self, number: int, _frame: FrameType | None) -> None:
         """The signal handler."""
+        now = time.monotonic()
         if self.received is not None:
+            if now - self._received_at < _SAME_SIGNAL_S:
+                return
             raise KeyboardInterrupt(f"{signal.Signals(number).name} after {self.received.name}")
-        self.received = signal.Signals(number)
+        self.received, self._received_at = signal.Signals(number), now
         logger.warning(
             "%s: the workers finish their step, save and leave. Once more ends them at once.", self.received.name
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -18,7 +17,27 @@ from conftest import FAKE_BIN, WORKER
 pytestmark = pytest.mark.usefixtures("one_node")
 
 
-def start(tmp_path: Path, *, flags: dict[str, Any] | None = None, **run: Any) -> subprocess.Popen[str]:
+class Driver:
+    """A driver at work. Its output goes to files, because nobody reads a pipe while it runs."""
+
+    def __init__(self, folder: Path, request: dict[str, Any]) -> None:
+        (folder / "request.json").write_text(json.dumps(request))
+        self.out, self.err = folder / "out.txt", folder / "err.txt"
+        with self.out.open("w") as out, self.err.open("w") as err:
+            command = [sys.executable, "-m", "tandem_ray.driver", str(folder / "request.json")]
+            self.process = subprocess.Popen(command, stdout=out, stderr=err)
+
+    def finish(self) -> tuple[int, dict[str, Any], str]:
+        """The exit code, the outcome, and the errors."""
+        try:
+            code = self.process.wait(timeout=240)
+        finally:
+            self.process.kill()
+            print(self.out.read_text(), self.err.read_text())
+        return code, json.loads(self.out.read_text().splitlines()[-1]), self.err.read_text()
+
+
+def start(tmp_path: Path, *, flags: dict[str, Any] | None = None, **run: Any) -> Driver:
     request = {
         "entry_point": "train_fsdp",
         "num_workers": 2,
@@ -27,24 +46,17 @@ def start(tmp_path: Path, *, flags: dict[str, Any] | None = None, **run: Any) ->
         "run": {"name": "run", "storage_path": str(tmp_path), **run},
         "ray": {"address": ray.get_runtime_context().gcs_address, "resources_per_worker": WORKER},
     }
-    path = tmp_path / "request.json"
-    path.write_text(json.dumps(request))
-    command = [sys.executable, "-m", "tandem_ray.driver", str(path)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return Driver(tmp_path, request)
 
 
-def finish(driver: subprocess.Popen[str]) -> tuple[int, dict[str, Any], str]:
-    out, err = driver.communicate(timeout=240)
-    print(out, err)
-    return driver.returncode, json.loads(out.splitlines()[-1]), err
-
-
-def training(tmp_path: Path) -> list[int]:
+def training(tmp_path: Path, driver: Driver) -> list[int]:
     """The workers' process ids, once all train."""
     diaries = [tmp_path / "run" / f"fake_rank{rank}.jsonl" for rank in range(2)]
     deadline = time.monotonic() + 240
     while not all(diary.exists() and diary.read_text().endswith("\n") for diary in diaries):
-        assert time.monotonic() < deadline, "the workers never started"
+        if driver.process.poll() is not None or time.monotonic() > deadline:
+            driver.process.kill()
+            pytest.fail(f"the workers never started: {driver.out.read_text()} {driver.err.read_text()}")
         time.sleep(0.05)
     return [int(json.loads(diary.read_text())["pid"]) for diary in diaries]
 
@@ -59,7 +71,7 @@ def gone(pids: list[int]) -> bool:
 
 
 def test_a_run_ends_with_its_outcome_as_the_last_line(tmp_path: Path) -> None:
-    code, outcome, _ = finish(start(tmp_path))
+    code, outcome, _ = start(tmp_path).finish()
     assert code == 0
     assert outcome == {
         "status": "finished",
@@ -71,7 +83,7 @@ def test_a_run_ends_with_its_outcome_as_the_last_line(tmp_path: Path) -> None:
 
 
 def test_a_failed_run_ends_with_the_root_cause(tmp_path: Path) -> None:
-    code, outcome, err = finish(start(tmp_path, flags={"fault_kind": "error", "fault_rank": 1, "fault_step": 2}))
+    code, outcome, err = start(tmp_path, flags={"fault_kind": "error", "fault_rank": 1, "fault_step": 2}).finish()
     assert code == 1
     assert outcome == {"status": "failed", "exit_code": 1, "error": "rank 1, step 2: the loss is NaN"}
     assert "error: rank 1, step 2: the loss is NaN" in err
@@ -80,9 +92,9 @@ def test_a_failed_run_ends_with_the_root_cause(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_one_signal_lets_the_workers_save_and_the_run_can_be_continued(tmp_path: Path, number: signal.Signals) -> None:
     driver = start(tmp_path, flags={"steps": 100000, "checkpoint_every": 0})
-    workers = training(tmp_path)
-    driver.send_signal(number)
-    code, outcome, _ = finish(driver)
+    workers = training(tmp_path, driver)
+    driver.process.send_signal(number)
+    code, outcome, _ = driver.finish()
     assert code == 75
     assert outcome["status"] == "stopped"
     step = outcome["metrics"]["step"]
@@ -90,7 +102,7 @@ def test_one_signal_lets_the_workers_save_and_the_run_can_be_continued(tmp_path:
     assert gone(workers)
     if number == signal.SIGINT:
         return
-    code, outcome, _ = finish(start(tmp_path, flags={"steps": step + 2}, name=None, resume_from="run"))
+    code, outcome, _ = start(tmp_path, flags={"steps": step + 2}, name=None, resume_from="run").finish()
     assert code == 0
     assert outcome["metrics"]["step"] == step + 2
     firsts = [json.loads(line)["first"] for line in (tmp_path / "run" / "fake_rank0.jsonl").read_text().splitlines()]
@@ -99,11 +111,11 @@ def test_one_signal_lets_the_workers_save_and_the_run_can_be_continued(tmp_path:
 
 def test_a_second_signal_ends_the_run_at_once(tmp_path: Path) -> None:
     driver = start(tmp_path, flags={"steps": 100000, "stubborn": True})
-    workers = training(tmp_path)
-    driver.send_signal(signal.SIGINT)
-    time.sleep(0.5)
-    driver.send_signal(signal.SIGINT)
-    code, outcome, _ = finish(driver)
+    workers = training(tmp_path, driver)
+    driver.process.send_signal(signal.SIGINT)
+    time.sleep(1.5)
+    driver.process.send_signal(signal.SIGINT)
+    code, outcome, _ = driver.finish()
     assert code == 130
     assert outcome["error"] == "interrupted; the workers were ended without saving"
     assert gone(workers)
@@ -111,7 +123,7 @@ def test_a_second_signal_ends_the_run_at_once(tmp_path: Path) -> None:
 
 def test_a_killed_driver_leaves_no_workers(tmp_path: Path) -> None:
     driver = start(tmp_path, flags={"steps": 100000})
-    workers = training(tmp_path)
-    os.kill(driver.pid, signal.SIGKILL)
-    driver.communicate()
+    workers = training(tmp_path, driver)
+    driver.process.kill()
+    driver.process.wait()
     assert gone(workers)

@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# A training started by torchrun, which is only a launcher here: --no-python, because the workers are binaries.
+# Run it on every node, with the same MASTER_ADDR; NODE_RANK counts the nodes from 0.
+#
+#   NNODES=2 NODE_RANK=0 MASTER_ADDR=node0 examples/torchrun.sh     # on the first node
+#   NNODES=2 NODE_RANK=1 MASTER_ADDR=node0 examples/torchrun.sh     # on the second node
+set -euo pipefail
+
+# torchrun would keep MASTER_PORT for a store of its own; the workers' rank 0 needs it.
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+
+torchrun --no-python \
+    --nnodes "${NNODES:-1}" --nproc-per-node "${GPUS_PER_NODE:-4}" --node-rank "${NODE_RANK:-0}" \
+    --master-addr "${MASTER_ADDR:-127.0.0.1}" --master-port "${MASTER_PORT:-29500}" \
+    train_fsdp \
+    --model_name Qwen/Qwen2-7B --dataset_name wikitext \
+    --tp_size "${GPUS_PER_NODE:-4}" --dp_size "${NNODES:-1}" \
+    --num_workers "$((${NNODES:-1} * ${GPUS_PER_NODE:-4}))" \
+    --storage_path "${STORAGE_PATH:-$HOME/tandem-runs}" --experiment_name qwen2-7b
