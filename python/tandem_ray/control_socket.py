@@ -39,7 +39,7 @@ class ControlSocket:
         self._reader = threading.Thread(target=self._serve, name="tandem-control", daemon=True)
         self._reader.start()
 
-    def __enter__(self) -> ControlSocket:
+    def __enter__(self) -> ControlSocket:  # noqa: PYI034 - Self needs Python 3.11
         return self
 
     def __exit__(
