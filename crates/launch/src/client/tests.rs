@@ -1,3 +1,5 @@
+//! The client against a controller made of a bare socket.
+
 use super::{ConnectError, ControlClient};
 use crate::protocol::{Command, Event, Metrics, Parsed, encode, parse_event};
 use std::io::{BufRead, BufReader, Write};

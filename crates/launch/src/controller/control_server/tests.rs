@@ -1,3 +1,5 @@
+//! The server against workers made of bare sockets.
+
 use super::{ControlServer, Incoming};
 use crate::protocol::{Command, Event, encode};
 use std::io::{BufRead, BufReader, Read, Write};
