@@ -114,7 +114,7 @@ mod tests {
         (&loss * scale).backward();
 
         for ranges in [
-            vec![0..11i64],
+            std::iter::once(0..11i64).collect(),
             vec![0..5, 5..11],
             vec![0..1, 1..1, 1..6, 6..11],
         ] {

@@ -17,10 +17,8 @@ pub fn fill_normal(out: &mut [f32], seed: u64, name: &str, start: u64, std: f32)
         .enumerate()
         .for_each(|(block, values)| {
             let first = start + (block * BLOCK) as u64;
-            let mut index = first;
-            for value in values {
+            for (index, value) in (first..).zip(values) {
                 *value = std * normal(key, index);
-                index += 1;
             }
         });
 }
@@ -35,7 +33,7 @@ fn normal(key: u64, index: u64) -> f32 {
     let bits = mix(key ^ mix(index / 2));
     let radius = (-2.0 * uniform(bits as u32).ln()).sqrt();
     let angle = std::f32::consts::TAU * uniform((bits >> 32) as u32);
-    if index % 2 == 0 {
+    if index.is_multiple_of(2) {
         radius * angle.cos()
     } else {
         radius * angle.sin()
