@@ -94,6 +94,8 @@ class ControlSocket:
             connection, _ = self._listener.accept()
         except OSError:
             return
+        # The path has served: removed now, it cannot be left behind by an actor that is killed later.
+        shutil.rmtree(self._folder, ignore_errors=True)
         with connection:
             with self._lock:
                 self._connection = connection

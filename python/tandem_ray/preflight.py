@@ -40,6 +40,9 @@ def check_flags(entry_point: str, args: Sequence[str], binary: str | None) -> No
         check=False,
         timeout=_TIMEOUT_S,
     )
+    if f"unexpected argument '{CHECK_FLAG}'" in ran.stderr:
+        logger.info("%s is too old to check its flags beforehand: the workers will", program)
+        return
     if ran.returncode == exit_codes.USAGE:
         raise ConfigError(f"{entry_point} refuses its flags: {ran.stderr.strip().removeprefix('error: ')}")
     if ran.returncode != exit_codes.OK:

@@ -14,6 +14,7 @@ from tandem_ray.control_socket import ControlSocket
 from tandem_ray.errors import Failure, WorkerFailedError
 from tandem_ray.protocol import Done, Error, Event, Hello, Message, Phase, Progress, Report
 from tandem_ray.reporter import Reporter
+from tandem_ray.run_log import RunLog
 from tandem_ray.worker_process import WorkerProcess, describe_exit
 
 logger = logging.getLogger(__name__)
@@ -26,8 +27,6 @@ _DRAIN_S: Final = 2.0
 # Ray acts on the first error that it sees, looking every 2 s. A failure that only follows from another rank's is held
 # back for that long and a little more, so that the error which ends the run is the root cause.
 SECONDARY_DELAY_S: Final = 5.0
-
-_LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +48,7 @@ class Supervisor:
         self._stop_deadline: float | None = None
         self._asked_to_save = False
         self._overdue = False
+        self._log = RunLog(rank)
         self._progress: Progress | None = None
         self._error: Error | None = None
         self._done: Done | None = None
@@ -70,7 +70,7 @@ class Supervisor:
             process = WorkerProcess(
                 command,
                 {**environment, "TANDEM_CONTROL": str(control.path)},
-                label=f"rank {self._rank}",
+                self._log,
                 pass_fds=pass_fds,
             )
             self._process = process
@@ -111,12 +111,14 @@ class Supervisor:
             case Hello(version=version):
                 if version > PROTOCOL_VERSION:
                     logger.warning("the worker speaks version %d of the protocol, this is version 1", version)
-            case Phase(name=name):
-                logger.debug("rank %d: %s", self._rank, name)
+            case Phase():
+                pass
             case Progress():
                 self._progress = event
+                if self._rank == 0:
+                    self._log.progress(event)
             case Message(level=level, text=text):
-                logger.log(_LEVELS.get(level, logging.INFO), "rank %d: %s", self._rank, text)
+                self._log.message(level, text)
             case Report():
                 self._reporter.put(event, self._progress)
             case Error():
@@ -130,7 +132,8 @@ class Supervisor:
             self._reporter.finish()
             return {"status": "stopped" if stopped else "finished", "metrics": self._last_metrics()}
         failure = self._failure(status, process)
-        logger.error("%s", failure)
+        if not self._killed.is_set():
+            self._log.message("error", failure.message)
         if failure.secondary:
             self._killed.wait(SECONDARY_DELAY_S)
         raise WorkerFailedError(failure)

@@ -7,10 +7,11 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Mapping, Sequence
 from typing import IO, Final
+
+from tandem_ray.run_log import RunLog
 
 # Enough to see what a worker said before it died without a word on its control socket.
 TAIL_LINES: Final = 20
@@ -25,9 +26,9 @@ class WorkerProcess:
     """
 
     def __init__(
-        self, command: Sequence[str], environment: Mapping[str, str], *, label: str, pass_fds: Sequence[int] = ()
+        self, command: Sequence[str], environment: Mapping[str, str], log: RunLog, *, pass_fds: Sequence[int] = ()
     ) -> None:
-        self._label = label
+        self._log = log
         self._tail: collections.deque[str] = collections.deque(maxlen=TAIL_LINES)
         self._process = subprocess.Popen(
             command,
@@ -70,9 +71,7 @@ class WorkerProcess:
             for raw in stream:
                 line = raw.decode(errors="replace").rstrip("\r\n")
                 self._tail.append(line)
-                # The actor's own output: Ray keeps it in the actor's log and shows it on the driver.
-                sys.stdout.write(f"[{self._label}] {line}\n")
-                sys.stdout.flush()
+                self._log.line(line)
 
 
 def describe_exit(status: int) -> str:

@@ -53,6 +53,7 @@ def make_trainer(tmp_path: Path) -> Callable[..., TandemTrainer]:
         callbacks: list[Any] | None = None,
         scaling: dict[str, Any] | None = None,
         stop_grace_s: float = 120.0,
+        binary: str | None = None,
         **flags: Any,
     ) -> TandemTrainer:
         return TandemTrainer(
@@ -68,6 +69,7 @@ def make_trainer(tmp_path: Path) -> Callable[..., TandemTrainer]:
                 checkpoint_config=checkpoint_config,
                 callbacks=callbacks,
             ),
+            binary=binary,
             stop_grace_s=stop_grace_s,
         )
 
