@@ -73,7 +73,7 @@ impl Ranks {
     }
 
     /// Rank 0's text, on every rank.
-    pub fn from_first(&self, rank: usize, own: &str) -> Outcome<String> {
+    pub fn text_of_first(&self, rank: usize, own: &str) -> Outcome<String> {
         // A fixed size needs one broadcast only; names are short.
         let mut bytes = [0u8; 256];
         let len = own.len().min(bytes.len());

@@ -1,5 +1,7 @@
 //! What cannot work is refused with a sentence that says what to change, the right exit code, and nothing left behind.
 
+#![allow(clippy::unwrap_used)] // a failed helper is a failed test
+
 mod demo;
 
 use demo::{Run, demo};

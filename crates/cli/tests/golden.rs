@@ -5,6 +5,8 @@
 //! ZeRO stages, accumulation, sequence parallelism and activation checkpointing rotate through the meshes so that each
 //! meets every mesh and every case; `the_rotation_covers` proves it.
 
+#![allow(clippy::unwrap_used)] // a failed helper is a failed test
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 

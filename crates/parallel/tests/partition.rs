@@ -1,5 +1,7 @@
 //! Every element of every parameter is answered for by exactly one rank of a row, for any sizes and any tp_size.
 
+#![allow(clippy::unwrap_used)] // a failed helper is a failed test
+
 use std::ops::Range;
 
 use proptest::prelude::*;

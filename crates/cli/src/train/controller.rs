@@ -65,11 +65,10 @@ impl Show {
     fn event(&mut self, event: &ControllerEvent) {
         match event {
             ControllerEvent::Worker { rank: 0, event } => self.first_rank(event),
-            ControllerEvent::Worker { rank, event } => {
-                if let Message::Message { text, .. } = event {
-                    self.display.line(&format!("rank {rank}: {text}"));
-                }
-            }
+            ControllerEvent::Worker {
+                rank,
+                event: Message::Message { text, .. },
+            } => self.display.line(&format!("rank {rank}: {text}")),
             ControllerEvent::Restarting { failure, delay, .. } => {
                 self.started = false;
                 self.display.line(&format!(

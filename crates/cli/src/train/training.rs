@@ -52,10 +52,6 @@ pub fn run(request: &Request, env: &WorkerEnv, control: &ControlClient) -> Outco
     result.map_err(|failure| failure.at_step(last_step))
 }
 
-#[expect(
-    clippy::too_many_arguments,
-    reason = "everything that was put together for this run"
-)]
 fn train(
     request: &Request,
     env: &WorkerEnv,
@@ -178,7 +174,7 @@ fn run_dir(request: &Request, env: &WorkerEnv, ranks: &Ranks) -> Outcome<PathBuf
         Some(name) => name.clone(),
         None => {
             let own = experiment::generated_name(request.entry_point());
-            ranks.from_first(env.rank, &own)?
+            ranks.text_of_first(env.rank, &own)?
         }
     };
     experiment::create_run_dir(&common.storage_path, &name).map_err(Failure::other)
