@@ -46,8 +46,8 @@ fn variants(case: usize, mesh: usize) -> [Variant; 2] {
         Variant {
             zero_stage: Some((turn % 3) as u8),
             accumulation: 1 + (turn / 3) % 2,
-            sequence_parallel: turn % 2 == 0,
-            activation_checkpointing: turn / 2 % 2 == 0,
+            sequence_parallel: turn.is_multiple_of(2),
+            activation_checkpointing: (turn / 2).is_multiple_of(2),
         },
     ]
 }

@@ -4,6 +4,8 @@
 //! transformers 5.24's `LlamaRotaryEmbedding(LlamaConfig(max_position_embeddings=.., head_dim=.., rope_parameters=..))`,
 //! its `attention_scaling` and its fp32 `inv_freq` with nine digits, enough to tell every fp32 from its neighbours.
 
+#![allow(clippy::unwrap_used)] // a failed helper is a failed test
+
 use serde_json::{Map, Value, json};
 use tandem_model::{ModelConfig, RopeTable};
 use tandem_tensor::{Device, Tensor};

@@ -1,10 +1,6 @@
 //! What cannot work is refused with a sentence that says what to change, the right exit code, and nothing left behind.
 
-#![allow(clippy::unwrap_used)] // a failed helper is a failed test
-
-mod demo;
-
-use demo::{Run, demo};
+use crate::demo::{Run, demo};
 
 /// A copy of the demo model with one file changed.
 fn model_with(file: &str, change: impl FnOnce(String) -> String) -> tempfile::TempDir {

@@ -1,13 +1,9 @@
 //! The two entry points as a user runs them: what they train, what they say, and what they leave behind.
 
-#![allow(clippy::unwrap_used)] // a failed helper is a failed test
-
-mod demo;
-
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use demo::{Run, losses, train, workers_of};
+use crate::demo::{self, Run, losses, train, workers_of};
 
 /// Loss of every step in fp32, for meshes and batch splits that see the same global batch of 4 rows.
 #[test]

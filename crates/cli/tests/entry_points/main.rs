@@ -1,0 +1,7 @@
+//! `train_fsdp` and `train_deepspeed` from outside, on the demo model.
+
+#![allow(clippy::unwrap_used)] // a failed helper is a failed test
+
+mod bad_input;
+mod demo;
+mod train;
