@@ -37,6 +37,23 @@ impl PartialFile {
         self.finished = true;
         sync_parent(&self.target)
     }
+
+    /// As [`PartialFile::finish`], but a file that has the name already keeps it, and the call fails.
+    pub fn finish_new(mut self) -> io::Result<()> {
+        self.file.sync_all()?;
+        // A second name for the file is refused where the name is taken, which a rename is not.
+        match fs::hard_link(&self.partial, &self.target) {
+            Ok(()) => {
+                fs::remove_file(&self.partial)?;
+                self.finished = true;
+            }
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Err(error),
+            // Some mounted file systems have no second names.
+            Err(_) if self.target.exists() => return Err(io::ErrorKind::AlreadyExists.into()),
+            Err(_) => return self.finish(),
+        }
+        sync_parent(&self.target)
+    }
 }
 
 impl Write for PartialFile {

@@ -1,24 +1,68 @@
-//! Tensors to and from files, by slices.
+//! Tensors to and from files, by slices: Hugging Face models and sharded checkpoints.
 //!
 //! Everything here works on plain `&[f32]` and bytes, and knows which part of a tensor is meant from a
 //! [`ShardSlice`](tandem_mesh::ShardSlice). It knows no strategy, no process group and no tensor library: whatever one
 //! strategy writes, any other can read.
 //!
-//! [`HfWeights`] reads the weights of a Hugging Face model, and [`HfWriter`] writes such a model;
-//! [`write_safetensors`] writes one file.
+//! # Models
+//! [`HfWeights`] reads the weights of a Hugging Face model, and [`HfWriter`] writes such a model; [`write_safetensors`]
+//! writes one file.
+//!
+//! # Checkpoints
+//! Saving is a walk through four calls, of which the caller makes the first and the last two on rank 0:
+//!
+//! 1. [`RunDir::begin`] names the checkpoint; the caller tells all ranks.
+//! 2. [`write_shard`] on every rank, or a [`BackgroundWriter`], writes what the rank owns and returns a [`ShardReport`].
+//! 3. [`commit`] of all gathered reports checks them and makes the checkpoint exist.
+//! 4. [`RunDir::register`] lists it and deletes what retention no longer wants.
+//!
+//! Loading is [`RunDir::latest`], [`RunDir::reader`], [`differences`] and [`Reader::read_many`] on every rank.
+//! `docs/checkpoint-format.md` describes the files.
 
+mod background;
+mod commit;
+mod conflict;
+mod coverage;
+mod digest;
 mod durable;
 mod element;
+mod error;
+mod export;
 mod header;
 mod hf;
+mod inspect;
+mod manifest;
+mod piece;
 mod read_plan;
+mod reader;
+mod run_dir;
+mod shard;
+pub mod store;
 mod tensor_file;
+mod train_state;
 
+pub use background::{BackgroundWriter, Snapshot};
+pub use commit::{NewCheckpoint, TensorSpec, commit};
+pub use conflict::{Difference, Differences, differences};
+pub use coverage::{CoverageError, CoverageProblem};
+pub use digest::Digest;
 pub use element::FloatKind;
-pub use header::{Entry, Header, HeaderError};
+pub use error::CheckpointError;
+pub use export::{DEFAULT_SHARD_BYTES, ModelFile, export};
+pub use header::{Entry, HeaderError};
 pub use hf::{HfWeights, HfWriter, NamedTensor, TensorProblem, WeightsError, write_safetensors};
+pub use inspect::{Contents, FileCheck};
+pub use manifest::{
+    CHUNK_BYTES, CommitRecord, FORMAT_VERSION, FileRecord, Manifest, PieceRecord, TensorRecord,
+};
+pub use piece::{Piece, Role};
+pub use reader::{ReadRequest, Reader};
+pub use run_dir::{CheckpointEntry, Registered, Retention, RunDir, Score, ScoreOrder};
 pub use safetensors::Dtype;
+pub use shard::{ShardReport, WrittenPiece, write_shard};
+pub use store::{Store, open_store};
 pub use tensor_file::TensorFile;
+pub use train_state::TrainState;
 
 // Elements are copied between files and memory without swapping bytes; safetensors is little-endian.
 #[cfg(target_endian = "big")]

@@ -29,7 +29,7 @@ fn pick(slice: &ShardSlice, whole: &[f32]) -> Vec<f32> {
 }
 
 fn one_tensor(path: &Path, name: &str, shape: &[usize], data: &[f32], kind: FloatKind) {
-    write_safetensors(path, &[NamedTensor { name, shape, data }], kind).unwrap();
+    write_safetensors(path, &[NamedTensor { name, shape, data }], kind).expect("writes");
 }
 
 proptest! {
@@ -132,17 +132,18 @@ fn write_model(
         .zip(0..)
         .map(|((name, _), seed)| (name.clone(), values(seed, 30)))
         .collect();
-    let mut writer = HfWriter::create(folder, tensors.clone(), kind, max_shard_bytes).unwrap();
+    let mut writer =
+        HfWriter::create(folder, tensors.clone(), kind, max_shard_bytes).expect("writes");
     for (name, _) in &tensors {
         writer
             .write(name, |slice, out| -> Result<(), WeightsError> {
                 out.copy_from_slice(&pick(slice, &data[name]));
                 Ok(())
             })
-            .unwrap();
+            .expect("writes");
     }
-    writer.add_file("config.json", b"{}").unwrap();
-    writer.finish().unwrap();
+    writer.add_file("config.json", b"{}").expect("writes");
+    writer.finish().expect("writes");
     data
 }
 

@@ -1,0 +1,349 @@
+//! Reading a checkpoint from any mesh.
+
+use std::collections::{BTreeSet, HashMap};
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rayon::prelude::*;
+use tandem_mesh::{Run, ShardSlice};
+
+use crate::digest::Digest;
+use crate::error::CheckpointError;
+use crate::manifest::{
+    COMMIT_FILE, CommitRecord, MANIFEST_FILE, Manifest, PieceRecord, TensorRecord,
+};
+use crate::piece::Role;
+use crate::store::{ReadAt, Store, StoreError, join};
+use crate::train_state::TrainState;
+
+/// Chunks that one call of [`Reader::read`] holds in memory together.
+const CHUNKS_AT_ONCE: usize = 8;
+
+/// Bytes of an `f32`.
+const ELEMENT_BYTES: usize = 4;
+
+/// An open checkpoint.
+pub struct Reader {
+    store: Arc<dyn Store>,
+    folder: String,
+    commit: CommitRecord,
+    manifest: Manifest,
+    files: Mutex<HashMap<String, Arc<dyn ReadAt>>>,
+}
+
+/// One slice to read, see [`Reader::read_many`].
+#[derive(Debug)]
+pub struct ReadRequest<'a> {
+    /// The tensor's Hugging Face name.
+    pub tensor: &'a str,
+    /// What of it.
+    pub role: Role,
+    /// Which part.
+    pub slice: ShardSlice,
+    /// Where its elements go.
+    pub out: &'a mut [f32],
+}
+
+/// Some elements of one chunk of a piece.
+struct ChunkRead<'a> {
+    piece: &'a PieceRecord,
+    index: usize,
+    /// From the chunk's elements into the buffer.
+    runs: Vec<Run>,
+}
+
+impl Reader {
+    /// Opens the checkpoint in `folder` and checks the manifest, and that all shards are there with their full size.
+    ///
+    /// # Errors
+    /// There is no commit record, a newer program wrote it, the manifest is damaged, or a shard is missing or cut short.
+    pub fn open(store: Arc<dyn Store>, folder: &str) -> Result<Self, CheckpointError> {
+        let (commit, manifest) = read_manifest(store.as_ref(), folder)?;
+        let reader = Self {
+            store,
+            folder: folder.to_owned(),
+            commit,
+            manifest,
+            files: Mutex::default(),
+        };
+        reader.check_sizes()?;
+        Ok(reader)
+    }
+
+    /// What the checkpoint consists of.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// The record that made it a checkpoint.
+    pub fn commit_record(&self) -> &CommitRecord {
+        &self.commit
+    }
+
+    /// Where the run stood.
+    pub fn state(&self) -> &TrainState {
+        &self.manifest.state
+    }
+
+    /// The checkpoint's full name, for messages.
+    pub fn location(&self) -> String {
+        self.store.locate(&self.folder)
+    }
+
+    /// Reads `slice` of a tensor, whatever slices it was written in. Only the chunks that hold a part of the slice are
+    /// read, and each is held against its hash first.
+    ///
+    /// # Errors
+    /// The checkpoint does not hold this, or with another shape; a failed read; or bytes that are not those that were
+    /// written. The contents of `out` are then undefined.
+    ///
+    /// # Panics
+    /// When `out` has another number of elements than `slice`.
+    pub fn read(
+        &self,
+        tensor: &str,
+        role: &Role,
+        slice: &ShardSlice,
+        out: &mut [f32],
+    ) -> Result<(), CheckpointError> {
+        assert_eq!(out.len(), slice.numel(), "buffer for a slice of {tensor}");
+        let record = self.manifest.tensors.get(tensor);
+        let Some((record, pieces)) = record.and_then(|r| Some((r, r.roles.get(role)?))) else {
+            return Err(CheckpointError::NoSuchTensor {
+                location: self.location(),
+                tensor: tensor.to_owned(),
+                role: role.clone(),
+            });
+        };
+        if record.shape != slice.global_shape {
+            return Err(CheckpointError::Shape {
+                location: self.location(),
+                tensor: tensor.to_owned(),
+                expected: slice.global_shape.clone(),
+                found: record.shape.clone(),
+            });
+        }
+        let work = self.chunks_of(record, pieces, slice);
+        let mut filled = 0;
+        for batch in work.chunks(CHUNKS_AT_ONCE) {
+            let read =
+                |chunk: &ChunkRead<'_>| self.read_chunk(tensor, role, chunk.piece, chunk.index);
+            let chunks: Vec<Vec<u8>> = if let [only] = batch {
+                vec![read(only)?]
+            } else {
+                batch.par_iter().map(read).collect::<Result<_, _>>()?
+            };
+            for (chunk, bytes) in batch.iter().zip(&chunks) {
+                for run in &chunk.runs {
+                    let from = run.source * ELEMENT_BYTES..(run.source + run.len) * ELEMENT_BYTES;
+                    let target = &mut out[run.target..run.target + run.len];
+                    bytemuck::cast_slice_mut(target).copy_from_slice(&bytes[from]);
+                    filled += run.len;
+                }
+            }
+        }
+        if filled != out.len() {
+            return Err(self.damaged(format!(
+                "the pieces of {role} of tensor {tensor:?} hold {filled} of {} elements of a slice",
+                out.len()
+            )));
+        }
+        Ok(())
+    }
+
+    /// Reads many slices, several at a time.
+    ///
+    /// # Errors
+    /// As [`Reader::read`]; the first that occurs.
+    ///
+    /// # Panics
+    /// As [`Reader::read`].
+    pub fn read_many(&self, requests: Vec<ReadRequest<'_>>) -> Result<(), CheckpointError> {
+        requests.into_par_iter().try_for_each(|request| {
+            self.read(request.tensor, &request.role, &request.slice, request.out)
+        })
+    }
+
+    /// The chunks to read for `slice`.
+    fn chunks_of<'a>(
+        &self,
+        record: &TensorRecord,
+        pieces: &'a [PieceRecord],
+        slice: &ShardSlice,
+    ) -> Vec<ChunkRead<'a>> {
+        let chunk_len = (self.manifest.chunk_bytes as usize) / ELEMENT_BYTES;
+        let mut work: Vec<ChunkRead<'_>> = Vec::new();
+        for piece in pieces {
+            let first_of_piece = work.len();
+            for mut run in slice.copies_from(&Manifest::slice(record, piece)) {
+                while run.len > 0 {
+                    let index = run.source / chunk_len;
+                    let source = run.source % chunk_len;
+                    let len = run.len.min(chunk_len - source);
+                    let part = Run {
+                        source,
+                        target: run.target,
+                        len,
+                    };
+                    match work[first_of_piece..].last_mut() {
+                        Some(chunk) if chunk.index == index => chunk.runs.push(part),
+                        _ => work.push(ChunkRead {
+                            piece,
+                            index,
+                            runs: vec![part],
+                        }),
+                    }
+                    run = Run {
+                        source: run.source + len,
+                        target: run.target + len,
+                        len: run.len - len,
+                    };
+                }
+            }
+        }
+        work
+    }
+
+    /// The bytes of one chunk, if they are those that were written.
+    pub(crate) fn read_chunk(
+        &self,
+        tensor: &str,
+        role: &Role,
+        piece: &PieceRecord,
+        index: usize,
+    ) -> Result<Vec<u8>, CheckpointError> {
+        let chunk_bytes = self.manifest.chunk_bytes;
+        let piece_bytes = (piece.flat[1] - piece.flat[0]) as u64 * ELEMENT_BYTES as u64;
+        let start = index as u64 * chunk_bytes;
+        let length = chunk_bytes.min(piece_bytes - start);
+        let begin = piece.begin + start;
+        let mut bytes = vec![0; length as usize];
+        self.file(&piece.file)?.read_at(begin, &mut bytes)?;
+        if piece.chunks.get(index) != Some(&Digest::of(&bytes)) {
+            return Err(CheckpointError::Corrupt {
+                location: self.store.locate(&join(&self.folder, &piece.file)),
+                tensor: tensor.to_owned(),
+                role: role.clone(),
+                begin,
+                end: begin + length,
+            });
+        }
+        Ok(bytes)
+    }
+
+    /// The open file `name`.
+    pub(crate) fn file(&self, name: &str) -> Result<Arc<dyn ReadAt>, StoreError> {
+        let lock = || self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(file) = lock().get(name) {
+            return Ok(file.clone());
+        }
+        let file: Arc<dyn ReadAt> = self.store.open(&join(&self.folder, name))?.into();
+        lock().insert(name.to_owned(), file.clone());
+        Ok(file)
+    }
+
+    /// The full name of one of the checkpoint's files, for messages.
+    pub(crate) fn locate(&self, file: &str) -> String {
+        self.store.locate(&join(&self.folder, file))
+    }
+
+    fn check_sizes(&self) -> Result<(), CheckpointError> {
+        let listed: HashMap<String, Option<u64>> = self
+            .store
+            .list(&self.folder)?
+            .into_iter()
+            .map(|listed| (listed.name, listed.size))
+            .collect();
+        for file in &self.manifest.files {
+            match listed.get(&file.name) {
+                Some(Some(bytes)) if *bytes == file.bytes => {}
+                Some(Some(bytes)) => {
+                    return Err(CheckpointError::FileSize {
+                        location: self.locate(&file.name),
+                        expected: file.bytes,
+                        found: *bytes,
+                        tensors: self.tensors_in(&file.name),
+                    });
+                }
+                _ => {
+                    return Err(CheckpointError::FileMissing {
+                        location: self.locate(&file.name),
+                        tensors: self.tensors_in(&file.name),
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Some of the tensors in a file, for messages.
+    fn tensors_in(&self, file: &str) -> String {
+        const SHOWN: usize = 3;
+        let names: BTreeSet<&str> = self
+            .manifest
+            .pieces()
+            .filter(|(_, _, _, piece)| piece.file == file)
+            .map(|(name, ..)| name.as_str())
+            .collect();
+        let shown: Vec<&str> = names.iter().take(SHOWN).copied().collect();
+        match names.len().saturating_sub(SHOWN) {
+            0 => shown.join(", "),
+            more => format!("{} and parts of {more} more tensors", shown.join(", ")),
+        }
+    }
+
+    fn damaged(&self, problem: String) -> CheckpointError {
+        CheckpointError::Damaged {
+            location: self.location(),
+            problem,
+        }
+    }
+}
+
+impl fmt::Debug for Reader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Reader").field(&self.location()).finish()
+    }
+}
+
+/// The commit record of a folder.
+pub(crate) fn read_commit(
+    store: &dyn Store,
+    folder: &str,
+) -> Result<CommitRecord, CheckpointError> {
+    let path = join(folder, COMMIT_FILE);
+    match store.read(&path) {
+        Err(error) if error.is_not_found() => Err(CheckpointError::NotCommitted {
+            location: store.locate(folder),
+        }),
+        result => CommitRecord::parse(&result?, &store.locate(&path)),
+    }
+}
+
+fn read_manifest(
+    store: &dyn Store,
+    folder: &str,
+) -> Result<(CommitRecord, Manifest), CheckpointError> {
+    let commit = read_commit(store, folder)?;
+    let path = join(folder, MANIFEST_FILE);
+    let location = store.locate(&path);
+    let bytes = match store.read(&path) {
+        Err(error) if error.is_not_found() => {
+            return Err(CheckpointError::FileMissing {
+                location,
+                tensors: "the list of all tensors".to_owned(),
+            });
+        }
+        result => result?,
+    };
+    if bytes.len() as u64 != commit.manifest.bytes || Digest::of(&bytes) != commit.manifest.blake3 {
+        // A newer manifest is said to be newer even if somebody has touched it.
+        Manifest::parse(&bytes, &location)?;
+        return Err(CheckpointError::Damaged {
+            location,
+            problem: "it is not what was committed (its hash differs)".to_owned(),
+        });
+    }
+    let manifest = Manifest::parse(&bytes, &location)?;
+    Ok((commit, manifest))
+}

@@ -1,0 +1,157 @@
+//! Writing one rank's pieces as one safetensors file.
+
+use std::collections::HashMap;
+
+use safetensors::Dtype;
+use serde::{Deserialize, Serialize};
+use tandem_mesh::ShardSlice;
+
+use crate::digest::Digest;
+use crate::error::CheckpointError;
+use crate::header::Header;
+use crate::manifest::{CHUNK_BYTES, FileRecord};
+use crate::piece::{Piece, Role};
+use crate::store::{Store, StoreError, StoreErrorKind, join};
+
+/// What a rank wrote. Rank 0 gathers the reports of all (as JSON, say) and commits them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ShardReport {
+    /// Who wrote it.
+    pub rank: usize,
+    /// The file; `None` when the rank owns nothing.
+    pub file: Option<FileRecord>,
+    /// What is in it.
+    pub pieces: Vec<WrittenPiece>,
+}
+
+/// A piece in a file.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct WrittenPiece {
+    /// The tensor's Hugging Face name.
+    pub tensor: String,
+    /// What of it.
+    pub role: Role,
+    /// Which part.
+    pub slice: ShardSlice,
+    /// The safetensors key.
+    pub key: String,
+    /// Position of its first byte in the file.
+    pub begin: u64,
+    /// Digest of each [`CHUNK_BYTES`] of it.
+    pub chunks: Vec<Digest>,
+}
+
+/// Writes `pieces` as the file of `rank` in `folder`. When this returns, they are durable, though not a checkpoint yet.
+///
+/// # Errors
+/// A piece whose data do not fill its slice, or a store that refuses; then no file appears.
+pub fn write_shard(
+    store: &dyn Store,
+    folder: &str,
+    rank: usize,
+    pieces: &[Piece<'_>],
+) -> Result<ShardReport, CheckpointError> {
+    // Of an empty slice there is nothing to keep.
+    let pieces: Vec<&Piece<'_>> = pieces.iter().filter(|p| !p.slice.is_empty()).collect();
+    if let Some(piece) = pieces.iter().find(|p| p.data.len() != p.slice.numel()) {
+        return Err(CheckpointError::PieceSize {
+            tensor: piece.tensor.to_owned(),
+            role: piece.role.clone(),
+            expected: piece.slice.numel(),
+            found: piece.data.len(),
+        });
+    }
+    if pieces.is_empty() {
+        return Ok(ShardReport {
+            rank,
+            file: None,
+            pieces: Vec::new(),
+        });
+    }
+
+    let name = format!("{SHARD_PREFIX}{rank:05}{SHARD_SUFFIX}");
+    let path = join(folder, &name);
+    let keys = keys(&pieces);
+    let shapes: Vec<Vec<usize>> = pieces
+        .iter()
+        .map(|piece| stored_shape(&piece.slice))
+        .collect();
+    let specs = keys
+        .iter()
+        .zip(&shapes)
+        .map(|(key, shape)| (key.as_str(), Dtype::F32, shape.as_slice()));
+    let (first, header) = Header::encode(specs).map_err(|problem| StoreError {
+        operation: "write",
+        location: store.locate(&path),
+        kind: StoreErrorKind::Other,
+        source: problem.into(),
+    })?;
+    let size = header.entries.last().map_or(0, |entry| entry.bytes.end);
+
+    let mut upload = store.create(&path, size)?;
+    let mut file_hash = blake3::Hasher::new();
+    file_hash.update(&first);
+    upload.write(&first)?;
+    let mut written = Vec::with_capacity(pieces.len());
+    for ((piece, key), entry) in pieces.iter().zip(keys).zip(&header.entries) {
+        let mut chunks = Vec::new();
+        for chunk in piece.data.chunks(CHUNK_BYTES as usize / 4) {
+            let bytes: &[u8] = bytemuck::cast_slice(chunk);
+            chunks.push(Digest::of(bytes));
+            file_hash.update(bytes);
+            upload.write(bytes)?;
+        }
+        written.push(WrittenPiece {
+            tensor: piece.tensor.to_owned(),
+            role: piece.role.clone(),
+            slice: piece.slice.clone(),
+            key,
+            begin: entry.bytes.start,
+            chunks,
+        });
+    }
+    upload.finish()?;
+    Ok(ShardReport {
+        rank,
+        file: Some(FileRecord {
+            name,
+            bytes: size,
+            blake3: Digest::finish(&file_hash),
+        }),
+        pieces: written,
+    })
+}
+
+const SHARD_PREFIX: &str = "shard-";
+const SHARD_SUFFIX: &str = ".safetensors";
+
+/// Whether a file of this name is one that a save may have left behind.
+pub(crate) fn is_shard_name(name: &str) -> bool {
+    name.starts_with(SHARD_PREFIX) && name.contains(SHARD_SUFFIX)
+}
+
+/// `role.tensor`, with a number where a rank owns several pieces of one tensor.
+fn keys(pieces: &[&Piece<'_>]) -> Vec<String> {
+    let mut seen: HashMap<String, usize> = HashMap::new();
+    pieces
+        .iter()
+        .map(|piece| {
+            let key = format!("{}.{}", piece.role, piece.tensor);
+            let count = seen.entry(key.clone()).or_default();
+            *count += 1;
+            match *count {
+                1 => key,
+                number => format!("{key}#{number}"),
+            }
+        })
+        .collect()
+}
+
+/// A whole rectangle keeps its shape, for whoever opens the file; a part of one is a list of elements.
+fn stored_shape(slice: &ShardSlice) -> Vec<usize> {
+    if slice.numel() == slice.rect_numel() {
+        slice.shape.clone()
+    } else {
+        vec![slice.numel()]
+    }
+}

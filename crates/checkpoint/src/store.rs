@@ -1,0 +1,185 @@
+//! Where checkpoints are kept: one trait over a local folder and over object storage.
+//!
+//! The trait promises only what both can keep. A file appears whole or not at all, and stays once the call that made it has
+//! returned. Folders are nothing but prefixes of file names: they need not be created, and an absent one is empty.
+
+mod fault;
+mod local;
+mod location;
+mod remote;
+
+use std::error::Error as StdError;
+use std::fmt;
+
+use thiserror::Error;
+
+pub use fault::{Fault, FaultStore};
+pub use local::LocalStore;
+pub use location::open_store;
+pub use remote::RemoteStore;
+
+/// A tree of files. Paths are relative, with `/` between names.
+///
+/// Calls block, and may come from several threads at once, but not from inside an asynchronous task.
+pub trait Store: Send + Sync + fmt::Debug {
+    /// The full name of `path`, for messages.
+    fn locate(&self, path: &str) -> String;
+
+    /// Begins a file of `size` bytes, which appears when [`Upload::finish`] returns. An earlier file of this name is replaced.
+    ///
+    /// # Errors
+    /// The store refuses.
+    fn create(&self, path: &str, size: u64) -> Result<Box<dyn Upload>, StoreError>;
+
+    /// Writes a small file at once.
+    ///
+    /// # Errors
+    /// The store refuses, or with [`PutMode::CreateNew`] the file is there already ([`StoreErrorKind::AlreadyExists`]).
+    fn put(&self, path: &str, bytes: &[u8], mode: PutMode) -> Result<(), StoreError>;
+
+    /// Opens a file for positioned reads.
+    ///
+    /// # Errors
+    /// The file is absent ([`StoreErrorKind::NotFound`]), or the store refuses.
+    fn open(&self, path: &str) -> Result<Box<dyn ReadAt>, StoreError>;
+
+    /// What is directly in `folder`, by name; nothing when the folder is absent. The root is the empty path.
+    ///
+    /// # Errors
+    /// The store refuses.
+    fn list(&self, folder: &str) -> Result<Vec<Listed>, StoreError>;
+
+    /// Deletes a file; one that is absent is no error.
+    ///
+    /// # Errors
+    /// The store refuses.
+    fn delete(&self, path: &str) -> Result<(), StoreError>;
+
+    /// Deletes `folder` with all that is in it, in no certain order; one that is absent is no error.
+    ///
+    /// # Errors
+    /// The store refuses. Part of the folder may then be gone.
+    fn delete_folder(&self, folder: &str) -> Result<(), StoreError>;
+
+    /// Reads a small file whole.
+    ///
+    /// # Errors
+    /// As [`Store::open`] and [`ReadAt::read_at`].
+    fn read(&self, path: &str) -> Result<Vec<u8>, StoreError> {
+        let file = self.open(path)?;
+        let mut bytes = vec![0; file.size() as usize];
+        file.read_at(0, &mut bytes)?;
+        Ok(bytes)
+    }
+}
+
+/// A file that is being written. Dropped before [`Upload::finish`], it never appears.
+pub trait Upload: Send {
+    /// Appends `bytes`.
+    ///
+    /// # Errors
+    /// The store refuses; the file can then not be finished.
+    fn write(&mut self, bytes: &[u8]) -> Result<(), StoreError>;
+
+    /// Makes the file durable, then visible.
+    ///
+    /// # Errors
+    /// The store refuses; the file has then not appeared.
+    fn finish(self: Box<Self>) -> Result<(), StoreError>;
+}
+
+/// A file that is being read.
+pub trait ReadAt: Send + Sync {
+    /// Bytes of the file when it was opened.
+    fn size(&self) -> u64;
+
+    /// Fills `out` from `position` on.
+    ///
+    /// # Errors
+    /// The store refuses, or the file ends too early ([`StoreErrorKind::TooShort`]).
+    fn read_at(&self, position: u64, out: &mut [u8]) -> Result<(), StoreError>;
+}
+
+/// What to do when a file of that name is there already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PutMode {
+    /// Replace it in one step: whoever reads sees the old or the new.
+    Replace,
+    /// Refuse.
+    CreateNew,
+}
+
+/// Something in a folder.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Listed {
+    /// Its name, without the folder's.
+    pub name: String,
+    /// Bytes of a file; `None` for a folder.
+    pub size: Option<u64>,
+}
+
+/// An operation that a store did not carry out.
+#[derive(Debug, Error)]
+#[error("cannot {operation} {location}: {}", told(source.as_ref()))]
+pub struct StoreError {
+    /// What was tried.
+    pub operation: &'static str,
+    /// On what.
+    pub location: String,
+    /// Sort of failure.
+    pub kind: StoreErrorKind,
+    /// The store's own words.
+    pub source: Box<dyn StdError + Send + Sync>,
+}
+
+/// Sorts of failure that callers tell apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StoreErrorKind {
+    /// The file is absent.
+    NotFound,
+    /// The file is there already.
+    AlreadyExists,
+    /// The disk or the quota is full.
+    NoSpace,
+    /// Not allowed.
+    Denied,
+    /// The file ends before what was to be read.
+    TooShort,
+    /// Anything else.
+    Other,
+}
+
+impl StoreError {
+    /// True when the file is absent.
+    pub fn is_not_found(&self) -> bool {
+        self.kind == StoreErrorKind::NotFound
+    }
+
+    /// True when the file was there already.
+    pub fn is_already_exists(&self) -> bool {
+        self.kind == StoreErrorKind::AlreadyExists
+    }
+}
+
+/// An error with its causes: object storage hides the reason behind several layers.
+fn told(error: &(dyn StdError + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+/// `folder/name`, where the folder may be the root.
+pub(crate) fn join(folder: &str, name: &str) -> String {
+    if folder.is_empty() {
+        name.to_owned()
+    } else {
+        format!("{folder}/{name}")
+    }
+}

@@ -1,0 +1,275 @@
+//! Object storage, through the `object_store` crate.
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+
+use object_store::path::Path;
+use object_store::{
+    Error, ObjectStore, ObjectStoreExt, PutMode as RemotePutMode, PutOptions, WriteMultipart,
+};
+use tokio::runtime::{Builder, Runtime};
+
+use super::{Listed, PutMode, ReadAt, Store, StoreError, StoreErrorKind, Upload, join};
+
+/// Parts of an upload that are in flight together.
+const PARTS_IN_FLIGHT: usize = 4;
+
+/// Parts are at least this long: every one costs a round trip.
+const MIN_PART_BYTES: u64 = 8 << 20;
+
+/// S3 takes at most ten thousand parts.
+const MAX_PARTS: u64 = 9_000;
+
+/// Objects below one prefix of a bucket.
+///
+/// Uploads are in parts, several at once, and become an object when the last part is there. One that is cut off leaves no
+/// object, but its parts may stay until the bucket's lifecycle rules remove them.
+#[derive(Clone)]
+pub struct RemoteStore {
+    objects: Arc<dyn ObjectStore>,
+    prefix: Path,
+    /// What the prefix is called in messages, such as `s3://bucket/runs`.
+    name: String,
+    runtime: Arc<Runtime>,
+}
+
+impl RemoteStore {
+    /// The objects of `objects` below `prefix`; `name` is what messages call it.
+    ///
+    /// # Errors
+    /// The threads that talk to the storage cannot be started.
+    pub fn new(
+        objects: Arc<dyn ObjectStore>,
+        prefix: Path,
+        name: impl Into<String>,
+    ) -> io::Result<Self> {
+        let runtime = Builder::new_multi_thread()
+            .worker_threads(2)
+            .thread_name("object-store")
+            .enable_all()
+            .build()?;
+        Ok(Self {
+            objects,
+            prefix,
+            name: name.into().trim_end_matches('/').to_owned(),
+            runtime: Arc::new(runtime),
+        })
+    }
+
+    fn path(&self, path: &str) -> Path {
+        Path::from(join(self.prefix.as_ref(), path))
+    }
+
+    fn failed(&self, operation: &'static str, path: &str, error: Error) -> StoreError {
+        failed(operation, self.locate(path), error)
+    }
+}
+
+impl fmt::Debug for RemoteStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("RemoteStore").field(&self.name).finish()
+    }
+}
+
+impl Store for RemoteStore {
+    fn locate(&self, path: &str) -> String {
+        join(&self.name, path)
+    }
+
+    fn create(&self, path: &str, size: u64) -> Result<Box<dyn Upload>, StoreError> {
+        let object = self.path(path);
+        let upload = self
+            .runtime
+            .block_on(self.objects.put_multipart(&object))
+            .map_err(|error| self.failed("create", path, error))?;
+        let part_bytes = MIN_PART_BYTES.max(size.div_ceil(MAX_PARTS));
+        Ok(Box::new(RemoteUpload {
+            parts: Some(WriteMultipart::new_with_chunk_size(
+                upload,
+                part_bytes as usize,
+            )),
+            location: self.locate(path),
+            runtime: self.runtime.clone(),
+        }))
+    }
+
+    fn put(&self, path: &str, bytes: &[u8], mode: PutMode) -> Result<(), StoreError> {
+        let object = self.path(path);
+        let put = |mode| {
+            let options = PutOptions::from(mode);
+            let put = self
+                .objects
+                .put_opts(&object, bytes.to_vec().into(), options);
+            self.runtime.block_on(put)
+        };
+        let result = match mode {
+            PutMode::Replace => put(RemotePutMode::Overwrite),
+            PutMode::CreateNew => match put(RemotePutMode::Create) {
+                // Not every S3-compatible service knows conditional writes; without them a look must do.
+                Err(Error::NotImplemented { .. } | Error::NotSupported { .. }) => {
+                    match self.runtime.block_on(self.objects.head(&object)) {
+                        Err(Error::NotFound { .. }) => put(RemotePutMode::Overwrite),
+                        Err(error) => Err(error),
+                        Ok(_) => Err(Error::AlreadyExists {
+                            path: object.to_string(),
+                            source: "it is there already".into(),
+                        }),
+                    }
+                }
+                result => result,
+            },
+        };
+        result
+            .map(|_| ())
+            .map_err(|error| self.failed("write", path, error))
+    }
+
+    fn open(&self, path: &str) -> Result<Box<dyn ReadAt>, StoreError> {
+        let object = self.path(path);
+        let meta = self
+            .runtime
+            .block_on(self.objects.head(&object))
+            .map_err(|error| self.failed("open", path, error))?;
+        Ok(Box::new(RemoteFile {
+            store: self.clone(),
+            path: path.to_owned(),
+            object,
+            size: meta.size,
+        }))
+    }
+
+    fn list(&self, folder: &str) -> Result<Vec<Listed>, StoreError> {
+        let prefix = self.path(folder);
+        let found = self
+            .runtime
+            .block_on(self.objects.list_with_delimiter(Some(&prefix)))
+            .map_err(|error| self.failed("list", folder, error))?;
+        let name = |path: &Path| path.filename().map(str::to_owned);
+        let files = found.objects.iter().filter_map(|object| {
+            Some(Listed {
+                name: name(&object.location)?,
+                size: Some(object.size),
+            })
+        });
+        let folders = found.common_prefixes.iter().filter_map(|prefix| {
+            Some(Listed {
+                name: name(prefix)?,
+                size: None,
+            })
+        });
+        let mut listed: Vec<Listed> = files.chain(folders).collect();
+        listed.sort();
+        Ok(listed)
+    }
+
+    fn delete(&self, path: &str) -> Result<(), StoreError> {
+        let object = self.path(path);
+        match self.runtime.block_on(self.objects.delete(&object)) {
+            Ok(()) | Err(Error::NotFound { .. }) => Ok(()),
+            Err(error) => Err(self.failed("delete", path, error)),
+        }
+    }
+
+    fn delete_folder(&self, folder: &str) -> Result<(), StoreError> {
+        for Listed { name, size } in self.list(folder)? {
+            let path = join(folder, &name);
+            match size {
+                Some(_) => self.delete(&path)?,
+                None => self.delete_folder(&path)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+struct RemoteUpload {
+    /// `None` once finished.
+    parts: Option<WriteMultipart>,
+    location: String,
+    runtime: Arc<Runtime>,
+}
+
+impl Upload for RemoteUpload {
+    fn write(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
+        let Some(parts) = &mut self.parts else {
+            return Ok(());
+        };
+        self.runtime
+            .block_on(async {
+                parts.wait_for_capacity(PARTS_IN_FLIGHT).await?;
+                parts.write(bytes);
+                Ok::<(), Error>(())
+            })
+            .map_err(|error| failed("write", self.location.clone(), error))
+    }
+
+    fn finish(mut self: Box<Self>) -> Result<(), StoreError> {
+        let Some(parts) = self.parts.take() else {
+            return Ok(());
+        };
+        self.runtime
+            .block_on(parts.finish())
+            .map(|_| ())
+            .map_err(|error| failed("write", self.location.clone(), error))
+    }
+}
+
+impl Drop for RemoteUpload {
+    fn drop(&mut self) {
+        if let Some(parts) = self.parts.take() {
+            let _ = self.runtime.block_on(parts.abort());
+        }
+    }
+}
+
+struct RemoteFile {
+    store: RemoteStore,
+    path: String,
+    object: Path,
+    size: u64,
+}
+
+impl ReadAt for RemoteFile {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn read_at(&self, position: u64, out: &mut [u8]) -> Result<(), StoreError> {
+        if out.is_empty() {
+            return Ok(());
+        }
+        let range = position..position + out.len() as u64;
+        let read = self.store.objects.get_range(&self.object, range);
+        let bytes = self
+            .store
+            .runtime
+            .block_on(read)
+            .map_err(|error| self.store.failed("read", &self.path, error))?;
+        if bytes.len() != out.len() {
+            return Err(StoreError {
+                operation: "read",
+                location: self.store.locate(&self.path),
+                kind: StoreErrorKind::TooShort,
+                source: format!("{} bytes came instead of {}", bytes.len(), out.len()).into(),
+            });
+        }
+        out.copy_from_slice(&bytes);
+        Ok(())
+    }
+}
+
+fn failed(operation: &'static str, location: String, error: Error) -> StoreError {
+    let kind = match &error {
+        Error::NotFound { .. } => StoreErrorKind::NotFound,
+        Error::AlreadyExists { .. } | Error::Precondition { .. } => StoreErrorKind::AlreadyExists,
+        Error::PermissionDenied { .. } | Error::Unauthenticated { .. } => StoreErrorKind::Denied,
+        _ => StoreErrorKind::Other,
+    };
+    StoreError {
+        operation,
+        location,
+        kind,
+        source: Box::new(error),
+    }
+}

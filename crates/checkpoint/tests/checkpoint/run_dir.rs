@@ -1,0 +1,366 @@
+//! The experiment's folder: Ray's snapshot, retention, and what others have put there.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+use tandem_checkpoint::store::{Fault, FaultStore, LocalStore};
+use tandem_checkpoint::{
+    CheckpointError, ModelFile, NewCheckpoint, Retention, RunDir, Score, ScoreOrder, Store,
+};
+use tempfile::TempDir;
+
+use crate::sample::{Mesh, read_all, read_latest, save, save_and_register};
+
+const MESH: Mesh = Mesh { tp: 1, dp: 2 };
+
+fn retention(num_to_keep: Option<usize>, score: Option<(&str, ScoreOrder)>) -> Retention {
+    Retention {
+        num_to_keep,
+        score: score.map(|(attribute, order)| Score {
+            attribute: attribute.to_owned(),
+            order,
+        }),
+    }
+}
+
+fn store_in(root: &TempDir) -> Arc<dyn Store> {
+    Arc::new(LocalStore::new(root.path()))
+}
+
+fn snapshot(root: &Path) -> Value {
+    let bytes = fs::read(root.join("checkpoint_manager_snapshot.json")).expect("a snapshot");
+    serde_json::from_slice(&bytes).expect("JSON")
+}
+
+fn listed(snapshot: &Value) -> Vec<&str> {
+    let results = snapshot["checkpoint_results"].as_array().expect("a list");
+    results
+        .iter()
+        .map(|result| result["checkpoint_dir_name"].as_str().expect("a name"))
+        .collect()
+}
+
+fn steps(run: &RunDir) -> Vec<u64> {
+    run.checkpoints()
+        .iter()
+        .map(|entry| entry.global_step)
+        .collect()
+}
+
+#[test]
+fn the_snapshot_is_one_that_ray_reads() {
+    let root = TempDir::new().unwrap();
+    let mut run = RunDir::open(store_in(&root), Retention::default()).unwrap();
+    let first = save_and_register(&mut run, 1, MESH).unwrap();
+    let second = save_and_register(&mut run, 2, MESH).unwrap();
+    assert!(first < second);
+    let result =
+        |name: &str, loss: f64| json!({"checkpoint_dir_name": name, "metrics": {"loss": loss}});
+    assert_eq!(
+        snapshot(root.path()),
+        json!({
+            "version": 0,
+            "checkpoint_results": [result(&first, 10.0), result(&second, 5.0)],
+            "checkpoint_report_indices": [0, 1],
+            "latest_checkpoint_result": result(&second, 5.0),
+            "pending_training_results": [],
+            "pending_validation_specs": [],
+            "current_report_index": 2,
+            "validated_checkpoint_dir_names": [],
+            "timed_out_validation_checkpoint_dir_names": [],
+            "failed_validation_checkpoint_dir_names": [],
+            "tandem_deleting": [],
+        })
+    );
+}
+
+/// Snapshots as Ray 2.52 and Ray 2.60 write them, each listing a checkpoint of ours and one of another program.
+#[test]
+fn a_run_that_ray_began_goes_on() {
+    for ray in ["2.52", "2.60"] {
+        let root = TempDir::new().unwrap();
+        let store = store_in(&root);
+        save(
+            store.as_ref(),
+            &NewCheckpoint::in_folder("checkpoint_b"),
+            7,
+            MESH,
+        )
+        .unwrap();
+        fs::create_dir(root.path().join("checkpoint_a")).unwrap();
+        fs::write(root.path().join("checkpoint_a/weights.pt"), "torch").unwrap();
+        let result = |name: &str| json!({"version": 0, "checkpoint_dir_name": name, "metrics": {"loss": 1.0, "extra": [1]}});
+        let results = json!([result("checkpoint_a"), result("checkpoint_b")]);
+        let mut state = json!({
+            "checkpoint_results": results,
+            "latest_checkpoint_result": result("checkpoint_b"),
+        });
+        if ray == "2.52" {
+            state["version"] = json!(0);
+        } else {
+            state["ray_version"] = json!("2.60.0");
+            state["checkpoint_report_indices"] = json!([3, 5]);
+            state["current_report_index"] = json!(9);
+            state["pending_training_results"] = json!([result("checkpoint_a")]);
+            state["pending_validation_specs"] = json!([{"fn_kwargs": {}, "timeout_s": null}]);
+            state["validated_checkpoint_dir_names"] = json!(["checkpoint_b"]);
+            state["timed_out_validation_checkpoint_dir_names"] = json!([]);
+            state["failed_validation_checkpoint_dir_names"] = json!(["checkpoint_gone"]);
+        }
+        let file = root.path().join("checkpoint_manager_snapshot.json");
+        fs::write(&file, state.to_string()).unwrap();
+
+        let mut run = RunDir::open(store, retention(Some(1), None)).unwrap();
+        assert_eq!(steps(&run), [7], "Ray {ray}");
+        assert!(run.clean().unwrap().is_empty());
+        assert_eq!(
+            listed(&snapshot(root.path())),
+            ["checkpoint_a", "checkpoint_b"]
+        );
+        let new = save_and_register(&mut run, 8, MESH).unwrap();
+        let after = snapshot(root.path());
+        // What another program wrote is not ours to delete.
+        assert_eq!(listed(&after), ["checkpoint_a", &new], "Ray {ray}");
+        assert!(root.path().join("checkpoint_a/weights.pt").exists());
+        assert!(!root.path().join("checkpoint_b").exists());
+        assert_eq!(
+            after["latest_checkpoint_result"]["checkpoint_dir_name"],
+            json!(new)
+        );
+        if ray == "2.60" {
+            assert_eq!(after["checkpoint_report_indices"], json!([3, 9]));
+            assert_eq!(after["current_report_index"], json!(10));
+            assert_eq!(after["ray_version"], json!("2.60.0"));
+            assert_eq!(
+                after["pending_validation_specs"][0],
+                json!({"fn_kwargs": {}, "timeout_s": null})
+            );
+            assert_eq!(after["validated_checkpoint_dir_names"], json!([]));
+            assert_eq!(after["failed_validation_checkpoint_dir_names"], json!([]));
+        } else {
+            assert_eq!(after["checkpoint_report_indices"], json!([0, 2]));
+        }
+    }
+}
+
+#[test]
+fn retention_keeps_the_best_and_always_the_latest() {
+    // Losses are 10, 5, 3.3, 2.5, ...: later saves have smaller ones.
+    for (keep, score, expected) in [
+        (None, None, vec![1, 2, 3, 4, 5]),
+        (Some(2), None, vec![4, 5]),
+        (Some(2), Some(("loss", ScoreOrder::Min)), vec![4, 5]),
+        (Some(2), Some(("loss", ScoreOrder::Max)), vec![1, 2, 5]),
+        (Some(1), Some(("loss", ScoreOrder::Max)), vec![1, 5]),
+        (Some(2), Some(("absent", ScoreOrder::Min)), vec![4, 5]),
+        (Some(9), None, vec![1, 2, 3, 4, 5]),
+    ] {
+        let root = TempDir::new().unwrap();
+        let mut run = RunDir::open(store_in(&root), retention(keep, score)).unwrap();
+        for number in 1..=5 {
+            save_and_register(&mut run, number, MESH).unwrap();
+        }
+        assert_eq!(steps(&run), expected, "keep {keep:?} by {score:?}");
+        let again = RunDir::open(store_in(&root), retention(keep, score)).unwrap();
+        assert_eq!(again.checkpoints(), run.checkpoints());
+        for entry in again.checkpoints() {
+            assert_eq!(
+                read_all(&again.reader(&entry.name).unwrap(), MESH).unwrap(),
+                entry.global_step
+            );
+        }
+        let snapshot = snapshot(root.path());
+        let names: BTreeSet<&str> = listed(&snapshot).into_iter().collect();
+        let folders: BTreeSet<&str> = run.checkpoints().iter().map(|c| c.name.as_str()).collect();
+        assert_eq!(names, folders);
+    }
+    let root = TempDir::new().unwrap();
+    let error = RunDir::open(store_in(&root), retention(Some(0), None)).unwrap_err();
+    assert!(matches!(error, CheckpointError::NothingToKeep));
+}
+
+#[test]
+fn names_ascend_even_when_the_clock_goes_back() {
+    let root = TempDir::new().unwrap();
+    let store = store_in(&root);
+    let future = NewCheckpoint {
+        folder: "checkpoint_2100-01-01_00-00-00.000000".into(),
+        created_unix_us: 4_102_444_800_000_000,
+    };
+    save(store.as_ref(), &future, 1, MESH).unwrap();
+    let mut run = RunDir::open(store, Retention::default()).unwrap();
+    for number in 2..5 {
+        let name = save_and_register(&mut run, number, MESH).unwrap();
+        assert_eq!(
+            name,
+            format!("checkpoint_2100-01-01_00-00-00.00000{}", number - 1)
+        );
+    }
+    assert_eq!(steps(&run), [1, 2, 3, 4]);
+}
+
+#[test]
+fn a_commit_that_the_snapshot_missed_is_adopted_and_a_deletion_is_finished() {
+    let root = TempDir::new().unwrap();
+    let store = store_in(&root);
+    let mut run = RunDir::open(store.clone(), retention(Some(1), None)).unwrap();
+    let first = save_and_register(&mut run, 1, MESH).unwrap();
+    let new = run.begin();
+    save(store.as_ref(), &new, 2, MESH).unwrap();
+    // The process dies here: the snapshot still lists the first only.
+    let mut run = RunDir::open(store.clone(), retention(Some(1), None)).unwrap();
+    assert_eq!(steps(&run), [1, 2]);
+    run.clean().unwrap();
+    assert_eq!(
+        listed(&snapshot(root.path())),
+        [first.as_str(), &new.folder]
+    );
+
+    // The next save should delete both, and cannot.
+    let faulty = FaultStore::new(store.clone(), Fault::None);
+    let mut run = RunDir::open(Arc::new(faulty.clone()), retention(Some(1), None)).unwrap();
+    let third = run.begin();
+    save(store.as_ref(), &third, 3, MESH).unwrap();
+    faulty.set(Fault::None);
+    let before_deleting = 1 + 1 + 1 + 1;
+    faulty.set(Fault::Error {
+        at: before_deleting + 1,
+    });
+    let registered = run.register(&third.folder).unwrap();
+    assert!(faulty.has_struck());
+    assert_eq!(registered.deleted.len() + registered.not_deleted.len(), 2);
+    assert_eq!(registered.not_deleted.len(), 1, "{registered:?}");
+    let undeleted = registered.not_deleted[0].0.clone();
+    assert!(root.path().join(&undeleted).exists());
+    assert_eq!(listed(&snapshot(root.path())), [third.folder.as_str()]);
+
+    let mut run = RunDir::open(store.clone(), retention(Some(1), None)).unwrap();
+    assert_eq!(steps(&run), [3], "what was to be deleted came back");
+    assert!(run.clean().unwrap().contains(&undeleted));
+    assert!(!root.path().join(&undeleted).exists());
+    assert_eq!(read_latest(&store).unwrap(), Some(3));
+}
+
+#[test]
+fn leftovers_go_and_what_is_not_ours_stays() {
+    let root = TempDir::new().unwrap();
+    let store = store_in(&root);
+    let file = |path: &str| {
+        let path = root.path().join(path);
+        fs::create_dir_all(path.parent().expect("a folder")).expect("creates");
+        fs::write(path, "x").expect("writes");
+    };
+    file("checkpoint_1/shard-00000.safetensors");
+    file("checkpoint_2/shard-00003.safetensors.partial");
+    file("checkpoint_2/manifest.json");
+    file("checkpoint_3/commit.json.partial");
+    fs::create_dir(root.path().join("checkpoint_4")).unwrap();
+    file("checkpoint_theirs/shard-00000.safetensors");
+    file("checkpoint_theirs/readme.md");
+    file("logs/rank0.log");
+    file("checkpoint_notes.txt");
+    let mut run = RunDir::open(store, Retention::default()).unwrap();
+    assert!(run.latest().is_none());
+    let torn = [
+        "checkpoint_1",
+        "checkpoint_2",
+        "checkpoint_3",
+        "checkpoint_4",
+    ];
+    assert_eq!(run.torn(), torn);
+    assert_eq!(run.clean().unwrap(), torn);
+    let mut left: Vec<_> = fs::read_dir(root.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    left.sort();
+    let snapshot = "checkpoint_manager_snapshot.json";
+    assert_eq!(
+        left,
+        [
+            snapshot,
+            "checkpoint_notes.txt",
+            "checkpoint_theirs",
+            "logs"
+        ]
+    );
+}
+
+#[test]
+fn a_damaged_snapshot_is_made_anew_and_a_damaged_commit_is_shown() {
+    let root = TempDir::new().unwrap();
+    let store = store_in(&root);
+    let mut run = RunDir::open(store.clone(), Retention::default()).unwrap();
+    let first = save_and_register(&mut run, 1, MESH).unwrap();
+    let second = save_and_register(&mut run, 2, MESH).unwrap();
+    fs::write(
+        root.path().join("checkpoint_manager_snapshot.json"),
+        "{\"chec",
+    )
+    .unwrap();
+    let mut run = RunDir::open(store.clone(), Retention::default()).unwrap();
+    assert_eq!(run.warnings().len(), 1);
+    assert!(run.warnings()[0].contains("made anew"));
+    run.clean().unwrap();
+    assert_eq!(
+        listed(&snapshot(root.path())),
+        [first.as_str(), second.as_str()]
+    );
+
+    fs::write(root.path().join(&second).join("commit.json"), "{").unwrap();
+    let run = RunDir::open(store, Retention::default()).unwrap();
+    assert_eq!(run.checkpoints().len(), 2);
+    let latest = run.latest().unwrap();
+    assert_eq!(latest.name, second);
+    assert!(
+        latest
+            .problem
+            .as_ref()
+            .unwrap()
+            .contains("commit.json is damaged")
+    );
+    assert!(run.reader(&second).is_err());
+    assert_eq!(read_all(&run.reader(&first).unwrap(), MESH).unwrap(), 1);
+}
+
+#[test]
+fn a_folder_without_commit_is_not_registered_and_can_be_discarded() {
+    let root = TempDir::new().unwrap();
+    let mut run = RunDir::open(store_in(&root), Retention::default()).unwrap();
+    let new = run.begin();
+    fs::create_dir(root.path().join(&new.folder)).unwrap();
+    let error = run.register(&new.folder).unwrap_err();
+    assert!(
+        matches!(error, CheckpointError::NotCommitted { .. }),
+        "{error}"
+    );
+    run.discard(&new).unwrap();
+    assert_eq!(fs::read_dir(root.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn files_of_the_model_are_kept() {
+    let root = TempDir::new().unwrap();
+    let run = RunDir::open(store_in(&root), Retention::default()).unwrap();
+    assert!(run.model_files().unwrap().is_empty());
+    let file = |name: &str| ModelFile {
+        name: name.into(),
+        bytes: name.as_bytes().to_vec(),
+    };
+    for name in ["tokenizer.json", "config.json"] {
+        run.put_model_file(&file(name)).unwrap();
+    }
+    assert_eq!(
+        run.model_files().unwrap(),
+        [file("config.json"), file("tokenizer.json")]
+    );
+    assert!(
+        RunDir::open(store_in(&root), Retention::default())
+            .unwrap()
+            .torn()
+            .is_empty()
+    );
+}
