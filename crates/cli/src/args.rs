@@ -209,7 +209,7 @@ pub struct CommonArgs {
     #[arg(long, help_heading = "Output")]
     pub experiment_name: Option<String>,
 
-    /// Continue the experiment of this name.
+    /// Continue the experiment of this name. (Refused until checkpoints are written.)
     #[arg(long, value_name = "NAME", help_heading = "Output")]
     pub resume_from: Option<String>,
 

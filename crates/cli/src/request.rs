@@ -54,11 +54,13 @@ impl Request {
         let mesh = DeviceMesh::for_workers(common.tp_size, common.dp_size, common.num_workers)
             .map_err(|error| Failure::usage(error.to_string()))?;
         check_numbers(common)?;
-        if let Some(name) = common
-            .experiment_name
-            .as_ref()
-            .or(common.resume_from.as_ref())
-        {
+        if let Some(name) = &common.resume_from {
+            return Err(Failure::usage(format!(
+                "--resume_from {name}: this version writes no checkpoints yet, so there is nothing to continue from; \
+                 leave it out and start a new run"
+            )));
+        }
+        if let Some(name) = &common.experiment_name {
             tandem_launch::experiment::validate_name(name)
                 .map_err(|error| Failure::usage(error.to_string()))?;
         }
@@ -293,6 +295,7 @@ mod tests {
             (vec!["--dataset_percentage", "101"], "--dataset_percentage"),
             (vec!["--adam_beta2", "1"], "--adam_beta2"),
             (vec!["--experiment_name", "a/b"], "experiment"),
+            (vec!["--resume_from", "earlier"], "--resume_from earlier"),
             (vec!["--autocast", "--dtype", "fp32"], "--autocast"),
         ] {
             let args: Vec<&str> = MESH.iter().copied().filter(|_| true).collect();
