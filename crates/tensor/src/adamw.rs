@@ -1,9 +1,11 @@
 //! AdamW (Loshchilov and Hutter, arXiv 1711.05101) over flat shards, in one pass.
 
-use rayon::prelude::*;
-use tch::{Kind, Tensor};
+pub mod aten;
+mod fused;
 
-use crate::cpu;
+use tch::Tensor;
+
+use crate::cpu::element::with_element;
 
 /// What one update needs besides the state.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -39,33 +41,15 @@ pub struct AdamWState<'a> {
     pub compute: Option<&'a Tensor>,
 }
 
-/// Elements that one task updates: small enough that its streams stay in the cache.
-const BLOCK: usize = 1 << 13;
-
 /// `p *= 1 - lr wd; m = b1 m + (1 - b1) g; v = b2 v + (1 - b2) g^2; p -= lr m_hat / (sqrt(v_hat) + eps)`, as
 /// `torch.optim.AdamW`.
 pub fn step(state: &AdamWState<'_>, step: &AdamWStep) {
-    let plain = [
-        state.master,
-        state.exp_avg,
-        state.exp_avg_sq,
-        state.gradient,
-    ]
-    .iter()
-    .all(|t| cpu::is_plain_f32(t));
-    match state.compute {
-        None if plain => on_cpu(state, step, &mut [], |_, _| {}),
-        Some(out) if plain && out.kind() == Kind::BFloat16 && out.is_contiguous() => {
-            cpu::with_bf16_mut(out, |out| {
-                on_cpu(state, step, out, |out, p| *out = cpu::bf16_bits(p))
-            });
-        }
-        compute => {
-            on_any_device(state, step);
-            if let Some(out) = compute {
-                out.shallow_clone().copy_(state.master);
-            }
-        }
+    let done = match state.compute {
+        None => fused::step::<f32>(state, step),
+        Some(compute) => with_element!(compute.kind(), C => fused::step::<C>(state, step)),
+    };
+    if done.is_none() {
+        aten::step(state, step);
     }
 }
 
@@ -94,81 +78,13 @@ impl Coefficients {
             scale: step.gradient_scale as f32,
         }
     }
-
-    #[inline(always)]
-    fn update(&self, p: &mut f32, m: &mut f32, v: &mut f32, g: f32) {
-        let g = g * self.scale;
-        *m += (g - *m) * (1.0 - self.beta1);
-        *v = *v * self.beta2 + (g * g) * (1.0 - self.beta2);
-        let denominator = v.sqrt() * self.inverse_root_correction2 + self.eps;
-        *p = *p * self.decay - self.step_size * *m / denominator;
-    }
-}
-
-/// `out` is empty, or as long as the state; `emit` writes an updated parameter to it.
-fn on_cpu(
-    state: &AdamWState<'_>,
-    step: &AdamWStep,
-    out: &mut [u16],
-    emit: impl Fn(&mut u16, f32) + Sync,
-) {
-    let c = Coefficients::new(step);
-    let has_out = !out.is_empty();
-    cpu::with_f32_mut(state.master, |p| {
-        cpu::with_f32_mut(state.exp_avg, |m| {
-            cpu::with_f32_mut(state.exp_avg_sq, |v| {
-                cpu::with_f32(state.gradient, |g| {
-                    let blocks = p
-                        .par_chunks_mut(BLOCK)
-                        .zip(m.par_chunks_mut(BLOCK))
-                        .zip(v.par_chunks_mut(BLOCK))
-                        .zip(g.par_chunks(BLOCK));
-                    if has_out {
-                        blocks.zip(out.par_chunks_mut(BLOCK)).for_each(
-                            |((((p, m), v), g), out)| {
-                                for i in 0..g.len() {
-                                    c.update(&mut p[i], &mut m[i], &mut v[i], g[i]);
-                                    emit(&mut out[i], p[i]);
-                                }
-                            },
-                        );
-                    } else {
-                        blocks.for_each(|(((p, m), v), g)| {
-                            for i in 0..g.len() {
-                                c.update(&mut p[i], &mut m[i], &mut v[i], g[i]);
-                            }
-                        });
-                    }
-                });
-            });
-        });
-    });
-}
-
-/// The same update as tensor operations.
-fn on_any_device(state: &AdamWState<'_>, step: &AdamWStep) {
-    let c = Coefficients::new(step);
-    let gradient = state.gradient * f64::from(c.scale);
-    let (mut p, mut m, mut v) = (
-        state.master.shallow_clone(),
-        state.exp_avg.shallow_clone(),
-        state.exp_avg_sq.shallow_clone(),
-    );
-    let _ = m
-        .g_mul_scalar_(step.beta1)
-        .g_add_(&(&gradient * (1.0 - step.beta1)));
-    let _ = v
-        .g_mul_scalar_(step.beta2)
-        .g_add_(&(gradient.square() * (1.0 - step.beta2)));
-    let denominator = v.sqrt() * f64::from(c.inverse_root_correction2) + step.eps;
-    let _ = p
-        .g_mul_scalar_(f64::from(c.decay))
-        .g_sub_(&(&m / denominator * f64::from(c.step_size)));
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tch::Kind;
+
     use crate::cpu::testing::{assert_close, randn};
 
     fn settings(step: u64) -> AdamWStep {
@@ -188,7 +104,7 @@ mod tests {
     fn both_paths_follow_the_formula() {
         let n = 20_001;
         let (p0, m0, v0) = (randn(&[n], 1), randn(&[n], 2), randn(&[n], 3).square());
-        for compute_kind in [None, Some(Kind::BFloat16)] {
+        for compute_kind in [None, Some(Kind::BFloat16), Some(Kind::Float)] {
             let (p, m, v) = (p0.copy(), m0.copy(), v0.copy());
             let (p2, m2, v2) = (p0.copy(), m0.copy(), v0.copy());
             let [mut pe, mut me, mut ve] = [&p0, &m0, &v0].map(|t| t.to_kind(Kind::Double));
@@ -206,7 +122,7 @@ mod tests {
                     },
                     &s,
                 );
-                on_any_device(
+                aten::step(
                     &AdamWState {
                         master: &p2,
                         exp_avg: &m2,
@@ -229,7 +145,7 @@ mod tests {
             assert_close("tensor p", &p2, &pe, 2e-6);
             assert_close("tensor m", &m2, &me, 2e-6);
             if let Some(out) = out {
-                assert_close("compute copy", &out, &p.to_kind(Kind::BFloat16), 0.0);
+                assert_close("compute copy", &out, &p.to_kind(out.kind()), 0.0);
             }
         }
     }

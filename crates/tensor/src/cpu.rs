@@ -1,6 +1,13 @@
-//! Plain slices over CPU tensors, for kernels written in Rust.
+//! Kernels of this crate's own on the CPU: tensors as plain slices, and loops that run over them with vectors and threads.
+
+pub(crate) mod element;
+pub(crate) mod exp;
+pub(crate) mod kernel;
+pub(crate) mod lanes;
 
 use tch::{Device, Kind, Tensor};
+
+use element::slice_mut;
 
 /// True when `t` is an fp32 tensor whose elements lie one after another in host memory.
 pub fn is_plain_f32(t: &Tensor) -> bool {
@@ -15,7 +22,9 @@ pub fn write_f32(target: &Tensor, offset: usize, values: &[f32]) {
     assert_eq!((target.dim(), target.kind()), (1, Kind::Float));
     let mut part = target.narrow(0, offset as i64, values.len() as i64);
     if is_plain_f32(&part) {
-        with_f32_mut(&part, |out| out.copy_from_slice(values));
+        // SAFETY: nothing else touches the tensor during the copy, and `values` is not part of it: a caller that holds
+        // a slice of a tensor's storage is inside a kernel, and kernels do not call this.
+        unsafe { slice_mut::<f32>(&part) }.copy_from_slice(values);
     } else {
         part.copy_(&Tensor::from_slice(values));
     }
@@ -30,59 +39,6 @@ pub fn read_f32(source: &Tensor) -> Vec<f32> {
     let mut values = vec![0.0; plain.numel()];
     plain.copy_data(&mut values, plain.numel());
     values
-}
-
-/// Runs `kernel` over the elements of `t`.
-///
-/// # Panics
-/// When `t` is not [`is_plain_f32`].
-pub(crate) fn with_f32<R>(t: &Tensor, kernel: impl FnOnce(&[f32]) -> R) -> R {
-    assert!(is_plain_f32(t));
-    if t.numel() == 0 {
-        return kernel(&[]);
-    }
-    // SAFETY: the tensor is contiguous fp32 in host memory, so its `numel` elements start at `data_ptr`; the borrow of
-    // `t` keeps the storage alive while `kernel` runs.
-    kernel(unsafe { std::slice::from_raw_parts(t.data_ptr() as *const f32, t.numel()) })
-}
-
-/// Runs `kernel` over the elements of `t`, which it may change.
-///
-/// # Panics
-/// When `t` is not [`is_plain_f32`].
-pub(crate) fn with_f32_mut<R>(t: &Tensor, kernel: impl FnOnce(&mut [f32]) -> R) -> R {
-    assert!(is_plain_f32(t));
-    if t.numel() == 0 {
-        return kernel(&mut []);
-    }
-    // SAFETY: as in `with_f32`; the callers in this crate pass each storage to one kernel argument only, so nothing
-    // else reads or writes these elements while `kernel` runs.
-    kernel(unsafe { std::slice::from_raw_parts_mut(t.data_ptr() as *mut f32, t.numel()) })
-}
-
-/// Runs `kernel` over the bits of the bf16 elements of `t`, which it may change.
-///
-/// # Panics
-/// When `t` is not contiguous bf16 in host memory.
-pub(crate) fn with_bf16_mut<R>(t: &Tensor, kernel: impl FnOnce(&mut [u16]) -> R) -> R {
-    assert!(t.device() == Device::Cpu && t.kind() == Kind::BFloat16 && t.is_contiguous());
-    if t.numel() == 0 {
-        return kernel(&mut []);
-    }
-    // SAFETY: as in `with_f32_mut`; bf16 elements are two bytes and every bit pattern is a valid u16.
-    kernel(unsafe { std::slice::from_raw_parts_mut(t.data_ptr() as *mut u16, t.numel()) })
-}
-
-/// The bits of `value` rounded to bf16, to nearest even, as libtorch rounds. NaN stays NaN.
-#[inline]
-pub(crate) fn bf16_bits(value: f32) -> u16 {
-    let bits = value.to_bits();
-    let rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-    if value.is_nan() {
-        0x7fc0
-    } else {
-        rounded as u16
-    }
 }
 
 #[cfg(test)]
@@ -124,22 +80,6 @@ pub(crate) mod testing {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn bf16_rounding_is_libtorchs() {
-        let values: Vec<f32> = (0..4096u32)
-            .map(|i| f32::from_bits(i.wrapping_mul(0x9e37_79b9)))
-            .chain([0.0, -0.0, f32::INFINITY, f32::NEG_INFINITY, 1.0, 3.4e38])
-            .filter(|v| !v.is_nan())
-            .collect();
-        let expected = Tensor::from_slice(&values).to_kind(Kind::BFloat16);
-        with_bf16_mut(&expected, |bits| {
-            for (value, bits) in values.iter().zip(bits.iter()) {
-                assert_eq!(bf16_bits(*value), *bits, "{value:e}");
-            }
-        });
-        assert_eq!(bf16_bits(f32::NAN) & 0x7fff, 0x7fc0);
-    }
 
     #[test]
     fn flat_tensors_round_trip() {

@@ -11,6 +11,19 @@ pub fn available_bytes() -> Option<u64> {
     Some(control_group_left().map_or(machine, |left| left.min(machine)))
 }
 
+/// Page faults of this process so far that needed no disk: each is a first touch of a page. `None` where the kernel
+/// does not tell.
+pub fn page_faults() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/self/stat").ok()?;
+    // The command's name, in parentheses, may hold spaces; `minflt` is the eighth field after it.
+    text.rsplit_once(')')?
+        .1
+        .split_whitespace()
+        .nth(7)?
+        .parse()
+        .ok()
+}
+
 /// What cgroup v2 leaves of its limit; `None` without a limit.
 fn control_group_left() -> Option<u64> {
     let read = |name: &str| -> Option<u64> {
@@ -39,5 +52,6 @@ mod tests {
     fn this_process_is_resident_and_memory_is_available() {
         assert!(peak_resident_bytes().unwrap() > 1 << 20);
         assert!(available_bytes().unwrap() > 1 << 20);
+        assert!(page_faults().unwrap() > 0);
     }
 }

@@ -1,43 +1,36 @@
 //! The squared L2 norm of a flat shard.
 
-use rayon::prelude::*;
 use tch::{Kind, Tensor};
 
-use crate::cpu;
+use crate::cpu::element::{is_plain, slice};
+use crate::cpu::kernel::{self, InstructionSet, Kernel};
+use crate::cpu::lanes;
 
 /// Elements that one task sums; fixed, so that the order of the additions never depends on the threads.
 const BLOCK: usize = 1 << 14;
 
 /// The sum of the squares of a flat fp32 tensor, in fp64; the same number for any count of threads.
 pub fn sum_of_squares(t: &Tensor) -> f64 {
-    if !cpu::is_plain_f32(t) {
+    if !is_plain::<f32>(t) {
         return t
             .to_kind(Kind::Float)
             .square()
             .sum(Kind::Double)
             .double_value(&[]);
     }
-    cpu::with_f32(t, |values| {
-        let blocks: Vec<f64> = values.par_chunks(BLOCK).map(block_sum_of_squares).collect();
-        blocks.iter().sum()
-    })
+    let blocks = slice::<f32>(t).chunks(BLOCK).map(SumOfSquares);
+    kernel::map(blocks).iter().sum()
 }
 
-/// Sixteen partial sums, so that the compiler can use vectors without changing the order.
-fn block_sum_of_squares(block: &[f32]) -> f64 {
-    let mut lanes = [0f32; 16];
-    let chunks = block.chunks_exact(16);
-    let rest: f64 = chunks
-        .remainder()
-        .iter()
-        .map(|&x| f64::from(x) * f64::from(x))
-        .sum();
-    for chunk in chunks {
-        for (lane, x) in lanes.iter_mut().zip(chunk) {
-            *lane += x * x;
-        }
+struct SumOfSquares<'a>(&'a [f32]);
+
+impl Kernel for SumOfSquares<'_> {
+    type Output = f64;
+
+    #[inline(always)]
+    fn run<I: InstructionSet>(self) -> f64 {
+        f64::from(lanes::sum(self.0, |x| x * x))
     }
-    lanes.iter().map(|&lane| f64::from(lane)).sum::<f64>() + rest
 }
 
 #[cfg(test)]

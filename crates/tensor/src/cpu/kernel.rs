@@ -1,0 +1,134 @@
+//! Running a kernel with the widest vectors that this processor has, on as many threads as it was given.
+//!
+//! Kernels are plain loops. The same source is compiled once per instruction set (the compiler vectorises it), and the
+//! set is chosen when the program runs.
+
+use rayon::prelude::*;
+
+/// One task of an operation: a struct of slices, and the loop over them.
+pub(crate) trait Kernel: Send {
+    /// What the task returns besides what it writes.
+    type Output: Send;
+
+    /// The loop. Implementations are `#[inline(always)]`, as is all that they call: only then is the code compiled for
+    /// the instruction set of its caller.
+    fn run<I: InstructionSet>(self) -> Self::Output;
+}
+
+/// What a kernel may know of the processor.
+pub(crate) trait InstructionSet {
+    /// Whether a fused multiply-add is one instruction; where it is not, it would be a slow library call.
+    const FUSES: bool;
+
+    /// `a * b + c`, with one rounding where that is fast.
+    #[inline(always)]
+    fn mul_add(a: f32, b: f32, c: f32) -> f32 {
+        if Self::FUSES {
+            a.mul_add(b, c)
+        } else {
+            a * b + c
+        }
+    }
+}
+
+/// What every processor of the target has.
+struct Baseline;
+
+impl InstructionSet for Baseline {
+    const FUSES: bool = cfg!(any(target_arch = "aarch64", target_feature = "fma"));
+}
+
+/// Runs every task, in parallel when there is more than one thread. With one thread the tasks run here, in order:
+/// a worker thread of the pool would only add a hand-over.
+pub(crate) fn for_each<K: Kernel<Output = ()>>(tasks: impl Iterator<Item = K>) {
+    if single_threaded() {
+        tasks.for_each(run);
+    } else {
+        tasks.collect::<Vec<_>>().into_par_iter().for_each(run);
+    }
+}
+
+/// As [`for_each`]; the outputs in the order of the tasks.
+pub(crate) fn map<K: Kernel>(tasks: impl Iterator<Item = K>) -> Vec<K::Output> {
+    if single_threaded() {
+        tasks.map(run).collect()
+    } else {
+        tasks.collect::<Vec<_>>().into_par_iter().map(run).collect()
+    }
+}
+
+fn single_threaded() -> bool {
+    rayon::current_num_threads() == 1
+}
+
+/// Runs one task here.
+pub(crate) fn run<K: Kernel>(kernel: K) -> K::Output {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if x86::has_avx512() {
+            // SAFETY: the processor has just been asked for every feature that the function enables.
+            return unsafe { x86::run_avx512(kernel) };
+        }
+        if x86::has_avx2() {
+            // SAFETY: as above.
+            return unsafe { x86::run_avx2(kernel) };
+        }
+    }
+    kernel.run::<Baseline>()
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use super::{InstructionSet, Kernel};
+
+    struct Wide;
+
+    impl InstructionSet for Wide {
+        const FUSES: bool = true;
+    }
+
+    // The answers are cached by the standard library: asking costs one load.
+    pub(super) fn has_avx512() -> bool {
+        is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vl")
+            && has_avx2()
+    }
+
+    pub(super) fn has_avx2() -> bool {
+        is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+    pub(super) fn run_avx512<K: Kernel>(kernel: K) -> K::Output {
+        kernel.run::<Wide>()
+    }
+
+    #[target_feature(enable = "avx2,fma")]
+    pub(super) fn run_avx2<K: Kernel>(kernel: K) -> K::Output {
+        kernel.run::<Wide>()
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod testing {
+    use super::*;
+
+    /// The outputs of one task per instruction set that this processor has, each with its name.
+    pub fn run_on_each_set<K: Kernel>(make: impl Fn() -> K) -> Vec<(&'static str, K::Output)> {
+        let mut outputs = vec![("baseline", make().run::<Baseline>())];
+        #[cfg(target_arch = "x86_64")]
+        {
+            if x86::has_avx2() {
+                // SAFETY: the processor has the features.
+                outputs.push(("avx2", unsafe { x86::run_avx2(make()) }));
+            }
+            if x86::has_avx512() {
+                // SAFETY: the processor has the features.
+                outputs.push(("avx512", unsafe { x86::run_avx512(make()) }));
+            }
+        }
+        outputs
+    }
+}
