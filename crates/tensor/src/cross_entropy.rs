@@ -4,6 +4,9 @@
 //! what turns the local logits into their gradient in place ([`combine`], [`logits_to_gradient_`]). The full logits
 //! of a chunk never exist on one rank (vocabulary parallelism of Megatron-LM, arXiv 1909.08053).
 
+pub mod aten;
+mod fused;
+
 use std::ops::Range;
 
 use tch::{Kind, Tensor};
@@ -25,33 +28,8 @@ pub struct Normaliser {
 ///
 /// `logits` is `[rows, local vocabulary]`, `targets` i64 `[rows]` in the global vocabulary.
 pub fn local_stats(logits: &Tensor, targets: &Tensor, vocab: Range<i64>) -> Tensor {
-    let rows = logits.size()[0];
-    if vocab.is_empty() {
-        let options = (Kind::Float, logits.device());
-        let largest = Tensor::full([rows], f64::NEG_INFINITY, options);
-        return Tensor::stack(
-            &[
-                &largest,
-                &Tensor::zeros([rows], options),
-                &Tensor::zeros([rows], options),
-            ],
-            0,
-        );
-    }
-    let logits = logits.to_kind(Kind::Float);
-    let (largest, _) = logits.max_dim(-1, false);
-    let sum = (&logits - largest.unsqueeze(1)).exp().sum_dim_intlist(
-        [-1i64].as_slice(),
-        false,
-        Kind::Float,
-    );
-    let elsewhere = outside(targets, &vocab);
-    let local = (targets - vocab.start).masked_fill(&elsewhere, 0);
-    let target = logits
-        .gather(1, &local.unsqueeze(1), false)
-        .squeeze_dim(1)
-        .masked_fill(&elsewhere, 0.0);
-    Tensor::stack(&[largest, sum, target], 0)
+    fused::local_stats(logits, targets, &vocab)
+        .unwrap_or_else(|| aten::local_stats(logits, targets, vocab))
 }
 
 /// Joins the stats of all shards, fp32 `[shards, 3, rows]`, in shard order.
@@ -80,23 +58,9 @@ pub fn logits_to_gradient_(
     normaliser: &Normaliser,
     scale: f64,
 ) {
-    if vocab.is_empty() {
-        return;
+    if fused::logits_to_gradient_(logits, targets, &vocab, normaliser, scale).is_none() {
+        aten::logits_to_gradient_(logits, targets, vocab, normaliser, scale);
     }
-    let ignored = targets.eq(IGNORE);
-    let mut gradient =
-        (logits.to_kind(Kind::Float) - normaliser.logsumexp.unsqueeze(1)).exp() * scale;
-    let elsewhere = outside(targets, &vocab);
-    let local = (targets - vocab.start).masked_fill(&elsewhere, 0);
-    let one_hot = Tensor::full([targets.size()[0]], -scale, (Kind::Float, logits.device()))
-        .masked_fill(&elsewhere, 0.0);
-    let _ = gradient.scatter_add_(1, &local.unsqueeze(1), &one_hot.unsqueeze(1));
-    let _ = gradient.masked_fill_(&ignored.unsqueeze(1), 0.0);
-    logits.shallow_clone().copy_(&gradient);
-}
-
-fn outside(targets: &Tensor, vocab: &Range<i64>) -> Tensor {
-    targets.lt(vocab.start).logical_or(&targets.ge(vocab.end))
 }
 
 #[cfg(test)]
@@ -139,6 +103,49 @@ mod tests {
             }
             assert_close("d_logits", &Tensor::cat(&parts, 1), &la.grad(), 1e-6);
         }
+    }
+
+    /// The fused kernels against tensor operations, at lengths around the kernels' blocks, with targets in, outside and
+    /// at the edges of the shard, rows of `-inf`, and an ignored row.
+    #[test]
+    fn fused_kernels_match_tensor_operations() {
+        for (kind, tolerance) in [(Kind::Float, 2e-6), (Kind::BFloat16, 4e-3)] {
+            for columns in [1i64, 17, 2048, 5000] {
+                let (start, rows) = (1000, 6);
+                let vocab = start..start + columns;
+                let logits = (randn(&[rows, columns], 1) * 6.0).to_kind(kind);
+                let mut masked = logits.get(1).narrow(0, 0, columns * 2 / 3);
+                let _ = masked.fill_(f64::NEG_INFINITY);
+                let last = start + columns - 1;
+                let targets = Tensor::from_slice(&[start, last, IGNORE, start - 1, last + 1, last]);
+
+                let stats = local_stats(&logits, &targets, vocab.clone());
+                let expected = aten::local_stats(&logits, &targets, vocab.clone());
+                let label = format!("{kind:?}, {columns} columns");
+                let finite = expected.isfinite();
+                assert_close(
+                    &format!("stats, {label}"),
+                    &stats.where_self(&finite, &stats.zeros_like()),
+                    &expected.where_self(&finite, &stats.zeros_like()),
+                    2e-6,
+                );
+                let normaliser = combine(&stats.unsqueeze(0), &targets);
+                let (fused, plain) = (logits.copy(), logits.copy());
+                logits_to_gradient_(&fused, &targets, vocab.clone(), &normaliser, 0.3);
+                aten::logits_to_gradient_(&plain, &targets, vocab, &normaliser, 0.3);
+                assert_close(&format!("d_logits, {label}"), &fused, &plain, tolerance);
+            }
+        }
+    }
+
+    #[test]
+    fn a_nan_logit_reaches_the_loss() {
+        let logits = randn(&[1, 100], 1);
+        let _ = logits.get(0).narrow(0, 70, 1).fill_(f64::NAN);
+        let targets = Tensor::from_slice(&[3i64]);
+        let stats = local_stats(&logits, &targets, 0..100);
+        let loss = combine(&stats.unsqueeze(0), &targets).loss;
+        assert!(loss.double_value(&[0]).is_nan());
     }
 
     trait SumCrossEntropy {
