@@ -1,5 +1,8 @@
 //! Embedding lookup in a shard of the vocabulary, and its sparse gradient.
 
+pub mod aten;
+mod fused;
+
 use std::ops::Range;
 
 use tch::{Kind, Tensor};
@@ -10,10 +13,7 @@ pub fn forward(table: &Tensor, ids: &Tensor, vocab: Range<i64>, out: Kind) -> Te
     if vocab.is_empty() {
         return Tensor::zeros([ids.size()[0], table.size()[1]], (out, table.device()));
     }
-    let (local, elsewhere) = localise(ids, vocab);
-    let mut rows = table.index_select(0, &local).to_kind(out);
-    let _ = rows.masked_fill_(&elsewhere.unsqueeze(1), 0.0);
-    rows
+    fused::forward(table, ids, &vocab, out).unwrap_or_else(|| aten::forward(table, ids, vocab, out))
 }
 
 /// Adds the rows of `d_out` (`[tokens, hidden]`) to the fp32 gradient `[rows, hidden]` of the table.
@@ -23,21 +23,9 @@ pub fn backward(d_table: &Tensor, d_out: &Tensor, ids: &Tensor, vocab: Range<i64
     if vocab.is_empty() {
         return;
     }
-    let mine = ids
-        .ge(vocab.start)
-        .logical_and(&ids.lt(vocab.end))
-        .nonzero()
-        .squeeze_dim(1);
-    let local = ids.index_select(0, &mine) - vocab.start;
-    let rows = d_out.index_select(0, &mine).to_kind(Kind::Float);
-    let _ = d_table.shallow_clone().index_add_(0, &local, &rows);
-}
-
-/// Ids relative to the shard (0 where they are not in it), and where they are not in it.
-fn localise(ids: &Tensor, vocab: Range<i64>) -> (Tensor, Tensor) {
-    let elsewhere = ids.lt(vocab.start).logical_or(&ids.ge(vocab.end));
-    let local = (ids - vocab.start).masked_fill(&elsewhere, 0);
-    (local, elsewhere)
+    if fused::backward(d_table, d_out, ids, &vocab).is_none() {
+        aten::backward(d_table, d_out, ids, vocab);
+    }
 }
 
 #[cfg(test)]
@@ -64,5 +52,30 @@ mod tests {
         }
         assert_close("lookup", &sum, &ya.detach(), 0.0);
         assert_close("gradient", &gradient, &ta.grad(), 1e-6);
+    }
+
+    #[test]
+    fn fused_kernels_match_tensor_operations() {
+        for (kind, out) in [
+            (Kind::Float, Kind::Float),
+            (Kind::BFloat16, Kind::BFloat16),
+            (Kind::Float, Kind::BFloat16),
+            (Kind::BFloat16, Kind::Float),
+        ] {
+            let (vocab, hidden) = (100..150i64, 37);
+            let table = randn(&[50, hidden], 1).to_kind(kind);
+            let ids: Vec<i64> = (0..300).map(|i| 90 + (i * i * 7) % 73).collect();
+            let ids = Tensor::from_slice(&ids);
+            let y = forward(&table, &ids, vocab.clone(), out);
+            let expected = aten::forward(&table, &ids, vocab.clone(), out);
+            assert_close(&format!("{kind:?} to {out:?}"), &y, &expected, 0.0);
+
+            let d_out = randn(&[300, hidden], 2).to_kind(out);
+            let (fused, plain) = (randn(&[50, hidden], 3), randn(&[50, hidden], 3));
+            backward(&fused, &d_out, &ids, vocab.clone());
+            aten::backward(&plain, &d_out, &ids, vocab);
+            // The same additions in the same order.
+            assert_close(&format!("gradient from {out:?}"), &fused, &plain, 0.0);
+        }
     }
 }

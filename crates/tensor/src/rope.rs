@@ -1,6 +1,9 @@
 //! Rotary position embedding (Su et al., arXiv 2104.09864) in Hugging Face's half-split layout.
 
-use tch::{Kind, Tensor};
+pub mod aten;
+mod fused;
+
+use tch::Tensor;
 
 /// Rotates `x` in place: for each position, `(a, b) -> (a cos - b sin, b cos + a sin)` where `a` and `b` are the
 /// first and second half of the head dimension.
@@ -15,22 +18,17 @@ pub fn apply_backward_(d_x: &Tensor, cos: &Tensor, sin: &Tensor) {
     rotate_(d_x, cos, sin, -1.0);
 }
 
-fn rotate_(x: &Tensor, cos: &Tensor, sin: &Tensor, direction: f64) {
-    let half = cos.size()[1];
-    let (cos, sin) = (cos.unsqueeze(1), sin.unsqueeze(1) * direction);
-    let (first, second) = (x.narrow(-1, 0, half), x.narrow(-1, half, half));
-    let (a, b) = (first.to_kind(Kind::Float), second.to_kind(Kind::Float));
-    // `to_kind` returns the same storage when `x` is fp32 already, so both results exist before either is written.
-    let new_first = &a * &cos - &b * &sin;
-    let new_second = &b * &cos + &a * &sin;
-    let (mut first, mut second) = (first, second);
-    first.copy_(&new_first);
-    second.copy_(&new_second);
+fn rotate_(x: &Tensor, cos: &Tensor, sin: &Tensor, direction: f32) {
+    if fused::rotate_(x, cos, sin, direction).is_none() {
+        aten::rotate_(x, cos, sin, f64::from(direction));
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tch::Kind;
+
     use crate::cpu::testing::{assert_close, randn};
 
     #[test]
@@ -48,5 +46,33 @@ mod tests {
 
         apply_backward_(&y, &cos, &sin);
         assert_close("inverse", &y, &x, 1e-5);
+    }
+
+    /// q and k as they lie in the fused q|k|v buffer, whole heads and heads that are rotated in part; and a layout that
+    /// the kernel leaves to tensor operations.
+    #[test]
+    fn the_fused_kernel_matches_tensor_operations() {
+        for (kind, tolerance) in [(Kind::Float, 1e-6), (Kind::BFloat16, 8e-3)] {
+            for (head_dim, half) in [(64i64, 32i64), (10, 5), (16, 4)] {
+                let (batch, seq, heads) = (2, 5, 3);
+                let qkv = randn(&[batch * seq, 5 * head_dim], 1).to_kind(kind);
+                let angles = randn(&[seq, half], 2);
+                let (cos, sin) = (angles.cos(), angles.sin());
+                let view = |t: &Tensor| {
+                    t.narrow(1, head_dim, heads * head_dim)
+                        .view([batch, seq, heads, head_dim])
+                };
+                for direction in [1.0f32, -1.0] {
+                    let (fused, plain) = (qkv.copy(), qkv.copy());
+                    let done = fused::rotate_(&view(&fused), &cos, &sin, direction);
+                    assert!(done.is_some(), "the kernel applies to views of q|k|v");
+                    aten::rotate_(&view(&plain), &cos, &sin, f64::from(direction));
+                    let label = format!("{kind:?}, {head_dim}, {half}, {direction}");
+                    assert_close(&label, &fused, &plain, tolerance);
+                }
+                let heads_first = qkv.copy().view([batch, 5, seq, head_dim]).transpose(1, 2);
+                assert!(fused::rotate_(&heads_first, &cos, &sin, 1.0).is_none());
+            }
+        }
     }
 }

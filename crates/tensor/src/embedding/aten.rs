@@ -1,0 +1,26 @@
+//! Lookup and its gradient as tensor operations: for any device and kind, and the yardstick of the fused kernels.
+
+use std::ops::Range;
+
+use tch::{Kind, Tensor};
+
+/// As [`super::forward`], for a shard that is not empty.
+pub fn forward(table: &Tensor, ids: &Tensor, vocab: Range<i64>, out: Kind) -> Tensor {
+    let elsewhere = ids.lt(vocab.start).logical_or(&ids.ge(vocab.end));
+    let local = (ids - vocab.start).masked_fill(&elsewhere, 0);
+    let mut rows = table.index_select(0, &local).to_kind(out);
+    let _ = rows.masked_fill_(&elsewhere.unsqueeze(1), 0.0);
+    rows
+}
+
+/// As [`super::backward`], for a shard that is not empty.
+pub fn backward(d_table: &Tensor, d_out: &Tensor, ids: &Tensor, vocab: Range<i64>) {
+    let mine = ids
+        .ge(vocab.start)
+        .logical_and(&ids.lt(vocab.end))
+        .nonzero()
+        .squeeze_dim(1);
+    let local = ids.index_select(0, &mine) - vocab.start;
+    let rows = d_out.index_select(0, &mine).to_kind(Kind::Float);
+    let _ = d_table.shallow_clone().index_add_(0, &local, &rows);
+}
