@@ -2,7 +2,10 @@
 //!
 //! Weights keep Hugging Face's `[out, in]` layout.
 
-use tch::{Kind, Tensor};
+pub mod aten;
+mod fused;
+
+use tch::Tensor;
 
 /// Whether a gradient buffer already holds a contribution of this optimizer step.
 ///
@@ -52,27 +55,23 @@ pub fn backward_weight(d_weight: &Tensor, d_y: &Tensor, x: &Tensor, accumulate: 
 
 /// Adds the column sums of `d_y [tokens, out]` to the fp32 gradient `[out]` of a bias.
 pub fn backward_bias(d_bias: &Tensor, d_y: &Tensor, accumulate: Accumulate) {
-    store(
-        d_bias,
-        &d_y.sum_dim_intlist([0i64].as_slice(), false, Kind::Float),
-        accumulate,
-    );
+    if fused::backward_bias(d_bias, d_y, accumulate).is_none() {
+        aten::backward_bias(d_bias, d_y, accumulate);
+    }
 }
 
 /// Writes or adds `value` to a gradient buffer of the same shape, converting its kind.
 pub fn store(gradient: &Tensor, value: &Tensor, accumulate: Accumulate) {
-    let mut target = gradient.shallow_clone();
-    match accumulate {
-        Accumulate::First => target.copy_(value),
-        Accumulate::Add => {
-            let _ = target.g_add_(value);
-        }
+    if fused::store(gradient, value, accumulate).is_none() {
+        aten::store(gradient, value, accumulate);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tch::Kind;
+
     use crate::cpu::testing::{assert_close, randn};
 
     #[test]
@@ -110,6 +109,26 @@ mod tests {
             backward_bias(&d_b, &dk, Accumulate::Add);
             assert_close("2 d_w", &d_w, &(wa.grad() * 2), tolerance);
             assert_close("2 d_b", &d_b, &(ba.grad() * 2), tolerance);
+        }
+    }
+
+    #[test]
+    fn fused_kernels_match_tensor_operations() {
+        for (kind, tolerance) in [(Kind::Float, 2e-5), (Kind::BFloat16, 2e-5)] {
+            for (rows, columns) in [(1i64, 1i64), (70, 1030), (129, 2500)] {
+                for accumulate in [Accumulate::First, Accumulate::Add] {
+                    let label = format!("{kind:?}, {rows} x {columns}, {accumulate:?}");
+                    let value = randn(&[rows, columns], 1).to_kind(kind);
+                    let (fused, plain) = (randn(&[rows, columns], 2), randn(&[rows, columns], 2));
+                    store(&fused, &value, accumulate);
+                    aten::store(&plain, &value, accumulate);
+                    assert_close(&format!("store {label}"), &fused, &plain, 0.0);
+                    let (fused, plain) = (randn(&[columns], 3), randn(&[columns], 3));
+                    backward_bias(&fused, &value, accumulate);
+                    aten::backward_bias(&plain, &value, accumulate);
+                    assert_close(&format!("bias {label}"), &fused, &plain, tolerance);
+                }
+            }
         }
     }
 }
