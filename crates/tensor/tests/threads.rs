@@ -1,0 +1,112 @@
+//! Every operation with a kernel of this crate's own gives the same bits on any number of threads.
+
+use rayon::ThreadPoolBuilder;
+use tandem_tensor::adamw::{self, AdamWState, AdamWStep};
+use tandem_tensor::linear::{self, Accumulate};
+use tandem_tensor::{
+    Device, Kind, Tensor, cross_entropy, embedding, fingerprint, rms_norm, rope, swiglu,
+};
+
+/// The hashes of what all operations compute, from the same inputs each time.
+fn results(kind: Kind) -> Vec<(&'static str, i64)> {
+    let mut results = Vec::new();
+    let mut keep = |name, t: &Tensor| results.push((name, fingerprint::of(t)));
+    let (tokens, hidden, vocab) = (203, 130, 5003i64);
+    let x = numbers(&[tokens, hidden], 1, kind);
+    let d = numbers(&[tokens, hidden], 2, kind);
+    let weight = numbers(&[hidden], 3, kind);
+
+    let residual = rms_norm::forward_residual(&x, &d, &weight, 1e-6, kind);
+    keep("sum", &residual.sum);
+    keep("norm", &residual.y);
+    let (d_x, d_weight) = rms_norm::backward_residual(&d, &x, &weight, &residual.rstd, &x);
+    keep("norm d_x", &d_x);
+    keep("norm d_weight", &d_weight);
+
+    let half = d.narrow(1, 0, hidden / 2).contiguous();
+    let (product, d_gate_up) = swiglu::forward_and_backward(&half, &x);
+    keep("swiglu", &product);
+    keep("swiglu d", &d_gate_up);
+
+    let heads = x.copy();
+    let angles = numbers(&[tokens, 13], 4, Kind::Float);
+    let view = heads.view([1, tokens, 5, 26]);
+    rope::apply_(&view, &angles.cos(), &angles.sin());
+    keep("rope", &heads);
+
+    let ids = (Tensor::arange(tokens, (Kind::Int64, Device::Cpu)) * 37).remainder(50);
+    let d_table = numbers(&[40, hidden], 5, Kind::Float);
+    embedding::backward(&d_table, &d, &ids, 0..40);
+    keep("embedding d", &d_table);
+    let table = numbers(&[40, hidden], 6, kind);
+    keep("embedding", &embedding::forward(&table, &ids, 0..40, kind));
+
+    let logits = numbers(&[tokens, vocab], 7, kind);
+    let stats = cross_entropy::local_stats(&logits, &ids, 0..vocab);
+    keep("stats", &stats);
+    let normaliser = cross_entropy::combine(&stats.unsqueeze(0), &ids);
+    cross_entropy::logits_to_gradient_(&logits, &ids, 0..vocab, &normaliser, 0.1);
+    keep("d_logits", &logits);
+
+    let d_bias = Tensor::zeros([vocab], (Kind::Float, Device::Cpu));
+    linear::backward_bias(&d_bias, &logits, Accumulate::Add);
+    keep("bias", &d_bias);
+    let d_weight = numbers(&[vocab, hidden], 8, Kind::Float);
+    linear::backward_weight(&d_weight, &logits, &x, Accumulate::Add);
+    keep("weight", &d_weight);
+
+    let [master, exp_avg, gradient] =
+        [9, 10, 11].map(|seed| numbers(&[100_003], seed, Kind::Float));
+    let exp_avg_sq = gradient.square();
+    let compute = Tensor::zeros([100_003], (kind, Device::Cpu));
+    let state = AdamWState {
+        master: &master,
+        exp_avg: &exp_avg,
+        exp_avg_sq: &exp_avg_sq,
+        gradient: &gradient,
+        compute: Some(&compute),
+    };
+    let step = AdamWStep {
+        learning_rate: 0.1,
+        beta1: 0.9,
+        beta2: 0.99,
+        eps: 1e-8,
+        weight_decay: 0.1,
+        step: 2,
+        gradient_scale: 1.0,
+    };
+    adamw::step(&state, &step);
+    keep("adamw", &master);
+    keep("adamw copy", &compute);
+    let norm = tandem_tensor::sum_of_squares::sum_of_squares(&gradient);
+    keep("sum of squares", &Tensor::from_slice(&[norm]));
+    results
+}
+
+fn numbers(shape: &[i64], seed: u64, kind: Kind) -> Tensor {
+    let count: i64 = shape.iter().product();
+    let mut values = vec![0f32; count as usize];
+    tandem_tensor::random::fill_normal(&mut values, seed, "threads", 0, 1.0);
+    Tensor::from_slice(&values).view(shape).to_kind(kind)
+}
+
+#[test]
+fn bits_do_not_depend_on_the_threads() {
+    for kind in [Kind::Float, Kind::BFloat16] {
+        let on = |threads| {
+            let pool = ThreadPoolBuilder::new()
+                .num_threads(threads)
+                .build()
+                .unwrap();
+            pool.install(|| results(kind))
+        };
+        let one = on(1);
+        for threads in [2, 3, 7] {
+            assert_eq!(on(threads), one, "{kind:?}, {threads} threads");
+        }
+        println!(
+            "{kind:?}: {} results, the same on 1, 2, 3 and 7 threads",
+            one.len()
+        );
+    }
+}
