@@ -131,7 +131,9 @@ impl RunDir {
         }
         self.torn.clear();
         self.snapshot.deleting.clear();
-        if self.update_results()? || !removed.is_empty() {
+        self.update_results()?;
+        // Also when nothing has changed: an old Ray may have left out what a newer one demands.
+        if self.snapshot != ManagerSnapshot::default() || !removed.is_empty() {
             self.snapshot.write(self.store.as_ref())?;
         }
         Ok(removed)
@@ -225,9 +227,8 @@ impl RunDir {
             .collect()
     }
 
-    /// Makes the snapshot's list that of the checkpoints that are there, in retention's order. Returns whether it changed.
-    fn update_results(&mut self) -> Result<bool, StoreError> {
-        let before = self.snapshot.clone();
+    /// Makes the snapshot's list that of the checkpoints that are there, in retention's order.
+    fn update_results(&mut self) -> Result<(), StoreError> {
         // Others may have put checkpoints of another kind here, which the snapshot must go on to list as long as they exist.
         let folders: HashSet<String> = self
             .store
@@ -249,7 +250,7 @@ impl RunDir {
         if let Some(name) = latest {
             self.snapshot.set_latest(&name);
         }
-        Ok(self.snapshot != before)
+        Ok(())
     }
 
     /// Checkpoints that retention no longer wants.

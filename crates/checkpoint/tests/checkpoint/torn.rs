@@ -122,5 +122,5 @@ fn s3_killed_here_and_there() {
         count.set(count.get() + 1);
         moto.store(&format!("torn/{}", count.get()))
     };
-    strike_everywhere("kill, S3", 4, fresh, |at| Fault::Kill { at });
+    strike_everywhere("kill, S3", 6, fresh, |at| Fault::Kill { at });
 }
