@@ -16,7 +16,7 @@ import ray
 from ray.train.v2._internal.execution import context as ray_context
 from ray.train.v2._internal.execution.callback import WorkerCallback
 
-from tandem_ray.ray_report import preemption_announced, report
+from tandem_ray.ray_report import latest_checkpoint, preemption_announced, report
 from tandem_ray.reporter import Reporter
 from tandem_ray.stop_request import StopWatch
 from tandem_ray.supervisor import Signs, Supervisor
@@ -77,9 +77,10 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
         rank=int(environment["RANK"]),
         reporter=Reporter(report),
         signs=Signs(stop_requested=StopWatch(spec.stop_key).requested, preemption_announced=preemption_announced),
-        stop_grace_s=spec.stop_grace_s,
+        patience=spec.patience,
     )
     _state.supervisor = supervisor
+    environment["TANDEM_CHECKPOINT"] = latest_checkpoint() or ""
     inherited = [] if rendezvous is None else [rendezvous.fileno()]
     if rendezvous is not None:
         environment["TANDEM_MASTER_FD"] = str(rendezvous.fileno())

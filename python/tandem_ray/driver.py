@@ -111,6 +111,7 @@ def trainer_for(request: Request) -> TandemTrainer:
         run_config=run,
         binary=request.binary,
         stop_grace_s=request.ray.stop_grace_s,
+        hang_timeout_s=request.ray.hang_timeout_s,
     )
 
 

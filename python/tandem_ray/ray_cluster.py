@@ -19,11 +19,13 @@ _ANSWER_TIMEOUT_S: Final = 3.0
 
 
 def nodes(labels: Mapping[str, str] | None = None, *, free: bool = False) -> list[Node]:
-    """The nodes that are alive and have all `labels`, with what they have, or with what is free of it."""
+    """The nodes that take workers and have all `labels`, with what they have, or with what is free of it."""
     available = state.available_resources_per_node() if free else {}
+    # A node that is about to be taken away is alive, but takes nothing new.
+    draining = state.state.get_draining_nodes()
     found = []
     for node in ray.nodes():
-        if not node["Alive"] or not _matches(node.get("Labels", {}), labels or {}):
+        if not node["Alive"] or node["NodeID"] in draining or not _matches(node.get("Labels", {}), labels or {}):
             continue
         resources = available.get(node["NodeID"], {}) if free else node["Resources"]
         found.append(Node(node["NodeID"], resources))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 from typing import Any
 
 import ray.train
@@ -22,6 +23,12 @@ def report(metrics: dict[str, Any], checkpoint_dir_name: str | None) -> None:
         checkpoint_dir_name=checkpoint_dir_name,
         checkpoint_upload_mode=ray.train.CheckpointUploadMode.NO_UPLOAD,
     )
+
+
+def latest_checkpoint() -> str | None:
+    """The newest checkpoint that Ray has on record, by name: the same on all ranks."""
+    checkpoint = ray.train.get_checkpoint()
+    return None if checkpoint is None else posixpath.basename(checkpoint.path)
 
 
 def preemption_announced() -> bool:

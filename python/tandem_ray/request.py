@@ -42,6 +42,7 @@ class RayOptions:
     # How long one failed attempt to get resources may take, and how often it is tried.
     resource_timeout_s: float = 600.0
     stop_grace_s: float = 120.0
+    hang_timeout_s: float = 600.0
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,7 @@ def parse_request(text: str) -> Request:
             label_selector=cluster.take("label_selector", _labels, None),
             resource_timeout_s=cluster.take("resource_timeout_s", _seconds, 600.0),
             stop_grace_s=cluster.take("stop_grace_s", _seconds, 120.0),
+            hang_timeout_s=cluster.take("hang_timeout_s", _seconds_or_none, 600.0),
         ),
     )
     if (request.ray.address or "").startswith("ray://"):
@@ -170,6 +172,12 @@ def _seconds(value: object) -> float:
     if isinstance(value, int | float) and not isinstance(value, bool) and value > 0:
         return float(value)
     raise ValueError("a number of seconds above 0")
+
+
+def _seconds_or_none(value: object) -> float:
+    if isinstance(value, int | float) and not isinstance(value, bool) and value >= 0:
+        return float(value)
+    raise ValueError("a number of seconds, or 0 for no limit")
 
 
 def _one_of(choices: tuple[str, ...]) -> Callable[[object], str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,8 +15,6 @@ from tandem_ray.protocol import Done, Error, Event, Hello, Message, Phase, Progr
 from tandem_ray.reporter import Reporter
 from tandem_ray.run_log import RunLog
 from tandem_ray.worker_process import WorkerProcess, describe_exit
-
-logger = logging.getLogger(__name__)
 
 PROTOCOL_VERSION: Final = 1
 # How soon the end of the worker, a request to stop, and a preemption are noticed.
@@ -37,17 +34,30 @@ class Signs:
     preemption_announced: Callable[[], bool]
 
 
+@dataclasses.dataclass(frozen=True)
+class Patience:
+    """How long a supervisor waits for its worker."""
+
+    # To finish its step and save after it was asked to stop.
+    stop_grace_s: float
+    # For a sign of life: the end of a step, a new phase, a report. 0 waits for ever.
+    hang_timeout_s: float
+
+
 class Supervisor:
     """Runs one worker to its end. `run` and everything that it calls belong to one thread; `kill` may come from any."""
 
-    def __init__(self, rank: int, reporter: Reporter, signs: Signs, stop_grace_s: float) -> None:
+    def __init__(self, rank: int, reporter: Reporter, signs: Signs, patience: Patience) -> None:
         self._rank = rank
         self._reporter = reporter
         self._signs = signs
-        self._stop_grace_s = stop_grace_s
+        self._patience = patience
+        self._phase = "starting"
+        self._last_sign = time.monotonic()
         self._stop_deadline: float | None = None
         self._asked_to_save = False
-        self._overdue = False
+        # Why this supervisor killed its worker, if it did.
+        self._verdict: str | None = None
         self._log = RunLog(rank)
         self._progress: Progress | None = None
         self._error: Error | None = None
@@ -95,36 +105,47 @@ class Supervisor:
     def _look_around(self, control: ControlSocket, process: WorkerProcess) -> None:
         now = time.monotonic()
         if self._stop_deadline is None and self._signs.stop_requested():
-            self._stop_deadline = now + self._stop_grace_s
+            self._stop_deadline = now + self._patience.stop_grace_s
             control.send("stop")
         if self._stop_deadline is not None and now >= self._stop_deadline:
-            self._overdue = True
+            self._verdict = f"did not stop within {self._patience.stop_grace_s:g} s after it was asked to"
+        if 0 < self._patience.hang_timeout_s <= now - self._last_sign:
+            self._verdict = f"gave no sign of life for {self._patience.hang_timeout_s:g} s ({self._phase})"
+        if self._verdict is not None:
             process.kill()
         # Ray restarts the run when the node is gone; until then training goes on.
         if not self._asked_to_save and self._signs.preemption_announced():
             self._asked_to_save = True
-            logger.warning("a node of this run is about to be taken away: saving a checkpoint")
+            self._log.message("warning", "a node of this run is about to be taken away: saving a checkpoint")
             control.send("save_now")
 
     def _handle(self, event: Event) -> None:
         match event:
-            case Hello(version=version):
-                if version > PROTOCOL_VERSION:
-                    logger.warning("the worker speaks version %d of the protocol, this is version 1", version)
-            case Phase():
-                pass
+            case Message(level=level, text=text):
+                self._log.message(level, text)
+            case Error():
+                self._error = event
+            case _:
+                # All others are signs of life: a worker that only repeats a message is not getting on.
+                self._last_sign = time.monotonic()
+                self._handle_sign(event)
+
+    def _handle_sign(self, event: Event) -> None:
+        match event:
+            case Hello(version=version) if version > PROTOCOL_VERSION:
+                self._log.message("warning", f"the worker speaks version {version} of the protocol, this is version 1")
+            case Phase(name=name):
+                self._phase = name
             case Progress():
                 self._progress = event
                 if self._rank == 0:
                     self._log.progress(event)
-            case Message(level=level, text=text):
-                self._log.message(level, text)
             case Report():
                 self._reporter.put(event, self._progress)
-            case Error():
-                self._error = event
             case Done():
                 self._done = event
+            case _:
+                pass
 
     def _outcome(self, status: int, process: WorkerProcess) -> dict[str, Any]:
         stopped = status == exit_codes.STOPPED_AFTER_SAVING and self._stop_deadline is not None
@@ -149,8 +170,8 @@ class Supervisor:
                 secondary=self._error.secondary,
             )
         step = None if self._progress is None else self._progress.step
-        if self._overdue:
-            message = f"did not stop within {self._stop_grace_s:g} s after it was asked to, and was killed"
+        if self._verdict is not None:
+            message = f"the worker {self._verdict}, and was killed"
         else:
             message = f"the worker process {describe_exit(status)} without saying why"
             if tail := process.tail():

@@ -19,6 +19,7 @@ from tandem_ray.failure_policy import NoRestartAfterUsageError
 from tandem_ray.preflight import check_flags
 from tandem_ray.row_placement import RowPlacement
 from tandem_ray.run_folder import check_resume, run_dir
+from tandem_ray.supervisor import Patience
 from tandem_ray.train_config import FlagValue
 from tandem_ray.worker_spec import WorkerSpec
 
@@ -48,6 +49,7 @@ class TandemTrainer(DataParallelTrainer):  # type: ignore[misc]
         run_config: Name, storage, failures, checkpoints, callbacks, as for every Ray Train job.
         binary: The program, where it is not to be found beside Python or on PATH. Every node needs it.
         stop_grace_s: How long the workers may take to save after Ctrl-C or SIGTERM before they are killed.
+        hang_timeout_s: A worker that gives no sign of life for so long is killed; 0 waits for ever.
 
     Raises:
         ConfigError: The configuration cannot work. Nothing was scheduled.
@@ -62,8 +64,10 @@ class TandemTrainer(DataParallelTrainer):  # type: ignore[misc]
         run_config: RunConfig | None = None,
         binary: str | None = None,
         stop_grace_s: float = 120.0,
+        hang_timeout_s: float = 600.0,
     ) -> None:
         plan = _plan(strategy, train_config, scaling_config or ScalingConfig(), run_config or RunConfig())
+        patience = Patience(stop_grace_s, hang_timeout_s)
         self.stop_key = stop_request.new_key()
         self.stopped_by: str | None = None
         self._controller: Any = None
@@ -72,7 +76,7 @@ class TandemTrainer(DataParallelTrainer):  # type: ignore[misc]
         super().__init__(
             actor.train,
             train_loop_config={
-                "worker": WorkerSpec(plan.entry_point, plan.args, binary, stop_grace_s, self.stop_key),
+                "worker": WorkerSpec(plan.entry_point, plan.args, binary, patience, self.stop_key),
             },
             backend_config=TandemBackendConfig(tp_size=plan.tp_size, run_dir=plan.run_dir),
             scaling_config=plan.scaling_config,

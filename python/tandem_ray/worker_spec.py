@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from tandem_ray.errors import ConfigError
+from tandem_ray.supervisor import Patience
 
 # A folder with the binaries, for those who build them from source.
 BIN_DIR: Final = "TANDEM_BIN_DIR"
@@ -23,8 +24,7 @@ class WorkerSpec:
     args: tuple[str, ...]
     # The program itself, where it is not to be searched for.
     binary: str | None
-    # How long a worker may take to finish its step and save after it was asked to stop.
-    stop_grace_s: float
+    patience: Patience
     # Where the driver leaves word that the run should stop.
     stop_key: str
 

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -26,15 +26,27 @@ import ray.train  # noqa: E402
 from tandem_ray import TandemTrainer  # noqa: E402
 
 OBJECT_STORE_BYTES = 100 * 2**20
+T = TypeVar("T")
 # Small enough that four workers fit on one core.
 WORKER = {"CPU": 0.1}
+
+
+def patiently(start: Callable[[], T]) -> T:
+    """Starts something of Ray, which gives up after 30 s: too soon on a machine that is busy with something else."""
+    for _ in range(4):
+        try:
+            return start()
+        except Exception as error:  # noqa: BLE001 - Ray raises nothing more precise
+            print(f"Ray did not start: {error}")
+    return start()
 
 
 @pytest.fixture(scope="session")
 def one_node() -> Iterator[None]:
     """A Ray of one node for all tests that need no more."""
     os.environ["TANDEM_BIN_DIR"] = str(FAKE_BIN)
-    ray.init(num_cpus=2, object_store_memory=OBJECT_STORE_BYTES, include_dashboard=False)
+    options = {"num_cpus": 2, "object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False}
+    patiently(lambda: ray.init(**options))
     yield
     ray.shutdown()
 

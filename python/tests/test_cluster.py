@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +14,7 @@ from typing import Any
 
 import pytest
 import ray
-from conftest import FAKE_BIN, OBJECT_STORE_BYTES
+from conftest import FAKE_BIN, OBJECT_STORE_BYTES, patiently
 from ray.cluster_utils import Cluster
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 
@@ -24,6 +26,14 @@ Diary = Callable[..., list[dict[str, Any]]]
 # Each node has room for three workers, whatever the machine has.
 ROOM = 3
 SLOT = {"CPU": 0.1, "slot": 1}
+NODE = {"object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False, "num_cpus": 2}
+
+
+def fill(cluster: Cluster) -> None:
+    """Brings the cluster to two nodes for workers."""
+    while len(cluster.worker_nodes) < 2:
+        patiently(lambda: cluster.add_node(**NODE, resources={"slot": ROOM}))
+    cluster.wait_for_nodes()
 
 
 @pytest.fixture(scope="module")
@@ -31,11 +41,8 @@ def cluster() -> Iterator[Cluster]:
     """A head without room, which the driver is on, and two nodes for workers."""
     ray.shutdown()
     os.environ["TANDEM_BIN_DIR"] = str(FAKE_BIN)
-    node = {"object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False, "num_cpus": 2}
-    cluster = Cluster(initialize_head=True, connect=False, head_node_args=node)
-    for name in "ab":
-        cluster.add_node(**node, resources={"slot": ROOM, name: 1})
-    cluster.wait_for_nodes()
+    cluster = patiently(lambda: Cluster(initialize_head=True, connect=False, head_node_args=NODE))
+    fill(cluster)
     ray.init(address=cluster.address)
     yield cluster
     ray.shutdown()
@@ -109,3 +116,33 @@ def test_a_lost_node_is_survived_on_another(
     for rank in range(2):
         for attempt in diary(rank):
             assert not Path(f"/proc/{attempt['pid']}").exists()
+
+
+def test_a_preempted_node_is_left_with_a_last_checkpoint_and_counts_as_no_failure(
+    cluster: Cluster, make_trainer: MakeTrainer, diary: Diary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "1")
+    monkeypatch.setenv("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "0.5")
+    fill(cluster)
+    nodes = Nodes(tmp_path / "nodes.jsonl")
+    # Nobody but the notice asks for a checkpoint before the run is over.
+    trainer = make_trainer(
+        scaling={"resources_per_worker": SLOT}, callbacks=[nodes], steps=60, step_ms=500, checkpoint_every=0
+    )
+
+    def announce() -> None:
+        while not (tmp_path / "run" / "fake_rank1.jsonl").exists():
+            time.sleep(0.05)
+        drain = ["ray", "drain-node", "--address", cluster.address, "--node-id", nodes.read()[0][0]]
+        reason = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "a test"]
+        program = Path(sys.executable).parent / drain[0]
+        subprocess.run([program, *drain[1:], *reason, "--deadline-remaining-seconds", "15"], check=True)
+
+    notice = threading.Thread(target=announce)
+    notice.start()
+    result = trainer.fit()
+    notice.join()
+    assert result.metrics is not None and result.metrics["step"] == 60
+    before, after = nodes.read()
+    assert before != after
+    assert [attempt["first"] > 1 for attempt in diary(0)] == [False, True], "it went on from the checkpoint"

@@ -137,6 +137,8 @@ GOOD: dict[str, Any] = {
         ({"ray": {"resources_per_worker": {"CPU": "2"}}}, 'amounts by name, such as {"CPU": 4'),
         ({"ray": {"label_selector": {"zone": 1}}}, "values by label"),
         ({"ray": {"use_gpu": "yes"}}, "true or false"),
+        ({"ray": {"stop_grace_s": 0}}, "a number of seconds above 0"),
+        ({"ray": {"hang_timeout_s": -1}}, "a number of seconds, or 0 for no limit"),
         ({"ray": {"address": "ray://host:10001"}}, "over which Ray Train does not run"),
         ({"ray": []}, "ray = \\[\\]; it must be a JSON object"),
         ({"flags": {"tp_size": 2, "dp_size": 1}}, "tp_size 2 x dp_size 1 is 2, but num_workers is 4"),

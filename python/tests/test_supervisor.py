@@ -18,7 +18,7 @@ import pytest
 from tandem_ray import supervisor as supervisor_module
 from tandem_ray.errors import WorkerFailedError
 from tandem_ray.reporter import Reporter
-from tandem_ray.supervisor import Signs, Supervisor
+from tandem_ray.supervisor import Patience, Signs, Supervisor
 
 FAKE_WORKER = Path(__file__).parent / "fake_bin" / "fake_worker.py"
 Reports = list[tuple[dict[str, Any], str | None]]
@@ -35,11 +35,10 @@ class Rig:
         self.run_dir = run_dir
         self.reporter = Reporter(lambda metrics, name: self.reports.append((metrics, name)))
 
-    def supervise(self, *flags: str, stop_grace_s: float = 60) -> dict[str, Any]:
-        self.supervisor = Supervisor(
-            0, self.reporter, Signs(self.stop.is_set, self.preemption.is_set), stop_grace_s=stop_grace_s
-        )
-        return self.supervisor.run(
+    def supervise(self, *flags: str, stop_grace_s: float = 60, hang_timeout_s: float = 0) -> dict[str, Any]:
+        signs = Signs(self.stop.is_set, self.preemption.is_set)
+        supervisor = Supervisor(0, self.reporter, signs, Patience(stop_grace_s, hang_timeout_s))
+        return supervisor.run(
             [str(FAKE_WORKER), "--tp_size", "1", "--num_workers", "1", *flags],
             {**os.environ, **self.variables()},
             pass_fds=[self.listener.fileno()],
@@ -56,6 +55,7 @@ class Rig:
             "MASTER_PORT": str(self.listener.getsockname()[1]),
             "TANDEM_MASTER_FD": str(self.listener.fileno()),
             "TANDEM_ATTEMPT": "0",
+            "TANDEM_CHECKPOINT": "",
             "TANDEM_RUN_DIR": str(self.run_dir),
             "CUDA_VISIBLE_DEVICES": "",
         }
@@ -111,6 +111,12 @@ def test_a_worker_that_does_not_stop_in_time_is_killed(rig: Rig) -> None:
         rig.supervise("--steps", "100000", "--stubborn", "true", stop_grace_s=0.5)
 
 
+def test_a_worker_that_hangs_is_killed_and_what_it_did_is_said(rig: Rig) -> None:
+    flags = ["--fault_kind", "hang", "--fault_rank", "0", "--fault_step", "3"]
+    with pytest.raises(WorkerFailedError, match=r"step 2: the worker gave no sign of life for 2 s \(training\), and"):
+        rig.supervise(*flags, hang_timeout_s=2)
+
+
 def test_a_preemption_is_answered_by_a_checkpoint_and_training_goes_on(rig: Rig) -> None:
     rig.when_training(rig.preemption.set)
     ending = rig.supervise("--steps", "60", "--step_ms", "50", "--checkpoint_every", "0")
@@ -140,7 +146,7 @@ def test_a_death_without_a_word_is_described(rig: Rig) -> None:
 
 
 def test_a_program_that_never_connects_is_quoted(rig: Rig) -> None:
-    supervisor = Supervisor(0, rig.reporter, Signs(lambda: False, lambda: False), stop_grace_s=1)
+    supervisor = Supervisor(0, rig.reporter, Signs(lambda: False, lambda: False), Patience(1, 0))
     with pytest.raises(WorkerFailedError, match=r"libtorch_cpu\.so: cannot open"):
         supervisor.run(["/bin/sh", "-c", "echo libtorch_cpu.so: cannot open >&2; exit 127"], {})
 
@@ -161,7 +167,7 @@ def test_secondary_failures_wait_for_the_root_cause(rig: Rig, monkeypatch: pytes
         "s.sendall(json.dumps(dict(event='error', rank=0, step=5, message='rank 1 left', secondary=True,"
         " exit_code=1)).encode() + b'\\n'); s.close(); os._exit(1)"
     )
-    supervisor = Supervisor(0, rig.reporter, Signs(lambda: False, lambda: False), stop_grace_s=1)
+    supervisor = Supervisor(0, rig.reporter, Signs(lambda: False, lambda: False), Patience(1, 0))
     started = time.monotonic()
     with pytest.raises(WorkerFailedError, match="rank 1 left") as caught:
         supervisor.run([sys.executable, "-c", script], dict(os.environ))
@@ -172,10 +178,10 @@ def test_secondary_failures_wait_for_the_root_cause(rig: Rig, monkeypatch: pytes
 def test_a_killed_supervisor_leaves_no_worker(rig: Rig, tmp_path: Path) -> None:
     program = (
         "import os, sys, json\n"
-        "from tandem_ray.supervisor import Supervisor, Signs\n"
+        "from tandem_ray.supervisor import Patience, Supervisor, Signs\n"
         "from tandem_ray.reporter import Reporter\n"
         "no = lambda: False\n"
-        "Supervisor(0, Reporter(lambda *_: None), Signs(no, no), 1).run(sys.argv[2:], dict(os.environ),"
+        "Supervisor(0, Reporter(lambda *_: None), Signs(no, no), Patience(1, 0)).run(sys.argv[2:], dict(os.environ),"
         " pass_fds=[int(sys.argv[1])])\n"
     )
     command = [sys.executable, "-c", program, str(rig.listener.fileno()), str(FAKE_WORKER)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -112,9 +113,13 @@ def test_ray_keeps_as_many_checkpoints_as_it_was_told(make_trainer: MakeTrainer,
     assert snapshot["latest_checkpoint_result"]["checkpoint_dir_name"] == "checkpoint_000005"
 
 
-def test_a_run_is_continued_by_name(make_trainer: MakeTrainer, diary: Diary) -> None:
+def test_a_run_is_continued_by_name(make_trainer: MakeTrainer, diary: Diary, tmp_path: Path) -> None:
     make_trainer(steps=2).fit()
+    # A checkpoint that was committed when the run was lost, so that Ray never heard of it.
+    shutil.copytree(tmp_path / "run" / "checkpoint_000002", tmp_path / "run" / "checkpoint_000003")
     result = make_trainer(resume_from="run", steps=4).fit()
-    assert [attempt["first"] for attempt in diary(0)] == [1, 3]
+    assert [attempt["first"] for attempt in diary(0)] == [1, 4]
     assert result.metrics is not None and result.metrics["step"] == 4
-    assert result.best_checkpoints is not None and len(result.best_checkpoints) == 2
+    assert result.best_checkpoints is not None
+    names = [Path(checkpoint.path).name for checkpoint, _ in result.best_checkpoints]
+    assert names == ["checkpoint_000002", "checkpoint_000003", "checkpoint_000004"]

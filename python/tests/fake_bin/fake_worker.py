@@ -46,6 +46,10 @@ def train(flags: argparse.Namespace, control: "Control", rank: int, peers: "Peer
         diary.write(json.dumps({"first": first, "pid": os.getpid(), "env": variables()}) + "\n")
     control.send(event="phase", name="training")
     step = first - 1
+    newest = f"checkpoint_{step:06}"
+    if step > 0 and newest != os.environ["TANDEM_CHECKPOINT"]:
+        # It was committed, but its report was lost.
+        control.send(event="report", metrics={"loss": loss(step)}, checkpoint_dir_name=newest)
     for step in range(first, flags.steps + 1):
         if (code := misfortune(flags, control, rank, step, attempt)) is not None:
             return code
