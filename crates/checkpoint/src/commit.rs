@@ -82,17 +82,18 @@ pub fn commit(
     };
     let commit_path = join(folder, COMMIT_FILE);
     let record_json = to_json(store, &commit_path, &record)?;
-    store.put(
-        &join(folder, MANIFEST_FILE),
-        &manifest_json,
-        PutMode::Replace,
-    )?;
-    match store.put(&commit_path, &record_json, PutMode::CreateNew) {
-        // The answer to a first attempt may have been lost on its way, and the retry then found our own record.
-        Err(error) if error.is_already_exists() && store.read(&commit_path)? == record_json => {}
-        result => result?,
-    }
+    put_new(store, &join(folder, MANIFEST_FILE), &manifest_json)?;
+    put_new(store, &commit_path, &record_json)?;
     Ok(manifest)
+}
+
+/// Writes a file that is never replaced: another checkpoint in this folder stays what it is.
+fn put_new(store: &dyn Store, path: &str, bytes: &[u8]) -> Result<(), StoreError> {
+    match store.put(path, bytes, PutMode::CreateNew) {
+        // The answer to a first attempt may have been lost on its way, and the retry then found our own file.
+        Err(error) if error.is_already_exists() && store.read(path)? == bytes => Ok(()),
+        result => result,
+    }
 }
 
 fn check_coverage(tensors: &[TensorSpec], reports: &[ShardReport]) -> Result<(), CoverageError> {
@@ -138,21 +139,20 @@ fn check_visibility(
     folder: &str,
     reports: &[ShardReport],
 ) -> Result<(), CheckpointError> {
-    let listed: HashMap<String, Option<u64>> = store
-        .list(folder)?
-        .into_iter()
-        .map(|listed| (listed.name, listed.size))
+    let written: Vec<(usize, &FileRecord)> = reports
+        .iter()
+        .filter_map(|report| Some((report.rank, report.file.as_ref()?)))
         .collect();
-    for report in reports {
-        let Some(file) = &report.file else { continue };
-        let problem = match listed.get(&file.name) {
-            Some(Some(bytes)) if *bytes == file.bytes => continue,
-            Some(Some(bytes)) => format!("has {bytes} bytes instead of {}", file.bytes),
-            _ => "is not there".to_owned(),
+    let names: Vec<&str> = written.iter().map(|(_, file)| file.name.as_str()).collect();
+    for ((rank, file), size) in written.iter().zip(store.sizes(folder, &names)?) {
+        let problem = match size {
+            Some(bytes) if bytes == file.bytes => continue,
+            Some(bytes) => format!("has {bytes} bytes instead of {}", file.bytes),
+            None => "is not there".to_owned(),
         };
         return Err(CheckpointError::NotShared {
             location: store.locate(&join(folder, &file.name)),
-            rank: report.rank,
+            rank: *rank,
             problem,
         });
     }

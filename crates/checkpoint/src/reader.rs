@@ -248,24 +248,20 @@ impl Reader {
     }
 
     fn check_sizes(&self) -> Result<(), CheckpointError> {
-        let listed: HashMap<String, Option<u64>> = self
-            .store
-            .list(&self.folder)?
-            .into_iter()
-            .map(|listed| (listed.name, listed.size))
-            .collect();
-        for file in &self.manifest.files {
-            match listed.get(&file.name) {
-                Some(Some(bytes)) if *bytes == file.bytes => {}
-                Some(Some(bytes)) => {
+        let files = &self.manifest.files;
+        let names: Vec<&str> = files.iter().map(|file| file.name.as_str()).collect();
+        for (file, size) in files.iter().zip(self.store.sizes(&self.folder, &names)?) {
+            match size {
+                Some(bytes) if bytes == file.bytes => {}
+                Some(found) => {
                     return Err(CheckpointError::FileSize {
                         location: self.locate(&file.name),
                         expected: file.bytes,
-                        found: *bytes,
+                        found,
                         tensors: self.tensors_in(&file.name),
                     });
                 }
-                _ => {
+                None => {
                     return Err(CheckpointError::FileMissing {
                         location: self.locate(&file.name),
                         tensors: self.tensors_in(&file.name),

@@ -61,6 +61,26 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// The store refuses. Part of the folder may then be gone.
     fn delete_folder(&self, folder: &str) -> Result<(), StoreError>;
 
+    /// The sizes that the files `names` in `folder` have, `None` for those that are absent.
+    ///
+    /// One listing tells most. What it lacks is asked for by name: on a network file system, the list of a folder can be
+    /// older than a file that another host has finished.
+    ///
+    /// # Errors
+    /// The store refuses.
+    fn sizes(&self, folder: &str, names: &[&str]) -> Result<Vec<Option<u64>>, StoreError> {
+        let listed = self.list(folder)?;
+        let size = |name: &&str| match listed.iter().find(|listed| listed.name == **name) {
+            Some(listed) => Ok(listed.size),
+            None => match self.open(&join(folder, name)) {
+                Ok(file) => Ok(Some(file.size())),
+                Err(error) if error.is_not_found() => Ok(None),
+                Err(error) => Err(error),
+            },
+        };
+        names.iter().map(size).collect()
+    }
+
     /// Reads a small file whole.
     ///
     /// # Errors

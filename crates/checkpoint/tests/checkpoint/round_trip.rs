@@ -197,6 +197,23 @@ fn pieces_that_do_not_make_a_whole_are_not_committed() {
 }
 
 #[test]
+fn a_checkpoint_is_never_replaced() {
+    let (_folder, store) = local();
+    let new = NewCheckpoint::in_folder("c");
+    let mesh = Mesh { tp: 2, dp: 1 };
+    let reports = write_shards(store.as_ref(), "c", 1, mesh).unwrap();
+    commit(store.as_ref(), &new, &specs(), reports.clone(), state(1)).unwrap();
+    let other = commit(store.as_ref(), &new, &specs(), reports.clone(), state(2)).unwrap_err();
+    assert!(other.to_string().contains("manifest.json"), "{other}");
+    // The same again is no other checkpoint: a retry of a commit whose answer was lost.
+    commit(store.as_ref(), &new, &specs(), reports, state(1)).unwrap();
+    assert_eq!(
+        read_all(&Reader::open(store, "c").unwrap(), mesh).unwrap(),
+        1
+    );
+}
+
+#[test]
 fn a_piece_that_does_not_fill_its_slice_is_refused_and_an_idle_rank_writes_no_file() {
     let (folder, store) = local();
     let slice = ShardSlice::whole(&[3]);

@@ -153,6 +153,8 @@ fn listing_and_deleting(store: &dyn Store) {
         .collect();
     let expected = [("a", Some(3)), ("b", Some(3)), ("sub", None)];
     assert_eq!(listed, expected.map(|(name, size)| (name.to_owned(), size)));
+    let sizes = store.sizes("d", &["b", "absent", "a"]).expect("looks");
+    assert_eq!(sizes, [Some(3), None, Some(3)]);
     store.delete("d/a").expect("deletes");
     store.delete("d/a").expect("twice is fine");
     store.delete_folder("d/sub").expect("deletes");
