@@ -1,8 +1,8 @@
 //! How fast collectives are, beside a plain copy on the same machine.
 //!
-//! `cargo bench -p tandem-comm` runs 2 and 4 processes over shared memory and TCP. For every collective and size it prints
+//! `cargo bench -p tandem-comm --bench collectives` runs 2 and 4 processes over shared memory and TCP; `-- shm 2` only some. For every collective and size it prints
 //! the median and the best time of one operation, the size of the whole tensor divided by the best, and how that compares with
-//! one process copying as many bytes (best against best: on a busy machine medians say more about the others). Every element of an all-reduce over 2 ranks is read and written about three times, so a ratio of
+//! one process copying as many bytes meanwhile (best against best: on a busy machine medians say more about the others). Every element of an all-reduce over 2 ranks is read and written about three times, so a ratio of
 //! 0.3 is what a copy-bound implementation can reach when every rank has a core and bandwidth of its own.
 
 use std::io::Write;
@@ -23,6 +23,9 @@ const SIZES: [usize; 7] = [
     16 * MIB,
     64 * MIB,
 ];
+
+/// Rounds that are not counted.
+const WARM_UP: usize = 3;
 
 const RANK: &str = "TANDEM_BENCH_RANK";
 
@@ -45,20 +48,20 @@ fn main() -> Result<()> {
     if let Ok(rank) = std::env::var(RANK) {
         return run_rank(rank.parse().unwrap_or(0));
     }
-    println!("one process copying (memcpy):");
-    for bytes in SIZES {
-        let [median, best] = copies(bytes);
-        println!(
-            "{:>10}  median {:>9}  best {:>9}  {:6.2} GB/s",
-            size_text(bytes),
-            time_text(median),
-            time_text(best),
-            rate(bytes, best)
-        );
-    }
-    for transport in ["shm", "tcp"] {
-        for ranks in [2, 4] {
-            run_ranks(transport, ranks);
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    // Cargo adds flags of its own.
+    let wanted = |choices: &[String], word: &str| {
+        let named: Vec<&String> = words.iter().filter(|word| choices.contains(word)).collect();
+        named.is_empty() || named.iter().any(|named| *named == word)
+    };
+    let (transports, sizes) = (["shm", "tcp"], ["2", "4"]);
+    for transport in transports {
+        for size in sizes {
+            let is_wanted = wanted(&transports.map(String::from), transport)
+                && wanted(&sizes.map(String::from), size);
+            if is_wanted {
+                run_ranks(transport, size.parse().unwrap_or(2));
+            }
         }
     }
     Ok(())
@@ -112,68 +115,72 @@ fn run_rank(rank: usize) -> Result<()> {
     })?;
     let ranks: Vec<usize> = (0..size).collect();
     let group = world.new_group("bench", &ranks)?;
-    for (name, operation) in OPERATIONS {
-        for kind in [Kind::Float, Kind::BFloat16] {
-            if kind == Kind::BFloat16 && name != "all_reduce" {
-                continue;
-            }
-            for bytes in SIZES {
-                let [median, best] = operations(&*group, operation, kind, bytes)?;
-                if rank == 0 {
-                    let [_, copying] = copies(bytes);
-                    println!(
-                        "{:>15} {:>8} {:>10}  median {:>9}  best {:>9}  {:6.2} GB/s  {:5.2} x memcpy",
-                        name,
-                        format!("{kind:?}").to_lowercase(),
-                        size_text(bytes),
-                        time_text(median),
-                        time_text(best),
-                        rate(bytes, best),
-                        copying.as_secs_f64() / best.as_secs_f64(),
-                    );
-                    // Lines of a benchmark that is still running should be seen.
-                    let _shown = std::io::stdout().flush();
-                }
-                group.barrier()?.wait()?;
-            }
-        }
+    for bytes in SIZES {
+        measure_size(&*group, bytes)?;
     }
     Ok(())
 }
 
-fn operations(
-    group: &dyn ProcessGroup,
-    operation: Operation,
-    kind: Kind,
-    bytes: usize,
-) -> Result<[Duration; 2]> {
-    let len = bytes / if kind == Kind::Float { 4 } else { 2 };
-    let tensor = Tensor::ones([len as i64], (kind, Device::Cpu));
-    let counts = vec![len / group.size(); group.size()];
-    let repeats = repeats(bytes);
-    let mut times = Vec::new();
-    for repeat in 0..repeats + 2 {
-        let begin = Instant::now();
-        operation(group, &tensor, &counts)?.wait()?;
-        if repeat >= 2 {
-            times.push(begin.elapsed());
-        }
-    }
-    Ok(median_and_best(times))
-}
-
-fn copies(bytes: usize) -> [Duration; 2] {
+/// Times all operations on tensors of this size, and the copy beside them, in turns: whatever else the machine does, it
+/// does to all of them.
+fn measure_size(group: &dyn ProcessGroup, bytes: usize) -> Result<()> {
+    let cases: Vec<(&str, Operation, Tensor)> = OPERATIONS
+        .iter()
+        .flat_map(|(name, operation)| {
+            [Kind::Float, Kind::BFloat16].map(|kind| (*name, *operation, kind))
+        })
+        .filter(|(name, _, kind)| *kind == Kind::Float || *name == "all_reduce")
+        .map(|(name, operation, kind)| {
+            let len = bytes / if kind == Kind::Float { 4 } else { 2 };
+            let tensor = Tensor::zeros([len as i64], (kind, Device::Cpu));
+            (name, operation, tensor)
+        })
+        .collect();
     let source = vec![1u8; bytes];
     let mut target = vec![0u8; bytes];
-    let times = (0..repeats(bytes))
-        .map(|_| {
+    let mut copies = Vec::new();
+    let mut times = vec![Vec::new(); cases.len()];
+    for repeat in 0..(128 * MIB / bytes).clamp(11, 500) + WARM_UP {
+        for ((_, operation, tensor), times) in cases.iter().zip(&mut times) {
+            let counts = vec![tensor.numel() / group.size(); group.size()];
+            group.barrier()?.wait()?;
+            let begin = Instant::now();
+            operation(group, tensor, &counts)?.wait()?;
+            if repeat >= WARM_UP {
+                times.push(begin.elapsed());
+            }
+        }
+        if group.rank() == 0 {
             let begin = Instant::now();
             target.copy_from_slice(std::hint::black_box(&source));
             std::hint::black_box(&mut target);
-            begin.elapsed()
-        })
-        .collect();
-    median_and_best(times)
+            copies.push(begin.elapsed());
+        }
+    }
+    if group.rank() > 0 {
+        return Ok(());
+    }
+    let [_, copy] = median_and_best(copies);
+    println!(
+        "{}, memcpy at best {} ({:.1} GB/s):",
+        size_text(bytes),
+        time_text(copy),
+        rate(bytes, copy)
+    );
+    for ((name, _, tensor), times) in cases.iter().zip(times) {
+        let [median, best] = median_and_best(times);
+        println!(
+            "{name:>15} {:>8}  median {:>9}  best {:>9}  {:6.2} GB/s  {:5.2} x memcpy",
+            format!("{:?}", tensor.kind()).to_lowercase(),
+            time_text(median),
+            time_text(best),
+            rate(bytes, best),
+            copy.as_secs_f64() / best.as_secs_f64(),
+        );
+    }
+    // Lines of a benchmark that is still running should be seen.
+    let _shown = std::io::stdout().flush();
+    Ok(())
 }
 
 fn median_and_best(mut times: Vec<Duration>) -> [Duration; 2] {
@@ -184,10 +191,6 @@ fn median_and_best(mut times: Vec<Duration>) -> [Duration; 2] {
 fn own_part(group: &dyn ProcessGroup, tensor: &Tensor, counts: &[usize]) -> Tensor {
     let start: usize = counts[..group.rank()].iter().sum();
     tensor.narrow(0, start as i64, counts[group.rank()] as i64)
-}
-
-fn repeats(bytes: usize) -> usize {
-    (128 * MIB / bytes).clamp(11, 1000)
 }
 
 fn rate(bytes: usize, time: Duration) -> f64 {

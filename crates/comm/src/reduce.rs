@@ -2,7 +2,7 @@
 //!
 //! Works block by block: a block of the first source is widened into an accumulator that stays in the L1 cache, the other
 //! sources are combined into it one after another, and the result is rounded once. The inner loops have no branches and
-//! no bounds, so the compiler turns them into vector code; on x86-64 they are compiled a second time for AVX2.
+//! no bounds, so the compiler turns them into vector code; on x86-64 they are compiled again for AVX2 and AVX-512.
 
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
@@ -64,11 +64,32 @@ unsafe fn by_cpu<E: Reducible, C: Combine>(
     elements: usize,
 ) {
     #[cfg(target_arch = "x86_64")]
-    if std::arch::is_x86_feature_detected!("avx2") {
-        // SAFETY: the CPU has AVX2; the rest is passed on from the caller.
-        unsafe { blocks_avx2::<E, C>(sources, targets, elements) };
-        return;
+    {
+        use std::arch::is_x86_feature_detected as has;
+        if has!("avx512f") && has!("avx512bw") && has!("avx512vl") {
+            // SAFETY: the CPU has these instructions; the rest is passed on from the caller.
+            unsafe { blocks_avx512::<E, C>(sources, targets, elements) };
+            return;
+        }
+        if has!("avx2") {
+            // SAFETY: as above.
+            unsafe { blocks_avx2::<E, C>(sources, targets, elements) };
+            return;
+        }
     }
+    // SAFETY: passed on from the caller.
+    unsafe { blocks::<E, C>(sources, targets, elements) }
+}
+
+/// # Safety
+/// As [`reduce`], and the CPU has these instructions.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+unsafe fn blocks_avx512<E: Reducible, C: Combine>(
+    sources: &[*const u8],
+    targets: &[*mut u8],
+    elements: usize,
+) {
     // SAFETY: passed on from the caller.
     unsafe { blocks::<E, C>(sources, targets, elements) }
 }
@@ -97,6 +118,9 @@ unsafe fn blocks<E: Reducible, C: Combine>(
     let Some((first, others)) = sources.split_first() else {
         return;
     };
+    let Some((target, copies)) = targets.split_first() else {
+        return;
+    };
     let mut wide = [E::Wide::default(); BLOCK];
     let mut start = 0;
     while start < elements {
@@ -109,9 +133,11 @@ unsafe fn blocks<E: Reducible, C: Combine>(
             for other in others {
                 E::combine::<C>(wide, source::<E>(*other, start, len));
             }
-            for target in targets {
-                let target = target.cast::<E>().add(start);
-                E::narrow(wide, std::slice::from_raw_parts_mut(target, len));
+            let target = target.cast::<E>().add(start);
+            E::narrow(wide, std::slice::from_raw_parts_mut(target, len));
+            // Rounding once is cheaper than twice.
+            for copy in copies {
+                std::ptr::copy_nonoverlapping(target, copy.cast::<E>().add(start), len);
             }
         }
         start += len;

@@ -10,8 +10,9 @@ use crate::reduce::reduce;
 use crate::shm::SharedMemory;
 use crate::shm::segment::SLOT_BYTES;
 
-/// Up to this size everybody reduces everything: reading all ranks' data costs less than a second meeting.
-const ONE_ROUND_BYTES: usize = 8 << 10;
+/// As long as everybody can read everybody's data with this much per rank, everybody reduces everything: that costs less
+/// than a second meeting. (For two ranks both ways move the same number of bytes between cores.)
+const ONE_ROUND_BYTES: usize = 64 << 10;
 
 /// Parts of a slot start at cache lines.
 const ALIGNMENT: usize = 64;
@@ -95,7 +96,7 @@ fn sums(items: impl Iterator<Item = usize>) -> Vec<usize> {
 
 impl SharedMemory {
     pub(super) fn all_reduce(&mut self, operation: &Operation, place: Place) -> Result<()> {
-        if operation.bytes() <= ONE_ROUND_BYTES {
+        if operation.bytes() * (self.context.size() - 1) <= ONE_ROUND_BYTES {
             return self.all_reduce_in_one_round(operation, place);
         }
         let cut = Chunks::of_all_parts(operation);

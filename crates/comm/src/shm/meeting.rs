@@ -2,8 +2,8 @@
 //!
 //! Arriving adds one to a shared counter; the meeting is complete when the counter reaches members x meetings. While
 //! ranks have a core each, waiting is reading that counter, without system calls. After a short while, or at once when
-//! ranks share cores, a waiter sleeps in the kernel (a futex on the counter); the last to arrive wakes the sleepers, and
-//! makes that system call only if there are any.
+//! ranks share cores or computation goes on beside, a waiter sleeps in the kernel (a futex on the counter); the last to
+//! arrive wakes the sleepers, and makes that system call only if there are any.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -21,12 +21,13 @@ use crate::shm::segment::Segment;
 /// How long to sleep before looking whether the peers are still there.
 const LOOK_AROUND: Duration = Duration::from_millis(50);
 
-/// Looks at the counter before sleeping, for a waiter that has the core to itself. A few tens of microseconds: longer
-/// than a chunk takes, so that ranks in step never sleep.
-const PATIENT_LOOKS: u32 = 4000;
+/// How long a waiter that has a core to itself, and nothing else to do, looks at the counter before it sleeps. Longer than
+/// it takes to wake a sleeper (0.1 ms in a virtual machine): otherwise one rank's nap makes the next rank nap, and they take
+/// turns for ever. Giving the core away between looks would be polite, but Linux takes it for a wish to come last.
+const PATIENCE: Duration = Duration::from_millis(1);
 
-/// As above where somebody else wants the core: about as long as one transfer of a cache line.
-const IMPATIENT_LOOKS: u32 = 40;
+/// Looks between two looks at the clock.
+const LOOKS: u32 = 64;
 
 /// This rank's side of a group's meetings.
 pub(super) struct Meeting {
@@ -68,17 +69,19 @@ impl Meeting {
 
     /// Returns when all have come to the meeting at which this rank arrived last.
     pub(super) fn wait(&self, signature: &Signature, place: Place) -> Result<()> {
-        let looks = match place {
-            Place::Inline if self.has_own_core => PATIENT_LOOKS,
-            _ => IMPATIENT_LOOKS,
-        };
-        for _ in 0..looks {
-            if self.is_complete() {
-                return Ok(());
+        let begin = Instant::now();
+        let is_patient = place == Place::Inline && self.has_own_core;
+        loop {
+            for _ in 0..LOOKS {
+                if self.is_complete() {
+                    return Ok(());
+                }
+                std::hint::spin_loop();
             }
-            std::hint::spin_loop();
+            if !is_patient || begin.elapsed() >= PATIENCE {
+                return self.sleep(signature, begin);
+            }
         }
-        self.sleep(signature)
     }
 
     /// Tells the others that this rank will not come any more.
@@ -88,8 +91,7 @@ impl Meeting {
         wake_all(self.segment.arrivals());
     }
 
-    fn sleep(&self, signature: &Signature) -> Result<()> {
-        let begin = Instant::now();
+    fn sleep(&self, signature: &Signature, begin: Instant) -> Result<()> {
         let sleepers = self.segment.sleepers();
         sleepers.fetch_add(1, Ordering::SeqCst);
         let outcome = loop {
