@@ -40,6 +40,8 @@ mod faulty;
 mod group;
 mod health;
 mod membership;
+#[cfg(feature = "nccl")]
+mod nccl;
 mod observe;
 mod operation;
 mod queue;

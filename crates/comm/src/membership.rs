@@ -36,6 +36,29 @@ pub(crate) fn create(
     Ok(Arc::new(CpuGroup::new(membership.context, backend)))
 }
 
+/// Creates this rank's end of a group of CUDA devices.
+pub(crate) fn create_on_cuda(
+    world: &World,
+    point: &Arc<MeetingPoint>,
+    name: &str,
+    ranks: &[usize],
+    member: usize,
+    key: &str,
+    ordinal: usize,
+) -> Result<Arc<dyn ProcessGroup>> {
+    let membership = Membership::new(world, point, name, ranks, member, key);
+    #[cfg(feature = "nccl")]
+    return crate::nccl::create(&membership, ordinal);
+    #[cfg(not(feature = "nccl"))]
+    Err(CommError::Device {
+        library: "NCCL",
+        reason: format!(
+            "this program was built without it, so device {ordinal} cannot be used; build with the feature \"nccl\""
+        ),
+        site: membership.site,
+    })
+}
+
 impl<'a> Membership<'a> {
     pub(crate) fn new(
         world: &World,

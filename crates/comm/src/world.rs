@@ -198,6 +198,35 @@ impl World {
         membership::create(self, meeting_point, name, ranks, member, &key)
     }
 
+    /// As [`World::new_group`], for tensors on `device`: host memory, or this rank's CUDA device.
+    ///
+    /// # Errors
+    /// As [`World::new_group`], and [`CommError::Device`] when CUDA or NCCL cannot be had.
+    pub fn new_device_group(
+        &self,
+        name: &str,
+        ranks: &[usize],
+        device: Device,
+    ) -> Result<Arc<dyn ProcessGroup>> {
+        let ordinal = match device {
+            Device::Cpu => return self.new_group(name, ranks),
+            Device::Cuda(ordinal) => ordinal,
+            other => {
+                return Err(CommError::Invalid {
+                    collective: Collective::NewGroup,
+                    group: name.into(),
+                    reason: format!("there are no collectives on {other:?}; use the CPU or CUDA"),
+                });
+            }
+        };
+        let member = self.validate_members(name, ranks)?;
+        let Some(meeting_point) = self.meeting_point.as_ref().filter(|_| ranks.len() > 1) else {
+            return Ok(Arc::new(SingleGroup::new(name, self.config.rank, device)));
+        };
+        let key = self.next_key(name, ranks);
+        membership::create_on_cuda(self, meeting_point, name, ranks, member, &key, ordinal)
+    }
+
     /// The training step that errors mention from now on.
     pub fn set_step(&self, step: u64) {
         self.health.set_step(step);
