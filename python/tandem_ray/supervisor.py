@@ -47,13 +47,21 @@ class Patience:
 class Supervisor:
     """Runs one worker to its end. `run` and everything that it calls belong to one thread; `kill` may come from any."""
 
-    def __init__(self, rank: int, reporter: Reporter, signs: Signs, patience: Patience) -> None:
+    def __init__(
+        self,
+        rank: int,
+        reporter: Reporter,
+        signs: Signs,
+        patience: Patience,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._rank = rank
         self._reporter = reporter
         self._signs = signs
         self._patience = patience
         self._phase = "starting"
-        self._last_sign = time.monotonic()
+        self._clock = clock
+        self._last_sign = clock()
         self._stop_deadline: float | None = None
         self._asked_to_save = False
         # Why this supervisor killed its worker, if it did.
@@ -103,7 +111,7 @@ class Supervisor:
             self._process.kill()
 
     def _look_around(self, control: ControlSocket, process: WorkerProcess) -> None:
-        now = time.monotonic()
+        now = self._clock()
         if self._stop_deadline is None and self._signs.stop_requested():
             self._stop_deadline = now + self._patience.stop_grace_s
             control.send("stop")
@@ -127,7 +135,7 @@ class Supervisor:
                 self._error = event
             case _:
                 # All others are signs of life: a worker that only repeats a message is not getting on.
-                self._last_sign = time.monotonic()
+                self._last_sign = self._clock()
                 self._handle_sign(event)
 
     def _handle_sign(self, event: Event) -> None:

@@ -33,11 +33,12 @@ class Rig:
         self.preemption = threading.Event()
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.run_dir = run_dir
+        self.clock: Callable[[], float] = time.monotonic
         self.reporter = Reporter(lambda metrics, name: self.reports.append((metrics, name)))
 
     def supervise(self, *flags: str, stop_grace_s: float = 60, hang_timeout_s: float = 0) -> dict[str, Any]:
         signs = Signs(self.stop.is_set, self.preemption.is_set)
-        supervisor = Supervisor(0, self.reporter, signs, Patience(stop_grace_s, hang_timeout_s))
+        supervisor = Supervisor(0, self.reporter, signs, Patience(stop_grace_s, hang_timeout_s), self.clock)
         return supervisor.run(
             [str(FAKE_WORKER), "--tp_size", "1", "--num_workers", "1", *flags],
             {**os.environ, **self.variables()},
@@ -113,8 +114,10 @@ def test_a_worker_that_does_not_stop_in_time_is_killed(rig: Rig) -> None:
 
 def test_a_worker_that_hangs_is_killed_and_what_it_did_is_said(rig: Rig) -> None:
     flags = ["--fault_kind", "hang", "--fault_rank", "0", "--fault_step", "3"]
-    with pytest.raises(WorkerFailedError, match=r"step 2: the worker gave no sign of life for 2 s \(training\), and"):
-        rig.supervise(*flags, hang_timeout_s=2)
+    # Ten minutes pass at once when the last sign has been taken: the report of step 2.
+    rig.clock = lambda: 600.0 if rig.reports else 0.0
+    with pytest.raises(WorkerFailedError, match=r"step 2: the worker gave no sign of life for 600 s \(training\), and"):
+        rig.supervise(*flags, hang_timeout_s=600)
 
 
 def test_a_preemption_is_answered_by_a_checkpoint_and_training_goes_on(rig: Rig) -> None:
