@@ -18,7 +18,7 @@ const PORT: &str = "TANDEM_TEST_PORT";
 const DONE: &str = "rank is done";
 
 /// Nothing here takes this long; it only keeps a hanging rank from hanging the tests.
-const PATIENCE: Duration = Duration::from_secs(300);
+const PATIENCE: Duration = Duration::from_secs(1800);
 
 /// How the ranks of a test are set up.
 #[derive(Clone)]
@@ -38,7 +38,7 @@ impl Setup {
             test,
             ranks,
             transport,
-            timeout: Duration::from_secs(120),
+            timeout: Duration::from_secs(900),
             victims: Vec::new(),
         }
     }

@@ -12,7 +12,7 @@ use crate::ranks::{Setup, free_port};
 
 fn config(rank: usize, ranks: usize, port: u16) -> WorldConfig {
     Setup::new("", ranks, Transport::Auto)
-        .timeout(Duration::from_secs(60))
+        .timeout(Duration::from_secs(600))
         .config(rank, port)
 }
 
