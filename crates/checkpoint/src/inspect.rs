@@ -119,8 +119,12 @@ impl Reader {
         pieces
             .filter(|(_, _, _, piece)| piece.file == record.name)
             .flat_map(|(tensor, _, role, piece)| {
-                (0..piece.chunks.len())
-                    .filter_map(move |index| self.read_chunk(tensor, role, piece, index).err())
+                let mut bytes = Vec::new();
+                (0..piece.chunks.len()).filter_map(move |index| {
+                    bytes.resize(self.chunk_length(piece, index), 0);
+                    self.read_chunk(tensor, role, piece, index, &mut bytes)
+                        .err()
+                })
             })
             .collect()
     }

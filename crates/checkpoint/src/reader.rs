@@ -1,23 +1,20 @@
 //! Reading a checkpoint from any mesh.
 
-use std::collections::{BTreeSet, HashMap};
-use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+mod chunks;
 
-use rayon::prelude::*;
-use tandem_mesh::{Run, ShardSlice};
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::{fmt, panic, thread, vec};
+
+use tandem_mesh::ShardSlice;
 
 use crate::digest::Digest;
 use crate::error::CheckpointError;
-use crate::manifest::{
-    COMMIT_FILE, CommitRecord, MANIFEST_FILE, Manifest, PieceRecord, TensorRecord,
-};
+use crate::manifest::{COMMIT_FILE, CommitRecord, MANIFEST_FILE, Manifest, PieceRecord};
 use crate::piece::Role;
 use crate::store::{ReadAt, Store, StoreError, join};
 use crate::train_state::TrainState;
-
-/// Chunks that one call of [`Reader::read`] holds in memory together.
-const CHUNKS_AT_ONCE: usize = 8;
+use chunks::{chunks_of, in_parts};
 
 /// Bytes of an `f32`.
 const ELEMENT_BYTES: usize = 4;
@@ -42,14 +39,6 @@ pub struct ReadRequest<'a> {
     pub slice: ShardSlice,
     /// Where its elements go.
     pub out: &'a mut [f32],
-}
-
-/// Some elements of one chunk of a piece.
-struct ChunkRead<'a> {
-    piece: &'a PieceRecord,
-    index: usize,
-    /// From the chunk's elements into the buffer.
-    runs: Vec<Run>,
 }
 
 impl Reader {
@@ -106,40 +95,118 @@ impl Reader {
         slice: &ShardSlice,
         out: &mut [f32],
     ) -> Result<(), CheckpointError> {
-        assert_eq!(out.len(), slice.numel(), "buffer for a slice of {tensor}");
+        self.read_many(vec![ReadRequest {
+            tensor,
+            role: role.clone(),
+            slice: slice.clone(),
+            out,
+        }])
+    }
+
+    /// Reads many slices, several at a time.
+    ///
+    /// # Errors
+    /// As [`Reader::read`]; the first that occurs.
+    ///
+    /// # Panics
+    /// As [`Reader::read`].
+    pub fn read_many(&self, requests: Vec<ReadRequest<'_>>) -> Result<(), CheckpointError> {
+        for ReadRequest {
+            tensor, slice, out, ..
+        } in &requests
+        {
+            assert_eq!(out.len(), slice.numel(), "buffer for a slice of {tensor}");
+        }
+        let parts: Vec<ReadRequest<'_>> = requests.into_iter().flat_map(in_parts).collect();
+        let threads = self.store.concurrent_reads().min(parts.len());
+        let queue = Mutex::new(parts.into_iter());
+        if threads <= 1 {
+            return self.read_from(&queue);
+        }
+        thread::scope(|scope| {
+            let threads: Vec<_> = (0..threads)
+                .map(|_| scope.spawn(|| self.read_from(&queue)))
+                .collect();
+            let join = |thread: thread::ScopedJoinHandle<'_, _>| {
+                thread
+                    .join()
+                    .unwrap_or_else(|panic| panic::resume_unwind(panic))
+            };
+            threads.into_iter().try_for_each(join)
+        })
+    }
+
+    /// Reads one part after the other until there is none left, or one fails.
+    fn read_from(
+        &self,
+        queue: &Mutex<vec::IntoIter<ReadRequest<'_>>>,
+    ) -> Result<(), CheckpointError> {
+        let lock = || queue.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut scratch = Vec::new();
+        loop {
+            let next = lock().next();
+            let Some(part) = next else { return Ok(()) };
+            if let Err(error) = self.read_part(part, &mut scratch) {
+                // The other threads need not go on either.
+                lock().by_ref().for_each(drop);
+                return Err(error);
+            }
+        }
+    }
+
+    fn read_part(
+        &self,
+        part: ReadRequest<'_>,
+        scratch: &mut Vec<u8>,
+    ) -> Result<(), CheckpointError> {
+        let ReadRequest {
+            tensor,
+            role,
+            slice,
+            out,
+        } = part;
         let record = self.manifest.tensors.get(tensor);
-        let Some((record, pieces)) = record.and_then(|r| Some((r, r.roles.get(role)?))) else {
+        let Some((record, pieces)) = record.and_then(|r| Some((r, r.roles.get(&role)?))) else {
             return Err(CheckpointError::NoSuchTensor {
                 location: self.location(),
                 tensor: tensor.to_owned(),
-                role: role.clone(),
+                role,
             });
         };
         if record.shape != slice.global_shape {
             return Err(CheckpointError::Shape {
                 location: self.location(),
                 tensor: tensor.to_owned(),
-                expected: slice.global_shape.clone(),
+                expected: slice.global_shape,
                 found: record.shape.clone(),
             });
         }
-        let work = self.chunks_of(record, pieces, slice);
         let mut filled = 0;
-        for batch in work.chunks(CHUNKS_AT_ONCE) {
-            let read =
-                |chunk: &ChunkRead<'_>| self.read_chunk(tensor, role, chunk.piece, chunk.index);
-            let chunks: Vec<Vec<u8>> = if let [only] = batch {
-                vec![read(only)?]
-            } else {
-                batch.par_iter().map(read).collect::<Result<_, _>>()?
-            };
-            for (chunk, bytes) in batch.iter().zip(&chunks) {
-                for run in &chunk.runs {
-                    let from = run.source * ELEMENT_BYTES..(run.source + run.len) * ELEMENT_BYTES;
-                    let target = &mut out[run.target..run.target + run.len];
-                    bytemuck::cast_slice_mut(target).copy_from_slice(&bytes[from]);
-                    filled += run.len;
-                }
+        for chunk in chunks_of(record, pieces, self.manifest.chunk_bytes, &slice) {
+            let (piece, index) = (chunk.piece, chunk.index);
+            let length = self.chunk_length(piece, index);
+            if let [run] = chunk.runs.as_slice()
+                && run.len * ELEMENT_BYTES == length
+            {
+                // All of the chunk is wanted in one place, so it needs no other.
+                let target = &mut out[run.target..run.target + run.len];
+                self.read_chunk(
+                    tensor,
+                    &role,
+                    piece,
+                    index,
+                    bytemuck::cast_slice_mut(target),
+                )?;
+                filled += run.len;
+                continue;
+            }
+            scratch.resize(length, 0);
+            self.read_chunk(tensor, &role, piece, index, scratch)?;
+            for run in &chunk.runs {
+                let from = run.source * ELEMENT_BYTES..(run.source + run.len) * ELEMENT_BYTES;
+                let target = &mut out[run.target..run.target + run.len];
+                bytemuck::cast_slice_mut(target).copy_from_slice(&scratch[from]);
+                filled += run.len;
             }
         }
         if filled != out.len() {
@@ -151,84 +218,34 @@ impl Reader {
         Ok(())
     }
 
-    /// Reads many slices, several at a time.
-    ///
-    /// # Errors
-    /// As [`Reader::read`]; the first that occurs.
-    ///
-    /// # Panics
-    /// As [`Reader::read`].
-    pub fn read_many(&self, requests: Vec<ReadRequest<'_>>) -> Result<(), CheckpointError> {
-        requests.into_par_iter().try_for_each(|request| {
-            self.read(request.tensor, &request.role, &request.slice, request.out)
-        })
+    /// Bytes of one chunk.
+    pub(crate) fn chunk_length(&self, piece: &PieceRecord, index: usize) -> usize {
+        let chunk_bytes = self.manifest.chunk_bytes;
+        let piece_bytes = ((piece.flat[1] - piece.flat[0]) * ELEMENT_BYTES) as u64;
+        chunk_bytes.min(piece_bytes - index as u64 * chunk_bytes) as usize
     }
 
-    /// The chunks to read for `slice`.
-    fn chunks_of<'a>(
-        &self,
-        record: &TensorRecord,
-        pieces: &'a [PieceRecord],
-        slice: &ShardSlice,
-    ) -> Vec<ChunkRead<'a>> {
-        let chunk_len = (self.manifest.chunk_bytes as usize) / ELEMENT_BYTES;
-        let mut work: Vec<ChunkRead<'_>> = Vec::new();
-        for piece in pieces {
-            let first_of_piece = work.len();
-            for mut run in slice.copies_from(&Manifest::slice(record, piece)) {
-                while run.len > 0 {
-                    let index = run.source / chunk_len;
-                    let source = run.source % chunk_len;
-                    let len = run.len.min(chunk_len - source);
-                    let part = Run {
-                        source,
-                        target: run.target,
-                        len,
-                    };
-                    match work[first_of_piece..].last_mut() {
-                        Some(chunk) if chunk.index == index => chunk.runs.push(part),
-                        _ => work.push(ChunkRead {
-                            piece,
-                            index,
-                            runs: vec![part],
-                        }),
-                    }
-                    run = Run {
-                        source: run.source + len,
-                        target: run.target + len,
-                        len: run.len - len,
-                    };
-                }
-            }
-        }
-        work
-    }
-
-    /// The bytes of one chunk, if they are those that were written.
+    /// Fills `bytes` with one chunk, and holds it against its hash.
     pub(crate) fn read_chunk(
         &self,
         tensor: &str,
         role: &Role,
         piece: &PieceRecord,
         index: usize,
-    ) -> Result<Vec<u8>, CheckpointError> {
-        let chunk_bytes = self.manifest.chunk_bytes;
-        let piece_bytes = (piece.flat[1] - piece.flat[0]) as u64 * ELEMENT_BYTES as u64;
-        let start = index as u64 * chunk_bytes;
-        let length = chunk_bytes.min(piece_bytes - start);
-        let begin = piece.begin + start;
-        let mut bytes = vec![0; length as usize];
-        self.file(&piece.file)?.read_at(begin, &mut bytes)?;
-        if piece.chunks.get(index) != Some(&Digest::of(&bytes)) {
+        bytes: &mut [u8],
+    ) -> Result<(), CheckpointError> {
+        let begin = piece.begin + index as u64 * self.manifest.chunk_bytes;
+        self.file(&piece.file)?.read_at(begin, bytes)?;
+        if piece.chunks.get(index) != Some(&Digest::of(bytes)) {
             return Err(CheckpointError::Corrupt {
-                location: self.store.locate(&join(&self.folder, &piece.file)),
+                location: self.locate(&piece.file),
                 tensor: tensor.to_owned(),
                 role: role.clone(),
                 begin,
-                end: begin + length,
+                end: begin + bytes.len() as u64,
             });
         }
-        Ok(bytes)
+        Ok(())
     }
 
     /// The open file `name`.

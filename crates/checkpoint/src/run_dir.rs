@@ -116,6 +116,18 @@ impl RunDir {
         Reader::open(self.store.clone(), name)
     }
 
+    /// Removes what saves have left half done, and leaves the snapshot to somebody else (Ray). As [`RunDir::clean`] for the
+    /// rest.
+    ///
+    /// # Errors
+    /// The store refuses; the call can be repeated.
+    pub fn remove_torn(&mut self) -> Result<Vec<String>, CheckpointError> {
+        for name in &self.torn {
+            delete_checkpoint(self.store.as_ref(), name)?;
+        }
+        Ok(std::mem::take(&mut self.torn))
+    }
+
     /// Removes what saves and deletions have left half done, and brings the snapshot up to date. Call it when no worker of
     /// an earlier attempt can be writing any more. Returns the names of removed folders.
     ///

@@ -1,6 +1,7 @@
 //! Writing one rank's pieces as one safetensors file.
 
 use std::collections::HashMap;
+use std::{panic, thread};
 
 use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
@@ -88,38 +89,87 @@ pub fn write_shard(
     })?;
     let size = header.entries.last().map_or(0, |entry| entry.bytes.end);
 
-    let mut upload = store.create(&path, size)?;
-    let mut file_hash = blake3::Hasher::new();
-    file_hash.update(&first);
-    upload.write(&first)?;
-    let mut written = Vec::with_capacity(pieces.len());
-    for ((piece, key), entry) in pieces.iter().zip(keys).zip(&header.entries) {
-        let mut chunks = Vec::new();
-        for chunk in piece.data.chunks(CHUNK_BYTES as usize / 4) {
-            let bytes: &[u8] = bytemuck::cast_slice(chunk);
-            chunks.push(Digest::of(bytes));
-            file_hash.update(bytes);
-            upload.write(bytes)?;
-        }
-        written.push(WrittenPiece {
+    // Hashing takes about as long as writing, and neither needs the other.
+    let (digests, written) = thread::scope(|scope| {
+        let hashing = scope.spawn(|| Digests::of(&first, &pieces));
+        let written = write_file(store, &path, size, &first, &pieces);
+        let digests = hashing.join();
+        (
+            digests.unwrap_or_else(|panic| panic::resume_unwind(panic)),
+            written,
+        )
+    });
+    written?;
+    let pieces = pieces
+        .iter()
+        .zip(keys)
+        .zip(&header.entries)
+        .zip(digests.chunks)
+        .map(|(((piece, key), entry), chunks)| WrittenPiece {
             tensor: piece.tensor.to_owned(),
             role: piece.role.clone(),
             slice: piece.slice.clone(),
             key,
             begin: entry.bytes.start,
             chunks,
-        });
-    }
-    upload.finish()?;
+        })
+        .collect();
     Ok(ShardReport {
         rank,
         file: Some(FileRecord {
             name,
             bytes: size,
-            blake3: Digest::finish(&file_hash),
+            blake3: digests.file,
         }),
-        pieces: written,
+        pieces,
     })
+}
+
+fn write_file(
+    store: &dyn Store,
+    path: &str,
+    size: u64,
+    first: &[u8],
+    pieces: &[&Piece<'_>],
+) -> Result<(), StoreError> {
+    let mut upload = store.create(path, size)?;
+    upload.write(first)?;
+    for bytes in pieces.iter().flat_map(|piece| chunks(piece)) {
+        upload.write(bytes)?;
+    }
+    upload.finish()
+}
+
+/// What a file is known by.
+struct Digests {
+    file: Digest,
+    /// Of each piece, its chunks'.
+    chunks: Vec<Vec<Digest>>,
+}
+
+impl Digests {
+    fn of(first: &[u8], pieces: &[&Piece<'_>]) -> Self {
+        let mut file = blake3::Hasher::new();
+        file.update(first);
+        let mut digest = |chunk: &[u8]| {
+            file.update(chunk);
+            Digest::of(chunk)
+        };
+        let chunks = pieces
+            .iter()
+            .map(|piece| chunks(piece).map(&mut digest).collect())
+            .collect();
+        Self {
+            file: Digest::finish(&file),
+            chunks,
+        }
+    }
+}
+
+/// The bytes of a piece in the parts that have hashes of their own.
+fn chunks<'a>(piece: &Piece<'a>) -> impl Iterator<Item = &'a [u8]> {
+    let chunks = piece.data.chunks(CHUNK_BYTES as usize / size_of::<f32>());
+    chunks.map(bytemuck::cast_slice)
 }
 
 const SHARD_PREFIX: &str = "shard-";

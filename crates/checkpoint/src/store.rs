@@ -81,6 +81,11 @@ pub trait Store: Send + Sync + fmt::Debug {
         names.iter().map(size).collect()
     }
 
+    /// How many reads at a time make the most of the store: one for every core, unless every read waits for a round trip.
+    fn concurrent_reads(&self) -> usize {
+        std::thread::available_parallelism().map_or(1, usize::from)
+    }
+
     /// Reads a small file whole.
     ///
     /// # Errors

@@ -24,11 +24,13 @@ pub struct TrainState {
     pub seed: u64,
     /// Tokens in a sample.
     pub seq_length: usize,
-    /// Passes over the data that are complete.
+    /// The epoch of the sample to continue with, from 0.
     pub epoch: u64,
+    /// The sample to continue with, counted within its epoch. At the very end of an epoch it may be the number of samples.
+    pub next_sample: u64,
     /// Optimizer steps that were done.
     pub global_step: u64,
-    /// The sample to continue with, counted over the whole run.
+    /// Samples that were trained on, over the whole run.
     pub next_global_sample: u64,
     /// Tokens that were trained on.
     pub tokens_seen: u64,

@@ -7,6 +7,8 @@ use serde::Serialize;
 use tandem_tensor::DeviceChoice;
 use tandem_trainer::Schedule;
 
+use crate::checkpoint_args::CheckpointArgs;
+
 const AFTER_HELP: &str = "\
 Ranks form a mesh of tp_size x dp_size, rank = dp_rank * tp_size + tp_rank: tensor parallel groups are rows
 ({0,1}, {2,3} for 2 x 2), data parallel groups are columns ({0,2}, {1,3}). All ranks of a row see the same batch.
@@ -14,7 +16,10 @@ Ranks form a mesh of tp_size x dp_size, rank = dp_rank * tp_size + tp_rank: tens
 Started by itself, this program is the controller: it starts num_workers copies of itself on this machine. Started
 with RANK and WORLD_SIZE set (torchrun), under Slurm or Open MPI, it is one worker.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted, 143 terminated.";
+Ctrl-C, SIGTERM: all workers finish their step, save and leave; a second time: they leave at once. SIGUSR1: save now and go on.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 75 stopped after saving (--resume_from continues), 130 interrupted and 143
+terminated without saving.";
 
 /// Trains with tensor parallelism inferred from the model (AutoTP) and ZeRO over the data parallel group.
 #[derive(Debug, Clone, Parser, Serialize)]
@@ -201,17 +206,17 @@ pub struct CommonArgs {
     )]
     pub check_interval: u64,
 
-    /// Where runs are kept: each has a folder of its name.
+    /// Where runs are kept, each in a folder of its name: a folder, or s3://, gs:// or az:// with a bucket and a prefix.
     #[arg(long, default_value = "/mnt/cluster_storage", help_heading = "Output")]
-    pub storage_path: PathBuf,
+    pub storage_path: String,
+
+    /// Where logs, metrics and token caches are kept when the storage path is object storage.
+    #[arg(long, default_value = "./runs", help_heading = "Output")]
+    pub local_path: PathBuf,
 
     /// The run's name; made up when not given.
     #[arg(long, help_heading = "Output")]
     pub experiment_name: Option<String>,
-
-    /// Continue the experiment of this name. (Refused until checkpoints are written.)
-    #[arg(long, value_name = "NAME", help_heading = "Output")]
-    pub resume_from: Option<String>,
 
     /// Without a terminal: a line every so many steps.
     #[arg(long, default_value_t = 10, value_name = "N", help_heading = "Output")]
@@ -220,6 +225,18 @@ pub struct CommonArgs {
     /// Write the loss of every step as JSON into this folder.
     #[arg(long, value_name = "DIR", help_heading = "Output")]
     pub loss_output_dir: Option<PathBuf>,
+
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub checkpoints: CheckpointArgs,
+}
+
+impl CommonArgs {
+    /// The experiment's name, if the flags give one.
+    pub fn experiment(&self) -> Option<&str> {
+        let resumed = self.checkpoints.resume_from.as_deref();
+        resumed.or(self.experiment_name.as_deref())
+    }
 }
 
 /// fp32 or bf16.

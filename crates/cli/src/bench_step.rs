@@ -15,7 +15,7 @@ use tandem_trainer::{Engine, EngineSetup, MicroBatch, UpdateRule, train_step};
 
 use crate::args::Dtype;
 use crate::failure::{Failure, Outcome};
-use crate::local;
+use crate::local::{self, Supervision};
 use crate::replay::StrategyChoice;
 use crate::request::{precision, zero_level};
 use crate::worker::{HEAD_CHUNK_ROWS, Ranks, write_whole};
@@ -123,7 +123,13 @@ pub fn run(args: &BenchStepArgs) -> Outcome<i32> {
         DeviceMesh::new(tp, dp).map_err(|error| Failure::usage(error.to_string()))?;
         let scratch = tempfile::tempdir().map_err(Failure::other)?;
         let env = [("TANDEM_BENCH_MESH", format!("{tp}x{dp}").into())];
-        let code = local::run_workers(tp * dp, scratch.path(), &env, &mut |_| {})?;
+        let code = local::run_workers(
+            tp * dp,
+            scratch.path(),
+            &env,
+            Supervision::NONE,
+            &mut |_| {},
+        )?;
         if code != 0 {
             return Ok(code);
         }

@@ -60,6 +60,11 @@ impl Display {
         }
     }
 
+    /// Shows that there is a new checkpoint.
+    pub fn saved(&self, name: &str, step: u64) {
+        self.line(&format!("saved {name} (step {step})"));
+    }
+
     fn begin(&mut self, first_step: u64, last_step: u64) {
         self.finish();
         self.last_step = last_step;
@@ -108,6 +113,16 @@ impl EventSink for Display {
                 last_step,
             } => self.begin(first_step, last_step),
             Event::Step(metrics) => self.step(&metrics),
+            Event::Saving => {}
+            Event::Saved(saved) => {
+                for warning in &saved.warnings {
+                    self.line(&format!("warning: {warning}"));
+                }
+                self.saved(&saved.name, saved.step);
+            }
+            Event::SaveFailed { step, problem } => self.line(&format!(
+                "warning: no checkpoint after step {step}: {problem}; training goes on"
+            )),
             Event::End => self.finish(),
         }
     }

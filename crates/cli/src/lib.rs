@@ -3,6 +3,7 @@
 mod args;
 mod bench_step;
 mod case_files;
+mod checkpoint_args;
 mod display;
 mod failure;
 mod local;
@@ -13,6 +14,7 @@ mod replay_check;
 mod reporter;
 mod request;
 mod session;
+mod storage;
 mod summary;
 pub mod tandem;
 pub mod train;

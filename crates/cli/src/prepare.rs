@@ -17,6 +17,7 @@ use tandem_trainer::{Event, EventSink, MemoryEstimate, estimate_memory};
 use crate::args::InitChoice;
 use crate::failure::{Failure, Outcome};
 use crate::request::Request;
+use crate::storage::local_folder;
 use crate::worker::HEAD_CHUNK_ROWS;
 
 /// A model and data that fit together.
@@ -147,7 +148,7 @@ fn dataset(
         percentage: common.dataset_percentage,
     };
     // In shared storage, all hosts of a cluster and all runs use one cache.
-    let cache_dir = common.storage_path.join("token_cache");
+    let cache_dir = local_folder(common).join("token_cache");
     let mut shown = Shown(sink, String::new());
     let source = Source::resolve(&options, hub, &mut shown).map_err(Failure::other)?;
     let cache = TokenCache::build_or_open(&source, &tokenizer, &cache_dir, &mut shown)

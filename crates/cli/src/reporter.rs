@@ -1,5 +1,7 @@
 //! Between the trainer's events and whoever watches: the controller's socket, or this terminal.
 
+use std::collections::BTreeMap;
+
 use tandem_launch::client::ControlClient;
 use tandem_launch::protocol::{Event as Message, Level, Metrics};
 use tandem_trainer::{Event, EventSink, StepMetrics};
@@ -68,10 +70,45 @@ impl EventSink for Reporter<'_> {
                     epoch: metrics.epoch,
                     metrics: to_message(&metrics, *last_step),
                 }),
-                Event::Summary(_) | Event::End => {}
+                Event::Saving => control.send(&Message::Phase {
+                    name: "saving".to_owned(),
+                }),
+                // Every rank reports, as Ray Train wants it; the first one's reports are the run's.
+                Event::Saved(saved) => {
+                    if *is_first {
+                        for text in saved.warnings {
+                            control.send(&warning(text));
+                        }
+                    }
+                    control.send(&Message::Report {
+                        metrics: saved_metrics(&saved.metrics),
+                        checkpoint_dir_name: Some(saved.name),
+                    });
+                }
+                Event::SaveFailed { step, problem } if *is_first => {
+                    control.send(&warning(format!(
+                        "no checkpoint after step {step}: {problem}; training goes on"
+                    )));
+                }
+                Event::SaveFailed { .. } | Event::Summary(_) | Event::End => {}
             },
         }
     }
+}
+
+fn warning(text: String) -> Message {
+    Message::Message {
+        level: Level::Warning,
+        text,
+    }
+}
+
+/// A checkpoint's measurements as the protocol carries them.
+pub fn saved_metrics(metrics: &BTreeMap<String, serde_json::Value>) -> Metrics {
+    metrics
+        .iter()
+        .filter_map(|(name, value)| Some((name.as_str(), value.as_f64()?)))
+        .collect()
 }
 
 /// The numbers of a step as the protocol carries them.

@@ -54,13 +54,13 @@ impl Request {
         let mesh = DeviceMesh::for_workers(common.tp_size, common.dp_size, common.num_workers)
             .map_err(|error| Failure::usage(error.to_string()))?;
         check_numbers(common)?;
-        if let Some(name) = &common.resume_from {
-            return Err(Failure::usage(format!(
-                "--resume_from {name}: this version writes no checkpoints yet, so there is nothing to continue from; \
-                 leave it out and start a new run"
-            )));
-        }
-        if let Some(name) = &common.experiment_name {
+        common
+            .checkpoints
+            .check(common.experiment_name.as_deref())?;
+        for name in [&common.experiment_name, &common.checkpoints.resume_from]
+            .into_iter()
+            .flatten()
+        {
             tandem_launch::experiment::validate_name(name)
                 .map_err(|error| Failure::usage(error.to_string()))?;
         }
@@ -117,6 +117,14 @@ impl Request {
                 }
                 .strategy(tree))
             }
+        }
+    }
+
+    /// Names the strategy for checkpoints: `deepspeed` or `fsdp`, and the ZeRO stage.
+    pub fn strategy_name(&self) -> (&'static str, Option<u8>) {
+        match self {
+            Self::DeepSpeed(args) => ("deepspeed", Some(args.zero_stage)),
+            Self::Fsdp(_) => ("fsdp", None),
         }
     }
 
@@ -273,7 +281,7 @@ mod tests {
             (common.learning_rate, common.dataset_name.as_str()),
             (1e-5, "wikitext")
         );
-        assert_eq!(common.storage_path.to_str(), Some("/mnt/cluster_storage"));
+        assert_eq!(common.storage_path, "/mnt/cluster_storage");
         assert!(!args.autocast && args.reshard_after_forward && common.packing);
         assert!(FsdpArgs::try_parse_from(["train_fsdp", "--tp_size", "1"]).is_err());
         let args = DeepSpeedArgs::try_parse_from(["train_deepspeed"].iter().chain(&MESH)).unwrap();
@@ -295,7 +303,13 @@ mod tests {
             (vec!["--dataset_percentage", "101"], "--dataset_percentage"),
             (vec!["--adam_beta2", "1"], "--adam_beta2"),
             (vec!["--experiment_name", "a/b"], "experiment"),
-            (vec!["--resume_from", "earlier"], "--resume_from earlier"),
+            (
+                vec!["--resume_from", "a", "--experiment_name", "b"],
+                "--resume_from a",
+            ),
+            (vec!["--resume_from", "a/b"], "experiment"),
+            (vec!["--num_to_keep", "0"], "--num_to_keep"),
+            (vec!["--max_failures", "-2"], "--max_failures"),
             (vec!["--autocast", "--dtype", "fp32"], "--autocast"),
         ] {
             let args: Vec<&str> = MESH.iter().copied().filter(|_| true).collect();

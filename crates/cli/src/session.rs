@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use tandem_launch::client::ControlClient;
 use tandem_launch::env::{WorkerEnv, process_environment};
+use tandem_launch::exit_code;
 use tandem_launch::parent::die_with_parent;
 use tandem_launch::protocol::{Event, Metrics};
 
@@ -37,13 +38,22 @@ impl Role {
     }
 }
 
+/// How a worker's work ended, when it ended well.
+pub enum Ended {
+    /// It is done.
+    Finished(Metrics),
+    /// It was asked to stop; everything is saved.
+    StoppedAfterSaving,
+}
+
 /// Ends a worker: its controller learns how, in its own words.
-pub fn end_worker(env: &WorkerEnv, control: ControlClient, result: Outcome<Metrics>) -> ExitCode {
+pub fn end_worker(env: &WorkerEnv, control: ControlClient, result: Outcome<Ended>) -> ExitCode {
     let code = match result {
-        Ok(metrics) => {
+        Ok(Ended::Finished(metrics)) => {
             control.send(&Event::Done { metrics });
-            0
+            exit_code::OK
         }
+        Ok(Ended::StoppedAfterSaving) => exit_code::STOPPED_AFTER_SAVING,
         Err(failure) => {
             if control.is_connected() {
                 control.send(&Event::Error {
@@ -59,20 +69,20 @@ pub fn end_worker(env: &WorkerEnv, control: ControlClient, result: Outcome<Metri
         }
     };
     control.close();
-    exit_code(code)
+    to_exit_code(code)
 }
 
 /// Ends a command that is no worker.
 pub fn end(result: Outcome<i32>) -> ExitCode {
     match result {
-        Ok(code) => exit_code(code),
+        Ok(code) => to_exit_code(code),
         Err(failure) => {
             eprintln!("error: {}", failure.message);
-            exit_code(failure.exit_code)
+            to_exit_code(failure.exit_code)
         }
     }
 }
 
-fn exit_code(code: i32) -> ExitCode {
+fn to_exit_code(code: i32) -> ExitCode {
     ExitCode::from(u8::try_from(code).unwrap_or(1))
 }

@@ -4,6 +4,7 @@ use tandem_data::Rows;
 use tandem_mesh::DeviceMesh;
 use tandem_parallel::ShardingLevel;
 
+use crate::checkpoint_args::CheckpointArgs;
 use crate::prepare::Prepared;
 use crate::request::Request;
 
@@ -59,12 +60,13 @@ pub fn lines(
     ));
     let memory = &prepared.memory;
     lines.push(format!(
-        "memory    about {} MB per worker: parameters {}, gradients {}, optimizer {}, activations {}, temporaries {}, fixed {}",
+        "memory    about {} MB per worker: parameters {}, gradients {}, optimizer {}, activations {}, saving {}, temporaries {}, fixed {}",
         mb(memory.total()),
         mb(memory.parameters),
         mb(memory.gradients),
         mb(memory.optimizer),
         mb(memory.activations),
+        mb(memory.saving),
         mb(memory.temporaries),
         mb(memory.fixed),
     ));
@@ -75,7 +77,25 @@ pub fn lines(
         common.seq_length,
         prepared.total_steps,
     ));
+    lines.push(format!("saving    {}", saving(&common.checkpoints)));
     lines
+}
+
+fn saving(checkpoints: &CheckpointArgs) -> String {
+    let when = match checkpoints.save_steps {
+        0 => "at the end of every epoch".to_owned(),
+        every => format!("every {every} steps and at the end of every epoch"),
+    };
+    let kept = match checkpoints.num_to_keep {
+        None => "all are kept".to_owned(),
+        Some(count) => format!("{count} are kept"),
+    };
+    let how = if checkpoints.async_save {
+        "while training goes on"
+    } else {
+        "while training waits"
+    };
+    format!("{when}, {how}; {kept}")
 }
 
 /// `{0,1} {2,3}`, shortened where there are many.

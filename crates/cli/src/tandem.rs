@@ -6,9 +6,9 @@ use clap::{Parser, Subcommand};
 
 use crate::bench_step::{self, BenchStepArgs};
 use crate::failure::Outcome;
-use crate::local;
+use crate::local::{self, Supervision};
 use crate::replay::{self, ReplayArgs};
-use crate::session::{Role, end, end_worker};
+use crate::session::{Ended, Role, end, end_worker};
 
 /// Tools around training.
 #[derive(Debug, Parser)]
@@ -41,7 +41,11 @@ pub fn main() -> ExitCode {
                 Command::Replay(args) => replay::run_worker(args, &env),
                 Command::Bench(Bench::Step(args)) => bench_step::run_worker(args, &env),
             };
-            end_worker(&env, control, result.map(|()| Default::default()))
+            end_worker(
+                &env,
+                control,
+                result.map(|()| Ended::Finished(Default::default())),
+            )
         }
         Ok(Role::Controller) => end(match &cli.command {
             Command::Replay(args) => replay_with_workers(args),
@@ -56,7 +60,13 @@ fn replay_with_workers(args: &ReplayArgs) -> Outcome<i32> {
 
     let (mesh, case) = args.check_flags()?;
     let scratch = tempfile::tempdir().map_err(Failure::other)?;
-    let code = local::run_workers(mesh.world_size(), scratch.path(), &[], &mut |_| {})?;
+    let code = local::run_workers(
+        mesh.world_size(),
+        scratch.path(),
+        &[],
+        Supervision::NONE,
+        &mut |_| {},
+    )?;
     if code == 0 && args.check {
         replay::check(args, &case)?;
     }

@@ -1,6 +1,9 @@
 //! The two entry points: `train_deepspeed` and `train_fsdp`.
 
 mod controller;
+mod identity;
+mod model_files;
+mod resume;
 mod training;
 
 use std::process::ExitCode;

@@ -4,10 +4,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tandem_comm::{ProcessGroup, Transport, World, WorldConfig};
+use tandem_comm::{ProcessGroup, Transport, World, WorldConfig, broadcast_bytes};
 use tandem_launch::env::WorkerEnv;
 use tandem_mesh::DeviceMesh;
-use tandem_tensor::{Device, DeviceChoice, Tensor};
+use tandem_tensor::{Device, DeviceChoice};
 
 use crate::failure::{Failure, Outcome};
 
@@ -73,21 +73,10 @@ impl Ranks {
     }
 
     /// Rank 0's text, on every rank.
-    pub fn text_of_first(&self, rank: usize, own: &str) -> Outcome<String> {
-        // A fixed size needs one broadcast only; names are short.
-        let mut bytes = [0u8; 256];
-        let len = own.len().min(bytes.len());
-        bytes[..len].copy_from_slice(&own.as_bytes()[..len]);
-        let text = Tensor::from_slice(&bytes).to_device(self.device);
-        self.everyone
-            .broadcast(&text, 0)
-            .and_then(|work| work.wait())
+    pub fn text_of_first(&self, own: &str) -> Outcome<String> {
+        let bytes = broadcast_bytes(self.everyone.as_ref(), own.as_bytes(), 0, self.device)
             .map_err(Failure::comm)?;
-        let mut bytes = [0u8; 256];
-        text.to_device(Device::Cpu).copy_data(&mut bytes, 256);
-        let text = String::from_utf8_lossy(&bytes);
-        tracing::debug!(rank, %text, "from rank 0");
-        Ok(text.trim_end_matches('\0').to_owned())
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
 }
 

@@ -33,6 +33,7 @@
 //! Nothing here waits for ever. A wait for a peer ends with its answer, with its death (noticed within two seconds), with
 //! any rank's abort, or with the timeout, and the [`CommError`] names peer, collective, group, sequence number and step.
 
+mod bytes;
 mod collective;
 mod context;
 mod error;
@@ -54,6 +55,7 @@ mod tcp;
 mod work;
 mod world;
 
+pub use bytes::{all_gather_bytes, broadcast_bytes};
 pub use collective::{Collective, ReduceOp, Site};
 pub use error::{CommError, Result};
 pub use faulty::{Fault, FaultyGroup};

@@ -123,17 +123,10 @@ impl Sampler {
         if self.steps_per_epoch() == 0 {
             return None;
         }
-        let usable = self.steps_per_epoch() * self.global_batch;
-        // A run that continues with another batch size may be anywhere in an epoch, so what is left is counted in samples.
-        let end = if self.limit.steps_per_epoch.is_some() {
-            usable
-        } else {
-            self.len
-        };
         let fits = position
             .sample
             .checked_add(self.global_batch)
-            .is_some_and(|after| after <= end);
+            .is_some_and(|after| after <= self.epoch_end());
         let start = if fits {
             position
         } else {
@@ -143,6 +136,24 @@ impl Sampler {
             }
         };
         (start.epoch < self.limit.epochs).then_some(start)
+    }
+
+    /// Optimizer steps from `position` to the end of the last epoch.
+    pub fn steps_left(&self, position: Position) -> u64 {
+        self.next_batch(position).map_or(0, |start| {
+            let of_this_epoch = (self.epoch_end() - start.sample) / self.global_batch;
+            let later_epochs = self.limit.epochs - start.epoch - 1;
+            of_this_epoch.saturating_add(later_epochs.saturating_mul(self.steps_per_epoch()))
+        })
+    }
+
+    /// Samples of an epoch that may be used. A run that continues with another batch size may be anywhere in an epoch, so
+    /// what is left is counted in samples.
+    fn epoch_end(&self) -> u64 {
+        match self.limit.steps_per_epoch {
+            Some(_) => self.steps_per_epoch() * self.global_batch,
+            None => self.len,
+        }
     }
 
     /// How far a run is after the global batch that begins at `start`.
@@ -222,6 +233,8 @@ mod tests {
             }
             // Another batch size goes on with the very next sample of the same order.
             let second = Sampler::new(len, seed, after)?.limited(limit);
+            let left = run(&second, position).len() as u64 / after;
+            prop_assert_eq!(second.steps_left(position), left);
             let order = Permutation::new(len, seed, position.epoch);
             let start = second.next_batch(position).unwrap();
             prop_assert_eq!(start, position);

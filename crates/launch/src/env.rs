@@ -24,6 +24,9 @@ pub const CONTROLLER_PID: &str = "TANDEM_CONTROLLER_PID";
 pub const ATTEMPT: &str = "TANDEM_ATTEMPT";
 /// Name of the variable with the run's folder.
 pub const RUN_DIR: &str = "TANDEM_RUN_DIR";
+/// Name of the variable with the newest checkpoint on the supervisor's record, empty for none. Where it is set, the
+/// supervisor keeps the list of checkpoints and deletes old ones, and the worker does not.
+pub const CHECKPOINT: &str = "TANDEM_CHECKPOINT";
 
 /// Looks up one environment variable. [`process_environment`] is the real one.
 pub type Lookup<'a> = dyn Fn(&str) -> Option<String> + 'a;

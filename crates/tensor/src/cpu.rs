@@ -30,6 +30,16 @@ pub fn write_f32(target: &Tensor, offset: usize, values: &[f32]) {
     }
 }
 
+/// Copies the elements of the flat fp32 tensor `source` to `out`, from any device.
+///
+/// # Panics
+/// When `source` is not one-dimensional fp32 or has another number of elements than `out`.
+pub fn copy_f32(source: &Tensor, out: &mut [f32]) {
+    assert_eq!((source.dim(), source.kind()), (1, Kind::Float));
+    assert_eq!(source.numel(), out.len());
+    source.to_device(Device::Cpu).copy_data(out, out.len());
+}
+
 /// The elements of a flat tensor as fp32 on the host.
 pub fn read_f32(source: &Tensor) -> Vec<f32> {
     let plain = source
@@ -86,5 +96,8 @@ mod tests {
         let t = Tensor::zeros([5], (Kind::Float, Device::Cpu));
         write_f32(&t, 2, &[1.0, 2.0]);
         assert_eq!(read_f32(&t), [0.0, 0.0, 1.0, 2.0, 0.0]);
+        let mut part = [9.0; 2];
+        copy_f32(&t.narrow(0, 2, 2), &mut part);
+        assert_eq!(part, [1.0, 2.0]);
     }
 }

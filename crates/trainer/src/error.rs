@@ -51,6 +51,14 @@ pub enum TrainError {
         /// Why.
         source: std::io::Error,
     },
+    /// The last checkpoint of a run could not be written.
+    #[error("cannot save the state after step {step}, the last of this run: {problem}")]
+    Save {
+        /// The optimizer step.
+        step: u64,
+        /// Which ranks, and why.
+        problem: String,
+    },
     /// Data could not be had.
     #[error(transparent)]
     Data(Box<dyn std::error::Error + Send + Sync>),

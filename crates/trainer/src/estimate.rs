@@ -14,6 +14,8 @@ pub struct MemoryEstimate {
     pub optimizer: u64,
     /// What a micro-batch keeps for backward.
     pub activations: u64,
+    /// The copy of weights and moments that is being saved.
+    pub saving: u64,
     /// The largest temporaries: logits of a chunk, a weight gradient before it is accumulated.
     pub temporaries: u64,
     /// libtorch, code, buffers of the collectives.
@@ -27,6 +29,7 @@ impl MemoryEstimate {
             + self.gradients
             + self.optimizer
             + self.activations
+            + self.saving
             + self.temporaries
             + self.fixed
     }
@@ -100,6 +103,7 @@ pub fn estimate_memory(
         gradients: 4 * (cut(ShardingLevel::Gradients) + in_flight(ShardingLevel::Gradients)),
         optimizer: (8 + master) * cut(ShardingLevel::Optimizer),
         activations,
+        saving: 12 * numel.div_ceil(dp),
         temporaries: 3 * activation_bytes * rows * vocab_rows
             + activation_bytes * vocab_rows * hidden,
         fixed: 300 << 20,

@@ -1,5 +1,7 @@
 //! What a run tells whoever watches it.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 /// The numbers of one optimizer step; a line of `metrics.jsonl`.
@@ -29,6 +31,47 @@ pub struct StepMetrics {
     pub peak_memory_mb: Vec<f64>,
 }
 
+impl StepMetrics {
+    /// What a checkpoint keeps of them: numbers by name, by any of which checkpoints can be ranked.
+    pub fn to_saved(&self) -> BTreeMap<String, serde_json::Value> {
+        let numbers = [
+            ("loss", self.loss),
+            ("lr", self.lr),
+            ("grad_norm", self.grad_norm),
+            ("tokens_per_s", self.tokens_per_s),
+            ("step_time_s", self.step_time_s),
+            ("gemm_fraction", self.gemm_fraction),
+        ];
+        let counts = [
+            ("step", self.step),
+            ("epoch", self.epoch),
+            ("tokens_seen", self.tokens_seen),
+        ];
+        let numbers = numbers.map(|(name, value)| (name.to_owned(), value.into()));
+        let counts = counts.map(|(name, value)| (name.to_owned(), value.into()));
+        numbers.into_iter().chain(counts).collect()
+    }
+}
+
+/// A checkpoint that was just committed.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SavedCheckpoint {
+    /// Its folder's name in the run's.
+    pub name: String,
+    /// The optimizer step after which the state was copied.
+    pub step: u64,
+    /// Loss and other measurements of that step.
+    pub metrics: BTreeMap<String, serde_json::Value>,
+    /// From beginning to end.
+    pub seconds: f64,
+    /// For how much of it training waited.
+    pub blocked_s: f64,
+    /// Older checkpoints that were deleted.
+    pub deleted: Vec<String>,
+    /// What did not work, but does no harm to the checkpoint.
+    pub warnings: Vec<String>,
+}
+
 /// Something that happened.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
@@ -54,6 +97,17 @@ pub enum Event {
     },
     /// A step is done.
     Step(StepMetrics),
+    /// Training waits for a save.
+    Saving,
+    /// There is a new checkpoint.
+    Saved(SavedCheckpoint),
+    /// A save did not become a checkpoint; the run goes on.
+    SaveFailed {
+        /// The optimizer step.
+        step: u64,
+        /// Which ranks, and why.
+        problem: String,
+    },
     /// The run is over.
     End,
 }

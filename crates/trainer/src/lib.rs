@@ -3,7 +3,10 @@
 //! Start reading at [`train_step`]: it is the path of the data through one optimizer step, top to bottom, with every
 //! collective where it happens.
 
+mod agreement;
+mod checkpointer;
 mod engine;
+mod engine_state;
 mod error;
 mod estimate;
 mod events;
@@ -16,13 +19,15 @@ mod schedule;
 mod train_loop;
 mod train_step;
 
+pub use agreement::Requests;
+pub use checkpointer::{CheckpointSetup, Checkpointer, SaveRule};
 pub use engine::{Engine, EngineSetup};
 pub use error::TrainError;
 pub use estimate::{MemoryEstimate, estimate_memory};
-pub use events::{Event, EventSink, StepMetrics};
+pub use events::{Event, EventSink, SavedCheckpoint, StepMetrics};
 pub use inspect::{first_row_logits, gather_tensor};
 pub use micro_batch::MicroBatch;
 pub use recorder::Recorder;
 pub use schedule::{LearningRate, Schedule};
-pub use train_loop::{LoopSettings, Position, Watcher, train_loop};
+pub use train_loop::{LoopEnd, LoopSettings, Position, Watcher, train_loop};
 pub use train_step::{StepReport, UpdateRule, train_step};

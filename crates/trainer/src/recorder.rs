@@ -1,10 +1,10 @@
 //! Metrics on disk: `metrics.jsonl`, a line a step, and the loss history.
 
 use std::fs::{File, OpenOptions};
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::error::TrainError;
 use crate::events::StepMetrics;
@@ -17,7 +17,7 @@ pub struct Recorder {
 }
 
 /// One step of the loss history.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct LossPoint {
     step: u64,
     epoch: u64,
@@ -34,12 +34,19 @@ impl Recorder {
         }
     }
 
-    /// Appends to `{run_dir}/metrics.jsonl`; with `history_dir`, also keeps a loss history there.
+    /// Goes on with `{run_dir}/metrics.jsonl` after step `done`: lines of later steps, which a run that ended without a
+    /// checkpoint has left, are dropped, so that the file is that of a run which was never interrupted. With
+    /// `history_dir`, also keeps a loss history there.
     ///
     /// # Errors
-    /// When a file cannot be opened.
-    pub fn create(run_dir: &Path, history_dir: Option<&Path>) -> Result<Self, TrainError> {
+    /// When a file cannot be read or opened.
+    pub fn create(
+        run_dir: &Path,
+        history_dir: Option<&Path>,
+        done: u64,
+    ) -> Result<Self, TrainError> {
         let path = run_dir.join("metrics.jsonl");
+        let losses = keep_until(&path, done).map_err(|source| write_error(&path, source))?;
         let file = OpenOptions::new()
             .create(true)
             .append(true)
@@ -51,7 +58,7 @@ impl Recorder {
         Ok(Self {
             metrics: Some((path, file)),
             history: history_dir.map(|dir| dir.join("loss_history.json")),
-            losses: Vec::new(),
+            losses,
         })
     }
 
@@ -96,5 +103,53 @@ fn write_error(path: &Path, source: std::io::Error) -> TrainError {
     TrainError::Write {
         path: path.to_owned(),
         source,
+    }
+}
+
+/// Cuts the metrics of `path` after step `done`, and returns the losses of what is left.
+fn keep_until(path: &Path, done: u64) -> std::io::Result<Vec<LossPoint>> {
+    let text = match std::fs::read_to_string(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        result => result?,
+    };
+    let mut losses = Vec::new();
+    let mut kept = String::new();
+    for line in text.split_inclusive('\n') {
+        // The last line of a killed process may be cut off.
+        match serde_json::from_str::<LossPoint>(line) {
+            Ok(point) if point.step <= done && line.ends_with('\n') => {
+                losses.push(point);
+                kept.push_str(line);
+            }
+            _ => {}
+        }
+    }
+    if kept.len() < text.len() {
+        let partial = path.with_extension("jsonl.partial");
+        std::fs::write(&partial, kept)?;
+        std::fs::rename(&partial, path)?;
+    }
+    Ok(losses)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn steps_after_the_checkpoint_are_forgotten() {
+        let folder = std::env::temp_dir().join(format!("tandem-recorder-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let path = folder.join("metrics.jsonl");
+        let line = |step| format!("{{\"step\":{step},\"epoch\":0,\"loss\":1.5,\"lr\":0.1}}\n");
+        let cut = "{\"step\":4,\"epo";
+        std::fs::write(&path, [line(1), line(2), line(3), cut.to_owned()].concat()).unwrap();
+        let recorder = Recorder::create(&folder, Some(&folder), 2).unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), line(1) + &line(2));
+        recorder.finish().unwrap();
+        let history = std::fs::read_to_string(folder.join("loss_history.json")).unwrap();
+        let steps: Vec<LossPoint> = serde_json::from_str(&history).unwrap();
+        assert_eq!(steps.iter().map(|p| p.step).collect::<Vec<_>>(), [1, 2]);
+        std::fs::remove_dir_all(folder).unwrap();
     }
 }

@@ -8,6 +8,8 @@ use tandem_model::ModuleTree;
 use tandem_parallel::check_replicas;
 use tandem_tensor::{Device, Kind, Tensor, gemm_rate, memory};
 
+use crate::agreement::{Agreement, Requests};
+use crate::checkpointer::{Checkpointer, Progress, SaveOutcome};
 use crate::engine::Engine;
 use crate::error::TrainError;
 use crate::events::{Event, EventSink, StepMetrics};
@@ -40,6 +42,19 @@ pub struct Position {
     pub step: u64,
     /// Tokens of all steps so far.
     pub tokens_seen: u64,
+    /// Samples of all steps so far.
+    pub samples_seen: u64,
+}
+
+/// How a loop ended.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LoopEnd {
+    /// How far it came.
+    pub position: Position,
+    /// Whether it was asked to stop before its end. Everything is saved.
+    pub stopped: bool,
+    /// Loss of the last step, if there was one.
+    pub loss: Option<f64>,
 }
 
 /// Whoever reads the loop's progress and may end it.
@@ -50,20 +65,26 @@ pub struct Watcher<'a> {
     pub recorder: &'a mut Recorder,
     /// Labels collectives with the step, for their error messages.
     pub on_step: &'a dyn Fn(u64),
+    /// What this rank was asked for since the last call.
+    pub requests: &'a dyn Fn() -> Requests,
 }
 
-/// Trains from `position` to the last step or the end of the data.
+/// Trains from `position` to the last step or the end of the data, and saves when it is due, when it is asked for, and in
+/// the end.
 ///
 /// # Errors
-/// Whatever ends a step; the metrics of all finished steps are on disk then.
+/// Whatever ends a step, or a last checkpoint that cannot be written; the metrics of all finished steps are on disk then.
 pub fn train_loop(
     engine: &mut Engine,
     source: &mut dyn BatchSource,
     settings: &LoopSettings,
+    checkpoints: &mut Checkpointer,
     position: Position,
     watcher: &mut Watcher<'_>,
-) -> Result<Position, TrainError> {
+) -> Result<LoopEnd, TrainError> {
     let mut position = position;
+    let (mut stopped, mut loss) = (false, None);
+    let mut unsaved = None;
     let mesh_gemm_rate = measure_gemm_rate(engine)?;
     let tree = ModuleTree::new(&engine.config);
     let mut peaks = Vec::new();
@@ -72,7 +93,7 @@ pub fn train_loop(
         last_step: settings.last_step,
     });
     let mut last_end = Instant::now();
-    while position.step < settings.last_step {
+    while position.step < settings.last_step && !stopped {
         let batches = source
             .next_step()
             .map_err(|e| TrainError::Data(Box::new(e)))?;
@@ -96,6 +117,7 @@ pub fn train_loop(
         let tokens = (own_tokens * engine.dp.size()) as u64;
         position.step = step;
         position.tokens_seen += tokens;
+        position.samples_seen += tokens / engine.seq as u64;
         if step == 1 || step.is_multiple_of(MEMORY_INTERVAL) || step == settings.last_step {
             peaks = peak_memory_mb(engine)?;
         }
@@ -116,11 +138,75 @@ pub fn train_loop(
             peak_memory_mb: peaks.clone(),
         };
         watcher.recorder.step(&metrics)?;
+        let progress = Progress {
+            step,
+            tokens_seen: position.tokens_seen,
+            samples_seen: position.samples_seen,
+            next: source.position(),
+            learning_rate: lr,
+            metrics: metrics.to_saved(),
+        };
+        loss = Some(metrics.loss);
         watcher.sink.event(Event::Step(metrics));
+
+        let own = Agreement {
+            requests: (watcher.requests)(),
+            stage: checkpoints.stage(),
+        };
+        let agreed = own.reach(engine.world.as_ref(), engine.device)?;
+        tell(checkpoints.advance(engine, agreed.stage)?, watcher.sink);
+        let is_last = step == settings.last_step;
+        stopped = agreed.requests.stop && !is_last;
+        let is_asked_for = agreed.requests.save_now || stopped || is_last;
+        let ends_epoch = batches.iter().any(|batch| batch.ends_epoch);
+        if checkpoints.is_due(step, is_asked_for || ends_epoch) {
+            save(engine, checkpoints, &progress, watcher.sink)?;
+            unsaved = None;
+        } else {
+            unsaved = Some(progress);
+        }
+    }
+    if let Some(progress) = unsaved {
+        save(engine, checkpoints, &progress, watcher.sink)?;
+    }
+    watcher.sink.event(Event::Saving);
+    let last = checkpoints.finish(engine, &mut || watcher.sink.event(Event::Saving))?;
+    tell(last, watcher.sink);
+    // Without a checkpoint of its last step, the work since the one before would be lost.
+    if let Some(error) = checkpoints.last_problem(position.step) {
+        return Err(error);
     }
     watcher.recorder.finish()?;
     watcher.sink.event(Event::End);
-    Ok(position)
+    Ok(LoopEnd {
+        position,
+        stopped,
+        loss,
+    })
+}
+
+fn save(
+    engine: &Engine,
+    checkpoints: &mut Checkpointer,
+    progress: &Progress,
+    sink: &mut dyn EventSink,
+) -> Result<(), TrainError> {
+    let ended = checkpoints.save(engine, progress, &mut || sink.event(Event::Saving))?;
+    for outcome in ended {
+        tell(Some(outcome), sink);
+    }
+    Ok(())
+}
+
+/// Tells how a save ended.
+fn tell(outcome: Option<SaveOutcome>, sink: &mut dyn EventSink) {
+    match outcome {
+        Some(SaveOutcome::Saved(saved)) => sink.event(Event::Saved(saved)),
+        Some(SaveOutcome::Failed { step, problem }) => {
+            sink.event(Event::SaveFailed { step, problem });
+        }
+        None => {}
+    }
 }
 
 /// Waits for the parameters of the last update to arrive everywhere.

@@ -184,6 +184,11 @@ impl Store for FaultStore {
         }
     }
 
+    fn concurrent_reads(&self) -> usize {
+        // One after the other, so that a fault strikes the same operation every time.
+        1
+    }
+
     fn list(&self, folder: &str) -> Result<Vec<Listed>, StoreError> {
         match self.trouble.next(0) {
             Verdict::Works => self.inner.list(folder),

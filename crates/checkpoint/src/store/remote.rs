@@ -12,8 +12,11 @@ use tokio::runtime::{Builder, Runtime};
 
 use super::{Listed, PutMode, ReadAt, Store, StoreError, StoreErrorKind, Upload, join};
 
-/// Parts of an upload that are in flight together.
+/// Parts of an upload that are in flight together: one connection does not fill the line.
 const PARTS_IN_FLIGHT: usize = 4;
+
+/// Reads that are in flight together, for the same reason.
+const READS_IN_FLIGHT: usize = 16;
 
 /// Parts are at least this long: every one costs a round trip.
 const MIN_PART_BYTES: u64 = 8 << 20;
@@ -137,6 +140,10 @@ impl Store for RemoteStore {
             object,
             size: meta.size,
         }))
+    }
+
+    fn concurrent_reads(&self) -> usize {
+        READS_IN_FLIGHT
     }
 
     fn list(&self, folder: &str) -> Result<Vec<Listed>, StoreError> {

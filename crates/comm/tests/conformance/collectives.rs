@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use tandem_comm::{ProcessGroup, ReduceOp, Transport, World};
+use tandem_comm::{ProcessGroup, ReduceOp, Transport, World, all_gather_bytes, broadcast_bytes};
 use tandem_tensor::{Device, Kind, Tensor};
 
 use crate::numbers::{KINDS, assert_bits_equal, data, reduced};
@@ -38,6 +38,7 @@ fn collectives_over_tcp() {
 fn every_collective(world: &World) {
     let group = everyone(world);
     assert_eq!((group.rank(), group.size()), (world.rank(), world.size()));
+    byte_strings(&*group);
     let mut checked = 0;
     for kind in KINDS {
         for len in SIZES {
@@ -163,4 +164,15 @@ fn a_group_of_one_checks_its_arguments_like_any_other() {
     let error = group.all_gather_into(&output, &tensor, &[5]).err().unwrap();
     println!("{error}");
     assert!(error.to_string().contains("the counts [5] make it 5"));
+}
+
+/// Byte strings of different lengths, none among them.
+fn byte_strings(group: &dyn ProcessGroup) {
+    let of = |rank: usize| vec![b'a' + rank as u8; rank * 1000];
+    let all = all_gather_bytes(group, &of(group.rank()), Device::Cpu).unwrap();
+    assert_eq!(all, (0..group.size()).map(of).collect::<Vec<_>>());
+    for root in 0..group.size() {
+        let got = broadcast_bytes(group, &of(group.rank()), root, Device::Cpu).unwrap();
+        assert_eq!(got, of(root));
+    }
 }
