@@ -5,7 +5,9 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::bench_step::{self, BenchStepArgs};
-use crate::failure::Outcome;
+use crate::export::{self, ExportArgs};
+use crate::failure::{Failure, Outcome};
+use crate::inspect::{self, InspectArgs};
 use crate::local::{self, Supervision};
 use crate::replay::{self, ReplayArgs};
 use crate::session::{Ended, Role, end, end_worker};
@@ -21,6 +23,8 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Replay(ReplayArgs),
+    Export(ExportArgs),
+    Inspect(InspectArgs),
     /// Measure this machine.
     #[command(subcommand)]
     Bench(Bench),
@@ -38,6 +42,9 @@ pub fn main() -> ExitCode {
         Err(failure) => end(Err(failure)),
         Ok(Role::Worker { env, control }) => {
             let result = match &cli.command {
+                Command::Export(_) | Command::Inspect(_) => Err(Failure::usage(
+                    "export and inspect are single processes; start them without RANK and WORLD_SIZE",
+                )),
                 Command::Replay(args) => replay::run_worker(args, &env),
                 Command::Bench(Bench::Step(args)) => bench_step::run_worker(args, &env),
             };
@@ -49,6 +56,8 @@ pub fn main() -> ExitCode {
         }
         Ok(Role::Controller) => end(match &cli.command {
             Command::Replay(args) => replay_with_workers(args),
+            Command::Export(args) => export::run(args),
+            Command::Inspect(args) => inspect::run(args),
             Command::Bench(Bench::Step(args)) => bench_step::run(args),
         }),
     }
@@ -56,8 +65,6 @@ pub fn main() -> ExitCode {
 
 /// Workers replay the case under a scratch run folder; then this process compares.
 fn replay_with_workers(args: &ReplayArgs) -> Outcome<i32> {
-    use crate::failure::Failure;
-
     let (mesh, case) = args.check_flags()?;
     let scratch = tempfile::tempdir().map_err(Failure::other)?;
     let code = local::run_workers(

@@ -4,4 +4,8 @@
 
 mod bad_input;
 mod demo;
+mod reshard;
+mod resume;
+mod saved;
+mod tiny;
 mod train;

@@ -1,0 +1,68 @@
+//! `tandem export`: a checkpoint as a Hugging Face model folder.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use tandem_checkpoint::{DEFAULT_SHARD_BYTES, FloatKind, export};
+
+use crate::args::Dtype;
+use crate::checkpoint_location;
+use crate::failure::{Failure, Outcome};
+
+/// Write a checkpoint as a Hugging Face model folder: config, tokenizer and safetensors.
+#[derive(Debug, Clone, Args)]
+#[command(rename_all = "snake_case")]
+pub struct ExportArgs {
+    /// The checkpoint's folder or URL; of an experiment, its newest checkpoint.
+    #[arg(long, value_name = "DIR")]
+    pub checkpoint: String,
+
+    /// The folder to make; it must be absent or empty.
+    #[arg(long, value_name = "DIR")]
+    pub output: PathBuf,
+
+    /// Kind of the weights that are written.
+    #[arg(long, value_enum, default_value_t = Dtype::Bf16)]
+    pub dtype: Dtype,
+}
+
+/// Writes the folder. Returns the exit code.
+pub fn run(args: &ExportArgs) -> Outcome<i32> {
+    let reader = checkpoint_location::open(&args.checkpoint)?;
+    let files = checkpoint_location::model_files(&args.checkpoint)?;
+    if !files.iter().any(|file| file.name == "config.json") {
+        return Err(Failure::other(format!(
+            "{} lies beside no folder model/ with a config.json; export a checkpoint where its run has written it",
+            reader.location()
+        )));
+    }
+    let kind = match args.dtype {
+        Dtype::Fp32 => FloatKind::F32,
+        Dtype::Bf16 => FloatKind::Bf16,
+    };
+    let tensors = reader.manifest().tensors.len();
+    let style = ProgressStyle::with_template("{pos}/{len} tensors [{wide_bar}] {msg}")
+        .unwrap_or_else(|_| ProgressStyle::default_bar());
+    let bar = ProgressBar::new(tensors as u64).with_style(style);
+    let result = export(
+        &reader,
+        &files,
+        &args.output,
+        kind,
+        DEFAULT_SHARD_BYTES,
+        |name| {
+            bar.set_message(name.to_owned());
+            bar.inc(1);
+        },
+    );
+    bar.finish_and_clear();
+    result.map_err(Failure::other)?;
+    println!(
+        "{}: {tensors} tensors of {}, after step {}",
+        args.output.display(),
+        reader.location(),
+        reader.state().global_step
+    );
+    Ok(0)
+}
