@@ -49,16 +49,25 @@ impl Moto {
 
     /// The store of a prefix in the bucket, opened as a user would.
     pub fn store(&self, prefix: &str) -> Arc<dyn Store> {
-        let options = [
+        open_store(&self.url(prefix), self.options()).expect("a store")
+    }
+
+    /// The prefix, as a user would write it.
+    pub fn url(&self, prefix: &str) -> String {
+        format!("s3://{BUCKET}/{prefix}")
+    }
+
+    /// Settings of the client: environment variables.
+    pub fn options(&self) -> [(String, String); 6] {
+        [
             ("AWS_ENDPOINT", format!("http://127.0.0.1:{}", self.port)),
             ("AWS_ALLOW_HTTP", "true".to_owned()),
             ("AWS_ACCESS_KEY_ID", "key".to_owned()),
             ("AWS_SECRET_ACCESS_KEY", "secret".to_owned()),
             ("AWS_REGION", "us-east-1".to_owned()),
             ("NOT_FOR_S3", "ignored".to_owned()),
-        ];
-        let options = options.map(|(name, value)| (name.to_owned(), value));
-        open_store(&format!("s3://{BUCKET}/{prefix}"), options).expect("a store")
+        ]
+        .map(|(name, value)| (name.to_owned(), value))
     }
 
     fn create_bucket(&self) {

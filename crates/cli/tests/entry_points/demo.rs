@@ -188,3 +188,16 @@ pub fn assert_gone(workers: &[(usize, u32)]) {
         );
     }
 }
+
+/// As [`assert_gone`], for processes that may need a moment.
+pub fn assert_gone_soon(workers: &[(usize, u32)], limit: Duration) {
+    let start = Instant::now();
+    let is_there = |pid: &u32| Path::new(&format!("/proc/{pid}")).exists();
+    while workers.iter().any(|(_, pid)| is_there(pid)) {
+        assert!(
+            start.elapsed() < limit,
+            "still there after {limit:?}: {workers:?}"
+        );
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}

@@ -3,7 +3,16 @@
 #![allow(clippy::unwrap_used)] // a failed helper is a failed test
 
 mod bad_input;
+mod crash;
+mod damage;
 mod demo;
+mod export;
+mod full_disk;
+// That crate's tests use more of it.
+#[allow(dead_code)]
+#[path = "../../../checkpoint/tests/checkpoint/moto.rs"]
+mod moto;
+mod object_storage;
 mod reshard;
 mod resume;
 mod saved;

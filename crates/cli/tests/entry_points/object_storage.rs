@@ -1,0 +1,63 @@
+//! Checkpoints in S3: written, listed, continued from and exported as on a local disk.
+
+use std::process::Stdio;
+
+use crate::demo::{Run, losses, train};
+use crate::moto::Moto;
+
+#[test]
+fn a_run_whose_storage_is_s3_saves_and_continues_there() {
+    let moto = Moto::start();
+    let url = moto.url("runs");
+    let run =
+        |steps: &str| Run::new("fsdp", 1, 2).args(["--max_steps", steps, "--save_steps", "2"]);
+    let whole = run("6");
+    let expected = losses(&whole.succeed());
+
+    let remote = run("3").args(["--storage_path", &url, "--num_to_keep", "2"]);
+    let local = remote.storage.path().to_str().unwrap().to_owned();
+    let remote = remote.args(["--local_path", &local]);
+    let start = |run: &Run| {
+        let output = train(run)
+            .envs(moto.options())
+            .stderr(Stdio::piped())
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{text}");
+        text
+    };
+    start(&remote);
+    let remote = remote.args(["--max_steps", "6", "--resume_from", "run"]);
+    let text = start(&remote);
+    assert!(text.contains("step 3"), "{text}");
+    assert_eq!(losses(&remote.dir()), expected, "bit for bit");
+
+    let inspect = std::process::Command::new(env!("CARGO_BIN_EXE_tandem"))
+        .args(["inspect", &format!("{url}/run")])
+        .envs(moto.options())
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&inspect.stdout);
+    println!("{text}");
+    assert!(
+        inspect.status.success() && text.contains("step 6"),
+        "{text}"
+    );
+    let output = remote.storage.path().join("exported");
+    let export = std::process::Command::new(env!("CARGO_BIN_EXE_tandem"))
+        .args(["export", "--checkpoint", &format!("{url}/run"), "--output"])
+        .arg(&output)
+        .envs(moto.options())
+        .status();
+    assert!(export.unwrap().success());
+    for name in ["config.json", "tokenizer.json", "model.safetensors"] {
+        assert!(output.join(name).is_file(), "{name}");
+    }
+    // Nothing but logs and metrics is here.
+    let here = std::fs::read_dir(remote.dir()).unwrap();
+    for entry in here {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        assert!(!name.starts_with("checkpoint_"), "{name}");
+    }
+}
