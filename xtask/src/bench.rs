@@ -18,6 +18,8 @@ pub enum Bench {
     Comm,
     /// Writing and reading checkpoints.
     Checkpoint,
+    /// What saving costs a run, and how soon it recovers.
+    Recovery,
 }
 
 impl Bench {
@@ -26,6 +28,7 @@ impl Bench {
             "step" => Some(Self::Step),
             "comm" => Some(Self::Comm),
             "checkpoint" => Some(Self::Checkpoint),
+            "recovery" => Some(Self::Recovery),
             _ => None,
         }
     }
@@ -37,6 +40,7 @@ pub fn run(workspace: &Workspace, bench: Bench, arguments: &[OsString]) -> Resul
         Bench::Step => step::run(workspace, arguments),
         Bench::Comm => cargo_bench(workspace, "tandem-comm", arguments),
         Bench::Checkpoint => cargo_bench(workspace, "tandem-checkpoint", arguments),
+        Bench::Recovery => cargo_bench(workspace, "tandem-cli", arguments),
     }
 }
 
