@@ -1,13 +1,14 @@
 //! What a run needs before ranks meet: model, data and memory. Whoever starts the run checks all of it, so that what is
 //! wrong is said once, before anything is started.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tandem_data::{
     DatasetOptions, EpochLimit, Hub, Progress, Rows, Sampler, Source, TokenCache, TokenDataset,
-    Tokenizer, Weights,
+    Tokenizer, Verify, Weights,
 };
+use tandem_launch::env::process_environment;
 use tandem_mesh::DeviceMesh;
 use tandem_model::{ModelConfig, ModuleTree};
 use tandem_parallel::{Strategy, TpSlices, UnitLayout, layouts};
@@ -19,6 +20,10 @@ use crate::failure::{Failure, Outcome};
 use crate::request::Request;
 use crate::storage::local_folder;
 use crate::worker::HEAD_CHUNK_ROWS;
+
+/// Name of the variable with the token cache that the controller has built and checked, so that its workers, at every start,
+/// need not read the whole dataset to see that it is the right one.
+pub const TOKEN_CACHE: &str = "TANDEM_TOKEN_CACHE";
 
 /// A model and data that fit together.
 pub struct Prepared {
@@ -32,6 +37,8 @@ pub struct Prepared {
     pub strategy: Strategy,
     /// The tokens.
     pub dataset: Arc<TokenDataset>,
+    /// The file they are in.
+    pub token_cache: PathBuf,
     /// Which of them when.
     pub sampler: Sampler,
     /// Optimizer steps of the run.
@@ -84,7 +91,11 @@ pub fn prepare(request: &Request, mesh: DeviceMesh, sink: &mut dyn EventSink) ->
         request.recompute(),
         HEAD_CHUNK_ROWS,
     );
-    let dataset = dataset(request, &model_dir, &config, &hub, sink)?;
+    let cache = token_cache(request, &model_dir, &config, &hub, sink)?;
+    let token_cache = cache.path().to_owned();
+    let dataset = TokenDataset::new(Arc::new(cache), common.seq_length, common.packing)
+        .map_err(Failure::other)?;
+    let dataset = Arc::new(dataset);
     let sampler = sampler(request, mesh, dataset.len())?;
     let total_steps = match common.max_steps {
         0 => sampler.total_steps(),
@@ -96,6 +107,7 @@ pub fn prepare(request: &Request, mesh: DeviceMesh, sink: &mut dyn EventSink) ->
         tree,
         strategy,
         dataset,
+        token_cache,
         sampler,
         total_steps,
         memory,
@@ -123,13 +135,13 @@ pub fn check_memory(prepared: &Prepared, local_workers: usize) -> Outcome<()> {
     Ok(())
 }
 
-fn dataset(
+fn token_cache(
     request: &Request,
-    model_dir: &std::path::Path,
+    model_dir: &Path,
     config: &ModelConfig,
     hub: &Hub,
     sink: &mut dyn EventSink,
-) -> Outcome<Arc<TokenDataset>> {
+) -> Outcome<TokenCache> {
     let common = request.common();
     let tokenizer = Tokenizer::load(model_dir).map_err(Failure::other)?;
     if tokenizer.vocab_size() > config.vocab_size {
@@ -147,15 +159,18 @@ fn dataset(
         text_column: common.text_column.clone(),
         percentage: common.dataset_percentage,
     };
-    // In shared storage, all hosts of a cluster and all runs use one cache.
-    let cache_dir = local_folder(common).join("token_cache");
-    let mut shown = Shown(sink, String::new());
-    let source = Source::resolve(&options, hub, &mut shown).map_err(Failure::other)?;
-    let cache = TokenCache::build_or_open(&source, &tokenizer, &cache_dir, &mut shown)
-        .map_err(Failure::other)?;
-    let dataset = TokenDataset::new(Arc::new(cache), common.seq_length, common.packing)
-        .map_err(Failure::other)?;
-    Ok(Arc::new(dataset))
+    let cache = match process_environment(TOKEN_CACHE).filter(|path| Path::new(path).is_file()) {
+        Some(path) => TokenCache::open(Path::new(&path), Verify::Header).map_err(Failure::other)?,
+        None => {
+            // In shared storage, all hosts of a cluster and all runs use one cache.
+            let cache_dir = local_folder(common).join("token_cache");
+            let mut shown = Shown(sink, String::new());
+            let source = Source::resolve(&options, hub, &mut shown).map_err(Failure::other)?;
+            TokenCache::build_or_open(&source, &tokenizer, &cache_dir, &mut shown)
+                .map_err(Failure::other)?
+        }
+    };
+    Ok(cache)
 }
 
 fn sampler(request: &Request, mesh: DeviceMesh, rows: u64) -> Outcome<Sampler> {

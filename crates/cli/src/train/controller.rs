@@ -11,7 +11,7 @@ use tandem_trainer::{Event, EventSink};
 use crate::display::Display;
 use crate::failure::{Failure, Outcome};
 use crate::local::{self, Supervision};
-use crate::prepare::{check_memory, prepare};
+use crate::prepare::{TOKEN_CACHE, check_memory, prepare};
 use crate::reporter::from_message;
 use crate::request::Request;
 use crate::storage::Storage;
@@ -54,7 +54,7 @@ pub fn run(request: &Request) -> Outcome<i32> {
     let result = local::run_workers(
         mesh.world_size(),
         &storage.run_dir,
-        &[],
+        &[(TOKEN_CACHE, prepared.token_cache.into())],
         supervision,
         &mut |event| show.event(event),
     );

@@ -1,6 +1,6 @@
 //! What cannot work is refused with a sentence that says what to change, the right exit code, and nothing left behind.
 
-use crate::demo::{Run, demo};
+use crate::demo::{Run, demo, train};
 
 /// A copy of the demo model with one file changed.
 fn model_with(file: &str, change: impl FnOnce(String) -> String) -> tempfile::TempDir {
@@ -218,5 +218,26 @@ fn more_than_the_memory_of_this_machine() {
         &base().args(["--model_name", dir.path().to_str().unwrap()]),
         1,
         &["not enough memory", "GB"],
+    );
+}
+
+#[test]
+fn a_port_that_is_taken() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let run = Run::new("fsdp", 2, 1);
+    let output = train(&run)
+        .envs([("RANK", "0"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "0")])
+        .envs([("LOCAL_WORLD_SIZE", "2"), ("MASTER_ADDR", "127.0.0.1")])
+        .env("MASTER_PORT", &port)
+        .stderr(std::process::Stdio::piped())
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    println!("{text}");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        text.contains(&port) && text.contains("MASTER_PORT"),
+        "{text}"
     );
 }
