@@ -71,7 +71,7 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
     logging.getLogger(ray_context.__file__).setLevel(logging.WARNING)
     spec: WorkerSpec = config["worker"]
     program = find_program(spec.entry_point, spec.binary)
-    environment = _worker_environment()
+    environment = _worker_environment(spec)
     rendezvous = _state.rendezvous
     supervisor = Supervisor(
         rank=int(environment["RANK"]),
@@ -99,8 +99,8 @@ class EndWorker(WorkerCallback):  # type: ignore[misc]
             _state.supervisor.kill()
 
 
-def _worker_environment() -> dict[str, str]:
-    environment = {**os.environ, **_state.environment}
+def _worker_environment(spec: WorkerSpec) -> dict[str, str]:
+    environment = {**os.environ, **spec.environment, **_state.environment}
     # A worker that was given no GPU must not find one: another job may have it.
     if not ray.get_runtime_context().get_accelerator_ids().get("GPU"):
         environment["CUDA_VISIBLE_DEVICES"] = ""

@@ -8,6 +8,7 @@ those of the local controller (`exit_codes`).
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import logging
 import math
@@ -40,13 +41,19 @@ from tandem_ray.trainer import TandemTrainer
 # Ray waits so long for resources before it tries again.
 _START_TIMEOUT: Final = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 _START_TIMEOUT_S: Final = 60.0
+# Of Linux's prctl.
+_PR_SET_PDEATHSIG: Final = 1
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the request that the arguments name, prints the outcome and returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tandem_ray.driver", description="Trains on a Ray cluster.")
     parser.add_argument("request", nargs="?", help="file with the request; standard input when it is left out")
-    path = parser.parse_args(arguments).request
+    parser.add_argument("--parent", type=int, metavar="PID", help="the process whose end stops the run as SIGTERM does")
+    given = parser.parse_args(arguments)
+    if given.parent is not None:
+        _stop_with(given.parent)
+    path = given.request
     try:
         text = Path(path).read_text(encoding="utf-8") if path else sys.stdin.read()
         outcome = _run(parse_request(text))
@@ -117,7 +124,7 @@ def trainer_for(request: Request) -> TandemTrainer:
 
 def _run(request: Request) -> dict[str, Any]:
     trainer = trainer_for(request)
-    ray.init(address=request.ray.address, logging_level=logging.WARNING, ignore_reinit_error=True)
+    _connect(request.ray.address)
     # Until `fit` handles it, SIGTERM ends the driver as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -133,6 +140,24 @@ def _run(request: Request) -> dict[str, Any]:
         "checkpoint": None if result.checkpoint is None else Path(result.checkpoint.path).name,
         "metrics": result.metrics or {},
     }
+
+
+def _connect(address: str | None) -> None:
+    try:
+        ray.init(address=address, logging_level=logging.WARNING, ignore_reinit_error=True)
+    except ConnectionError as error:
+        raise ConnectionError(
+            f"there is no Ray cluster at {address}: {error} Start one with `ray start --head` (and on other nodes `ray "
+            "start --address HEAD:6379`), name another one with --ray_address or RAY_ADDRESS, or pass --ray_address "
+            "local to start one for this run."
+        ) from error
+
+
+def _stop_with(parent: int) -> None:
+    """Asks the kernel for SIGTERM at the parent's end, and ends at once if that was too late."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:
+        sys.exit(exit_codes.FAILURE)
 
 
 def _failed(message: str, exit_code: int) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from tandem_ray.row_placement import RowPlacement
 from tandem_ray.run_folder import check_resume, run_dir
 from tandem_ray.supervisor import Patience
 from tandem_ray.train_config import FlagValue
-from tandem_ray.worker_spec import WorkerSpec
+from tandem_ray.worker_spec import WorkerSpec, passed_on
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ class TandemTrainer(DataParallelTrainer):  # type: ignore[misc]
         super().__init__(
             actor.train,
             train_loop_config={
-                "worker": WorkerSpec(plan.entry_point, plan.args, binary, patience, self.stop_key),
+                "worker": WorkerSpec(plan.entry_point, plan.args, binary, patience, self.stop_key, passed_on()),
             },
             backend_config=TandemBackendConfig(tp_size=plan.tp_size, run_dir=plan.run_dir),
             scaling_config=plan.scaling_config,

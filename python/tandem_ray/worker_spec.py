@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -14,6 +14,9 @@ from tandem_ray.supervisor import Patience
 
 # A folder with the binaries, for those who build them from source.
 BIN_DIR: Final = "TANDEM_BIN_DIR"
+# What the programs read from their environment besides a launcher's variables: settings of the hub, NCCL and the log,
+# and the token cache that the command line has checked.
+_PASSED_ON: Final = ("HF_", "NCCL_", "RUST_LOG", "TANDEM_TOKEN_CACHE")
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,8 @@ class WorkerSpec:
     patience: Patience
     # Where the driver leaves word that the run should stop.
     stop_key: str
+    # Variables of the driver that workers get as well. Their own are those that their node's Ray was started with.
+    environment: dict[str, str] = field(default_factory=dict)
 
 
 def find_program(entry_point: str, binary: str | None) -> Path:
@@ -48,6 +53,11 @@ def find_program(entry_point: str, binary: str | None) -> Path:
         f"{entry_point} is not on this machine ({os.uname().nodename}): install the package 'tandem' on every node, or "
         f"set {BIN_DIR} to the folder of the binaries, or pass binary="
     )
+
+
+def passed_on() -> dict[str, str]:
+    """The variables of this process that workers get as well."""
+    return {name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON)}
 
 
 def _runnable(path: Path) -> Path:

@@ -50,7 +50,7 @@ fn show_steps(dir: &Path, asynchronous: bool) -> Outcome<()> {
         // The first steps also warm up.
         match step {
             0..=3 => {}
-            _ if (step - 1) % EVERY == 0 && step > EVERY => with.push(seconds),
+            _ if (step - 1).is_multiple_of(EVERY) && step > EVERY => with.push(seconds),
             _ if (step - 1) % EVERY == EVERY - 1 => without.push(seconds),
             // A save may or may not be under way.
             _ => {}

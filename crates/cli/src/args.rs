@@ -8,13 +8,15 @@ use tandem_tensor::DeviceChoice;
 use tandem_trainer::Schedule;
 
 use crate::checkpoint_args::CheckpointArgs;
+use crate::cluster_args::ClusterArgs;
 
 const AFTER_HELP: &str = "\
 Ranks form a mesh of tp_size x dp_size, rank = dp_rank * tp_size + tp_rank: tensor parallel groups are rows
 ({0,1}, {2,3} for 2 x 2), data parallel groups are columns ({0,2}, {1,3}). All ranks of a row see the same batch.
 
 Started by itself, this program is the controller: it starts num_workers copies of itself on this machine. Started
-with RANK and WORLD_SIZE set (torchrun), under Slurm or Open MPI, it is one worker.
+with RANK and WORLD_SIZE set (torchrun), under Slurm or Open MPI, it is one worker. With --cluster ray, Ray Train starts
+the workers on a Ray cluster.
 
 Ctrl-C, SIGTERM: all workers finish their step, save and leave; a second time: they leave at once. SIGUSR1: save now and go on.
 
@@ -229,6 +231,10 @@ pub struct CommonArgs {
     #[command(flatten)]
     #[serde(flatten)]
     pub checkpoints: CheckpointArgs,
+
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub cluster: ClusterArgs,
 }
 
 impl CommonArgs {

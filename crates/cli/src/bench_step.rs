@@ -18,7 +18,7 @@ use crate::failure::{Failure, Outcome};
 use crate::local::{self, Supervision};
 use crate::replay::StrategyChoice;
 use crate::request::{precision, zero_level};
-use crate::worker::{HEAD_CHUNK_ROWS, Ranks, write_whole};
+use crate::worker::{HEAD_CHUNK_ROWS, Network, Ranks, write_whole};
 
 /// The architecture of Qwen2-0.5B (arXiv 2407.10671).
 const MODEL: &str = r#"{
@@ -190,7 +190,7 @@ pub fn run_worker(args: &BenchStepArgs, env: &WorkerEnv) -> Outcome<()> {
         .and_then(|config| config.truncated(args.layers))
         .map_err(Failure::other)?;
     let tree = ModuleTree::new(&config);
-    let ranks = Ranks::join(env, mesh, args.device, 120)?;
+    let ranks = Ranks::join(env, mesh, args.device, 120, Network::default())?;
     let mut engine = Engine::new(EngineSetup {
         strategy: strategy(args, &tree)?,
         config,

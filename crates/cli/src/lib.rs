@@ -5,6 +5,7 @@ mod bench_step;
 mod case_files;
 mod checkpoint_args;
 mod checkpoint_location;
+mod cluster_args;
 mod display;
 mod export;
 mod failure;

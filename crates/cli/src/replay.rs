@@ -20,7 +20,7 @@ use crate::replay_case::{Candidate, Case};
 use crate::replay_check::{self, Tensors};
 use crate::request::{precision, zero_level};
 use crate::weights::HfSource;
-use crate::worker::{Ranks, write_whole};
+use crate::worker::{Network, Ranks, write_whole};
 
 /// Train on the recorded batches of a case and compare with what PyTorch computed.
 #[derive(Debug, Clone, Args)]
@@ -148,7 +148,13 @@ pub fn run_worker(args: &ReplayArgs, env: &WorkerEnv) -> Outcome<()> {
     let weights = HfWeights::open(&case.dir).map_err(Failure::other)?;
     let source = HfSource::checked(&weights, &config, &tree)?;
     let batches = read_batches(&case)?;
-    let ranks = Ranks::join(env, mesh, args.device, args.comm_timeout_s)?;
+    let ranks = Ranks::join(
+        env,
+        mesh,
+        args.device,
+        args.comm_timeout_s,
+        Network::default(),
+    )?;
     let mut engine = Engine::new(EngineSetup {
         strategy: args.strategy(&tree)?,
         config,

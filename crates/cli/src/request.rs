@@ -54,6 +54,7 @@ impl Request {
         let mesh = DeviceMesh::for_workers(common.tp_size, common.dp_size, common.num_workers)
             .map_err(|error| Failure::usage(error.to_string()))?;
         check_numbers(common)?;
+        common.cluster.check(common.device)?;
         common
             .checkpoints
             .check(common.experiment_name.as_deref())?;

@@ -1,16 +1,21 @@
 //! The two entry points: `train_deepspeed` and `train_fsdp`.
 
+mod checked;
 mod controller;
 mod identity;
 mod model_files;
+mod ray;
 mod resume;
 mod training;
 
 use std::process::ExitCode;
 
 use clap::Parser;
+use tandem_launch::exit_code;
 
 use crate::args::{DeepSpeedArgs, FsdpArgs};
+use crate::cluster_args::Cluster;
+use crate::failure::Failure;
 use crate::request::Request;
 use crate::session::{Role, end, end_worker};
 
@@ -25,10 +30,20 @@ pub fn main_fsdp() -> ExitCode {
 }
 
 fn main(request: &Request) -> ExitCode {
-    match Role::detect() {
-        Err(failure) => end(Err(failure)),
-        Ok(Role::Controller) => end(controller::run(request)),
-        Ok(Role::Worker { env, control }) => {
+    let cluster = &request.common().cluster;
+    if cluster.check_flags {
+        return end(request.check().map(|_| exit_code::OK));
+    }
+    match (Role::detect(), cluster.cluster) {
+        (Err(failure), _) => end(Err(failure)),
+        (Ok(Role::Controller), Cluster::Local) => end(controller::run(request)),
+        (Ok(Role::Controller), Cluster::Ray) => end(ray::run(request)),
+        (Ok(Role::Worker { env, .. }), Cluster::Ray) => end(Err(Failure::usage(format!(
+            "--cluster ray starts workers, but the environment says that this process is one ({:?}, rank {}); \
+             leave out --cluster ray, or unset the launcher's variables",
+            env.source, env.rank
+        )))),
+        (Ok(Role::Worker { env, control }), Cluster::Local) => {
             let result = training::run(request, &env, &control);
             end_worker(&env, control, result)
         }

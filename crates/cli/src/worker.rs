@@ -14,6 +14,15 @@ use crate::failure::{Failure, Outcome};
 /// Rows of the head whose logits exist at the same time.
 pub const HEAD_CHUNK_ROWS: usize = 512;
 
+/// How ranks reach each other.
+#[derive(Debug, Default)]
+pub struct Network {
+    /// How groups on CPUs move data.
+    pub transport: Transport,
+    /// The interface whose address other hosts should use; otherwise the one on the way to rank 0.
+    pub interface: Option<String>,
+}
+
 /// A rank's connections.
 pub struct Ranks {
     /// The rendezvous, and who is alive.
@@ -35,6 +44,7 @@ impl Ranks {
         mesh: DeviceMesh,
         device: DeviceChoice,
         timeout_s: u64,
+        network: Network,
     ) -> Outcome<Self> {
         if env.world_size != mesh.world_size() {
             return Err(Failure::usage(format!(
@@ -47,7 +57,12 @@ impl Ranks {
             .select(env.local_rank)
             .map_err(|error| Failure::usage(error.to_string()))?;
         limit_threads(env.local_world_size);
-        let world = World::connect(&WorldConfig {
+        let connect = if env.beside_agent {
+            World::connect_beside_agent
+        } else {
+            World::connect
+        };
+        let world = connect(&WorldConfig {
             rank: env.rank,
             world_size: env.world_size,
             local_rank: env.local_rank,
@@ -56,8 +71,8 @@ impl Ranks {
             master_port: env.master_port,
             master_fd: env.master_fd,
             timeout: Duration::from_secs(timeout_s),
-            network_interface: None,
-            transport: Transport::Auto,
+            network_interface: network.interface,
+            transport: network.transport,
         })
         .map_err(Failure::comm)?;
         let all: Vec<usize> = (0..mesh.world_size()).collect();

@@ -52,6 +52,8 @@ pub struct WorkerEnv {
     /// `master_port`. Taking it over, instead of binding the port, leaves no moment in which another process could
     /// take the port.
     pub master_fd: Option<i32>,
+    /// The launcher's own store listens on `master_port` (torchrun's agent), so rank 0 takes a port after it.
+    pub beside_agent: bool,
     /// Whose variables these are.
     pub source: Launcher,
 }

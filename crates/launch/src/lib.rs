@@ -10,6 +10,7 @@
 
 pub mod client;
 pub mod controller;
+pub mod delegate;
 pub mod env;
 pub mod exit_code;
 pub mod experiment;

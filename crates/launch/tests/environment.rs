@@ -79,6 +79,7 @@ fn torchrun() {
             master_addr: "node-0".to_owned(),
             master_port: 29500,
             master_fd: None,
+            beside_agent: false,
             source: Launcher::Torchrun,
         }
     );
@@ -86,6 +87,8 @@ fn torchrun() {
     assert_eq!(worker(&without_group).node_rank, 1);
     let handed_over = changed(TORCHRUN, &[("TANDEM_MASTER_FD", Some("3"))]);
     assert_eq!(worker(&handed_over).master_fd, Some(3));
+    let agent = changed(TORCHRUN, &[("TORCHELASTIC_USE_AGENT_STORE", Some("True"))]);
+    assert!(worker(&agent).beside_agent);
 }
 
 #[test]

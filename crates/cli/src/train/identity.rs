@@ -7,17 +7,19 @@ use tandem_checkpoint::{Digest, TrainState};
 use tandem_mesh::DeviceMesh;
 use tandem_model::{ModelConfig, ModuleTree};
 
+use crate::cluster_args::STARTING;
 use crate::prepare::Prepared;
 use crate::request::Request;
 
 /// Flags that say where a run is or how it is cut, which changes nothing of what it computes, or that the state names
 /// itself.
-const NOT_SETTINGS: [&str; 13] = [
+const NOT_SETTINGS: [&str; 15] = [
     "dp_size",
     "experiment_name",
     "local_path",
     "loss_output_dir",
     "model_name",
+    "network_interface",
     "num_workers",
     "resume_fallback",
     "resume_from",
@@ -25,6 +27,7 @@ const NOT_SETTINGS: [&str; 13] = [
     "seq_length",
     "storage_path",
     "tp_size",
+    "transport",
     "zero_stage",
 ];
 
@@ -73,6 +76,9 @@ fn settings(request: &Request) -> BTreeMap<String, Value> {
     };
     flags
         .into_iter()
-        .filter(|(name, _)| !NOT_SETTINGS.contains(&name.as_str()))
+        .filter(|(name, _)| {
+            let counts = |names: &[&str]| !names.contains(&name.as_str());
+            counts(&NOT_SETTINGS) && counts(&STARTING)
+        })
         .collect()
 }

@@ -44,7 +44,13 @@ pub fn run(request: &Request, env: &WorkerEnv, control: &ControlClient) -> Outco
     reporter.event(Event::Phase("preparing".to_owned()));
     let prepared = prepare(request, mesh, &mut reporter)?;
     reporter.event(Event::Phase("joining".to_owned()));
-    let ranks = Ranks::join(env, mesh, common.device, common.comm_timeout_s)?;
+    let ranks = Ranks::join(
+        env,
+        mesh,
+        common.device,
+        common.comm_timeout_s,
+        common.cluster.network(),
+    )?;
     let mut last_step = 0;
     let worker = Worker {
         request,

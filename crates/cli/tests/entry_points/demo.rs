@@ -90,17 +90,21 @@ impl Run {
 
     /// Blocks until the run has finished that many steps.
     pub fn wait_for_steps(&self, steps: usize) {
-        let start = Instant::now();
-        while std::fs::read_to_string(self.dir().join("metrics.jsonl"))
-            .map_or(0, |text| text.lines().count())
-            < steps
-        {
-            assert!(
-                start.elapsed() < Duration::from_secs(60),
-                "no step within a minute"
-            );
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        let metrics = self.dir().join("metrics.jsonl");
+        let lines = || std::fs::read_to_string(&metrics).map_or(0, |text| text.lines().count());
+        wait_until("the steps are done", || lines() >= steps);
+    }
+}
+
+/// Blocks until something holds, which must be soon.
+pub fn wait_until(what: &str, holds: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !holds() {
+        assert!(
+            start.elapsed() < Duration::from_secs(60),
+            "not within a minute: {what}"
+        );
+        std::thread::sleep(Duration::from_millis(20));
     }
 }
 

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)] // a failed helper is a failed test
 
 mod bad_input;
+mod cluster;
 mod crash;
 mod damage;
 mod demo;
@@ -12,9 +13,12 @@ mod full_disk;
 #[allow(dead_code)]
 #[path = "../../../checkpoint/tests/checkpoint/moto.rs"]
 mod moto;
+mod network;
 mod object_storage;
+mod other_launchers;
 mod reshard;
 mod resume;
 mod saved;
 mod tiny;
 mod train;
+mod workers;

@@ -67,6 +67,7 @@ pub(super) fn detect(variables: &Variables<'_>) -> Result<Option<WorkerEnv>, Env
         master_addr,
         master_port,
         master_fd: None,
+        beside_agent: false,
         source: Launcher::Slurm,
     }
     .validated(&Names {

@@ -52,6 +52,7 @@ pub(super) fn detect(variables: &Variables<'_>) -> Result<WorkerEnv, EnvError> {
         master_addr,
         master_port,
         master_fd: master_fd.and_then(|fd| i32::try_from(fd).ok()),
+        beside_agent: variables.text("TORCHELASTIC_USE_AGENT_STORE")?.as_deref() == Some("True"),
         source: Launcher::Torchrun,
     }
     .validated(&Names {

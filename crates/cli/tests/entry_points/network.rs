@@ -1,0 +1,164 @@
+//! Two hosts of two workers each, made of network namespaces with a link between them: rows in shared memory, columns
+//! over TCP.
+//!
+//! Where namespaces are not permitted, the ranks talk TCP over two loopback addresses instead, and the test says so.
+
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use crate::demo;
+use crate::workers::{
+    Ended, Workers, assert_as_local, assert_whole, free_port, long, plain, short, torchrun,
+};
+
+/// How long ranks wait for each other. A step takes a fraction of it, also on a busy machine.
+const TIMEOUT: Duration = Duration::from_secs(8);
+
+/// Two hosts, gone when the test is over.
+struct Hosts {
+    names: [String; 2],
+    /// A file for each host, with what its kernel would say it is.
+    identities: tempfile::TempDir,
+}
+
+const ADDRESSES: [&str; 2] = ["10.77.0.1", "10.77.0.2"];
+
+fn ip(line: &str) -> std::io::Result<Output> {
+    Command::new("ip").args(line.split(' ')).output()
+}
+
+impl Hosts {
+    /// `None` where this machine does not permit namespaces.
+    fn make(test: &str) -> Option<Self> {
+        let id = std::process::id();
+        let hosts = Self {
+            names: [
+                format!("tandem-{id}-{test}-a"),
+                format!("tandem-{id}-{test}-b"),
+            ],
+            identities: tempfile::tempdir().unwrap(),
+        };
+        let [a, b] = &hosts.names;
+        let mut lines = vec![
+            format!("netns add {a}"),
+            format!("netns add {b}"),
+            format!("link add link0 netns {a} type veth peer name link0 netns {b}"),
+        ];
+        for (name, address) in hosts.names.iter().zip(ADDRESSES) {
+            std::fs::write(hosts.identities.path().join(name), format!("host {name}\n")).unwrap();
+            lines.extend([
+                format!("-n {name} addr add {address}/30 dev link0"),
+                format!("-n {name} link set lo up"),
+                format!("-n {name} link set link0 up"),
+            ]);
+        }
+        for line in lines {
+            match ip(&line) {
+                Ok(output) if output.status.success() => {}
+                refused => {
+                    println!("no namespaces here: ip {line}: {refused:?}");
+                    return None;
+                }
+            }
+        }
+        Some(hosts)
+    }
+
+    /// `command` on the host of `rank`.
+    fn wrap(&self, rank: usize, command: &Command) -> Command {
+        let name = &self.names[rank / 2];
+        let mut wrapped = Command::new("ip");
+        wrapped
+            .args(["netns", "exec", name, "sh", "-c"])
+            .arg("mount --bind \"$0\" /proc/sys/kernel/random/boot_id && exec \"$@\"")
+            .arg(self.identities.path().join(name))
+            .arg(command.get_program())
+            .args(command.get_args());
+        wrapped.stdout(std::process::Stdio::null());
+        wrapped
+    }
+
+    /// Cuts or heals the link.
+    fn link(&self, state: &str) {
+        let output = ip(&format!("-n {} link set link0 {state}", self.names[0])).unwrap();
+        assert!(output.status.success(), "{output:?}");
+    }
+}
+
+impl Drop for Hosts {
+    fn drop(&mut self) {
+        for name in &self.names {
+            // The link goes with them.
+            let _ = ip(&format!("netns del {name}"));
+        }
+    }
+}
+
+#[test]
+fn two_hosts_train_as_one() {
+    match Hosts::make("parity") {
+        Some(hosts) => {
+            let run = short();
+            let variables = torchrun(4, 2, ADDRESSES[0], free_port());
+            let wrap = |rank, command: Command| hosts.wrap(rank, &command);
+            Workers::start(&run, 4, variables, wrap).succeed();
+            assert_as_local(&run, 4);
+        }
+        None => {
+            println!("the ranks talk over loopback addresses instead");
+            let run = short().args(["--transport", "tcp"]);
+            let variables = torchrun(4, 2, "127.0.0.2", free_port());
+            Workers::start(&run, 4, variables, plain).succeed();
+            assert_as_local(&run, 4);
+        }
+    }
+}
+
+#[test]
+fn a_host_that_is_cut_off_is_an_error_in_time_and_a_restart_recovers() {
+    let seconds = TIMEOUT.as_secs().to_string();
+    let run = long().args(["--comm_timeout_s", &seconds]);
+    let limit = 2 * TIMEOUT + Duration::from_secs(20);
+    let port = free_port();
+    match Hosts::make("cut") {
+        Some(hosts) => {
+            let variables = torchrun(4, 2, ADDRESSES[0], port);
+            let wrap = |rank, command: Command| hosts.wrap(rank, &command);
+            let mut workers = Workers::start(&run, 4, &variables, wrap);
+            run.wait_for_steps(3);
+            hosts.link("down");
+            assert_silence(&workers.end_within(limit));
+            // The link heals, and the launcher starts all again.
+            hosts.link("up");
+            Workers::start(&run, 4, &variables, wrap).succeed();
+            assert_whole(&run);
+        }
+        None => {
+            println!("no link to cut: the workers of the second host are stopped instead");
+            let run = run.args(["--transport", "tcp"]);
+            let variables = torchrun(4, 2, "127.0.0.2", port);
+            let mut workers = Workers::start(&run, 4, &variables, plain);
+            run.wait_for_steps(3);
+            let stopped = workers.split_off(2);
+            for rank in 0..2 {
+                demo::kill(stopped.pid(rank), "STOP");
+            }
+            assert_silence(&workers.end_within(limit));
+            drop(stopped);
+            Workers::start(&run, 4, &variables, plain).succeed();
+            assert_whole(&run);
+        }
+    }
+}
+
+/// The ends of ranks that waited in vain: who was not heard of, and in which collective.
+fn assert_silence(ended: &[Ended]) {
+    for (rank, ended) in ended.iter().enumerate() {
+        println!("rank {rank} ended {:?} after the cut", ended.after);
+        assert_eq!(ended.code, Some(1), "rank {rank}: {}", ended.text);
+        assert!(ended.after < TIMEOUT + Duration::from_secs(15));
+        let last = ended.text.lines().last().unwrap_or_default();
+        let named = last.contains(" left during ") || last.contains("no answer from rank");
+        assert!(named && last.contains("(step "), "{last}");
+    }
+}
