@@ -61,8 +61,10 @@ impl Display {
     }
 
     /// Shows that there is a new checkpoint.
-    pub fn saved(&self, name: &str, step: u64) {
-        self.line(&format!("saved {name} (step {step})"));
+    pub fn saved(&self, name: &str, step: u64, seconds: f64, blocked_s: f64) {
+        self.line(&format!(
+            "saved {name} (step {step}) in {seconds:.1} s, of which training waited {blocked_s:.2} s"
+        ));
     }
 
     fn begin(&mut self, first_step: u64, last_step: u64) {
@@ -118,7 +120,7 @@ impl EventSink for Display {
                 for warning in &saved.warnings {
                     self.line(&format!("warning: {warning}"));
                 }
-                self.saved(&saved.name, saved.step);
+                self.saved(&saved.name, saved.step, saved.seconds, saved.blocked_s);
             }
             Event::SaveFailed { step, problem } => self.line(&format!(
                 "warning: no checkpoint after step {step}: {problem}; training goes on"

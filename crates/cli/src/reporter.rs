@@ -80,8 +80,11 @@ impl EventSink for Reporter<'_> {
                             control.send(&warning(text));
                         }
                     }
+                    let mut metrics = saved_metrics(&saved.metrics);
+                    metrics.insert("save_s", saved.seconds);
+                    metrics.insert("save_blocked_s", saved.blocked_s);
                     control.send(&Message::Report {
-                        metrics: saved_metrics(&saved.metrics),
+                        metrics,
                         checkpoint_dir_name: Some(saved.name),
                     });
                 }
@@ -138,6 +141,7 @@ pub fn from_message(step: u64, epoch: u64, metrics: &Metrics) -> (StepMetrics, u
         grad_norm: number("grad_norm"),
         tokens_per_s: number("tokens_per_s"),
         step_time_s: number("step_time_s"),
+        saving_s: 0.0,
         tokens_seen: number("tokens_seen") as u64,
         n_tokens: 0,
         gemm_fraction: number("gemm_fraction"),

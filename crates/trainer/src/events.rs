@@ -21,6 +21,8 @@ pub struct StepMetrics {
     pub tokens_per_s: f64,
     /// Seconds from the end of the previous step to the end of this one.
     pub step_time_s: f64,
+    /// How much of it training waited for a save.
+    pub saving_s: f64,
     /// Tokens of all steps so far.
     pub tokens_seen: u64,
     /// Valid targets of this step.

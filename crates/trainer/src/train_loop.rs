@@ -1,6 +1,6 @@
 //! The loop around the step: batches in, metrics out, checks now and then.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tandem_comm::ReduceOp;
 use tandem_data::BatchSource;
@@ -85,6 +85,7 @@ pub fn train_loop(
     let mut position = position;
     let (mut stopped, mut loss) = (false, None);
     let mut unsaved = None;
+    let mut saving = Duration::ZERO;
     let mesh_gemm_rate = measure_gemm_rate(engine)?;
     let tree = ModuleTree::new(&engine.config);
     let mut peaks = Vec::new();
@@ -132,6 +133,7 @@ pub fn train_loop(
             grad_norm: report.grad_norm,
             tokens_per_s: tokens as f64 / seconds,
             step_time_s: seconds,
+            saving_s: std::mem::take(&mut saving).as_secs_f64(),
             tokens_seen: position.tokens_seen,
             n_tokens: report.n_tokens,
             gemm_fraction: flops / seconds / mesh_gemm_rate,
@@ -160,7 +162,9 @@ pub fn train_loop(
         let is_asked_for = agreed.requests.save_now || stopped || is_last;
         let ends_epoch = batches.iter().any(|batch| batch.ends_epoch);
         if checkpoints.is_due(step, is_asked_for || ends_epoch) {
+            let begun = Instant::now();
             save(engine, checkpoints, &progress, watcher.sink)?;
+            saving = begun.elapsed();
             unsaved = None;
         } else {
             unsaved = Some(progress);

@@ -117,8 +117,10 @@ impl Show {
                 checkpoint_dir_name: Some(name),
                 metrics,
             } => {
-                let step = metrics.get("step").unwrap_or_default();
-                self.display.saved(name, step as u64);
+                let number = |name: &str| metrics.get(name).unwrap_or_default();
+                let step = number("step") as u64;
+                let (seconds, blocked_s) = (number("save_s"), number("save_blocked_s"));
+                self.display.saved(name, step, seconds, blocked_s);
             }
             _ => {}
         }
