@@ -4,6 +4,8 @@ use std::time::Instant;
 
 use tch::{Device, Kind, Tensor};
 
+use crate::linear;
+
 /// Floating point operations per second of `[m, k] x [k, n]` products in `kind`, the best of `repeats` runs.
 ///
 /// Measured with the libtorch threads that training uses, so ranks that share a host measure what they can get
@@ -14,7 +16,7 @@ pub fn measure(m: i64, k: i64, n: i64, kind: Kind, device: Device, repeats: usiz
     let out = Tensor::empty([m, n], options);
     let run = || {
         let start = Instant::now();
-        let _ = a.mm_out(&out, &b.tr());
+        linear::forward_into(&out, &a, &b);
         if let Device::Cuda(index) = device {
             tch::Cuda::synchronize(index as i64);
         }

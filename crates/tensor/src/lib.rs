@@ -14,10 +14,12 @@ pub mod embedding;
 pub mod fingerprint;
 pub mod gemm_rate;
 pub mod linear;
+mod matmul;
 pub mod memory;
 pub mod random;
 pub mod rms_norm;
 pub mod rope;
+pub mod scratch;
 pub mod sum_of_squares;
 pub mod swiglu;
 

@@ -7,6 +7,8 @@ mod fused;
 
 use tch::Tensor;
 
+use crate::matmul;
+
 /// Whether a gradient buffer already holds a contribution of this optimizer step.
 ///
 /// The first contribution overwrites, so gradient buffers are never cleared in a pass of their own.
@@ -22,21 +24,50 @@ pub enum Accumulate {
 ///
 /// A weight of another kind is cast first: that is autocast, where the stored weight is fp32.
 pub fn forward(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
-    let weight = weight.to_kind(x.kind());
-    match bias {
-        Some(bias) => bias.to_kind(x.kind()).addmm(x, &weight.tr()),
-        None => x.mm(&weight.tr()),
-    }
+    multiply(x, &weight.to_kind(x.kind()).tr(), bias)
+}
+
+/// [`forward`] without a bias, into `out [tokens, out]`, which is contiguous.
+pub fn forward_into(out: &Tensor, x: &Tensor, weight: &Tensor) {
+    multiply_into(out, x, &weight.to_kind(x.kind()).tr());
 }
 
 /// Gradient with respect to the input: `d_y [tokens, out] . weight [out, in]`, in the kind of `d_y`.
 pub fn backward_input(d_y: &Tensor, weight: &Tensor) -> Tensor {
-    d_y.mm(&weight.to_kind(d_y.kind()))
+    multiply(d_y, &weight.to_kind(d_y.kind()), None)
+}
+
+/// [`backward_input`] into `d_x [tokens, in]`, which is contiguous.
+pub fn backward_input_into(d_x: &Tensor, d_y: &Tensor, weight: &Tensor) {
+    multiply_into(d_x, d_y, &weight.to_kind(d_y.kind()));
+}
+
+/// `a [m, k] . b [k, n] (+ bias [n])`
+fn multiply(a: &Tensor, b: &Tensor, bias: Option<&Tensor>) -> Tensor {
+    if matmul::suits(a) {
+        let out = Tensor::empty([a.size()[0], b.size()[1]], (a.kind(), a.device()));
+        if matmul::product(&out, a, b, bias, Accumulate::First).is_some() {
+            return out;
+        }
+    }
+    match bias {
+        Some(bias) => bias.to_kind(a.kind()).addmm(a, b),
+        None => a.mm(b),
+    }
+}
+
+fn multiply_into(out: &Tensor, a: &Tensor, b: &Tensor) {
+    if matmul::product(out, a, b, None, Accumulate::First).is_none() {
+        let _ = a.mm_out(out, b);
+    }
 }
 
 /// Adds `d_y^T [out, tokens] . x [tokens, in]` to the fp32 gradient `[out, in]`.
 pub fn backward_weight(d_weight: &Tensor, d_y: &Tensor, x: &Tensor, accumulate: Accumulate) {
     let d_y_t = d_y.tr();
+    if matmul::product(d_weight, &d_y_t, x, None, accumulate).is_some() {
+        return;
+    }
     if d_y.kind() == d_weight.kind() {
         let mut target = d_weight.shallow_clone();
         match accumulate {
@@ -49,7 +80,30 @@ pub fn backward_weight(d_weight: &Tensor, d_y: &Tensor, x: &Tensor, accumulate: 
             }
         }
     } else {
-        store(d_weight, &d_y_t.mm(x), accumulate);
+        backward_weight_in_blocks(d_weight, d_y, x, accumulate);
+    }
+}
+
+/// Bytes of a product that are converted to fp32 at a time: they are still in the cache then, and a block is never so
+/// large that it comes fresh from the system.
+const BLOCK_BYTES: i64 = 8 << 20;
+
+/// Blocks have a multiple of this many rows, so that the kernels see whole tiles.
+const BLOCK_ALIGN: i64 = 64;
+
+/// The product in the kind of its operands, a block of rows after the other, each converted to fp32 at once.
+fn backward_weight_in_blocks(d_weight: &Tensor, d_y: &Tensor, x: &Tensor, accumulate: Accumulate) {
+    let (rows, columns) = (d_weight.size()[0], d_weight.size()[1]);
+    let row_bytes = (columns * x.kind().elt_size_in_bytes() as i64).max(1);
+    let blocks = (rows * row_bytes + BLOCK_BYTES - 1) / BLOCK_BYTES;
+    let block = (rows + blocks - 1) / blocks.max(1);
+    let block = (block + BLOCK_ALIGN - 1) / BLOCK_ALIGN * BLOCK_ALIGN;
+    let product = Tensor::empty([block.min(rows), columns], (x.kind(), x.device()));
+    for start in (0..rows).step_by(block.max(1) as usize) {
+        let len = block.min(rows - start);
+        let product = product.narrow(0, 0, len);
+        let _ = d_y.narrow(1, start, len).tr().mm_out(&product, x);
+        store(&d_weight.narrow(0, start, len), &product, accumulate);
     }
 }
 
@@ -110,6 +164,20 @@ mod tests {
             assert_close("2 d_w", &d_w, &(wa.grad() * 2), tolerance);
             assert_close("2 d_b", &d_b, &(ba.grad() * 2), tolerance);
         }
+    }
+
+    /// More rows than one block has, and not a multiple.
+    #[test]
+    fn weight_gradients_in_blocks_are_those_in_one() {
+        let (rows, columns) = (BLOCK_BYTES / 2048 * 2 + 70, 1024);
+        let d_y = randn(&[4, rows], 1).to_kind(Kind::BFloat16);
+        let x = randn(&[4, columns], 2).to_kind(Kind::BFloat16);
+        let whole = d_y.tr().mm(&x).to_kind(Kind::Float);
+        let d_w = Tensor::full([rows, columns], f64::NAN, (Kind::Float, tch::Device::Cpu));
+        backward_weight_in_blocks(&d_w, &d_y, &x, Accumulate::First);
+        assert_close("first", &d_w, &whole, 0.0);
+        backward_weight_in_blocks(&d_w, &d_y, &x, Accumulate::Add);
+        assert_close("second", &d_w, &(whole * 2), 0.0);
     }
 
     #[test]

@@ -1,0 +1,124 @@
+//! Copying a block of an operand into panels: pairs of neighbours in the reduced dimension side by side, as the
+//! instruction wants them, and all that one step of the innermost loop reads in one run.
+
+use std::arch::x86_64::*;
+
+use half::bf16;
+
+/// A matrix; element `(i, k)`, with `k` the dimension that is summed over, is at `data[i * outer + k * reduced]`. One of the
+/// strides is 1.
+#[derive(Clone, Copy)]
+pub(super) struct Operand {
+    pub(super) data: *const bf16,
+    pub(super) outer: usize,
+    pub(super) reduced: usize,
+}
+
+/// The widest group of rows that is packed at once.
+pub(super) const GROUP: usize = 16;
+
+impl Operand {
+    fn at(&self, i: usize, k: usize) -> *const i16 {
+        self.data
+            .wrapping_add(i * self.outer + k * self.reduced)
+            .cast()
+    }
+
+    /// Packs the rows `first .. first + count`, at most [`GROUP`], of the columns `k .. k + depth`: pair `p` of row `i` goes
+    /// to `panel[p * width + i]`. The second half of an odd last pair is zero.
+    ///
+    /// # Safety
+    /// The rows and columns are there, `panel` has room, and the processor has the features.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+    pub(super) unsafe fn pack(
+        &self,
+        panel: *mut u32,
+        width: usize,
+        (first, count): (usize, usize),
+        (k, depth): (usize, usize),
+    ) {
+        let rows = low_bits(count) as __mmask16;
+        if self.reduced == 1 {
+            for done in (0..depth).step_by(2 * GROUP) {
+                let left = (depth - done).min(2 * GROUP);
+                let columns = low_bits(left);
+                let mut pairs = [_mm512_setzero_si512(); GROUP];
+                for (i, pairs) in pairs.iter_mut().enumerate().take(count) {
+                    // SAFETY: the mask admits only elements of the operand.
+                    *pairs =
+                        unsafe { _mm512_maskz_loadu_epi16(columns, self.at(first + i, k + done)) };
+                }
+                transpose(&mut pairs);
+                for (p, pairs) in pairs.iter().enumerate().take(left.div_ceil(2)) {
+                    // SAFETY: the mask admits only `count` elements of this pair's row of the panel.
+                    unsafe {
+                        let target = panel.add((done / 2 + p) * width);
+                        _mm512_mask_storeu_epi32(target.cast(), rows, *pairs);
+                    }
+                }
+            }
+        } else {
+            // Element i of the first column, then of the second.
+            let interleave = _mm512_set_epi16(
+                31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5,
+                20, 4, 19, 3, 18, 2, 17, 1, 16, 0,
+            );
+            for done in (0..depth).step_by(2) {
+                // SAFETY: the mask admits only elements of the operand and of the panel; the second column is read only
+                // where there is one.
+                unsafe {
+                    let low = _mm256_maskz_loadu_epi16(rows, self.at(first, k + done));
+                    let high = if done + 1 < depth {
+                        _mm256_maskz_loadu_epi16(rows, self.at(first, k + done + 1))
+                    } else {
+                        _mm256_setzero_si256()
+                    };
+                    let both = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), high);
+                    let pairs = _mm512_permutexvar_epi16(interleave, both);
+                    let target = panel.add(done / 2 * width);
+                    _mm512_mask_storeu_epi32(target.cast(), rows, pairs);
+                }
+            }
+        }
+    }
+}
+
+/// The lowest `count` bits.
+pub(super) fn low_bits(count: usize) -> u32 {
+    if count >= 32 {
+        u32::MAX
+    } else {
+        (1 << count) - 1
+    }
+}
+
+/// Transposes a 16 x 16 matrix of 32-bit elements: first within the four 128-bit lanes, then the lanes.
+#[target_feature(enable = "avx512f")]
+fn transpose(rows: &mut [__m512i; GROUP]) {
+    let mut t = [_mm512_setzero_si512(); GROUP];
+    for i in 0..8 {
+        t[2 * i] = _mm512_unpacklo_epi32(rows[2 * i], rows[2 * i + 1]);
+        t[2 * i + 1] = _mm512_unpackhi_epi32(rows[2 * i], rows[2 * i + 1]);
+    }
+    // After this, lane l of `rows[4 g + c]` is column 4 l + c of the rows 4 g .. 4 g + 4.
+    for g in 0..4 {
+        rows[4 * g] = _mm512_unpacklo_epi64(t[4 * g], t[4 * g + 2]);
+        rows[4 * g + 1] = _mm512_unpackhi_epi64(t[4 * g], t[4 * g + 2]);
+        rows[4 * g + 2] = _mm512_unpacklo_epi64(t[4 * g + 1], t[4 * g + 3]);
+        rows[4 * g + 3] = _mm512_unpackhi_epi64(t[4 * g + 1], t[4 * g + 3]);
+    }
+    const EVEN: i32 = 0b10_00_10_00;
+    const ODD: i32 = 0b11_01_11_01;
+    for c in 0..4 {
+        t[c] = _mm512_shuffle_i32x4::<EVEN>(rows[c], rows[4 + c]);
+        t[4 + c] = _mm512_shuffle_i32x4::<ODD>(rows[c], rows[4 + c]);
+        t[8 + c] = _mm512_shuffle_i32x4::<EVEN>(rows[8 + c], rows[12 + c]);
+        t[12 + c] = _mm512_shuffle_i32x4::<ODD>(rows[8 + c], rows[12 + c]);
+    }
+    for c in 0..4 {
+        rows[c] = _mm512_shuffle_i32x4::<EVEN>(t[c], t[8 + c]);
+        rows[8 + c] = _mm512_shuffle_i32x4::<ODD>(t[c], t[8 + c]);
+        rows[4 + c] = _mm512_shuffle_i32x4::<EVEN>(t[4 + c], t[12 + c]);
+        rows[12 + c] = _mm512_shuffle_i32x4::<ODD>(t[4 + c], t[12 + c]);
+    }
+}
