@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use tandem_tensor::linear::{self, Accumulate};
+use tandem_tensor::scratch::Scratch;
 use tandem_tensor::{Kind, Tensor, cross_entropy, rms_norm};
 
 use crate::error::ModelError;
@@ -20,6 +21,8 @@ pub struct Head {
     pub matmul: Kind,
     /// Rows whose logits exist at the same time.
     pub chunk_rows: usize,
+    /// Where a chunk's logits are.
+    pub scratch: Scratch,
 }
 
 /// What the head leaves behind.
@@ -61,20 +64,22 @@ impl Head {
         let mut loss_sum = Tensor::zeros([], (Kind::Double, x.device()));
         let mut weight_gradient = accumulate;
         let weight = weights.weight.to_kind(self.matmul);
+        let vocab = self.vocab.end - self.vocab.start;
 
         for start in (0..tokens).step_by(self.chunk_rows.max(1)) {
             let rows = (self.chunk_rows as i64).min(tokens - start);
             let hidden = hidden.narrow(0, start, rows);
             let targets = targets.narrow(0, start, rows);
-            let logits = linear::forward(&hidden, &weight, None);
+            let logits = self.scratch.take(&[rows, vocab], self.matmul, x.device());
+            linear::forward_into(&logits, &hidden, &weight);
             let stats = cross_entropy::local_stats(&logits, &targets, self.vocab.clone());
             let stats = tp.gather_stats(&stats)?;
             let normaliser = cross_entropy::combine(&stats, &targets);
             loss_sum += normaliser.loss.sum(Kind::Double);
-            let vocab = self.vocab.clone();
-            cross_entropy::logits_to_gradient_(&logits, &targets, vocab, &normaliser, scale);
+            let own = self.vocab.clone();
+            cross_entropy::logits_to_gradient_(&logits, &targets, own, &normaliser, scale);
             let d_logits = logits;
-            let _ = d_logits.mm_out(&d_hidden.narrow(0, start, rows), &weight);
+            linear::backward_input_into(&d_hidden.narrow(0, start, rows), &d_logits, &weight);
             linear::backward_weight(&gradients.weight, &d_logits, &hidden, weight_gradient);
             weight_gradient = Accumulate::Add;
         }

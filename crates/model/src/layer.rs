@@ -6,6 +6,7 @@ mod mlp;
 use std::rc::Rc;
 
 use tandem_tensor::linear::Accumulate;
+use tandem_tensor::rms_norm::{self, Residual};
 use tandem_tensor::{Kind, Tensor, attention::AttentionSpec};
 
 use crate::error::ModelError;
@@ -115,14 +116,30 @@ impl DecoderLayer {
         x: &Tensor,
         tp: &dyn TpContext,
     ) -> Result<(Tensor, BlocksSaved), ModelError> {
-        let (middle, attention) = self.attention_forward(weights, x, tp)?;
-        let (out, mlp) = self.mlp_forward(weights, &middle, tp)?;
+        let (delta, attention) = self.attention_forward(weights, x, tp)?;
+        let Residual {
+            sum: middle,
+            y: normed,
+            rstd,
+        } = self.norm_after_attention(weights, x, delta);
+        let (out, mlp) = self.mlp_forward(weights, &middle, &normed, rstd, tp)?;
         let saved = BlocksSaved {
             attention,
             middle,
             mlp,
         };
         Ok((out, saved))
+    }
+
+    /// The residual stream after the attention, and its norm, in one pass where no bias comes between.
+    fn norm_after_attention(&self, weights: &LayerTensors, x: &Tensor, delta: Tensor) -> Residual {
+        let (norm, bias) = (&weights.post_norm, weights.o_bias.as_ref());
+        if bias.is_none() {
+            return rms_norm::forward_residual(x, &delta, norm, self.eps, self.matmul);
+        }
+        let sum = add_residual(x, delta, bias);
+        let (y, rstd) = rms_norm::forward(&sum, norm, self.eps, self.matmul);
+        Residual { sum, y, rstd }
     }
 }
 

@@ -14,6 +14,7 @@ use tandem_model::{
 };
 use tandem_tensor::attention::AttentionSpec;
 use tandem_tensor::linear::Accumulate;
+use tandem_tensor::scratch::Scratch;
 use tandem_tensor::{Device, Kind, Tensor, random};
 
 const SEQ: usize = 12;
@@ -188,6 +189,7 @@ fn the_heads_gradients_are_the_derivative_of_its_loss_for_any_chunk() {
                 eps: 1e-6,
                 matmul: Kind::Float,
                 chunk_rows,
+                scratch: Scratch::default(),
             };
             let d_flat = Tensor::zeros([numel], (Kind::Float, Device::Cpu));
             let views = |t: &Tensor| HeadTensors::view(t, hidden, vocab, tied).unwrap();

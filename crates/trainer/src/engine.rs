@@ -13,6 +13,7 @@ use tandem_parallel::{
     BufferPool, FlatUnit, Strategy, TpGroup, TpSlices, UnitSetup, WeightSource, layouts,
 };
 use tandem_tensor::attention::AttentionSpec;
+use tandem_tensor::scratch::Scratch;
 use tandem_tensor::{Device, Tensor};
 
 use crate::error::TrainError;
@@ -147,6 +148,7 @@ impl Engine {
                 eps: config.rms_norm_eps,
                 matmul: strategy.precision.matmul,
                 chunk_rows: head_chunk_rows,
+                scratch: Scratch::default(),
             },
             tp: TpGroup {
                 group: tp,

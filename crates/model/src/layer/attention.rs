@@ -5,7 +5,7 @@ use tandem_tensor::attention::{self, AttentionOutput};
 use tandem_tensor::linear::{self, Accumulate};
 use tandem_tensor::{Kind, Tensor, rms_norm, rope};
 
-use super::{DecoderLayer, add_residual};
+use super::DecoderLayer;
 use crate::error::ModelError;
 use crate::tensors::LayerTensors;
 use crate::tp_context::TpContext;
@@ -27,6 +27,7 @@ struct Heads {
 }
 
 impl DecoderLayer {
+    /// What the block adds to the residual stream, less the bias of the output projection.
     pub(super) fn attention_forward(
         &self,
         weights: &LayerTensors,
@@ -40,9 +41,8 @@ impl DecoderLayer {
         let (k, v) = (self.per_query(&heads.k), self.per_query(&heads.v));
         let output = attention::forward(&heads.q, &k, &v, self.attention);
         let partial = linear::forward(&self.join_heads(&output.out), &weights.o_weight, None);
-        let out = tp.reduce_tokens(partial)?;
-        let out = add_residual(x, out, weights.o_bias.as_ref());
-        Ok((out, AttentionSaved { rstd, qkv, output }))
+        let delta = tp.reduce_tokens(partial)?;
+        Ok((delta, AttentionSaved { rstd, qkv, output }))
     }
 
     #[expect(
@@ -80,9 +80,10 @@ impl DecoderLayer {
         }
         let d_normed = d_normed.wait()?;
 
-        let (d_x, d_norm) = rms_norm::backward(&d_normed, x, &weights.input_norm, &saved.rstd);
+        let (norm, rstd) = (&weights.input_norm, &saved.rstd);
+        let (d_x, d_norm) = rms_norm::backward_residual(&d_normed, x, norm, rstd, &d_out);
         linear::store(&gradients.input_norm, &d_norm, accumulate);
-        Ok(d_out + d_x)
+        Ok(d_x)
     }
 
     /// The attention kernel's backward, and that of the rotation and of the q/k norms: the gradient of q|k|v as projected.

@@ -16,14 +16,16 @@ pub(super) struct MlpSaved {
 }
 
 impl DecoderLayer {
+    /// The residual stream after the block. `x` is that before it, `normed` and `rstd` are its norm.
     pub(super) fn mlp_forward(
         &self,
         weights: &LayerTensors,
         x: &Tensor,
+        normed: &Tensor,
+        rstd: Tensor,
         tp: &dyn TpContext,
     ) -> Result<(Tensor, MlpSaved), ModelError> {
-        let (normed, rstd) = rms_norm::forward(x, &weights.post_norm, self.eps, self.matmul);
-        let normed = tp.gather_tokens(&normed)?;
+        let normed = tp.gather_tokens(normed)?;
         let gate_up = linear::forward(
             &normed,
             &weights.gate_up_weight,
@@ -54,14 +56,13 @@ impl DecoderLayer {
         }
         let d_branch = tp.gather_tokens(&d_out.to_kind(self.matmul))?;
         let d_product = linear::backward_input(&d_branch, &weights.down_weight);
-        let product = swiglu::forward(&saved.gate_up);
-        linear::backward_weight(&gradients.down_weight, &d_branch, &product, accumulate);
-        drop(product);
-        let d_gate_up = swiglu::backward(&d_product, &saved.gate_up);
+        let (product, d_gate_up) = swiglu::forward_and_backward(&d_product, &saved.gate_up);
         let d_normed = linear::backward_input(&d_gate_up, &weights.gate_up_weight);
 
-        // The sum over the row runs while the weight gradient is computed.
+        // The sum over the row runs while the weight gradients are computed.
         let d_normed = tp.start_reduce_tokens(d_normed)?;
+        linear::backward_weight(&gradients.down_weight, &d_branch, &product, accumulate);
+        drop((product, d_product));
         let (normed, _) = rms_norm::forward(x, &weights.post_norm, self.eps, self.matmul);
         let normed = tp.gather_tokens(&normed)?;
         linear::backward_weight(&gradients.gate_up_weight, &d_gate_up, &normed, accumulate);
@@ -70,8 +71,9 @@ impl DecoderLayer {
         }
         let d_normed = d_normed.wait()?;
 
-        let (d_x, d_norm) = rms_norm::backward(&d_normed, x, &weights.post_norm, &saved.rstd);
+        let (norm, rstd) = (&weights.post_norm, &saved.rstd);
+        let (d_x, d_norm) = rms_norm::backward_residual(&d_normed, x, norm, rstd, &d_out);
         linear::store(&gradients.post_norm, &d_norm, accumulate);
-        Ok(d_out + d_x)
+        Ok(d_x)
     }
 }
