@@ -76,6 +76,8 @@ struct Reducing {
     work: Option<Work>,
     /// What the wire carries, where it is not the gradient buffer itself.
     wire: Option<Tensor>,
+    /// Whether the sum goes straight to where it is kept.
+    is_direct: bool,
     accumulate: Accumulate,
 }
 
@@ -237,9 +239,11 @@ impl FlatUnit {
         } else {
             Accumulate::Add
         };
+        let is_fp32 = self.setup.precision.reduce == Kind::Float;
         let mut reducing = Reducing {
             work: None,
             wire: None,
+            is_direct: self.cuts_gradients() && is_fp32 && accumulate == Accumulate::First,
             accumulate,
         };
         if dp.size() > 1 {
@@ -248,14 +252,17 @@ impl FlatUnit {
                 narrow => gradient.to_kind(narrow),
             };
             let mut work = if self.cuts() {
-                let mine = source.narrow(0, self.owned.start as i64, self.owned.len() as i64);
+                let mine = match reducing.is_direct {
+                    true => self.gradient_shard.shallow_clone(),
+                    false => source.narrow(0, self.owned.start as i64, self.owned.len() as i64),
+                };
                 dp.reduce_scatter_into(&mine, &source, &self.counts, ReduceOp::Sum)?
             } else {
                 dp.all_reduce(&source, ReduceOp::Sum)?
             };
             work.start();
             reducing.work = Some(work);
-            if self.setup.precision.reduce != Kind::Float {
+            if !is_fp32 {
                 reducing.wire = Some(source);
             }
         }
@@ -278,6 +285,7 @@ impl FlatUnit {
         if let Some(wire) = &reducing.wire {
             linear::store(&self.gradient_shard, &own(wire), reducing.accumulate);
         } else if self.cuts_gradients()
+            && !reducing.is_direct
             && let Some(gradient) = &self.gradient
         {
             linear::store(&self.gradient_shard, &own(gradient), reducing.accumulate);
