@@ -7,7 +7,7 @@ use std::time::Duration;
 use tandem_comm::{ProcessGroup, Transport, World, WorldConfig, broadcast_bytes};
 use tandem_launch::env::WorkerEnv;
 use tandem_mesh::DeviceMesh;
-use tandem_tensor::{Device, DeviceChoice};
+use tandem_tensor::{Device, DeviceChoice, memory};
 
 use crate::failure::{Failure, Outcome};
 
@@ -57,6 +57,7 @@ impl Ranks {
             .select(env.local_rank)
             .map_err(|error| Failure::usage(error.to_string()))?;
         limit_threads(env.local_world_size);
+        memory::keep_freed();
         let connect = if env.beside_agent {
             World::connect_beside_agent
         } else {
