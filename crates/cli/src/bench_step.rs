@@ -30,6 +30,9 @@ const MODEL: &str = r#"{
 /// Where rank 0 leaves the result for the process that started it.
 const RESULT: &str = "bench_step.json";
 
+/// Steps before those that count.
+const WARM_UP: usize = 2;
+
 /// Time whole training steps of Qwen2-0.5B (random weights, random tokens).
 #[derive(Debug, Clone, Args)]
 #[command(rename_all = "snake_case")]
@@ -102,6 +105,10 @@ struct Measurement {
     step_time_max_s: f64,
     /// Tokens of the global batch per second.
     tokens_per_s: f64,
+    /// Processor time of all ranks in a step.
+    cpu_s_per_step: f64,
+    /// Page faults of all ranks in a step.
+    page_faults_per_step: f64,
     /// Per rank.
     peak_memory_mb: Vec<f64>,
     /// Sum over the step's matrix products, each at its measured rate; the slowest rank's.
@@ -163,6 +170,10 @@ fn print(args: &BenchStepArgs, m: &Measurement) {
         .map(|mb| format!("{mb:.0}"))
         .collect();
     println!(
+        "  {:.3} s of processor time and {:.0} page faults in a step, all ranks",
+        m.cpu_s_per_step, m.page_faults_per_step
+    );
+    println!(
         "  peak memory per rank, MB: {}   loss {:.4} -> {:.4}",
         peaks.join(" "),
         m.loss_first,
@@ -172,6 +183,21 @@ fn print(args: &BenchStepArgs, m: &Measurement) {
         println!(
             "  {count:>3} x {name:<14} [{tokens}, {inputs}] -> {outputs:<6} {rate:>7.0} GFLOP/s"
         );
+    }
+}
+
+/// What this process has used so far.
+struct Usage {
+    processor_s: f64,
+    page_faults: f64,
+}
+
+impl Usage {
+    fn now() -> Self {
+        Self {
+            processor_s: memory::processor_seconds().unwrap_or(0.0),
+            page_faults: memory::page_faults().unwrap_or(0) as f64,
+        }
     }
 }
 
@@ -217,18 +243,31 @@ pub fn run_worker(args: &BenchStepArgs, env: &WorkerEnv) -> Outcome<()> {
 
     let mut times = Vec::new();
     let mut losses = Vec::new();
-    for step in 1..=args.steps + 2 {
+    let mut before = Usage::now();
+    for step in 1..=args.steps + WARM_UP {
+        if step == WARM_UP + 1 {
+            before = Usage::now();
+        }
         let batch = random_batch(args, &engine);
         barrier(&ranks)?;
         let start = Instant::now();
         let report = train_step(&mut engine, &[batch], 1e-5, &rule(), step as u64)
             .map_err(Failure::train)?;
         barrier(&ranks)?;
-        if step > 2 {
+        if step > WARM_UP {
             times.push(start.elapsed().as_secs_f64());
             losses.push(report.loss);
         }
     }
+    let after = Usage::now();
+    let per_step = |of: fn(&Usage) -> f64| -> Outcome<f64> {
+        let all = gather(&ranks, of(&after) - of(&before))?;
+        Ok(all.iter().sum::<f64>() / args.steps as f64)
+    };
+    let usage = Usage {
+        processor_s: per_step(|usage| usage.processor_s)?,
+        page_faults: per_step(|usage| usage.page_faults)?,
+    };
     let peaks = gather(
         &ranks,
         memory::peak_resident_bytes().unwrap_or(0) as f64 / 1e6,
@@ -240,7 +279,11 @@ pub fn run_worker(args: &BenchStepArgs, env: &WorkerEnv) -> Outcome<()> {
     let gemms = gemm_floor::measure(&shapes, kind, ranks.device, 5);
     let floors = gather(&ranks, gemms.iter().map(LinearTime::total_s).sum())?;
     if env.rank == 0 {
-        let measurement = measurement(args, (tp, dp), times, &losses, peaks, &gemms, &floors);
+        let measurement = Measurement {
+            cpu_s_per_step: usage.processor_s,
+            page_faults_per_step: usage.page_faults,
+            ..measurement(args, (tp, dp), times, &losses, peaks, &gemms, &floors)
+        };
         let run_dir = process_environment(RUN_DIR).unwrap_or_else(|| ".".to_owned());
         let text = serde_json::to_string(&measurement).map_err(Failure::other)?;
         write_whole(&Path::new(&run_dir).join(RESULT), &text)?;
@@ -267,6 +310,8 @@ fn measurement(
         step_time_min_s: times[0],
         step_time_max_s: times[times.len() - 1],
         tokens_per_s: (args.batch * args.seq * dp) as f64 / median,
+        cpu_s_per_step: 0.0,
+        page_faults_per_step: 0.0,
         peak_memory_mb,
         gemm_floor_s: floor,
         floor_ratio: median / floor,
