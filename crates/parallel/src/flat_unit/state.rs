@@ -10,6 +10,9 @@ use crate::error::ParallelError;
 use crate::layout::LocalParam;
 use crate::weights::WeightSource;
 
+/// Elements that are loaded at a time: an embedding in fp32, twice, would be the most memory that a rank ever needs.
+const PIECE: usize = 4 << 20;
+
 /// The three fp32 numbers that training keeps for every parameter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OptimizerState {
@@ -46,23 +49,34 @@ impl FlatUnit {
                 Some(_) => param.span(),
                 None => intersect(&param.span(), &self.owned),
             };
-            if wanted.is_empty() {
-                continue;
-            }
-            let values = read(source, param, &wanted)?;
-            if let Some(full) = &self.full {
-                let values = Tensor::from_slice(&values);
-                full.narrow(0, wanted.start as i64, wanted.len() as i64)
-                    .copy_(&values);
-            }
-            let mine = intersect(&wanted, &self.owned);
-            if !mine.is_empty() {
-                let part = &values[mine.start - wanted.start..mine.end - wanted.start];
-                cpu::write_f32(&self.master, mine.start - self.owned.start, part);
+            for start in wanted.clone().step_by(PIECE) {
+                let piece = start..wanted.end.min(start + PIECE);
+                self.load_piece(source, param, &piece)?;
             }
         }
         if let Some(shard) = self.separate_compute_copy() {
             shard.shallow_clone().copy_(&self.master);
+        }
+        Ok(())
+    }
+
+    /// Fills the elements `piece` of the buffer, which are some of `param`'s.
+    fn load_piece(
+        &self,
+        source: &dyn WeightSource,
+        param: &LocalParam,
+        piece: &Range<usize>,
+    ) -> Result<(), ParallelError> {
+        let values = read(source, param, piece)?;
+        if let Some(full) = &self.full {
+            let values = Tensor::from_slice(&values);
+            full.narrow(0, piece.start as i64, piece.len() as i64)
+                .copy_(&values);
+        }
+        let mine = intersect(piece, &self.owned);
+        if !mine.is_empty() {
+            let part = &values[mine.start - piece.start..mine.end - piece.start];
+            cpu::write_f32(&self.master, mine.start - self.owned.start, part);
         }
         Ok(())
     }
