@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, ValueEnum};
 use serde::Serialize;
+use tandem_model::Recompute;
 use tandem_tensor::DeviceChoice;
 use tandem_trainer::Schedule;
 
@@ -190,9 +191,13 @@ pub struct CommonArgs {
     #[arg(long, value_enum, default_value_t = Dtype::Bf16, help_heading = "Training")]
     pub dtype: Dtype,
 
-    /// Keep only each layer's input and compute its activations again in backward.
+    /// The same as --recompute full.
     #[arg(long, num_args = 0..=1, default_value_t = false, default_missing_value = "true", action = ArgAction::Set, help_heading = "Training")]
     pub activation_checkpointing: bool,
+
+    /// What backward computes again instead of keeping it from forward [default: light].
+    #[arg(long, value_enum, value_name = "WHAT", help_heading = "Training")]
+    pub recompute: Option<RecomputeChoice>,
 
     /// Decides initial weights (--init random) and the order of the data.
     #[arg(long, default_value_t = 0, help_heading = "Training")]
@@ -253,6 +258,28 @@ pub enum Dtype {
     Fp32,
     /// bfloat16.
     Bf16,
+}
+
+/// What is computed again in backward.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RecomputeChoice {
+    /// Nothing: the most memory.
+    None,
+    /// The outputs of the norms and the product of the MLP's two branches: next to no time.
+    Light,
+    /// Whole layers from their inputs: the least memory, for a second forward of each layer.
+    Full,
+}
+
+impl From<RecomputeChoice> for Recompute {
+    fn from(choice: RecomputeChoice) -> Self {
+        match choice {
+            RecomputeChoice::None => Self::None,
+            RecomputeChoice::Light => Self::Light,
+            RecomputeChoice::Full => Self::Full,
+        }
+    }
 }
 
 /// Where initial weights come from.

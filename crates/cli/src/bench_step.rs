@@ -7,13 +7,13 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 use tandem_launch::env::{RUN_DIR, WorkerEnv, process_environment};
 use tandem_mesh::DeviceMesh;
-use tandem_model::{ModelConfig, ModuleTree, Recompute};
+use tandem_model::{ModelConfig, ModuleTree};
 use tandem_parallel::{AutoTp, DeepSpeed, Fsdp, RandomInit, Strategy};
 use tandem_tensor::{Device, DeviceChoice, Kind, Tensor, memory};
 use tandem_trainer::gemm_floor::{self, LinearTime};
 use tandem_trainer::{Engine, EngineSetup, MicroBatch, UpdateRule, train_step};
 
-use crate::args::Dtype;
+use crate::args::{Dtype, RecomputeChoice};
 use crate::failure::{Failure, Outcome};
 use crate::local::{self, Supervision};
 use crate::replay::StrategyChoice;
@@ -77,9 +77,9 @@ pub struct BenchStepArgs {
     #[arg(long)]
     pub sequence_parallel: bool,
 
-    /// Keep only each layer's input.
-    #[arg(long)]
-    pub activation_checkpointing: bool,
+    /// What backward computes again.
+    #[arg(long, value_enum, default_value_t = RecomputeChoice::Light)]
+    pub recompute: RecomputeChoice,
 
     /// Rows of the head whose logits exist at the same time.
     #[arg(long, default_value_t = HEAD_CHUNK_ROWS)]
@@ -227,11 +227,7 @@ pub fn run_worker(args: &BenchStepArgs, env: &WorkerEnv) -> Outcome<()> {
         device: ranks.device,
         seq: args.seq,
         sequence_parallel: args.sequence_parallel,
-        recompute: if args.activation_checkpointing {
-            Recompute::Layer
-        } else {
-            Recompute::No
-        },
+        recompute: args.recompute.into(),
         head_chunk_rows: args.head_chunk_rows,
     })
     .map_err(Failure::train)?;

@@ -166,9 +166,9 @@ pub fn run_worker(args: &ReplayArgs, env: &WorkerEnv) -> Outcome<()> {
         seq: case.trajectory.seq,
         sequence_parallel: args.sequence_parallel,
         recompute: if args.activation_checkpointing {
-            Recompute::Layer
+            Recompute::Full
         } else {
-            Recompute::No
+            Recompute::Light
         },
         head_chunk_rows: 64,
     })

@@ -6,7 +6,7 @@ use tandem_parallel::{AutoTp, DeepSpeed, Fsdp, Precision, ShardingLevel, Strateg
 use tandem_tensor::Kind;
 use tandem_trainer::UpdateRule;
 
-use crate::args::{CommonArgs, DeepSpeedArgs, Dtype, FsdpArgs};
+use crate::args::{CommonArgs, DeepSpeedArgs, Dtype, FsdpArgs, RecomputeChoice};
 use crate::failure::{Failure, Outcome};
 
 /// One of the two entry points, as asked for.
@@ -55,6 +55,14 @@ impl Request {
             .map_err(|error| Failure::usage(error.to_string()))?;
         check_numbers(common)?;
         common.cluster.check(common.device)?;
+        if let Some(choice) = common.recompute
+            && common.activation_checkpointing
+            && choice != RecomputeChoice::Full
+        {
+            return Err(Failure::usage(
+                "--activation_checkpointing is --recompute full, but --recompute says otherwise; leave one of them out",
+            ));
+        }
         common
             .checkpoints
             .check(common.experiment_name.as_deref())?;
@@ -143,10 +151,11 @@ impl Request {
 
     /// What happens to activations.
     pub fn recompute(&self) -> Recompute {
-        if self.common().activation_checkpointing {
-            Recompute::Layer
-        } else {
-            Recompute::No
+        let common = self.common();
+        match common.recompute {
+            _ if common.activation_checkpointing => Recompute::Full,
+            Some(choice) => choice.into(),
+            None => Recompute::Light,
         }
     }
 }

@@ -37,10 +37,12 @@ pub struct DecoderLayer {
 /// What happens to a layer's activations between forward and backward.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Recompute {
-    /// They are kept.
-    No,
+    /// All that backward needs is kept.
+    None,
+    /// What is cheap is computed again: the outputs of the norms and the product of the MLP's two branches.
+    Light,
     /// Only the layer's input is kept; backward runs the forward again (arXiv 1604.06174).
-    Layer,
+    Full,
 }
 
 /// What backward needs from forward.
@@ -71,10 +73,11 @@ impl DecoderLayer {
         tp: &dyn TpContext,
         recompute: Recompute,
     ) -> Result<(Tensor, LayerSaved), ModelError> {
-        let (out, blocks) = self.blocks_forward(weights, &x, tp)?;
+        let keeps_all = recompute == Recompute::None;
+        let (out, blocks) = self.blocks_forward(weights, &x, tp, keeps_all)?;
         let saved = LayerSaved {
             input: x,
-            blocks: (recompute == Recompute::No).then_some(blocks),
+            blocks: (recompute != Recompute::Full).then_some(blocks),
         };
         Ok((out, saved))
     }
@@ -96,7 +99,8 @@ impl DecoderLayer {
         let LayerSaved { input, blocks } = saved;
         let blocks = match blocks {
             Some(blocks) => blocks,
-            None => self.blocks_forward(weights, &input, tp)?.1,
+            // Whatever is computed now is needed now.
+            None => self.blocks_forward(weights, &input, tp, true)?.1,
         };
         let BlocksSaved {
             attention,
@@ -115,20 +119,28 @@ impl DecoderLayer {
         weights: &LayerTensors,
         x: &Tensor,
         tp: &dyn TpContext,
+        keeps_all: bool,
     ) -> Result<(Tensor, BlocksSaved), ModelError> {
-        let (delta, attention) = self.attention_forward(weights, x, tp)?;
-        let Residual {
-            sum: middle,
-            y: normed,
-            rstd,
-        } = self.norm_after_attention(weights, x, delta);
-        let (out, mlp) = self.mlp_forward(weights, &middle, &normed, rstd, tp)?;
+        let (delta, attention) = self.attention_forward(weights, x, tp, keeps_all)?;
+        let normed = self.norm_after_attention(weights, x, delta);
+        let (out, mlp) = self.mlp_forward(weights, &normed, tp, keeps_all)?;
         let saved = BlocksSaved {
             attention,
-            middle,
+            middle: normed.sum,
             mlp,
         };
         Ok((out, saved))
+    }
+
+    /// A norm's output for all tokens, as forward computed it.
+    fn norm_again(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        tp: &dyn TpContext,
+    ) -> Result<Tensor, ModelError> {
+        let (normed, _) = rms_norm::forward(x, weight, self.eps, self.matmul);
+        Ok(tp.gather_tokens(&normed)?)
     }
 
     /// The residual stream after the attention, and its norm, in one pass where no bias comes between.

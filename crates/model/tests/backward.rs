@@ -121,12 +121,12 @@ fn check_layer(label: &str, config: &ModelConfig, layer: &DecoderLayer) {
     let loss = |flat: &Tensor, x: &Tensor| {
         let weights = LayerTensors::view(flat, &layer.dims).unwrap();
         let (y, _) = layer
-            .forward(&weights, x.copy(), &SingleRank, Recompute::No)
+            .forward(&weights, x.copy(), &SingleRank, Recompute::Light)
             .unwrap();
         dot(&y, &d_out)
     };
     let mut gradients = Vec::new();
-    for recompute in [Recompute::No, Recompute::Layer] {
+    for recompute in [Recompute::None, Recompute::Light, Recompute::Full] {
         let weights = LayerTensors::view(&flat, &layer.dims).unwrap();
         let d_flat = Tensor::full([numel], f64::NAN, (Kind::Float, Device::Cpu));
         let d_weights = LayerTensors::view(&d_flat, &layer.dims).unwrap();

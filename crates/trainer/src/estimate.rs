@@ -81,13 +81,15 @@ pub fn estimate_memory(
     // A layer's matrices have one output column per saved activation: width = parameters / hidden, less what is not kept.
     let width = layer_params / hidden.max(1) + 2 * hidden;
     let kept = match recompute {
-        Recompute::No => width,
-        Recompute::Layer => hidden,
+        // Two norms' outputs, and what the down projection multiplies: about a third of the matrices' width.
+        Recompute::None => width + width / 3 + 2 * hidden,
+        Recompute::Light => width,
+        Recompute::Full => hidden,
     };
     let activations = tokens as u64
         * activation_bytes
         * (kept * config.num_layers as u64
-            + if recompute == Recompute::Layer {
+            + if recompute == Recompute::Full {
                 width
             } else {
                 0

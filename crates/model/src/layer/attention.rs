@@ -10,10 +10,12 @@ use crate::error::ModelError;
 use crate::tensors::LayerTensors;
 use crate::tp_context::TpContext;
 
-/// What the attention's backward needs; the norm's output is cheap and computed again.
+/// What the attention's backward needs.
 #[derive(Debug)]
 pub(super) struct AttentionSaved {
     rstd: Tensor,
+    /// The norm's output for all tokens, where it is not computed again.
+    normed: Option<Tensor>,
     /// q|k|v for all tokens: rotated, or (with q/k norms) as projected, since the norms' backward needs that.
     qkv: Tensor,
     output: AttentionOutput,
@@ -33,6 +35,7 @@ impl DecoderLayer {
         weights: &LayerTensors,
         x: &Tensor,
         tp: &dyn TpContext,
+        keeps_all: bool,
     ) -> Result<(Tensor, AttentionSaved), ModelError> {
         let (normed, rstd) = rms_norm::forward(x, &weights.input_norm, self.eps, self.matmul);
         let normed = tp.gather_tokens(&normed)?;
@@ -42,7 +45,13 @@ impl DecoderLayer {
         let output = attention::forward(&heads.q, &k, &v, self.attention);
         let partial = linear::forward(&self.join_heads(&output.out), &weights.o_weight, None);
         let delta = tp.reduce_tokens(partial)?;
-        Ok((delta, AttentionSaved { rstd, qkv, output }))
+        let saved = AttentionSaved {
+            rstd,
+            normed: keeps_all.then_some(normed),
+            qkv,
+            output,
+        };
+        Ok((delta, saved))
     }
 
     #[expect(
@@ -72,8 +81,10 @@ impl DecoderLayer {
 
         // The sum over the row runs while the weight gradient is computed.
         let d_normed = tp.start_reduce_tokens(d_normed)?;
-        let (normed, _) = rms_norm::forward(x, &weights.input_norm, self.eps, self.matmul);
-        let normed = tp.gather_tokens(&normed)?;
+        let normed = match saved.normed {
+            Some(normed) => normed,
+            None => self.norm_again(x, &weights.input_norm, tp)?,
+        };
         linear::backward_weight(&gradients.qkv_weight, &d_qkv, &normed, accumulate);
         if let Some(d_bias) = &gradients.qkv_bias {
             linear::backward_bias(d_bias, &d_qkv, accumulate);
