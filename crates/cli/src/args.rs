@@ -229,6 +229,11 @@ pub struct CommonArgs {
     #[arg(long, default_value_t = 10, value_name = "N", help_heading = "Output")]
     pub log_interval: u64,
 
+    /// Record this many steps, after two that warm up: a trace of every rank (open it at ui.perfetto.dev) in the folder
+    /// "profile" of the run, and a table of where the time went; 0: none.
+    #[arg(long, default_value_t = 0, value_name = "N", help_heading = "Output")]
+    pub profile: u64,
+
     /// Write the loss of every step as JSON into this folder.
     #[arg(long, value_name = "DIR", help_heading = "Output")]
     pub loss_output_dir: Option<PathBuf>,

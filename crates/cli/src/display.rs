@@ -109,7 +109,9 @@ impl EventSink for Display {
         match event {
             Event::Phase(name) => self.line(&format!("{name} ...")),
             Event::Progress { what, done, total } => self.progress(&what, done, total),
-            Event::Summary(lines) => lines.iter().for_each(|line| self.line(line)),
+            Event::Summary(lines) | Event::Profile(lines) => {
+                lines.iter().for_each(|line| self.line(line))
+            }
             Event::Begin {
                 first_step,
                 last_step,

@@ -53,10 +53,12 @@ impl EventSink for Reporter<'_> {
                 Event::Phase(name) => control.send(&Message::Phase { name }),
                 // What is being prepared counts as a sign of life.
                 Event::Progress { what, .. } => control.send(&Message::Phase { name: what }),
-                Event::Summary(lines) if *is_first => control.send(&Message::Message {
-                    level: Level::Info,
-                    text: lines.join("\n"),
-                }),
+                Event::Summary(lines) | Event::Profile(lines) if *is_first => {
+                    control.send(&Message::Message {
+                        level: Level::Info,
+                        text: lines.join("\n"),
+                    })
+                }
                 Event::Begin {
                     last_step: last, ..
                 } => {
@@ -93,7 +95,7 @@ impl EventSink for Reporter<'_> {
                         "no checkpoint after step {step}: {problem}; training goes on"
                     )));
                 }
-                Event::SaveFailed { .. } | Event::Summary(_) | Event::End => {}
+                Event::SaveFailed { .. } | Event::Summary(_) | Event::Profile(_) | Event::End => {}
             },
         }
     }

@@ -17,6 +17,7 @@ use tandem_tensor::scratch::Scratch;
 use tandem_tensor::{Device, Tensor};
 
 use crate::error::TrainError;
+use crate::profile::Profiler;
 
 /// What an engine is built from.
 pub struct EngineSetup {
@@ -68,6 +69,8 @@ pub struct Engine {
     pub units: Vec<FlatUnit>,
     /// Buffers that units borrow.
     pub pool: BufferPool,
+    /// Who writes down what happens when, if anybody.
+    pub profiler: Option<Arc<Profiler>>,
     pub(crate) embedding: Embedding,
     pub(crate) layers: Vec<DecoderLayer>,
     pub(crate) head: Head,
@@ -138,6 +141,7 @@ impl Engine {
                 .map(|layout| FlatUnit::new(layout, unit_setup.clone()))
                 .collect(),
             pool: BufferPool::new(device),
+            profiler: None,
             embedding: Embedding {
                 vocab: vocab.clone(),
                 residual: strategy.precision.residual,

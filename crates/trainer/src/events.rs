@@ -97,6 +97,8 @@ pub enum Event {
         /// The last.
         last_step: u64,
     },
+    /// Lines for the reader: where the time of the profiled steps went.
+    Profile(Vec<String>),
     /// A step is done.
     Step(StepMetrics),
     /// Training waits for a save.

@@ -15,6 +15,7 @@ use crate::error::TrainError;
 use crate::events::{Event, EventSink, StepMetrics};
 use crate::flops;
 use crate::micro_batch::MicroBatch;
+use crate::profile::{self, Activity, span};
 use crate::recorder::Recorder;
 use crate::schedule::LearningRate;
 use crate::train_step::{UpdateRule, train_step};
@@ -93,8 +94,14 @@ pub fn train_loop(
         first_step: position.step + 1,
         last_step: settings.last_step,
     });
+    let first_step = position.step + 1;
     let mut last_end = Instant::now();
     while position.step < settings.last_step && !stopped {
+        let step = position.step + 1;
+        if let Some(profiler) = &engine.profiler {
+            profiler.begin_step(step, first_step, settings.last_step);
+        }
+        let data = span(&engine.profiler, Activity::Data);
         let batches = source
             .next_step()
             .map_err(|e| TrainError::Data(Box::new(e)))?;
@@ -104,7 +111,7 @@ pub fn train_loop(
             .iter()
             .map(|b| MicroBatch::new(&b.input_ids, &b.labels, engine.seq, b.hash, engine.device))
             .collect();
-        let step = position.step + 1;
+        drop(data);
         (watcher.on_step)(step);
         let lr = settings.learning_rate.at(step);
         let report = train_step(engine, &micro_batches, lr, &settings.rule, step)?;
@@ -163,11 +170,19 @@ pub fn train_loop(
         let ends_epoch = batches.iter().any(|batch| batch.ends_epoch);
         if checkpoints.is_due(step, is_asked_for || ends_epoch) {
             let begun = Instant::now();
+            let _span = span(&engine.profiler, Activity::Save);
             save(engine, checkpoints, &progress, watcher.sink)?;
             saving = begun.elapsed();
             unsaved = None;
         } else {
             unsaved = Some(progress);
+        }
+        let is_end = stopped || is_last;
+        if let Some(profiler) = engine.profiler.take_if(|it| it.end_step(is_end)) {
+            let tokens = micro_batches.first().map_or(0, |micro| micro.tokens);
+            let lines = profile::finish(engine, &profiler, tokens, micro_batches.len())?;
+            watcher.sink.event(Event::Profile(lines));
+            last_end = Instant::now();
         }
     }
     if let Some(progress) = unsaved {

@@ -16,6 +16,7 @@ use tandem_tensor::{Kind, Tensor};
 use crate::engine::Engine;
 use crate::error::TrainError;
 use crate::micro_batch::MicroBatch;
+use crate::profile::{Activity, span};
 
 /// How the gradient becomes an update.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -67,8 +68,10 @@ pub fn train_step(
     let hash = micro_batches
         .iter()
         .fold(0u64, |hash, micro| hash.rotate_left(17) ^ micro.hash);
+    let agreement = span(&engine.profiler, Activity::Agreement);
     check_same_batch(engine.tp.group.as_ref(), hash, step, engine.device)?;
     let n_tokens = count_targets(engine, micro_batches, step)?;
+    drop(agreement);
     let scale = 1.0 / n_tokens as f64;
 
     let mut loss_sum = Tensor::zeros([], (Kind::Double, engine.device));
@@ -83,6 +86,7 @@ pub fn train_step(
         backward(engine, micro, position, saved, d_x)?;
     }
 
+    let norm = span(&engine.profiler, Activity::GradientNorm);
     let own_loss = loss_sum.double_value(&[]);
     engine.dp.all_reduce(&loss_sum, ReduceOp::Sum)?.wait()?;
     let loss = loss_sum.double_value(&[]) * scale;
@@ -95,6 +99,8 @@ pub fn train_step(
         own_gradient_is_finite(engine),
         step,
     )?;
+
+    drop(norm);
 
     // The clip factor is folded into the update: no pass over the gradients for it.
     let gradient_scale = match rule.max_grad_norm {
@@ -110,6 +116,7 @@ pub fn train_step(
         step,
         gradient_scale,
     };
+    let _optimizer = span(&engine.profiler, Activity::Optimizer);
     for unit in &mut engine.units {
         unit.update(&update)?;
     }
@@ -144,6 +151,7 @@ pub(crate) fn forward(
     let tp = tp_row.for_tokens(micro.tokens);
     let last_unit = engine.units.len() - 1;
 
+    let embedding = span(&engine.profiler, Activity::Embedding);
     let flat = engine.units[0].unshard(&mut engine.pool)?;
     if last_unit > 0 {
         engine.units[1].start_unshard(&mut engine.pool)?;
@@ -151,9 +159,11 @@ pub(crate) fn forward(
     let mut x = engine
         .embedding
         .forward(&engine.table(&flat), &micro.ids, &tp)?;
+    drop(embedding);
 
     let mut saved = Vec::with_capacity(engine.layers.len());
     for layer in 0..engine.layers.len() {
+        let _span = span(&engine.profiler, Activity::Layer(layer));
         let unit = layer + 1;
         let flat = engine.units[unit].unshard(&mut engine.pool)?;
         if unit < last_unit {
@@ -180,6 +190,7 @@ fn loss_and_head(
     scale: f64,
     loss_sum: &mut Tensor,
 ) -> Result<Tensor, TrainError> {
+    let _span = span(&engine.profiler, Activity::Head);
     let tp_row = engine.tp.clone();
     let tp = tp_row.for_tokens(micro.tokens);
     let unit = engine.head_unit();
@@ -215,6 +226,7 @@ fn backward(
     let tp = tp_row.for_tokens(micro.tokens);
     let mut d_x = d_x;
     for (layer, saved) in saved.into_iter().enumerate().rev() {
+        let _span = span(&engine.profiler, Activity::LayerBackward(layer));
         let unit = layer + 1;
         let flat = engine.units[unit].unshard(&mut engine.pool)?;
         if layer > 0 {
@@ -233,6 +245,7 @@ fn backward(
         }
     }
 
+    let embedding = span(&engine.profiler, Activity::EmbeddingBackward);
     let tied = engine.config.tie_word_embeddings;
     let gradient = engine.units[0].gradient(&mut engine.pool);
     let mut d_table = engine.table(&gradient);
@@ -243,6 +256,8 @@ fn backward(
     engine.embedding.backward(&d_table, &d_x, &micro.ids, &tp)?;
     engine.units[0].reshard(&mut engine.pool);
     engine.units[0].start_reduce(position.first, position.last)?;
+    drop(embedding);
+    let _rest = span(&engine.profiler, Activity::GradientNorm);
     for unit in &mut engine.units {
         unit.finish_reduce(&mut engine.pool)?;
     }

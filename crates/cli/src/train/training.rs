@@ -1,8 +1,10 @@
 //! A worker's side: join the mesh, build the engine, train.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use tandem_checkpoint::{HfWeights, RunDir, TrainState};
+use tandem_comm::Observer;
 use tandem_data::{Loader, LoaderOptions, Position as DataPosition, Share};
 use tandem_launch::client::ControlClient;
 use tandem_launch::env::{CHECKPOINT, RUN_DIR, WorkerEnv, process_environment};
@@ -12,7 +14,7 @@ use tandem_mesh::DeviceMesh;
 use tandem_parallel::RandomInit;
 use tandem_trainer::{
     CheckpointSetup, Checkpointer, Engine, EngineSetup, Event, EventSink, LearningRate,
-    LoopSettings, Position, Recorder, Requests, Watcher, train_loop,
+    LoopSettings, Position, Profiler, Recorder, Requests, Watcher, train_loop,
 };
 
 use crate::args::InitChoice;
@@ -111,6 +113,14 @@ fn train(
     })
     .map_err(Failure::train)?;
     let storage = storage(request, ranks)?;
+    if common.profile > 0 {
+        let folder = storage.run_dir.join("profile");
+        let profiler = Arc::new(Profiler::new(common.profile, folder));
+        ranks
+            .world
+            .observe(Arc::clone(&profiler) as Arc<dyn Observer>);
+        engine.profiler = Some(profiler);
+    }
     let is_supervised = process_environment(CHECKPOINT).is_some();
     let run = first_rank_opens(request, env, &storage, prepared, is_supervised)?;
     let identity = identity(request, mesh, prepared);

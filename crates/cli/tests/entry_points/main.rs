@@ -16,6 +16,7 @@ mod moto;
 mod network;
 mod object_storage;
 mod other_launchers;
+mod profile;
 mod reshard;
 mod resume;
 mod saved;

@@ -46,7 +46,7 @@ pub fn engine(world: &World, tp: usize, dp: usize, wrap_tp: Wrap, wrap_dp: Wrap)
         device: Device::Cpu,
         seq: SEQ,
         sequence_parallel: false,
-        recompute: Recompute::No,
+        recompute: Recompute::Light,
         head_chunk_rows: 64,
         config,
     })

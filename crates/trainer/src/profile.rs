@@ -1,0 +1,355 @@
+//! `--profile`: what a rank did when, for a few steps, as a trace for Perfetto (or chrome://tracing) and as a table.
+//!
+//! Without a profiler the step pays one branch per span.
+
+mod report;
+mod trace;
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use tandem_comm::{Event as Operation, Observer};
+
+use crate::engine::Engine;
+use crate::error::TrainError;
+use crate::gemm_floor;
+
+/// Steps before the first that is recorded: buffers are allocated and kernels are generated in them.
+const WARM_UP: u64 = 2;
+
+/// What a rank's own thread does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activity {
+    /// Taking a batch from the loader.
+    Data,
+    /// Agreeing with the other ranks on the batch and the number of targets.
+    Agreement,
+    /// The embedding's rows.
+    Embedding,
+    /// Forward of the layer with this index.
+    Layer(usize),
+    /// Final norm, head and loss, forward and backward.
+    Head,
+    /// Backward of the layer with this index.
+    LayerBackward(usize),
+    /// The embedding's gradient.
+    EmbeddingBackward,
+    /// What is left of the reduction of gradients, and their norm.
+    GradientNorm,
+    /// AdamW, and sending updated parameters where that is not left to run beside the next step.
+    Optimizer,
+    /// Copying the state for a checkpoint.
+    Save,
+}
+
+/// A span of one activity.
+#[derive(Debug, Clone, Copy)]
+struct Span {
+    activity: Activity,
+    start: Instant,
+    end: Instant,
+}
+
+/// Time in which this rank's thread waited for a group.
+#[derive(Debug, Clone)]
+struct Wait {
+    group: Arc<str>,
+    start: Instant,
+    end: Instant,
+}
+
+/// A recorded step.
+#[derive(Debug, Clone, Copy)]
+struct Step {
+    number: u64,
+    start: Instant,
+    end: Instant,
+}
+
+#[derive(Debug, Default)]
+struct Record {
+    steps: Vec<Step>,
+    spans: Vec<Span>,
+    waits: Vec<Wait>,
+    operations: Vec<Operation>,
+}
+
+/// Records the steps of a window; shared with the process groups, which tell it what they do.
+#[derive(Debug)]
+pub struct Profiler {
+    /// Steps to record.
+    length: u64,
+    folder: PathBuf,
+    recording: AtomicBool,
+    record: Mutex<Record>,
+    /// One moment on two clocks: spans are told by the first, and traces of several ranks agree on the second.
+    origin: (Instant, SystemTime),
+}
+
+impl Profiler {
+    /// Records `length` steps, after two that warm up; traces go to `folder`.
+    pub fn new(length: u64, folder: PathBuf) -> Self {
+        Self {
+            length,
+            folder,
+            recording: AtomicBool::new(false),
+            record: Mutex::default(),
+            origin: (Instant::now(), SystemTime::now()),
+        }
+    }
+
+    /// The step `step` of a run from `first` to `last` begins. A run too short for the warm-up has less of it.
+    pub(crate) fn begin_step(&self, step: u64, first: u64, last: u64) {
+        let spare = (last + 1).saturating_sub(first).saturating_sub(self.length);
+        let start = first + WARM_UP.min(spare);
+        if (start..start + self.length).contains(&step) {
+            let now = Instant::now();
+            self.lock().steps.push(Step {
+                number: step,
+                start: now,
+                end: now,
+            });
+            self.recording.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// The step ends. Returns true when the record is complete: it was the last step to be recorded, or the last of all.
+    pub(crate) fn end_step(&self, is_end: bool) -> bool {
+        let was_recording = self.recording.swap(false, Ordering::Relaxed);
+        let mut record = self.lock();
+        if was_recording && let Some(step) = record.steps.last_mut() {
+            step.end = Instant::now();
+        }
+        let is_long_enough = record.steps.len() as u64 == self.length;
+        (was_recording && is_long_enough) || (is_end && !record.steps.is_empty())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Record> {
+        self.record.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_recording(&self) -> bool {
+        self.recording.load(Ordering::Relaxed)
+    }
+}
+
+/// Writes this rank's trace, `rank_{r}.json`, and makes the table: times by kind, communication, and how much of the
+/// computation is matrix products, whose rates are measured now. All ranks call it together.
+///
+/// # Errors
+/// When the file cannot be written, or a peer fails.
+pub(crate) fn finish(
+    engine: &Engine,
+    profiler: &Profiler,
+    tokens: usize,
+    micro_batches: usize,
+) -> Result<Vec<String>, TrainError> {
+    let rank = engine.world.rank();
+    let path = profiler.folder.join(format!("rank_{rank}.json"));
+    trace::write(&profiler.lock(), profiler.origin, &path, rank)?;
+    // All at the same time, as they compute at the same time.
+    engine.world.barrier()?.wait()?;
+    let kind = engine.strategy.precision.matmul;
+    let shapes = gemm_floor::shapes(engine, tokens);
+    let products = gemm_floor::measure(&shapes, kind, engine.device, 3);
+    let mut lines = report::lines(&profiler.lock(), &products, micro_batches);
+    lines.push(format!("traces are in {}", profiler.folder.display()));
+    Ok(lines)
+}
+
+/// A span that ends when it is dropped.
+pub(crate) struct OpenSpan {
+    profiler: Arc<Profiler>,
+    activity: Activity,
+    start: Instant,
+}
+
+/// Begins a span, if anybody records.
+pub(crate) fn span(profiler: &Option<Arc<Profiler>>, activity: Activity) -> Option<OpenSpan> {
+    let profiler = profiler.as_ref().filter(|it| it.is_recording())?;
+    Some(OpenSpan {
+        profiler: Arc::clone(profiler),
+        activity,
+        start: Instant::now(),
+    })
+}
+
+impl Drop for OpenSpan {
+    fn drop(&mut self) {
+        let span = Span {
+            activity: self.activity,
+            start: self.start,
+            end: Instant::now(),
+        };
+        self.profiler.lock().spans.push(span);
+    }
+}
+
+impl Observer for Profiler {
+    fn operation(&self, event: &Operation) {
+        if self.is_recording() {
+            self.lock().operations.push(event.clone());
+        }
+    }
+
+    fn waited(&self, group: &Arc<str>, start: Instant, end: Instant) {
+        if self.is_recording() {
+            self.lock().waits.push(Wait {
+                group: Arc::clone(group),
+                start,
+                end,
+            });
+        }
+    }
+}
+
+impl Record {
+    /// How long the thread waited for others between two moments.
+    fn waited_between(&self, start: Instant, end: Instant) -> Duration {
+        self.waits
+            .iter()
+            .filter(|wait| wait.start >= start && wait.end <= end)
+            .map(|wait| wait.end - wait.start)
+            .sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gemm_floor::{LinearShape, LinearTime};
+    use tandem_comm::Collective;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    fn recorded(length: u64, first: u64, last: u64) -> Vec<u64> {
+        let profiler = Profiler::new(length, PathBuf::new());
+        let is_complete = (first..=last).any(|step| {
+            profiler.begin_step(step, first, last);
+            profiler.end_step(step == last)
+        });
+        assert!(is_complete);
+        let record = profiler.lock();
+        record.steps.iter().map(|step| step.number).collect()
+    }
+
+    #[test]
+    fn the_window_comes_after_a_warm_up_where_there_is_room() {
+        assert_eq!(recorded(2, 1, 100), [3, 4]);
+        assert_eq!(recorded(2, 41, 100), [43, 44]);
+        assert_eq!(recorded(2, 1, 3), [2, 3]);
+        assert_eq!(recorded(5, 1, 3), [1, 2, 3]);
+    }
+
+    #[test]
+    fn nothing_is_recorded_outside_the_window() {
+        let profiler = Arc::new(Profiler::new(1, PathBuf::new()));
+        assert!(span(&None, Activity::Data).is_none());
+        assert!(span(&Some(Arc::clone(&profiler)), Activity::Data).is_none());
+        profiler.waited(&"tp".into(), Instant::now(), Instant::now());
+        assert!(profiler.lock().waits.is_empty());
+    }
+
+    /// One step of 100 ms: a layer of 60 ms, 10 of which it waits, and 30 ms of optimizer.
+    fn sample() -> Profiler {
+        let profiler = Profiler::new(1, PathBuf::new());
+        let start = profiler.origin.0;
+        let group: Arc<str> = "tp".into();
+        let at = |ms: u32| start + MS * ms;
+        *profiler.lock() = Record {
+            steps: vec![Step {
+                number: 3,
+                start,
+                end: at(100),
+            }],
+            spans: vec![
+                Span {
+                    activity: Activity::Layer(0),
+                    start,
+                    end: at(60),
+                },
+                Span {
+                    activity: Activity::Optimizer,
+                    start: at(60),
+                    end: at(90),
+                },
+            ],
+            waits: vec![Wait {
+                group: Arc::clone(&group),
+                start: at(20),
+                end: at(30),
+            }],
+            operations: vec![Operation {
+                group,
+                collective: Collective::AllReduce,
+                sequence: 7,
+                bytes: 2_000_000,
+                start: at(20),
+                end: at(30),
+                in_background: false,
+                succeeded: true,
+            }],
+        };
+        profiler
+    }
+
+    #[test]
+    fn the_table_tells_computing_from_waiting() {
+        let products = [LinearTime {
+            shape: LinearShape {
+                name: "q|k|v",
+                tokens: 512,
+                inputs: 896,
+                outputs: 576,
+                count: 1,
+            },
+            forward_s: 0.01,
+            input_gradient_s: 0.02,
+            weight_gradient_s: 0.01,
+        }];
+        let text = report::lines(&sample().lock(), &products, 1).join("\n");
+        let row = |name: &str| {
+            let line = text
+                .lines()
+                .find(|line| line.trim_start().starts_with(name));
+            let line = line.unwrap_or_else(|| panic!("no {name} in\n{text}"));
+            line.split_whitespace().collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(row("layers, forward"), "layers, forward 50.0 50.0 %");
+        assert_eq!(row("optimizer"), "optimizer 30.0 30.0 %");
+        assert_eq!(row("waiting for tp"), "waiting for tp 10.0 10.0 %");
+        assert_eq!(row("other"), "other 10.0 10.0 %");
+        assert_eq!(row("step"), "step 100.0 100.0 %");
+        assert!(text.contains("tp all_reduce"), "{text}");
+        // 40 ms of products in 50 ms of layers.
+        assert!(text.contains("80 %"), "{text}");
+    }
+
+    #[test]
+    fn the_trace_is_what_viewers_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("profile").join("rank_1.json");
+        let profiler = sample();
+        trace::write(&profiler.lock(), profiler.origin, &path, 1).unwrap();
+        let text = std::fs::read_to_string(path).unwrap();
+        let trace: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let events = trace["traceEvents"].as_array().unwrap();
+        let named = |name: &str| {
+            let found = events.iter().find(|event| event["name"] == name);
+            found.unwrap_or_else(|| panic!("no {name} in {text}"))
+        };
+        let layer = named("layer 0");
+        assert_eq!(layer["ph"], "X");
+        assert_eq!(layer["pid"], 1);
+        assert_eq!(layer["dur"], 60_000.0);
+        let operation = named("all_reduce");
+        assert_eq!(operation["args"]["bytes"], 2_000_000);
+        let offset = operation["ts"].as_f64().unwrap() - layer["ts"].as_f64().unwrap();
+        assert!((offset - 20_000.0).abs() < 1.0, "{offset}");
+        assert_ne!(operation["tid"], layer["tid"]);
+        named("step 3");
+        named("wait for tp");
+    }
+}
