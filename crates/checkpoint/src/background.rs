@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver};
 use std::thread::{self, JoinHandle};
 
 use tandem_mesh::ShardSlice;
@@ -10,6 +11,18 @@ use crate::error::CheckpointError;
 use crate::piece::{Piece, Role};
 use crate::shard::{ShardReport, write_shard};
 use crate::store::Store;
+
+/// A state that is being copied.
+#[derive(Debug)]
+pub struct Copying(Receiver<()>);
+
+impl Copying {
+    /// Waits until it may change.
+    pub fn wait(self) {
+        // Nothing is ever sent: the other end goes when all is copied.
+        let _ = self.0.recv();
+    }
+}
 
 /// How much less the writing thread matters than training, in steps of `nice`.
 #[cfg(target_os = "linux")]
@@ -117,11 +130,44 @@ impl BackgroundWriter {
         rank: usize,
         snapshot: Snapshot,
     ) -> Result<(), CheckpointError> {
+        self.spawn(folder, rank, move || snapshot)
+    }
+
+    /// Begins to write what `fill` puts into a snapshot, which it does on the writer's thread. Until that is done, which the
+    /// result tells, nothing may change what `fill` reads.
+    ///
+    /// # Errors
+    /// As [`BackgroundWriter::start`].
+    pub fn start_copying(
+        &mut self,
+        folder: &str,
+        rank: usize,
+        fill: impl FnOnce(&mut Snapshot) + Send + 'static,
+    ) -> Result<Copying, CheckpointError> {
+        let mut snapshot = self.snapshot();
+        let (done, copying) = mpsc::channel::<()>();
+        self.spawn(folder, rank, move || {
+            fill(&mut snapshot);
+            // Also when `fill` panics, the end of this channel is what the other side waits for.
+            drop(done);
+            snapshot
+        })?;
+        Ok(Copying(copying))
+    }
+
+    fn spawn(
+        &mut self,
+        folder: &str,
+        rank: usize,
+        snapshot: impl FnOnce() -> Snapshot + Send + 'static,
+    ) -> Result<(), CheckpointError> {
         if self.is_busy() {
             return Err(CheckpointError::SaveInFlight);
         }
         let (store, folder) = (self.store.clone(), folder.to_owned());
         let write = move || {
+            // Training may have to wait for this part, so it is as urgent as training.
+            let snapshot = snapshot();
             yield_to_training();
             let result = write_shard(store.as_ref(), &folder, rank, &snapshot.pieces());
             (result, snapshot)

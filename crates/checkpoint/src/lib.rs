@@ -41,7 +41,7 @@ pub mod store;
 mod tensor_file;
 mod train_state;
 
-pub use background::{BackgroundWriter, Snapshot};
+pub use background::{BackgroundWriter, Copying, Snapshot};
 pub use commit::{NewCheckpoint, TensorSpec, commit};
 pub use conflict::{Difference, Differences, differences};
 pub use coverage::{CoverageError, CoverageProblem};

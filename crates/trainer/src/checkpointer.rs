@@ -2,8 +2,9 @@
 //!
 //! A save is a walk of all ranks through the same stages, and they move together, at the [`Agreement`] after each step:
 //!
-//! 1. *begin*: rank 0 names the checkpoint, and every rank copies its state (this is all that training waits for);
-//! 2. *writing*: a thread of every rank writes its shard;
+//! 1. *begin*: rank 0 names the checkpoint;
+//! 2. *writing*: a thread of every rank copies the rank's state and writes the copy as its shard. The next step runs
+//!    meanwhile, up to its update, which waits until all is copied;
 //! 3. *committing*: when the last shard is durable, rank 0 gathers the reports, and a thread of it commits and registers.
 //!
 //! At most one save is under way; one that is due while another is, waits for it.
@@ -151,6 +152,13 @@ impl Checkpointer {
         (by_rule || is_asked_for) && self.begun != Some(step)
     }
 
+    /// Takes note that the update had to wait for the copy.
+    pub(crate) fn add_wait(&mut self, waited: Duration) {
+        if let Some(save) = &mut self.in_flight {
+            save.blocked += waited;
+        }
+    }
+
     /// How far this rank is. Does not wait.
     pub(crate) fn stage(&mut self) -> Stage {
         let Some(save) = &mut self.in_flight else {
@@ -260,11 +268,13 @@ impl Checkpointer {
         let begun = Instant::now();
         let mut ended = Vec::from_iter(self.finish(engine, alive)?);
         let new = self.begin(engine)?;
-        let mut snapshot = self.writer.snapshot();
-        engine.copy_state(&mut snapshot);
+        let views = engine.state_views();
         let rank = engine.world.rank();
-        tracing::debug!(folder = %self.store.locate(&new.folder), bytes = snapshot.bytes(), "saving");
-        let started = self.writer.start(&new.folder, rank, snapshot);
+        tracing::debug!(folder = %self.store.locate(&new.folder), "saving");
+        let started = self
+            .writer
+            .start_copying(&new.folder, rank, move |snapshot| views.copy_to(snapshot))
+            .map(|copying| engine.copying.set(Some(copying)));
         self.begun = Some(progress.step);
         self.problem = None;
         self.in_flight = Some(InFlight {

@@ -1,8 +1,10 @@
 //! Everything one rank trains with, put together from the model's config, a strategy and the mesh.
 
+use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use tandem_checkpoint::Copying;
 use tandem_comm::ProcessGroup;
 use tandem_mesh::{Coords, DeviceMesh};
 use tandem_model::{
@@ -71,6 +73,8 @@ pub struct Engine {
     pub pool: BufferPool,
     /// Who writes down what happens when, if anybody.
     pub profiler: Option<Arc<Profiler>>,
+    /// Set while a save copies parameters and moments: they must not change before.
+    pub(crate) copying: Cell<Option<Copying>>,
     pub(crate) embedding: Embedding,
     pub(crate) layers: Vec<DecoderLayer>,
     pub(crate) head: Head,
@@ -142,6 +146,7 @@ impl Engine {
                 .collect(),
             pool: BufferPool::new(device),
             profiler: None,
+            copying: Cell::new(None),
             embedding: Embedding {
                 vocab: vocab.clone(),
                 residual: strategy.precision.residual,

@@ -1,9 +1,11 @@
 //! Parameters and optimizer states between an engine and checkpoints.
 
+use std::time::{Duration, Instant};
+
 use tandem_checkpoint::{Reader, Role, Snapshot, TensorSpec};
 use tandem_mesh::ShardSlice;
 use tandem_model::{ModuleTree, ParamSpec};
-use tandem_parallel::{OptimizerState, WeightSource};
+use tandem_parallel::{FlatUnit, OptimizerState, OwnedPiece, WeightSource};
 use tandem_tensor::cpu;
 
 use crate::engine::Engine;
@@ -30,22 +32,25 @@ impl Engine {
             .collect()
     }
 
-    /// Copies what this rank answers for to `snapshot`: over all ranks, every element once.
-    pub fn copy_state(&self, snapshot: &mut Snapshot) {
-        let pieces = || {
-            STATES.iter().flat_map(|(state, role)| {
-                let of_unit = |unit: &tandem_parallel::FlatUnit| unit.pieces(*state);
-                self.units
-                    .iter()
-                    .flat_map(of_unit)
-                    .map(move |piece| (role.clone(), piece))
-            })
+    /// What this rank answers for, where it lies: over all ranks, every element once.
+    pub(crate) fn state_views(&self) -> StateViews {
+        let of_state = |(state, role): (OptimizerState, Role)| {
+            let of_unit = move |unit: &FlatUnit| unit.pieces(state);
+            let pieces = self.units.iter().flat_map(of_unit);
+            pieces.map(move |piece| (role.clone(), piece))
         };
-        snapshot.reserve(pieces().map(|(_, piece)| piece.slice.numel()).sum());
-        for (role, piece) in pieces() {
-            snapshot.push(&piece.tensor, role, piece.slice, |out| {
-                cpu::copy_f32(&piece.values, out);
-            });
+        StateViews(STATES.into_iter().flat_map(of_state).collect())
+    }
+
+    /// Waits until the state that is being saved is copied, and may change. Returns for how long.
+    pub(crate) fn wait_until_copied(&self) -> Duration {
+        match self.copying.take() {
+            None => Duration::ZERO,
+            Some(copying) => {
+                let begun = Instant::now();
+                copying.wait();
+                begun.elapsed()
+            }
         }
     }
 
@@ -78,6 +83,22 @@ impl Engine {
             unit.publish()?;
         }
         Ok(())
+    }
+}
+
+/// Views of the state, for another thread to copy while nobody changes it.
+pub(crate) struct StateViews(Vec<(Role, OwnedPiece)>);
+
+impl StateViews {
+    /// Copies everything.
+    pub fn copy_to(self, snapshot: &mut Snapshot) {
+        let Self(pieces) = self;
+        snapshot.reserve(pieces.iter().map(|(_, piece)| piece.slice.numel()).sum());
+        for (role, piece) in pieces {
+            snapshot.push(&piece.tensor, role, piece.slice, |out| {
+                cpu::copy_f32(&piece.values, out);
+            });
+        }
     }
 }
 

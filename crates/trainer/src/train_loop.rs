@@ -121,6 +121,7 @@ pub fn train_loop(
             check_replicas(&engine.units, tp, dp, step, engine.device)?;
         }
 
+        checkpoints.add_wait(report.waited_for_copy);
         let own_tokens: usize = micro_batches.iter().map(|micro| micro.tokens).sum();
         let tokens = (own_tokens * engine.dp.size()) as u64;
         position.step = step;
@@ -140,7 +141,7 @@ pub fn train_loop(
             grad_norm: report.grad_norm,
             tokens_per_s: tokens as f64 / seconds,
             step_time_s: seconds,
-            saving_s: std::mem::take(&mut saving).as_secs_f64(),
+            saving_s: (std::mem::take(&mut saving) + report.waited_for_copy).as_secs_f64(),
             tokens_seen: position.tokens_seen,
             n_tokens: report.n_tokens,
             gemm_fraction: flops / seconds / mesh_gemm_rate,

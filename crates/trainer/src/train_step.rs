@@ -6,6 +6,8 @@
 //! (reduce-scatter or all-reduce) and `update` (all-gather of what was updated); which of them talk depends on the
 //! sharding level: see the table in `crates/parallel/src/flat_unit.rs`.
 
+use std::time::Duration;
+
 use tandem_comm::ReduceOp;
 use tandem_model::LayerSaved;
 use tandem_parallel::{check_same_batch, global_grad_norm};
@@ -42,6 +44,8 @@ pub struct StepReport {
     pub grad_norm: f64,
     /// Valid targets of the global batch.
     pub n_tokens: u64,
+    /// For how long the update waited until a save had copied the state.
+    pub waited_for_copy: Duration,
 }
 
 /// Which of the step's micro-batches this is.
@@ -116,6 +120,10 @@ pub fn train_step(
         step,
         gradient_scale,
     };
+    // A save may still be copying what the update is about to change.
+    let copy = span(&engine.profiler, Activity::Save);
+    let waited_for_copy = engine.wait_until_copied();
+    drop(copy);
     let _optimizer = span(&engine.profiler, Activity::Optimizer);
     for unit in &mut engine.units {
         unit.update(&update)?;
@@ -124,6 +132,7 @@ pub fn train_step(
         loss,
         grad_norm,
         n_tokens,
+        waited_for_copy,
     })
 }
 

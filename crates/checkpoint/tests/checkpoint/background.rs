@@ -1,6 +1,6 @@
 //! Saving while training goes on.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
 use object_store::memory::InMemory;
@@ -76,6 +76,45 @@ fn training_may_change_what_is_being_saved() {
     assert_eq!(snapshot.pieces()[0].data, parameters);
     writer.start("c2", 0, snapshot).unwrap();
     writer.wait().unwrap().unwrap();
+}
+
+#[test]
+fn what_is_copied_by_the_writer_may_change_once_it_says_so() {
+    let store = in_memory();
+    let mut writer = BackgroundWriter::new(store.clone());
+    let parameters = Arc::new(Mutex::new(vec![1.0; 1000]));
+    let (may_copy, wait) = mpsc::channel();
+    let copying = {
+        let parameters = Arc::clone(&parameters);
+        writer.start_copying("c1", 0, move |snapshot| {
+            wait.recv().unwrap();
+            fill(snapshot, &parameters.lock().unwrap());
+        })
+    }
+    .unwrap();
+    // The copy is made in the background, and is waited for.
+    let update = std::thread::spawn(move || {
+        copying.wait();
+        parameters.lock().unwrap().fill(2.0);
+    });
+    std::thread::sleep(Duration::from_millis(50));
+    assert!(!update.is_finished() && writer.poll().is_none());
+    may_copy.send(()).unwrap();
+    update.join().unwrap();
+    let report = writer.wait().unwrap().unwrap();
+    let specs = [TensorSpec {
+        name: "w".into(),
+        shape: vec![1000],
+        roles: vec![Role::Param],
+    }];
+    let new = NewCheckpoint::in_folder("c1");
+    commit(store.as_ref(), &new, &specs, vec![report], state(1)).unwrap();
+    let mut read = vec![0.0; 1000];
+    Reader::open(store, "c1")
+        .unwrap()
+        .read("w", &Role::Param, &ShardSlice::whole(&[1000]), &mut read)
+        .unwrap();
+    assert!(read.iter().all(|v| *v == 1.0), "the update came too early");
 }
 
 #[test]
