@@ -73,10 +73,13 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
     program = find_program(spec.entry_point, spec.binary)
     environment = _worker_environment(spec)
     rendezvous = _state.rendezvous
+    watch = StopWatch(spec.stop_key)
     supervisor = Supervisor(
         rank=int(environment["RANK"]),
         reporter=Reporter(report),
-        signs=Signs(stop_requested=StopWatch(spec.stop_key).requested, preemption_announced=preemption_announced),
+        signs=Signs(
+            stop_requested=watch.requested, preemption_announced=preemption_announced, saves_requested=watch.saves
+        ),
         patience=spec.patience,
     )
     _state.supervisor = supervisor

@@ -1,4 +1,4 @@
-"""How the driver asks the workers of a run to stop: a key in Ray's own key-value store.
+"""How the driver asks the workers of a run to stop, or to save: a key in Ray's own key-value store.
 
 Ray Train's way to end a run (`abort`) kills the workers, and a checkpoint that was being saved is lost. With this
 request the workers finish their step, save, report and leave, and the run ends as any other.
@@ -7,12 +7,14 @@ request the workers finish their step, save, report and leave, and the run ends 
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import signal
 import threading
 import time
 import uuid
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from types import FrameType
 from typing import Final
 
@@ -33,9 +35,24 @@ def new_key() -> str:
     return f"stop-{uuid.uuid4().hex}"
 
 
+@dataclass(frozen=True)
+class Wishes:
+    """What the driver wants of the workers."""
+
+    # Finish the step, save, leave.
+    stop: bool = False
+    # So many times: save and go on.
+    saves: int = 0
+
+
 def request_stop(key: str) -> None:
     """Asks the run to stop."""
-    internal_kv._internal_kv_put(key.encode(), b"1", overwrite=True, namespace=_NAMESPACE)  # noqa: SLF001
+    _put(key, Wishes(stop=True))
+
+
+def _put(key: str, wishes: Wishes) -> None:
+    value = json.dumps(asdict(wishes)).encode()
+    internal_kv._internal_kv_put(key.encode(), value, overwrite=True, namespace=_NAMESPACE)  # noqa: SLF001
 
 
 def withdraw(key: str) -> None:
@@ -44,27 +61,36 @@ def withdraw(key: str) -> None:
 
 
 class StopWatch:
-    """A worker's view of the request, which asks the store from time to time."""
+    """A worker's view of the driver's wishes. It asks the store from time to time."""
 
     def __init__(self, key: str) -> None:
         self._key = key.encode()
         self._next_look = 0.0
-        self._requested = False
+        self._wishes = Wishes()
 
     def requested(self) -> bool:
         """Whether the driver asked to stop. Once true, always true."""
+        return self._look().stop
+
+    def saves(self) -> int:
+        """How often the driver has asked for a checkpoint so far."""
+        return self._look().saves
+
+    def _look(self) -> Wishes:
         now = time.monotonic()
-        if not self._requested and now >= self._next_look:
+        if not self._wishes.stop and now >= self._next_look:
             self._next_look = now + POLL_INTERVAL_S
             # A store that cannot be reached for a moment must not end the training.
             with contextlib.suppress(Exception):
-                self._requested = internal_kv._internal_kv_exists(self._key, namespace=_NAMESPACE)  # noqa: SLF001
-        return self._requested
+                value = internal_kv._internal_kv_get(self._key, namespace=_NAMESPACE)  # noqa: SLF001
+                if value is not None:
+                    self._wishes = Wishes(**json.loads(value))
+        return self._wishes
 
 
 @contextlib.contextmanager
 def stopped_by_signals(key: str) -> Iterator[StopSignals]:
-    """The first SIGINT or SIGTERM asks the run to stop; a second one raises KeyboardInterrupt.
+    """The first SIGINT or SIGTERM asks the run to stop; a second one raises KeyboardInterrupt. SIGUSR1 asks it to save.
 
     Signals can be handled in the main thread only. In any other thread nothing changes.
     """
@@ -73,6 +99,7 @@ def stopped_by_signals(key: str) -> Iterator[StopSignals]:
         yield signals
         return
     earlier = {number: signal.signal(number, signals.handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    earlier[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, signals.save)
     try:
         yield signals
     finally:
@@ -86,6 +113,7 @@ class StopSignals:
     def __init__(self, key: str) -> None:
         self._key = key
         self._received_at = 0.0
+        self._saves = 0
         self.received: signal.Signals | None = None
 
     def handle(self, number: int, _frame: FrameType | None) -> None:
@@ -99,4 +127,10 @@ class StopSignals:
         logger.warning(
             "%s: the workers finish their step, save and leave. Once more ends them at once.", self.received.name
         )
-        request_stop(self._key)
+        _put(self._key, Wishes(stop=True, saves=self._saves))
+
+    def save(self, _number: int, _frame: FrameType | None) -> None:
+        """The handler of SIGUSR1."""
+        self._saves += 1
+        logger.warning("SIGUSR1: the workers save a checkpoint and go on.")
+        _put(self._key, Wishes(stop=self.received is not None, saves=self._saves))

@@ -32,6 +32,8 @@ class Signs:
 
     stop_requested: Callable[[], bool]
     preemption_announced: Callable[[], bool]
+    # How often a checkpoint was asked for.
+    saves_requested: Callable[[], int] = lambda: 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +66,7 @@ class Supervisor:
         self._last_sign = clock()
         self._stop_deadline: float | None = None
         self._asked_to_save = False
+        self._saves_passed_on = 0
         # Why this supervisor killed its worker, if it did.
         self._verdict: str | None = None
         self._log = RunLog(rank)
@@ -121,6 +124,9 @@ class Supervisor:
             self._verdict = f"gave no sign of life for {self._patience.hang_timeout_s:g} s ({self._phase})"
         if self._verdict is not None:
             process.kill()
+        if (saves := self._signs.saves_requested()) > self._saves_passed_on:
+            self._saves_passed_on = saves
+            control.send("save_now")
         # Ray restarts the run when the node is gone; until then training goes on.
         if not self._asked_to_save and self._signs.preemption_announced():
             self._asked_to_save = True

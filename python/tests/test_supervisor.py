@@ -31,13 +31,14 @@ class Rig:
         self.reports: Reports = []
         self.stop = threading.Event()
         self.preemption = threading.Event()
+        self.saves = 0
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.run_dir = run_dir
         self.clock: Callable[[], float] = time.monotonic
         self.reporter = Reporter(lambda metrics, name: self.reports.append((metrics, name)))
 
     def supervise(self, *flags: str, stop_grace_s: float = 60, hang_timeout_s: float = 0) -> dict[str, Any]:
-        signs = Signs(self.stop.is_set, self.preemption.is_set)
+        signs = Signs(self.stop.is_set, self.preemption.is_set, lambda: self.saves)
         supervisor = Supervisor(0, self.reporter, signs, Patience(stop_grace_s, hang_timeout_s), self.clock)
         return supervisor.run(
             [str(FAKE_WORKER), "--tp_size", "1", "--num_workers", "1", *flags],
@@ -126,6 +127,19 @@ def test_a_preemption_is_answered_by_a_checkpoint_and_training_goes_on(rig: Rig)
     assert ending["status"] == "finished"
     assert ending["metrics"]["step"] == 60
     assert len(rig.reports) == 1
+
+
+def test_every_wish_for_a_checkpoint_is_passed_on_once(rig: Rig) -> None:
+    def wish() -> None:
+        for wishes in range(2):
+            rig.saves += 1
+            while len(rig.reports) == wishes:
+                time.sleep(0.01)
+        rig.stop.set()
+
+    rig.when_training(wish)
+    assert rig.supervise("--steps", "100000", "--checkpoint_every", "0")["status"] == "stopped"
+    assert len(rig.reports) == 3, "two wishes, and the end"
 
 
 def test_an_error_is_raised_in_the_workers_own_words(rig: Rig) -> None:

@@ -42,15 +42,14 @@ pub fn run(request: &Request) -> Outcome<i32> {
     drive(&python, &given, &checked)
 }
 
-/// What a helper of Ray Train's repeats every second on a Ray without its dashboard.
-const NOISE: &str =
-    "Failed to query Ray Train Controller actor state. State API may be temporarily unavailable.";
-
 fn drive(python: &Python, given: &Value, checked: &Checked) -> Outcome<i32> {
     let name = &checked.name;
     let mut outcome = None;
-    let mut command = Command::new(&python.program);
+    // Python would take a SIGUSR1 that comes before it can handle it for a reason to end.
+    let mut command = Command::new("sh");
     command
+        .args(["-c", "trap '' USR1; exec \"$0\" \"$@\""])
+        .arg(&python.program)
         .args(["-m", python::DRIVER, "--parent"])
         .arg(std::process::id().to_string());
     // Where storage is shared, workers on every node find the cache; elsewhere they build their own.
@@ -63,7 +62,6 @@ fn drive(python: &Python, given: &Value, checked: &Checked) -> Outcome<i32> {
     let code = delegate::run(&mut command, given.to_string().as_bytes(), &mut |line| {
         match serde_json::from_str::<Value>(line) {
             Ok(value) if value["status"].is_string() => outcome = Some(value),
-            _ if line.contains(NOISE) => {}
             // Standard output stays free for results, as under the local controller.
             _ => eprintln!("{line}"),
         }
