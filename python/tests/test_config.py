@@ -164,7 +164,8 @@ def test_what_is_no_request_is_refused(text: str) -> None:
         parse_request(text)
 
 
-def test_a_good_request_reaches_rays_own_configuration(tmp_path: Path) -> None:
+def test_a_good_request_reaches_rays_own_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "60")
     run = {
         "storage_path": str(tmp_path),
         "name": "run",

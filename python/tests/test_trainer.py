@@ -15,7 +15,7 @@ from ray.train import CheckpointConfig
 from tandem_ray import TandemTrainer, WorkerFailedError
 from tandem_ray.failure_policy import root_cause
 
-pytestmark = pytest.mark.usefixtures("one_node")
+pytestmark = pytest.mark.usefixtures("cluster")
 
 MakeTrainer = Callable[..., TandemTrainer]
 Diary = Callable[..., list[dict[str, Any]]]
@@ -32,12 +32,11 @@ class Reports(ray.train.UserCallback):  # type: ignore[misc]
             file.write(json.dumps([len(metrics), metrics[0], checkpoint and Path(checkpoint.path).name]) + "\n")
 
 
-@pytest.mark.parametrize("strategy", ["fsdp", "deepspeed"])
 def test_a_run_ends_with_its_metrics_checkpoints_and_callbacks(
-    make_trainer: MakeTrainer, diary: Diary, tmp_path: Path, strategy: str
+    make_trainer: MakeTrainer, diary: Diary, tmp_path: Path
 ) -> None:
     reports = tmp_path / "reports.jsonl"
-    result = make_trainer(strategy=strategy, mesh=(2, 2), callbacks=[Reports(reports)]).fit()
+    result = make_trainer(mesh=(2, 2), callbacks=[Reports(reports)]).fit()
     assert result.metrics == {"loss": 8 / 5, "tokens_per_second": 100.0, "step": 4, "epoch": 0}
     assert result.checkpoint is not None
     assert Path(result.checkpoint.path) == tmp_path / "run" / "checkpoint_000004"
@@ -63,18 +62,13 @@ def test_without_checkpoints_the_last_steps_metrics_are_the_results(make_trainer
     assert result.metrics == {"loss": 8 / 5, "tokens_per_second": 100.0, "step": 4, "epoch": 0}
 
 
-@pytest.mark.parametrize("kind", ["kill", "kill_parent", "error"])
-def test_a_lost_worker_is_replaced_and_training_goes_on_from_the_last_checkpoint(
-    make_trainer: MakeTrainer, diary: Diary, kind: str
-) -> None:
-    result = make_trainer(fault_kind=kind, fault_rank=1, fault_step=4, steps=6, max_failures=1, step_ms=500).fit()
+def test_a_failure_is_followed_by_a_restart_from_the_last_checkpoint(make_trainer: MakeTrainer, diary: Diary) -> None:
+    result = make_trainer(fault_kind="error", fault_rank=1, fault_step=4, steps=6, max_failures=1).fit()
     assert result.metrics is not None and result.metrics["loss"] == 8 / 7
     attempts = diary(0)
     assert [attempt["env"]["TANDEM_ATTEMPT"] for attempt in attempts] == ["0", "1"]
     assert [attempt["first"] for attempt in attempts] == [1, 3]
-    for rank in range(2):
-        for attempt in diary(rank):
-            assert not Path(f"/proc/{attempt['pid']}").exists(), f"a worker of rank {rank} was left behind"
+    assert not any(Path(f"/proc/{attempt['pid']}").exists() for rank in range(2) for attempt in diary(rank))
 
 
 def test_more_failures_than_allowed_end_the_run_with_the_workers_own_words(

@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: one name for each measurement of this project.
 
+mod ray;
 mod step;
 
 use std::ffi::OsString;
@@ -20,6 +21,8 @@ pub enum Bench {
     Checkpoint,
     /// What saving costs a run, and how soon it recovers.
     Recovery,
+    /// What Ray costs a run beside the local controller: until its first step, per step, and at its end.
+    Ray,
 }
 
 impl Bench {
@@ -29,6 +32,7 @@ impl Bench {
             "comm" => Some(Self::Comm),
             "checkpoint" => Some(Self::Checkpoint),
             "recovery" => Some(Self::Recovery),
+            "ray" => Some(Self::Ray),
             _ => None,
         }
     }
@@ -41,6 +45,7 @@ pub fn run(workspace: &Workspace, bench: Bench, arguments: &[OsString]) -> Resul
         Bench::Comm => cargo_bench(workspace, "tandem-comm", arguments),
         Bench::Checkpoint => cargo_bench(workspace, "tandem-checkpoint", arguments),
         Bench::Recovery => cargo_bench(workspace, "tandem-cli", arguments),
+        Bench::Ray => ray::run(workspace, arguments),
     }
 }
 

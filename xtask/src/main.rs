@@ -4,6 +4,7 @@
 
 mod bench;
 mod demo;
+mod python_environment;
 mod setup;
 mod test;
 mod workspace;
@@ -26,7 +27,7 @@ Usage: cargo xtask <task>
                            that take minutes; with FILTER, only tests with that in their name run, and no lints.
   demo [--steps N]         Set up, build, then train a small model on real text with 2 x 2 workers, with one strategy and
                            with the other, and show how the loss fell.
-  bench NAME [ARG]...      Set up, build with optimisation and measure: step, comm, checkpoint or recovery.
+  bench NAME [ARG]...      Set up, build with optimisation and measure: step, comm, checkpoint, recovery or ray.
 ";
 
 /// What the command line asked for.

@@ -1,0 +1,55 @@
+//! The virtual environment of this checkout, with Ray and the tools that test and check `python/`.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::workspace::Workspace;
+
+/// What the package and its tests need; see `pyproject.toml`. ruff is pinned, because its rules change between releases, and
+/// Ray, because some tests reach into it.
+const REQUIREMENTS: [&str; 5] = [
+    "ruff==0.17.6",
+    "pytest>=8",
+    "pytest-timeout>=2.3",
+    "pyyaml>=6",
+    "ray[train]==2.60.0",
+];
+
+/// Makes the environment where it is missing, installs what is needed, and returns its folder.
+pub fn prepare(workspace: &Workspace) -> Result<PathBuf> {
+    let environment = workspace.root().join(".venv");
+    let python = environment.join("bin/python");
+    if !python.exists() {
+        create(&environment)?;
+    }
+    let mut install = Command::new(python);
+    install.args([
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+    ]);
+    install.args(REQUIREMENTS);
+    run(install, "cannot install the Python test tools into .venv")?;
+    Ok(environment)
+}
+
+fn create(environment: &Path) -> Result<()> {
+    let mut create = Command::new("python3");
+    create.args(["-m", "venv"]).arg(environment);
+    run(
+        create,
+        "cannot create .venv (on Debian and Ubuntu: apt install python3-venv)",
+    )
+}
+
+fn run(mut command: Command, complaint: &'static str) -> Result<()> {
+    let status = command.status().context(complaint)?;
+    if !status.success() {
+        bail!("{complaint}");
+    }
+    Ok(())
+}
