@@ -6,9 +6,6 @@
 #   NNODES=2 NODE_RANK=1 MASTER_ADDR=node0 examples/torchrun.sh     # on the second node
 set -euo pipefail
 
-# torchrun would keep MASTER_PORT for a store of its own; the workers' rank 0 needs it.
-export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
-
 torchrun --no-python \
     --nnodes "${NNODES:-1}" --nproc-per-node "${GPUS_PER_NODE:-4}" --node-rank "${NODE_RANK:-0}" \
     --master-addr "${MASTER_ADDR:-127.0.0.1}" --master-port "${MASTER_PORT:-29500}" \
