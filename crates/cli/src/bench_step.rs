@@ -11,6 +11,7 @@ use tandem_model::{ModelConfig, ModuleTree};
 use tandem_parallel::{AutoTp, DeepSpeed, Fsdp, RandomInit, Strategy};
 use tandem_tensor::{Device, DeviceChoice, Kind, Tensor, memory};
 use tandem_trainer::gemm_floor::{self, LinearTime};
+use tandem_trainer::memory_floor;
 use tandem_trainer::{Engine, EngineSetup, MicroBatch, UpdateRule, train_step};
 
 use crate::args::{Dtype, RecomputeChoice};
@@ -113,6 +114,10 @@ struct Measurement {
     peak_memory_mb: Vec<f64>,
     /// Sum over the step's matrix products, each at its measured rate; the slowest rank's.
     gemm_floor_s: f64,
+    /// The bytes that the update must move, at this machine's rate; the slowest rank's.
+    memory_floor_s: f64,
+    /// The sum of the two.
+    floor_s: f64,
     floor_ratio: f64,
     loss_first: f64,
     loss_last: f64,
@@ -156,13 +161,14 @@ fn print(args: &BenchStepArgs, m: &Measurement) {
         args.layers, args.seq, args.batch, args.dtype, m.tp, m.dp, args.strategy
     );
     println!(
-        "  step {:.3} s median ({:.3} to {:.3})   {:.0} tokens/s   {:.2} x the GEMM floor of {:.3} s",
+        "  step {:.3} s median ({:.3} to {:.3})   {:.0} tokens/s   {:.2} x the floor: {:.3} s of products, {:.3} s of memory",
         m.step_time_s,
         m.step_time_min_s,
         m.step_time_max_s,
         m.tokens_per_s,
         m.floor_ratio,
-        m.gemm_floor_s
+        m.gemm_floor_s,
+        m.memory_floor_s
     );
     let peaks: Vec<String> = m
         .peak_memory_mb
@@ -269,16 +275,27 @@ pub fn run_worker(args: &BenchStepArgs, env: &WorkerEnv) -> Outcome<()> {
         memory::peak_resident_bytes().unwrap_or(0) as f64 / 1e6,
     )?;
     let shapes = gemm_floor::shapes(&engine, args.batch * args.seq);
+    let bytes = memory_floor::bytes(&engine) as f64;
     let kind = engine.strategy.precision.matmul;
     drop(engine);
     barrier(&ranks)?;
     let gemms = gemm_floor::measure(&shapes, kind, ranks.device, 5);
-    let floors = gather(&ranks, gemms.iter().map(LinearTime::total_s).sum())?;
+    let slowest = |of_ranks: Vec<f64>| of_ranks.into_iter().fold(0.0, f64::max);
+    let gemm_floor_s = slowest(gather(&ranks, gemms.iter().map(LinearTime::total_s).sum())?);
+    let memory_floor_s = slowest(gather(&ranks, bytes / memory_floor::rate(ranks.device, 5))?);
     if env.rank == 0 {
         let measurement = Measurement {
             cpu_s_per_step: usage.processor_s,
             page_faults_per_step: usage.page_faults,
-            ..measurement(args, (tp, dp), times, &losses, peaks, &gemms, &floors)
+            peak_memory_mb: peaks,
+            ..measurement(
+                args,
+                (tp, dp),
+                times,
+                &losses,
+                &gemms,
+                [gemm_floor_s, memory_floor_s],
+            )
         };
         let run_dir = process_environment(RUN_DIR).unwrap_or_else(|| ".".to_owned());
         let text = serde_json::to_string(&measurement).map_err(Failure::other)?;
@@ -292,13 +309,12 @@ fn measurement(
     (tp, dp): (usize, usize),
     mut times: Vec<f64>,
     losses: &[f64],
-    peak_memory_mb: Vec<f64>,
     gemms: &[LinearTime],
-    floors: &[f64],
+    [gemm_floor_s, memory_floor_s]: [f64; 2],
 ) -> Measurement {
     times.sort_by(f64::total_cmp);
     let median = times[times.len() / 2];
-    let floor = floors.iter().copied().fold(0.0, f64::max);
+    let floor_s = gemm_floor_s + memory_floor_s;
     Measurement {
         tp,
         dp,
@@ -308,9 +324,11 @@ fn measurement(
         tokens_per_s: (args.batch * args.seq * dp) as f64 / median,
         cpu_s_per_step: 0.0,
         page_faults_per_step: 0.0,
-        peak_memory_mb,
-        gemm_floor_s: floor,
-        floor_ratio: median / floor,
+        peak_memory_mb: Vec::new(),
+        gemm_floor_s,
+        memory_floor_s,
+        floor_s,
+        floor_ratio: median / floor_s,
         loss_first: losses[0],
         loss_last: losses[losses.len() - 1],
         gemms: gemms

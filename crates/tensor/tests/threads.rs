@@ -54,6 +54,10 @@ fn results(kind: Kind) -> Vec<(&'static str, i64)> {
     let d_weight = numbers(&[vocab, hidden], 8, Kind::Float);
     linear::backward_weight(&d_weight, &logits, &x, Accumulate::Add);
     keep("weight", &d_weight);
+    let matrix = numbers(&[307, hidden], 12, kind);
+    let y = linear::forward(&x, &matrix, Some(&numbers(&[307], 13, kind)));
+    keep("linear", &y);
+    keep("linear d_x", &linear::backward_input(&y, &matrix));
 
     let [master, exp_avg, gradient] =
         [9, 10, 11].map(|seed| numbers(&[100_003], seed, Kind::Float));

@@ -13,6 +13,7 @@ mod events;
 pub mod flops;
 pub mod gemm_floor;
 mod inspect;
+pub mod memory_floor;
 mod micro_batch;
 mod profile;
 mod recorder;
