@@ -57,7 +57,7 @@ pub fn run(workspace: &Workspace, arguments: &[OsString]) -> Result<()> {
             .context("cannot empty the folder of the last benchmark")?;
     }
     std::fs::create_dir_all(&folder)?;
-    let cluster = Cluster::start(&environment, &folder)?;
+    let cluster = Cluster::start(&environment, &workspace.root().join("python"), &folder)?;
     let ray = vec![
         "--cluster=ray".to_owned(),
         format!("--ray_address={}", cluster.address()),

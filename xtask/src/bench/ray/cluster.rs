@@ -20,14 +20,15 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Starts Ray of the Python in `environment`. Its output goes to a file in `folder`.
-    pub fn start(environment: &Path, folder: &Path) -> Result<Self> {
+    /// Starts Ray of the Python in `environment`, with this checkout's package. Its output goes to a file in `folder`.
+    pub fn start(environment: &Path, package: &Path, folder: &Path) -> Result<Self> {
         let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
         let log = std::fs::File::create(folder.join("ray.log"))?;
         let head = Command::new(environment.join("bin/ray"))
             .args(["start", "--head", "--block", "--disable-usage-stats"])
             .args(["--num-cpus=2", "--include-dashboard=false"])
             .args(["--node-ip-address=127.0.0.1", &format!("--port={port}")])
+            .env("PYTHONPATH", package)
             .env("RAY_USAGE_STATS_ENABLED", "0")
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
