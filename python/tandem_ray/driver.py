@@ -149,7 +149,8 @@ def _connect(address: str | None) -> None:
         raise ConnectionError(
             f"there is no Ray cluster at {address}: {error} Start one with `ray start --head` (and on other nodes `ray "
             "start --address HEAD:6379`), name another one with --ray_address or RAY_ADDRESS, or pass --ray_address "
-            "local to start one for this run."
+            "local to start one for this run. If there is one that asks for a token (`ray start` does where it finds "
+            "~/.ray/auth_token), set RAY_AUTH_MODE=token."
         ) from error
 
 

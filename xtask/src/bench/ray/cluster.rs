@@ -30,6 +30,8 @@ impl Cluster {
             .args(["--node-ip-address=127.0.0.1", &format!("--port={port}")])
             .env("PYTHONPATH", package)
             .env("RAY_USAGE_STATS_ENABLED", "0")
+            // Otherwise it would ask for a token on machines that have one.
+            .env("RAY_AUTH_MODE", "disabled")
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
