@@ -71,9 +71,20 @@ def _children() -> set[int]:
 
 
 def add_nodes(cluster: Cluster) -> None:
-    """Brings the cluster to two nodes with room for workers."""
-    while len(cluster.worker_nodes) < 2:
-        patiently(lambda: cluster.add_node(**NODE, resources={"slot": ROOM}))
+    """Brings the cluster to two nodes with room for workers, whatever has become of earlier ones."""
+    for _ in range(3):
+        for node in [node for node in cluster.worker_nodes if node.dead_processes()]:
+            cluster.remove_node(node, allow_graceful=False)
+        while len(cluster.worker_nodes) < 2:
+            patiently(lambda: cluster.add_node(**NODE, resources={"slot": ROOM}))
+        try:
+            cluster.wait_for_nodes(timeout=60)
+        except TimeoutError:
+            # Ray has given up a node whose processes still run, as it does when they were too slow to answer.
+            for node in list(cluster.worker_nodes):
+                cluster.remove_node(node, allow_graceful=False)
+        else:
+            return
     cluster.wait_for_nodes(timeout=120)
 
 

@@ -166,6 +166,7 @@ def test_the_trainer_does_as_the_command_line_with_the_other_strategy(
     assert Path(result.checkpoint.path).name == latest(command.storage / "run")
 
 
+@pytest.mark.long
 def test_a_killed_worker_and_a_killed_ray_worker_are_survived_with_the_same_losses(
     command: Command, make_trainer: MakeTrainer, meanwhile: Meanwhile
 ) -> None:
@@ -207,6 +208,7 @@ def test_a_killed_worker_and_a_killed_ray_worker_are_survived_with_the_same_loss
         assert not any(Path(f"/proc/{pid}").exists() for pid in attempt.values()), "a worker was left behind"
 
 
+@pytest.mark.long
 def test_a_lost_node_is_survived_on_another_with_the_same_losses(
     cluster: Cluster, command: Command, make_trainer: MakeTrainer, meanwhile: Meanwhile
 ) -> None:

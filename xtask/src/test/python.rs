@@ -44,6 +44,9 @@ pub fn stages(workspace: &Workspace, options: &Options) -> Result<Vec<Stage>> {
         stages.push(stage("Python lints", "ruff", &["check", "python"]));
     }
     let mut tests = stage("Python tests", "python", &["-m", "pytest", "python"]);
+    if !options.long {
+        tests.command.args(["-m", "not long"]);
+    }
     if let Some(filter) = &options.filter {
         tests.command.args(["-k", filter]);
     }

@@ -14,6 +14,8 @@ pub struct Resumed {
     pub name: String,
     /// Where the run stood.
     pub state: TrainState,
+    /// The checkpoints before it, oldest first.
+    pub older: Vec<String>,
 }
 
 /// Loads the newest checkpoint of the experiment into `engine`; `None` when there is none. With `fallback`, one that is
@@ -35,7 +37,7 @@ pub fn resume(
         return Ok(None);
     }
     let mut problems = Vec::new();
-    for name in &names {
+    for (index, name) in names.iter().enumerate() {
         let own = load(engine, storage, name, identity, sink);
         match agree(ranks, own)? {
             Ok(state) => {
@@ -44,6 +46,7 @@ pub fn resume(
                 return Ok(Some(Resumed {
                     name: name.clone(),
                     state,
+                    older: names[index + 1..].iter().rev().cloned().collect(),
                 }));
             }
             Err(failure) if !fallback || failure.exit_code == tandem_launch::exit_code::USAGE => {

@@ -276,11 +276,20 @@ fn first_rank_opens(
     Ok(Some(run))
 }
 
-/// A checkpoint that was committed, but of which the supervisor never heard, is reported once more.
+/// Checkpoints that were committed, but of which the supervisor never heard, are reported once more: those that nobody has on
+/// record would never be deleted.
 fn report_again(resumed: &Resumed, control: &ControlClient) {
     let Some(known) = process_environment(CHECKPOINT) else {
         return;
     };
+    // Names ascend with time.
+    let unknown = |name: &&String| **name > known;
+    for name in resumed.older.iter().filter(unknown) {
+        control.send(&Message::Report {
+            metrics: Metrics::new(),
+            checkpoint_dir_name: Some(name.clone()),
+        });
+    }
     if known != resumed.name {
         control.send(&Message::Report {
             metrics: saved_metrics(&resumed.state.metrics),
