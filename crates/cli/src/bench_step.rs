@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use clap::Args;
 use serde::{Deserialize, Serialize};
+use tandem_comm::all_gather_numbers;
 use tandem_launch::env::{RUN_DIR, WorkerEnv, process_environment};
 use tandem_mesh::DeviceMesh;
 use tandem_model::{ModelConfig, ModuleTree};
@@ -401,15 +402,6 @@ fn barrier(ranks: &Ranks) -> Outcome<()> {
 
 /// One number of every rank.
 fn gather(ranks: &Ranks, own: f64) -> Outcome<Vec<f64>> {
-    let size = ranks.everyone.size();
-    let own = Tensor::from_slice(&[own]).to_device(ranks.device);
-    let all = Tensor::zeros([size as i64], (Kind::Double, ranks.device));
-    ranks
-        .everyone
-        .all_gather_into(&all, &own, &vec![1; size])
-        .and_then(|work| work.wait())
-        .map_err(Failure::comm)?;
-    let mut values = vec![0.0; size];
-    all.to_device(Device::Cpu).copy_data(&mut values, size);
-    Ok(values)
+    let all = all_gather_numbers(ranks.everyone.as_ref(), &[own], ranks.device);
+    Ok(all.map_err(Failure::comm)?.concat())
 }

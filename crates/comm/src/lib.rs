@@ -33,13 +33,13 @@
 //! Nothing here waits for ever. A wait for a peer ends with its answer, with its death (noticed within two seconds), with
 //! any rank's abort, or with the timeout, and the [`CommError`] names peer, collective, group, sequence number and step.
 
-mod bytes;
 mod collective;
 mod context;
 mod error;
 mod faulty;
 mod group;
 mod health;
+mod host_values;
 mod membership;
 #[cfg(feature = "nccl")]
 mod nccl;
@@ -55,11 +55,11 @@ mod tcp;
 mod work;
 mod world;
 
-pub use bytes::{all_gather_bytes, broadcast_bytes};
 pub use collective::{Collective, ReduceOp, Site};
 pub use error::{CommError, Result};
 pub use faulty::{Fault, FaultyGroup};
 pub use group::ProcessGroup;
+pub use host_values::{all_gather_bytes, all_gather_numbers, broadcast_bytes};
 pub use observe::{Event, GroupTotals, Observer, Totals};
 pub use single::SingleGroup;
 pub use work::Work;

@@ -1,7 +1,7 @@
 //! Run-time checks that ranks which must agree do agree: silent drift is the worst bug that parallel training has.
 
-use tandem_comm::ProcessGroup;
-use tandem_tensor::{Device, Kind, Tensor, fingerprint};
+use tandem_comm::{ProcessGroup, all_gather_numbers};
+use tandem_tensor::{Device, fingerprint};
 
 use crate::error::ParallelError;
 use crate::flat_unit::FlatUnit;
@@ -16,7 +16,7 @@ pub fn check_same_batch(
     step: u64,
     device: Device,
 ) -> Result<(), ParallelError> {
-    let hashes = gather(tp, &[hash as i64], device)?;
+    let hashes = all_gather_numbers(tp, &[hash as i64], device)?;
     if hashes.iter().any(|other| other != &hashes[0]) {
         return Err(ParallelError::DifferentBatches {
             step,
@@ -82,7 +82,7 @@ fn compare(
         .iter()
         .flat_map(|hash| [i64::from(hash.is_some()), hash.unwrap_or(0)])
         .collect();
-    let all = gather(group, &packed, device)?;
+    let all = all_gather_numbers(group, &packed, device)?;
     for (index, name) in names.iter().enumerate() {
         let mut holders = all
             .iter()
@@ -102,21 +102,4 @@ fn compare(
         }
     }
     Ok(())
-}
-
-/// Every rank's numbers, in rank order.
-fn gather(
-    group: &dyn ProcessGroup,
-    mine: &[i64],
-    device: Device,
-) -> Result<Vec<Vec<i64>>, ParallelError> {
-    let mine = Tensor::from_slice(mine).to_device(device);
-    let len = mine.numel();
-    let all = Tensor::zeros([(len * group.size()) as i64], (Kind::Int64, device));
-    group
-        .all_gather_into(&all, &mine, &vec![len; group.size()])?
-        .wait()?;
-    let mut flat = vec![0i64; all.numel()];
-    all.to_device(Device::Cpu).copy_data(&mut flat, all.numel());
-    Ok(flat.chunks(len).map(<[i64]>::to_vec).collect())
 }

@@ -24,4 +24,6 @@ pub mod sum_of_squares;
 pub mod swiglu;
 
 pub use device::{DeviceChoice, DeviceError};
+/// A type of numbers on the host that tensors can be filled from and read into.
+pub use tch::kind::Element as HostElement;
 pub use tch::{Device, Kind, Tensor};

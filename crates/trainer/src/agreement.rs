@@ -1,8 +1,8 @@
 //! What all ranks decide together after a step: ranks hear of a request, or finish writing, at different moments, and
 //! must act in the same step.
 
-use tandem_comm::{CommError, ProcessGroup};
-use tandem_tensor::{Device, Kind, Tensor};
+use tandem_comm::{CommError, ProcessGroup, all_gather_numbers};
+use tandem_tensor::Device;
 
 /// What somebody outside asks of the run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -37,15 +37,9 @@ pub(crate) struct Agreement {
 impl Agreement {
     /// Brings all ranks' views together: a request of one is everybody's, and the save is as far as the slowest rank.
     pub fn reach(self, world: &dyn ProcessGroup, device: Device) -> Result<Self, CommError> {
-        let own = Tensor::from_slice(&[self.packed()]).to_device(device);
-        let all = Tensor::zeros([world.size() as i64], (Kind::Int64, device));
-        world
-            .all_gather_into(&all, &own, &vec![1; world.size()])?
-            .wait()?;
-        let mut packed = vec![0i64; world.size()];
-        all.to_device(Device::Cpu)
-            .copy_data(&mut packed, world.size());
+        let packed = all_gather_numbers(world, &[self.packed()], device)?;
         Ok(packed
+            .concat()
             .into_iter()
             .map(Self::unpacked)
             .fold(Self::default(), Self::joined))

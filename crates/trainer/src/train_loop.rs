@@ -2,11 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use tandem_comm::ReduceOp;
+use tandem_comm::{ReduceOp, all_gather_numbers};
 use tandem_data::BatchSource;
 use tandem_model::ModuleTree;
 use tandem_parallel::check_replicas;
-use tandem_tensor::{Device, Kind, Tensor, gemm_rate, memory};
+use tandem_tensor::{Kind, Tensor, gemm_rate, memory};
 
 use crate::agreement::{Agreement, Requests};
 use crate::checkpointer::{Checkpointer, Progress, SaveOutcome};
@@ -253,15 +253,6 @@ fn measure_gemm_rate(engine: &Engine) -> Result<f64, TrainError> {
 
 /// Every rank's largest resident set so far.
 fn peak_memory_mb(engine: &Engine) -> Result<Vec<f64>, TrainError> {
-    let size = engine.world.size();
     let own = memory::peak_resident_bytes().unwrap_or(0) as f64 / 1e6;
-    let own = Tensor::from_slice(&[own]).to_device(engine.device);
-    let all = Tensor::zeros([size as i64], (Kind::Double, engine.device));
-    engine
-        .world
-        .all_gather_into(&all, &own, &vec![1; size])?
-        .wait()?;
-    let mut peaks = vec![0.0; size];
-    all.to_device(Device::Cpu).copy_data(&mut peaks, size);
-    Ok(peaks)
+    Ok(all_gather_numbers(engine.world.as_ref(), &[own], engine.device)?.concat())
 }

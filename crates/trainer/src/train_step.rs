@@ -8,7 +8,7 @@
 
 use std::time::Duration;
 
-use tandem_comm::ReduceOp;
+use tandem_comm::{ReduceOp, all_gather_numbers};
 use tandem_model::LayerSaved;
 use tandem_parallel::{check_same_batch, global_grad_norm};
 use tandem_tensor::adamw::AdamWStep;
@@ -291,16 +291,9 @@ fn refuse_non_finite(
     if value.is_finite() {
         return Ok(());
     }
-    let size = engine.world.size();
-    let own = Tensor::from_slice(&[i64::from(!own_is_finite)]).to_device(engine.device);
-    let all = Tensor::zeros([size as i64], (Kind::Int64, engine.device));
-    engine
-        .world
-        .all_gather_into(&all, &own, &vec![1; size])?
-        .wait()?;
-    let ranks = (0..size)
-        .filter(|&rank| all.int64_value(&[rank as i64]) == 1)
-        .collect();
+    let own = [i64::from(!own_is_finite)];
+    let all = all_gather_numbers(engine.world.as_ref(), &own, engine.device)?;
+    let ranks = (0..all.len()).filter(|&rank| all[rank] == [1]).collect();
     Err(TrainError::NotFinite {
         what,
         value,

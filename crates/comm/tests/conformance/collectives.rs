@@ -2,7 +2,9 @@
 
 use std::ops::Range;
 
-use tandem_comm::{ProcessGroup, ReduceOp, Transport, World, all_gather_bytes, broadcast_bytes};
+use tandem_comm::{
+    ProcessGroup, ReduceOp, Transport, World, all_gather_bytes, all_gather_numbers, broadcast_bytes,
+};
 use tandem_tensor::{Device, Kind, Tensor};
 
 use crate::numbers::{KINDS, assert_bits_equal, data, reduced};
@@ -38,7 +40,7 @@ fn collectives_over_tcp() {
 fn every_collective(world: &World) {
     let group = everyone(world);
     assert_eq!((group.rank(), group.size()), (world.rank(), world.size()));
-    byte_strings(&*group);
+    host_values(&*group);
     let mut checked = 0;
     for kind in KINDS {
         for len in SIZES {
@@ -166,8 +168,11 @@ fn a_group_of_one_checks_its_arguments_like_any_other() {
     assert!(error.to_string().contains("the counts [5] make it 5"));
 }
 
-/// Byte strings of different lengths, none among them.
-fn byte_strings(group: &dyn ProcessGroup) {
+/// Numbers, and byte strings of different lengths, none among them.
+fn host_values(group: &dyn ProcessGroup) {
+    let numbers = all_gather_numbers(group, &[group.rank() as f64, 0.5], Device::Cpu).unwrap();
+    let expected = (0..group.size()).map(|rank| vec![rank as f64, 0.5]);
+    assert_eq!(numbers, expected.collect::<Vec<_>>());
     let of = |rank: usize| vec![b'a' + rank as u8; rank * 1000];
     let all = all_gather_bytes(group, &of(group.rank()), Device::Cpu).unwrap();
     assert_eq!(all, (0..group.size()).map(of).collect::<Vec<_>>());
