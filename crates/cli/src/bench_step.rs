@@ -10,7 +10,7 @@ use tandem_launch::env::{RUN_DIR, WorkerEnv, process_environment};
 use tandem_mesh::DeviceMesh;
 use tandem_model::{ModelConfig, ModuleTree};
 use tandem_parallel::{AutoTp, DeepSpeed, Fsdp, RandomInit, Strategy};
-use tandem_tensor::{Device, DeviceChoice, Kind, Tensor, memory};
+use tandem_tensor::{DeviceChoice, memory};
 use tandem_trainer::gemm_floor::{self, LinearTime};
 use tandem_trainer::memory_floor;
 use tandem_trainer::{Engine, EngineSetup, MicroBatch, UpdateRule, train_step};
