@@ -77,8 +77,11 @@ impl Ranks {
         })
         .map_err(Failure::comm)?;
         let all: Vec<usize> = (0..mesh.world_size()).collect();
-        let group =
-            |name: &str, ranks: &[usize]| world.new_group(name, ranks).map_err(Failure::comm);
+        let group = |name: &str, ranks: &[usize]| {
+            world
+                .new_device_group(name, ranks, device)
+                .map_err(Failure::comm)
+        };
         Ok(Self {
             everyone: group("world", &all)?,
             tp: group("tp", &mesh.tp_group(env.rank))?,

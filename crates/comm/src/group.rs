@@ -91,40 +91,64 @@ impl CpuGroup {
         let queue = Queue::new(context.clone(), backend);
         Self { context, queue }
     }
+}
 
-    fn arguments(&self, collective: Collective) -> Arguments<'_> {
-        Arguments {
-            group: &self.context.name,
-            rank: self.context.rank,
-            size: self.context.size(),
-            device: Device::Cpu,
-            collective,
-        }
+impl Member for CpuGroup {
+    fn context(&self) -> &GroupContext {
+        &self.context
+    }
+
+    fn device(&self) -> Device {
+        Device::Cpu
     }
 
     fn submit(&self, operation: Operation) -> Result<Work> {
         self.queue.submit(operation)
     }
+
+    fn submit_barrier(&self) -> Result<Work> {
+        self.submit(self.arguments(Collective::Barrier).barrier())
+    }
 }
 
-impl ProcessGroup for CpuGroup {
+/// One member's end of a group that has a transport: what differs from one transport to the next.
+pub(crate) trait Member: Send + Sync {
+    fn context(&self) -> &GroupContext;
+
+    /// Where the group's tensors live.
+    fn device(&self) -> Device;
+
+    fn submit(&self, operation: Operation) -> Result<Work>;
+
+    fn submit_barrier(&self) -> Result<Work>;
+
+    fn arguments(&self, collective: Collective) -> Arguments<'_> {
+        Arguments {
+            group: &self.context().name,
+            rank: self.context().rank,
+            size: self.context().size(),
+            device: self.device(),
+            collective,
+        }
+    }
+}
+
+impl<M: Member> ProcessGroup for M {
     fn rank(&self) -> usize {
-        self.context.rank
+        self.context().rank
     }
 
     fn ranks(&self) -> &[usize] {
-        &self.context.ranks
+        &self.context().ranks
     }
 
     fn name(&self) -> &str {
-        &self.context.name
+        &self.context().name
     }
 
     fn all_reduce(&self, tensor: &Tensor, op: ReduceOp) -> Result<Work> {
-        self.submit(
-            self.arguments(Collective::AllReduce)
-                .all_reduce(tensor, op)?,
-        )
+        let arguments = self.arguments(Collective::AllReduce);
+        self.submit(arguments.all_reduce(tensor, op)?)
     }
 
     fn all_gather_into(&self, output: &Tensor, input: &Tensor, counts: &[usize]) -> Result<Work> {
@@ -144,13 +168,11 @@ impl ProcessGroup for CpuGroup {
     }
 
     fn broadcast(&self, tensor: &Tensor, root: usize) -> Result<Work> {
-        self.submit(
-            self.arguments(Collective::Broadcast)
-                .broadcast(tensor, root)?,
-        )
+        let arguments = self.arguments(Collective::Broadcast);
+        self.submit(arguments.broadcast(tensor, root)?)
     }
 
     fn barrier(&self) -> Result<Work> {
-        self.submit(self.arguments(Collective::Barrier).barrier())
+        self.submit_barrier()
     }
 }

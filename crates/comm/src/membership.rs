@@ -4,6 +4,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use tandem_tensor::Device;
+
 use crate::collective::Site;
 use crate::context::GroupContext;
 use crate::error::{CommError, Result};
@@ -22,7 +24,7 @@ pub(crate) struct Membership<'a> {
     site: Site,
 }
 
-/// Creates this rank's end of a group of at least two ranks.
+/// Creates this rank's end of a group of at least two ranks, for tensors in host memory or on a CUDA device.
 pub(crate) fn create(
     world: &World,
     point: &Arc<MeetingPoint>,
@@ -30,33 +32,14 @@ pub(crate) fn create(
     ranks: &[usize],
     member: usize,
     key: &str,
+    device: Device,
 ) -> Result<Arc<dyn ProcessGroup>> {
     let membership = Membership::new(world, point, name, ranks, member, key);
+    if let Device::Cuda(ordinal) = device {
+        return membership.on_cuda(ordinal);
+    }
     let backend = membership.transport(world.config.transport)?;
     Ok(Arc::new(CpuGroup::new(membership.context, backend)))
-}
-
-/// Creates this rank's end of a group of CUDA devices.
-pub(crate) fn create_on_cuda(
-    world: &World,
-    point: &Arc<MeetingPoint>,
-    name: &str,
-    ranks: &[usize],
-    member: usize,
-    key: &str,
-    ordinal: usize,
-) -> Result<Arc<dyn ProcessGroup>> {
-    let membership = Membership::new(world, point, name, ranks, member, key);
-    #[cfg(feature = "nccl")]
-    return crate::nccl::create(&membership, ordinal);
-    #[cfg(not(feature = "nccl"))]
-    Err(CommError::Device {
-        library: "NCCL",
-        reason: format!(
-            "this program was built without it, so device {ordinal} cannot be used; build with the feature \"nccl\""
-        ),
-        site: membership.site,
-    })
 }
 
 impl<'a> Membership<'a> {
@@ -95,6 +78,22 @@ impl<'a> Membership<'a> {
             key,
             site,
         }
+    }
+
+    #[cfg(feature = "nccl")]
+    fn on_cuda(&self, ordinal: usize) -> Result<Arc<dyn ProcessGroup>> {
+        crate::nccl::create(self, ordinal)
+    }
+
+    #[cfg(not(feature = "nccl"))]
+    fn on_cuda(&self, ordinal: usize) -> Result<Arc<dyn ProcessGroup>> {
+        Err(CommError::Device {
+            library: "NCCL",
+            reason: format!(
+                "this program was built without it, so device {ordinal} cannot be used; build with the feature \"nccl\""
+            ),
+            site: self.site.clone(),
+        })
     }
 
     fn transport(&self, wanted: Transport) -> Result<Box<dyn Backend>> {

@@ -20,12 +20,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use cudarc::driver::{CudaContext, CudaEvent, CudaStream, DriverError};
 use tandem_tensor::{Device, Kind, Tensor};
 
-use crate::collective::{Collective, ReduceOp, Signature};
+use crate::collective::{Collective, ReduceOp};
 use crate::context::GroupContext;
 use crate::error::{CommError, Result};
-use crate::group::ProcessGroup;
+use crate::group::{Member, ProcessGroup};
 use crate::membership::Membership;
-use crate::operation::{Arguments, Operation};
+use crate::operation::Operation;
 use crate::work::{Pending, Work};
 use library::{Library, UNIQUE_ID_BYTES, UniqueId};
 use watch::Watch;
@@ -95,15 +95,13 @@ pub(crate) fn create(membership: &Membership<'_>, ordinal: usize) -> Result<Arc<
     }))
 }
 
-impl NcclGroup {
-    fn arguments(&self, collective: Collective) -> Arguments<'_> {
-        Arguments {
-            group: &self.context.name,
-            rank: self.context.rank,
-            size: self.context.size(),
-            device: self.device,
-            collective,
-        }
+impl Member for NcclGroup {
+    fn context(&self) -> &GroupContext {
+        &self.context
+    }
+
+    fn device(&self) -> Device {
+        self.device
     }
 
     fn submit(&self, mut operation: Operation) -> Result<Work> {
@@ -115,7 +113,7 @@ impl NcclGroup {
         *submitted += 1;
         operation.signature.sequence = *submitted;
         let signature = operation.signature;
-        let failed = |error: DriverError| self.cuda_error(&error, &signature);
+        let failed = |error: DriverError| self.watch.cuda_error(&error, &signature);
         self.cuda.bind_to_thread().map_err(failed)?;
         let ready = self.compute.record_event(None).map_err(failed)?;
         self.stream.wait(&ready).map_err(failed)?;
@@ -135,12 +133,10 @@ impl NcclGroup {
         }))
     }
 
-    fn cuda_error(&self, error: &DriverError, signature: &Signature) -> CommError {
-        CommError::Device {
-            library: "CUDA",
-            reason: error.to_string(),
-            site: self.context.site(signature),
-        }
+    fn submit_barrier(&self) -> Result<Work> {
+        let token = self.token.lock().unwrap_or_else(PoisonError::into_inner);
+        let arguments = self.arguments(Collective::Barrier);
+        self.submit(arguments.all_reduce(&token, ReduceOp::Max)?)
     }
 }
 
@@ -199,52 +195,6 @@ impl Drop for Enqueued {
         // The tensors' memory goes back to libtorch, which hands it to the next user of the default stream: that one must
         // not come before the operation is done. If this fails, the device is of no more use anyway.
         let _ordered = self.order();
-    }
-}
-
-impl ProcessGroup for NcclGroup {
-    fn rank(&self) -> usize {
-        self.context.rank
-    }
-
-    fn ranks(&self) -> &[usize] {
-        &self.context.ranks
-    }
-
-    fn name(&self) -> &str {
-        &self.context.name
-    }
-
-    fn all_reduce(&self, tensor: &Tensor, op: ReduceOp) -> Result<Work> {
-        let arguments = self.arguments(Collective::AllReduce);
-        self.submit(arguments.all_reduce(tensor, op)?)
-    }
-
-    fn all_gather_into(&self, output: &Tensor, input: &Tensor, counts: &[usize]) -> Result<Work> {
-        let arguments = self.arguments(Collective::AllGather);
-        self.submit(arguments.all_gather(output, input, counts)?)
-    }
-
-    fn reduce_scatter_into(
-        &self,
-        output: &Tensor,
-        input: &Tensor,
-        counts: &[usize],
-        op: ReduceOp,
-    ) -> Result<Work> {
-        let arguments = self.arguments(Collective::ReduceScatter);
-        self.submit(arguments.reduce_scatter(output, input, counts, op)?)
-    }
-
-    fn broadcast(&self, tensor: &Tensor, root: usize) -> Result<Work> {
-        let arguments = self.arguments(Collective::Broadcast);
-        self.submit(arguments.broadcast(tensor, root)?)
-    }
-
-    fn barrier(&self) -> Result<Work> {
-        let token = self.token.lock().unwrap_or_else(PoisonError::into_inner);
-        let arguments = self.arguments(Collective::Barrier);
-        self.submit(arguments.all_reduce(&token, ReduceOp::Max)?)
     }
 }
 

@@ -186,16 +186,7 @@ impl World {
     /// # Errors
     /// [`CommError::Invalid`] for ranks that make no group, [`CommError::SharedMemory`], or whatever happens to a peer.
     pub fn new_group(&self, name: &str, ranks: &[usize]) -> Result<Arc<dyn ProcessGroup>> {
-        let member = self.validate_members(name, ranks)?;
-        let Some(meeting_point) = self.meeting_point.as_ref().filter(|_| ranks.len() > 1) else {
-            return Ok(Arc::new(SingleGroup::new(
-                name,
-                self.config.rank,
-                Device::Cpu,
-            )));
-        };
-        let key = self.next_key(name, ranks);
-        membership::create(self, meeting_point, name, ranks, member, &key)
+        self.new_device_group(name, ranks, Device::Cpu)
     }
 
     /// As [`World::new_group`], for tensors on `device`: host memory, or this rank's CUDA device.
@@ -208,23 +199,19 @@ impl World {
         ranks: &[usize],
         device: Device,
     ) -> Result<Arc<dyn ProcessGroup>> {
-        let ordinal = match device {
-            Device::Cpu => return self.new_group(name, ranks),
-            Device::Cuda(ordinal) => ordinal,
-            other => {
-                return Err(CommError::Invalid {
-                    collective: Collective::NewGroup,
-                    group: name.into(),
-                    reason: format!("there are no collectives on {other:?}; use the CPU or CUDA"),
-                });
-            }
-        };
+        if !matches!(device, Device::Cpu | Device::Cuda(_)) {
+            return Err(CommError::Invalid {
+                collective: Collective::NewGroup,
+                group: name.into(),
+                reason: format!("there are no collectives on {device:?}; use the CPU or CUDA"),
+            });
+        }
         let member = self.validate_members(name, ranks)?;
         let Some(meeting_point) = self.meeting_point.as_ref().filter(|_| ranks.len() > 1) else {
             return Ok(Arc::new(SingleGroup::new(name, self.config.rank, device)));
         };
         let key = self.next_key(name, ranks);
-        membership::create_on_cuda(self, meeting_point, name, ranks, member, &key, ordinal)
+        membership::create(self, meeting_point, name, ranks, member, &key, device)
     }
 
     /// The training step that errors mention from now on.
