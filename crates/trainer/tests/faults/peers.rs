@@ -31,7 +31,7 @@ fn hangs(group: Arc<dyn ProcessGroup>) -> Arc<dyn ProcessGroup> {
 
 /// Trains until it cannot, and says how it ended and how long the last step took.
 fn train_until_it_fails(world: &tandem_comm::World, wrap: crate::small::Wrap) {
-    let mut engine = engine(world, 2, 2, wrap, plain);
+    let mut engine = engine(world, 2, world.size() / 2, wrap, plain);
     for number in 1.. {
         let begin = Instant::now();
         let seed = engine.coords.dp_rank as u64;
@@ -56,20 +56,12 @@ fn check(outputs: &[String], limit_s: f64, cause: &str) {
         println!("  rank {rank}: {text}");
         let seconds: f64 = text.split(' ').next().unwrap().parse().unwrap();
         assert!(seconds < limit_s, "rank {rank} noticed after {seconds} s");
-        for word in [cause, "step "] {
+        for word in [cause, "rank 1", "step "] {
             assert!(
                 text.contains(word),
                 "rank {rank} does not say {word:?}: {text}"
             );
         }
-        // Everybody hears of a death. Of a silence, a rank knows only whom it waits for, who may be waiting as well.
-        let named = ["rank 0", "rank 1"];
-        let named = if rank == 0 || cause.contains("secondary") {
-            &named[1..]
-        } else {
-            &named[..]
-        };
-        assert!(named.iter().any(|name| text.contains(name)), "{text}");
         assert!(
             ["all_reduce", "all_gather", "reduce_scatter", "barrier"]
                 .iter()
@@ -104,7 +96,8 @@ fn a_peer_that_dies_in_a_step_is_named_by_all_others_over_tcp() {
 #[test]
 fn a_peer_that_hangs_in_a_step_is_named_by_all_others_after_the_timeout() {
     let name = "peers::a_peer_that_hangs_in_a_step_is_named_by_all_others_after_the_timeout";
-    let setup = Setup::new(name, 4, Transport::Shm)
+    // One row. In several, all wait and give up at the same moment, and who waits for a rank that waits can only name that one.
+    let setup = Setup::new(name, 2, Transport::Shm)
         .victims(&[1])
         .timeout(Duration::from_secs(5));
     let outputs = setup.run(|world| train_until_it_fails(&world, hangs));
