@@ -57,10 +57,13 @@ pub use manifest::{
 };
 pub use piece::{Piece, Role};
 pub use reader::{ReadRequest, Reader};
-pub use run_dir::{CheckpointEntry, Registered, Retention, RunDir, Score, ScoreOrder};
+pub use run_dir::{
+    CHECKPOINT_PREFIX, CheckpointEntry, Registered, Retention, RunDir, Score, ScoreOrder,
+    model_files,
+};
 pub use safetensors::Dtype;
 pub use shard::{ShardReport, WrittenPiece, write_shard};
-pub use store::{Store, open_store};
+pub use store::{Store, local_path, open_store};
 pub use tensor_file::TensorFile;
 pub use train_state::TrainState;
 

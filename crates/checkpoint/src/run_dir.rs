@@ -22,6 +22,7 @@ use crate::store::{PutMode, Store, StoreError, join};
 use manager_snapshot::{ManagerSnapshot, TrainingResult};
 
 pub use retention::{Retention, Score, ScoreOrder};
+pub use scan::PREFIX as CHECKPOINT_PREFIX;
 
 /// Config and tokenizer of the model are kept here, so that a checkpoint can be exported without the model's origin.
 const MODEL_FOLDER: &str = "model";
@@ -226,17 +227,7 @@ impl RunDir {
     /// # Errors
     /// The store refuses.
     pub fn model_files(&self) -> Result<Vec<ModelFile>, CheckpointError> {
-        let listed = self.store.list(MODEL_FOLDER)?;
-        let files = listed.into_iter().filter(|listed| listed.size.is_some());
-        files
-            .map(|file| {
-                let bytes = self.store.read(&join(MODEL_FOLDER, &file.name))?;
-                Ok(ModelFile {
-                    name: file.name,
-                    bytes,
-                })
-            })
-            .collect()
+        model_files(self.store.as_ref())
     }
 
     /// Makes the snapshot's list that of the checkpoints that are there, in retention's order.
@@ -275,6 +266,24 @@ impl RunDir {
             .map(str::to_owned)
             .collect()
     }
+}
+
+/// The files of the model that were kept at the root of `store`, without a look at the checkpoints.
+///
+/// # Errors
+/// The store refuses.
+pub fn model_files(store: &dyn Store) -> Result<Vec<ModelFile>, CheckpointError> {
+    let listed = store.list(MODEL_FOLDER)?;
+    let files = listed.into_iter().filter(|listed| listed.size.is_some());
+    files
+        .map(|file| {
+            let bytes = store.read(&join(MODEL_FOLDER, &file.name))?;
+            Ok(ModelFile {
+                name: file.name,
+                bytes,
+            })
+        })
+        .collect()
 }
 
 /// The commit record goes first: from then on the rest is no checkpoint, however much of it is left.

@@ -15,7 +15,7 @@ use thiserror::Error;
 
 pub use fault::{Fault, FaultStore};
 pub use local::LocalStore;
-pub use location::open_store;
+pub use location::{local_path, open_store};
 pub use remote::RemoteStore;
 
 /// A tree of files. Paths are relative, with `/` between names.

@@ -7,7 +7,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use tandem_checkpoint::{DEFAULT_SHARD_BYTES, FloatKind, export};
 
 use crate::args::Dtype;
-use crate::checkpoint_location;
+use crate::checkpoint_location::Located;
 use crate::failure::{Failure, Outcome};
 
 /// Write a checkpoint as a Hugging Face model folder: config, tokenizer and safetensors.
@@ -29,8 +29,9 @@ pub struct ExportArgs {
 
 /// Writes the folder. Returns the exit code.
 pub fn run(args: &ExportArgs) -> Outcome<i32> {
-    let reader = checkpoint_location::open(&args.checkpoint)?;
-    let files = checkpoint_location::model_files(&args.checkpoint)?;
+    let located = Located::open(&args.checkpoint)?;
+    let files = located.model_files()?;
+    let reader = &located.reader;
     if !files.iter().any(|file| file.name == "config.json") {
         return Err(Failure::other(format!(
             "{} lies beside no folder model/ with a config.json; export a checkpoint where its run has written it",
@@ -46,7 +47,7 @@ pub fn run(args: &ExportArgs) -> Outcome<i32> {
         .unwrap_or_else(|_| ProgressStyle::default_bar());
     let bar = ProgressBar::new(tensors as u64).with_style(style);
     let result = export(
-        &reader,
+        reader,
         &files,
         &args.output,
         kind,

@@ -4,7 +4,7 @@ use clap::{ArgAction, Args};
 use tandem_checkpoint::{Reader, TrainState};
 use tandem_launch::exit_code;
 
-use crate::checkpoint_location;
+use crate::checkpoint_location::Located;
 use crate::failure::Outcome;
 
 /// Show what a checkpoint holds, and read all of it to see that it is what was written.
@@ -26,7 +26,7 @@ pub struct InspectArgs {
 
 /// Prints to standard output. Returns the exit code: 1 when something is damaged.
 pub fn run(args: &InspectArgs) -> Outcome<i32> {
-    let reader = checkpoint_location::open(&args.checkpoint)?;
+    let reader = Located::open(&args.checkpoint)?.reader;
     println!("{}", reader.location());
     for line in state(reader.state()) {
         println!("  {line}");

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use tandem_checkpoint::{Retention, RunDir, Store, open_store};
+use tandem_checkpoint::{Retention, RunDir, Store, local_path, open_store};
 use tandem_launch::experiment;
 
 use crate::args::CommonArgs;
@@ -30,7 +30,7 @@ impl Storage {
 
     /// The places of the experiment whose local folder is `run_dir`, which is there already.
     pub fn at(common: &CommonArgs, run_dir: PathBuf) -> Outcome<Self> {
-        let location = match (is_remote(&common.storage_path), run_dir.file_name()) {
+        let location = match (is_remote(common), run_dir.file_name()) {
             (true, Some(name)) => format!(
                 "{}/{}",
                 common.storage_path.trim_end_matches('/'),
@@ -53,20 +53,15 @@ impl Storage {
 
 /// Where token caches and the folders of runs are: the storage path itself unless that is object storage.
 pub fn local_folder(common: &CommonArgs) -> PathBuf {
-    let path = &common.storage_path;
-    if is_remote(path) {
-        common.local_path.clone()
-    } else {
-        Path::new(path.strip_prefix("file://").unwrap_or(path)).to_owned()
-    }
+    local_path(&common.storage_path).map_or_else(|| common.local_path.clone(), Path::to_owned)
 }
 
-fn is_remote(path: &str) -> bool {
-    path.contains("://") && !path.starts_with("file://")
+fn is_remote(common: &CommonArgs) -> bool {
+    local_path(&common.storage_path).is_none()
 }
 
 fn explained(common: &CommonArgs, error: &experiment::ExperimentError) -> String {
-    if is_remote(&common.storage_path) {
+    if is_remote(common) {
         format!("--local_path: {error}")
     } else {
         error.to_string()

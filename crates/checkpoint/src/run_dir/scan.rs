@@ -12,7 +12,7 @@ use crate::shard::is_shard_name;
 use crate::store::{Store, StoreError};
 
 /// All checkpoint folders begin with this, as Ray's do.
-const PREFIX: &str = "checkpoint_";
+pub const PREFIX: &str = "checkpoint_";
 
 /// The time in a folder's name: Ray's pattern, though Ray puts local time into it.
 const TIME_FORMAT: &str = "%Y-%m-%d_%H-%M-%S%.6f";

@@ -1,6 +1,7 @@
 //! From what the user wrote as `--storage_path` to a store.
 
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 
 use url::Url;
@@ -9,6 +10,15 @@ use super::{LocalStore, RemoteStore, Store, StoreError, StoreErrorKind};
 
 /// Schemes of object storage.
 const REMOTE_SCHEMES: [&str; 8] = ["s3", "s3a", "gs", "az", "azure", "adl", "abfs", "abfss"];
+
+/// The folder that `location` is, unless it is the URL of object storage.
+pub fn local_path(location: &str) -> Option<&Path> {
+    match location.split_once("://") {
+        None => Some(Path::new(location)),
+        Some(("file", path)) => Some(Path::new(path)),
+        Some(_) => None,
+    }
+}
 
 /// The store at `location`: a folder, a `file://` URL, or the URL of a bucket with a prefix (`s3://`, `gs://`, `az://`).
 ///
@@ -28,12 +38,10 @@ pub fn open_store(
         kind: StoreErrorKind::Other,
         source,
     };
-    let Some((scheme, _)) = location.split_once("://") else {
-        return Ok(Arc::new(LocalStore::new(location)));
-    };
-    if let Some(path) = location.strip_prefix("file://") {
+    if let Some(path) = local_path(location) {
         return Ok(Arc::new(LocalStore::new(path)));
     }
+    let (scheme, _) = location.split_once("://").unwrap_or_default();
     if !REMOTE_SCHEMES.contains(&scheme) {
         let problem = format!(
             "{scheme}:// is not known; give a folder, or a URL that begins with s3://, gs:// or az://"
@@ -59,6 +67,8 @@ mod tests {
         assert_eq!(local.locate("a/b"), "runs/today/a/b");
         let local = open_store("file:///runs", none()).unwrap();
         assert_eq!(local.locate("a"), "/runs/a");
+        assert_eq!(local_path("file:///runs"), Some(Path::new("/runs")));
+        assert_eq!(local_path("s3://bucket/runs"), None);
         let remote = open_store("s3://bucket/runs/", none()).unwrap();
         assert_eq!(remote.locate("a/b"), "s3://bucket/runs/a/b");
         let error = open_store("ftp://host/runs", none())
