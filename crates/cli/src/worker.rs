@@ -106,10 +106,8 @@ fn limit_threads(local_world_size: usize) {
     tandem_tensor::device::set_threads(threads);
 }
 
-/// Writes `contents` to `path` so that nobody ever sees half of it.
+/// As [`tandem_trainer::write_whole`], with an error for the user.
 pub fn write_whole(path: &Path, contents: &str) -> Outcome<()> {
-    let partial = path.with_extension("partial");
-    std::fs::write(&partial, contents)
-        .and_then(|()| std::fs::rename(&partial, path))
+    tandem_trainer::write_whole(path, contents)
         .map_err(|error| Failure::other(format!("cannot write {}: {error}", path.display())))
 }

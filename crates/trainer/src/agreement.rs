@@ -1,7 +1,7 @@
 //! What all ranks decide together after a step: ranks hear of a request, or finish writing, at different moments, and
 //! must act in the same step.
 
-use tandem_comm::{CommError, ProcessGroup, all_gather_numbers};
+use tandem_comm::{CommError, ProcessGroup, all_gather_bytes, all_gather_numbers};
 use tandem_tensor::Device;
 
 /// What somebody outside asks of the run.
@@ -79,6 +79,24 @@ impl Agreement {
             },
         }
     }
+}
+
+/// What went wrong on any rank, on all ranks, in rank order and with the rank's number before it; nothing where all is well.
+///
+/// # Errors
+/// When a peer fails.
+pub fn gather_problems(
+    world: &dyn ProcessGroup,
+    own: Option<&str>,
+    device: Device,
+) -> Result<Vec<String>, CommError> {
+    let all = all_gather_bytes(world, own.unwrap_or_default().as_bytes(), device)?;
+    Ok(all
+        .iter()
+        .enumerate()
+        .filter(|(_, problem)| !problem.is_empty())
+        .map(|(rank, problem)| format!("rank {rank}: {}", String::from_utf8_lossy(problem)))
+        .collect())
 }
 
 #[cfg(test)]

@@ -21,10 +21,11 @@ use tandem_checkpoint::{
 };
 use tandem_comm::{all_gather_bytes, broadcast_bytes};
 
-use crate::agreement::{Agreement, Stage};
+use crate::agreement::{Agreement, Stage, gather_problems};
 use crate::engine::Engine;
 use crate::error::TrainError;
 use crate::events::SavedCheckpoint;
+use crate::progress::Progress;
 use committer::Committer;
 
 /// While training waits for a save, ranks look at each other this often: far below the time-out of a collective.
@@ -57,23 +58,6 @@ pub struct CheckpointSetup {
     pub resumed_step: Option<u64>,
 }
 
-/// Where the run is, for a checkpoint.
-#[derive(Debug, Clone, PartialEq, Default)]
-pub struct Progress {
-    /// Optimizer steps done.
-    pub step: u64,
-    /// Tokens trained on.
-    pub tokens_seen: u64,
-    /// Samples trained on.
-    pub samples_seen: u64,
-    /// The sample to continue with.
-    pub next: tandem_data::Position,
-    /// Learning rate of the last step.
-    pub learning_rate: f64,
-    /// Loss and other measurements of the last step.
-    pub metrics: BTreeMap<String, Value>,
-}
-
 /// How a save ended.
 #[derive(Debug, Clone, PartialEq)]
 pub enum SaveOutcome {
@@ -90,7 +74,6 @@ pub enum SaveOutcome {
 
 /// One rank's part in saving.
 pub struct Checkpointer {
-    store: Arc<dyn Store>,
     rule: SaveRule,
     identity: TrainState,
     tensors: Arc<[TensorSpec]>,
@@ -134,9 +117,8 @@ impl Checkpointer {
             resumed_step,
         } = setup;
         Self {
-            writer: BackgroundWriter::new(Arc::clone(&store)),
+            writer: BackgroundWriter::new(store),
             committer: run.map(|run| Committer::new(run, keeps_list)),
-            store,
             rule,
             identity,
             tensors: tensors.into(),
@@ -270,12 +252,12 @@ impl Checkpointer {
         let new = self.begin(engine)?;
         let views = engine.state_views();
         let rank = engine.world.rank();
-        tracing::debug!(folder = %self.store.locate(&new.folder), "saving");
+        tracing::debug!(folder = new.folder, "saving");
         let started = self
             .writer
             .start_copying(&new.folder, rank, move |snapshot| views.copy_to(snapshot))
             .map(|copying| engine.copying.set(Some(copying)));
-        self.begun = Some(progress.step);
+        self.begun = Some(progress.position.step);
         self.problem = None;
         self.in_flight = Some(InFlight {
             new,
@@ -351,20 +333,22 @@ impl Checkpointer {
     }
 
     fn state(&self, progress: &Progress) -> TrainState {
+        let Progress {
+            position,
+            next,
+            metrics,
+        } = progress;
         TrainState {
-            epoch: progress.next.epoch,
-            next_sample: progress.next.sample,
-            global_step: progress.step,
-            next_global_sample: progress.samples_seen,
-            tokens_seen: progress.tokens_seen,
+            epoch: next.epoch,
+            next_sample: next.sample,
+            global_step: position.step,
+            next_global_sample: position.samples_seen,
+            tokens_seen: position.tokens_seen,
             scheduler: BTreeMap::from([
-                ("last_step".to_owned(), Value::from(progress.step)),
-                (
-                    "last_learning_rate".to_owned(),
-                    Value::from(progress.learning_rate),
-                ),
+                ("last_step".to_owned(), Value::from(position.step)),
+                ("last_learning_rate".to_owned(), Value::from(metrics.lr)),
             ]),
-            metrics: progress.metrics.clone(),
+            metrics: metrics.to_saved(),
             ..self.identity.clone()
         }
     }
@@ -376,16 +360,9 @@ fn all_reports(engine: &Engine, own: &ShardReport) -> Result<Vec<ShardReport>, T
     bytes.iter().map(|bytes| from_json(bytes)).collect()
 }
 
-/// What went wrong, and where, on all ranks.
+/// What went wrong on all ranks, as one text.
 fn all_problems(engine: &Engine, own: Option<String>) -> Result<String, TrainError> {
-    let own = own.unwrap_or_default();
-    let all = all_gather_bytes(engine.world.as_ref(), own.as_bytes(), engine.device)?;
-    let problems: Vec<String> = all
-        .iter()
-        .enumerate()
-        .filter(|(_, problem)| !problem.is_empty())
-        .map(|(rank, problem)| format!("rank {rank}: {}", String::from_utf8_lossy(problem)))
-        .collect();
+    let problems = gather_problems(engine.world.as_ref(), own.as_deref(), engine.device)?;
     Ok(problems.join("; "))
 }
 

@@ -93,9 +93,7 @@ impl Recorder {
         };
         let text = serde_json::to_string_pretty(&self.losses)
             .map_err(|error| write_error(path, error.into()))?;
-        let partial = path.with_extension("json.partial");
-        std::fs::write(&partial, text).map_err(|source| write_error(&partial, source))?;
-        std::fs::rename(&partial, path).map_err(|source| write_error(path, source))
+        write_whole(path, &text).map_err(|source| write_error(path, source))
     }
 }
 
@@ -104,6 +102,16 @@ fn write_error(path: &Path, source: std::io::Error) -> TrainError {
         path: path.to_owned(),
         source,
     }
+}
+
+/// Writes `contents` to `path` so that nobody ever sees half of it.
+///
+/// # Errors
+/// What the system says.
+pub fn write_whole(path: &Path, contents: &str) -> std::io::Result<()> {
+    let partial = path.with_extension("partial");
+    std::fs::write(&partial, contents)?;
+    std::fs::rename(&partial, path)
 }
 
 /// Cuts the metrics of `path` after step `done`, and returns the losses of what is left.
@@ -125,9 +133,7 @@ fn keep_until(path: &Path, done: u64) -> std::io::Result<Vec<LossPoint>> {
         }
     }
     if kept.len() < text.len() {
-        let partial = path.with_extension("jsonl.partial");
-        std::fs::write(&partial, kept)?;
-        std::fs::rename(&partial, path)?;
+        write_whole(path, &kept)?;
     }
     Ok(losses)
 }

@@ -9,13 +9,14 @@ use tandem_parallel::check_replicas;
 use tandem_tensor::{Kind, Tensor, gemm_rate, memory};
 
 use crate::agreement::{Agreement, Requests};
-use crate::checkpointer::{Checkpointer, Progress, SaveOutcome};
+use crate::checkpointer::{Checkpointer, SaveOutcome};
 use crate::engine::Engine;
 use crate::error::TrainError;
 use crate::events::{Event, EventSink, StepMetrics};
 use crate::flops;
 use crate::micro_batch::MicroBatch;
 use crate::profile::{self, Activity, span};
+use crate::progress::{Position, Progress};
 use crate::recorder::Recorder;
 use crate::schedule::LearningRate;
 use crate::train_step::{UpdateRule, train_step};
@@ -34,17 +35,6 @@ pub struct LoopSettings {
     pub last_step: u64,
     /// Compare replicas every so many steps; 0 never.
     pub check_interval: u64,
-}
-
-/// How far a run has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Position {
-    /// Optimizer steps done.
-    pub step: u64,
-    /// Tokens of all steps so far.
-    pub tokens_seen: u64,
-    /// Samples of all steps so far.
-    pub samples_seen: u64,
 }
 
 /// How a loop ended.
@@ -148,16 +138,13 @@ pub fn train_loop(
             peak_memory_mb: peaks.clone(),
         };
         watcher.recorder.step(&metrics)?;
-        let progress = Progress {
-            step,
-            tokens_seen: position.tokens_seen,
-            samples_seen: position.samples_seen,
-            next: source.position(),
-            learning_rate: lr,
-            metrics: metrics.to_saved(),
-        };
+        watcher.sink.event(Event::Step(metrics.clone()));
         loss = Some(metrics.loss);
-        watcher.sink.event(Event::Step(metrics));
+        let progress = Progress {
+            position,
+            next: source.position(),
+            metrics,
+        };
 
         let own = Agreement {
             requests: (watcher.requests)(),

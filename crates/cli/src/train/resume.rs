@@ -1,8 +1,7 @@
 //! Continuing from a checkpoint: finding it, checking that it is of this run, loading it on all ranks.
 
 use tandem_checkpoint::{Reader, RunDir, TrainState, differences};
-use tandem_comm::{all_gather_bytes, broadcast_bytes};
-use tandem_trainer::{Engine, Event, EventSink};
+use tandem_trainer::{Engine, Event, EventSink, gather_problems};
 
 use crate::failure::{Failure, Outcome};
 use crate::storage::Storage;
@@ -72,10 +71,7 @@ fn candidates(ranks: &Ranks, run: Option<&RunDir>) -> Outcome<Vec<String>> {
         .rev()
         .map(|entry| entry.name.as_str())
         .collect();
-    let own = own.join("\n");
-    let names = broadcast_bytes(ranks.everyone.as_ref(), own.as_bytes(), 0, ranks.device)
-        .map_err(Failure::comm)?;
-    let names = String::from_utf8_lossy(&names);
+    let names = ranks.text_of_first(&own.join("\n"))?;
     Ok(names.lines().map(str::to_owned).collect())
 }
 
@@ -117,20 +113,15 @@ pub fn check_same_run(saved: &TrainState, identity: &TrainState, location: &str)
 
 /// All ranks' verdict: the state when every rank has loaded it. A rank whose own part is fine fails because of others'.
 fn agree(ranks: &Ranks, own: Outcome<TrainState>) -> Outcome<Outcome<TrainState>> {
-    let text = own.as_ref().err().map_or("", |failure| &failure.message);
-    let all = all_gather_bytes(ranks.everyone.as_ref(), text.as_bytes(), ranks.device)
-        .map_err(Failure::comm)?;
-    let first = all.iter().position(|problem| !problem.is_empty());
-    Ok(match (own, first) {
-        (Ok(state), None) => Ok(state),
-        (Ok(_), Some(rank)) => Err(Failure {
+    let text = own.as_ref().err().map(|failure| failure.message.as_str());
+    let problems = gather_problems(ranks.everyone.as_ref(), text, ranks.device);
+    let problems = problems.map_err(Failure::comm)?;
+    Ok(match (own, problems.into_iter().next()) {
+        (Ok(_), Some(first)) => Err(Failure {
             secondary: true,
-            ..Failure::other(format!(
-                "rank {rank}: {}",
-                String::from_utf8_lossy(&all[rank])
-            ))
+            ..Failure::other(first)
         }),
-        (Err(failure), _) => Err(failure),
+        (own, _) => own,
     })
 }
 

@@ -37,9 +37,7 @@ impl Committer {
 
     /// Removes what a failed save has left; what cannot be removed now will be at the next start.
     pub fn discard(&self, new: &NewCheckpoint) {
-        if let Err(error) = locked(&self.run).discard(new) {
-            tracing::warn!(%error, "cannot remove what a failed save has left");
-        }
+        discard(&locked(&self.run), new);
     }
 
     /// Begins to commit.
@@ -81,6 +79,12 @@ fn locked(run: &Mutex<RunDir>) -> MutexGuard<'_, RunDir> {
     run.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+fn discard(run: &RunDir, new: &NewCheckpoint) {
+    if let Err(error) = run.discard(new) {
+        tracing::warn!(%error, "cannot remove what a failed save has left");
+    }
+}
+
 fn commit_and_register(
     run: &mut RunDir,
     keeps_list: bool,
@@ -91,9 +95,7 @@ fn commit_and_register(
 ) -> Result<Committed, String> {
     let store = Arc::clone(run.store());
     if let Err(error) = commit(store.as_ref(), new, tensors, reports, state) {
-        if let Err(left) = run.discard(new) {
-            tracing::warn!(error = %left, "cannot remove what a failed save has left");
-        }
+        discard(run, new);
         return Err(error.to_string());
     }
     if !keeps_list {

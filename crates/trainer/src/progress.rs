@@ -1,0 +1,26 @@
+//! How far a run has come.
+
+use tandem_data::Position as DataPosition;
+
+use crate::events::StepMetrics;
+
+/// What is counted over all steps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Position {
+    /// Optimizer steps done.
+    pub step: u64,
+    /// Tokens of all steps so far.
+    pub tokens_seen: u64,
+    /// Samples of all steps so far.
+    pub samples_seen: u64,
+}
+
+/// Where a run is after a step: what a checkpoint says besides the tensors.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Progress {
+    pub position: Position,
+    /// The sample to continue with.
+    pub next: DataPosition,
+    /// Of the step.
+    pub metrics: StepMetrics,
+}
