@@ -122,7 +122,7 @@ fn train(
         engine.profiler = Some(profiler);
     }
     let is_supervised = process_environment(CHECKPOINT).is_some();
-    let run = first_rank_opens(request, env, &storage, prepared, is_supervised)?;
+    let run = first_rank_opens(request, env, &storage, is_supervised)?;
     let identity = identity(request, mesh, prepared);
     let resumed = resume(
         &mut engine,
@@ -141,6 +141,10 @@ fn train(
                     "--resume_from {name}: there is no checkpoint in {}",
                     storage.location
                 )));
+            }
+            if let Some(run) = &run {
+                // Wherever there is a checkpoint, they are there already.
+                model_files::keep(run, &prepared.model_dir, &prepared.config)?;
             }
             load(request, prepared, &mut engine)?;
             &TrainState::default()
@@ -250,13 +254,11 @@ fn train(
     })
 }
 
-/// Rank 0 opens the experiment for all, removes what a save or deletion that was cut off has left, and keeps the model's
-/// small files with it.
+/// Rank 0 opens the experiment for all, and removes what a save or deletion that was cut off has left.
 fn first_rank_opens(
     request: &Request,
     env: &WorkerEnv,
     storage: &Storage,
-    prepared: &Prepared,
     is_supervised: bool,
 ) -> Outcome<Option<RunDir>> {
     if env.rank != 0 {
@@ -272,7 +274,6 @@ fn first_rank_opens(
     } else {
         run.clean().map_err(Failure::other)?;
     }
-    model_files::keep(&run, &prepared.model_dir, &prepared.config)?;
     Ok(Some(run))
 }
 
