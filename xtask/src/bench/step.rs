@@ -5,6 +5,7 @@
 
 mod configuration;
 mod contender;
+mod guard;
 mod machine;
 mod options;
 mod record;
@@ -17,6 +18,7 @@ use anyhow::{Result, bail, ensure};
 
 use self::configuration::Configuration;
 use self::contender::{Contender, Place};
+use self::guard::Guard;
 use self::machine::Machine;
 use self::options::{Options, Request};
 use self::summary::Summary;
@@ -25,7 +27,7 @@ use crate::workspace::Workspace;
 
 /// Measures what `arguments` ask for, prints a table per configuration and stores everything as JSON.
 pub fn run(workspace: &Workspace, arguments: &[OsString]) -> Result<()> {
-    let options = match options::parse(lexopt::Parser::from_args(arguments))? {
+    let mut options = match options::parse(lexopt::Parser::from_args(arguments))? {
         Request::Help => {
             print!("{}", options::USAGE);
             return Ok(());
@@ -36,6 +38,15 @@ pub fn run(workspace: &Workspace, arguments: &[OsString]) -> Result<()> {
         }
         Request::Measure(options) => options,
     };
+    let guard = match options.guard {
+        true => Some(Guard::load(workspace)?),
+        false => None,
+    };
+    if let Some(guard) = &guard
+        && options.configurations.is_empty()
+    {
+        options.configurations = guard.configurations();
+    }
     if !options.peers_only {
         setup::run(workspace, false)?;
         workspace.build_release()?;
@@ -62,7 +73,7 @@ pub fn run(workspace: &Workspace, arguments: &[OsString]) -> Result<()> {
     {
         bail!("some contenders failed; see above");
     }
-    Ok(())
+    guard.map_or(Ok(()), |guard| guard.check(&results))
 }
 
 /// Ours first: the ratios are to the first.

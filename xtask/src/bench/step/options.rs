@@ -21,6 +21,8 @@ in benches/runs/<date>/.
   --peers PEER,...     none, all, or of: naive, tuned, tuned+jemalloc, hand-tuned, hand-tuned+jemalloc (default: all that
                        can run here; one that is named must run).
   --peers-only         Do not build or run ours.
+  --guard              Measure ours alone in the configurations that benches/limits.json names, and fail where a limit of
+                       it is exceeded: distance from the floor, memory, page faults. FSDP unless --ours says otherwise.
   --steps N            Steps measured in a turn (default: 10).
   --turns N            Turns of each contender (default: 3).
   --python PATH        The Python that has torch (default: python of $VIRTUAL_ENV, else python3).
@@ -44,6 +46,7 @@ pub struct Options {
     pub ours: Vec<Variant>,
     pub peers: Peers,
     pub peers_only: bool,
+    pub guard: bool,
     pub steps: usize,
     pub turns: usize,
     pub python: Option<PathBuf>,
@@ -69,6 +72,7 @@ pub fn parse(mut arguments: lexopt::Parser) -> Result<Request> {
         ours: Variant::ALL.to_vec(),
         peers: Peers::Available,
         peers_only: false,
+        guard: false,
         steps: 10,
         turns: 3,
         python: None,
@@ -90,6 +94,7 @@ pub fn parse(mut arguments: lexopt::Parser) -> Result<Request> {
             }
             Long("peers") => options.peers = peers(&arguments.value()?.string()?)?,
             Long("peers-only") => options.peers_only = true,
+            Long("guard") => options.guard = true,
             Long("steps") => options.steps = arguments.value()?.parse()?,
             Long("turns") => options.turns = arguments.value()?.parse()?,
             Long("python") => options.python = Some(arguments.value()?.into()),
@@ -102,7 +107,15 @@ pub fn parse(mut arguments: lexopt::Parser) -> Result<Request> {
     if options.steps == 0 || options.turns == 0 {
         bail!("--steps and --turns must be 1 at least");
     }
-    if options.configurations.is_empty() {
+    if options.guard {
+        if options.peers_only {
+            bail!("--guard measures ours, and --peers-only leaves ours out");
+        }
+        options.peers = Peers::Named(Vec::new());
+        if options.ours == Variant::ALL {
+            options.ours = vec![Variant::Fsdp];
+        }
+    } else if options.configurations.is_empty() {
         options.configurations = configuration::named(DEFAULT_GROUP);
     }
     Ok(Request::Measure(options))
@@ -177,12 +190,21 @@ mod tests {
     }
 
     #[test]
+    fn the_guard_measures_ours_alone_and_knows_its_configurations() {
+        let options = parsed(&["--guard"]).unwrap();
+        assert!(options.configurations.is_empty());
+        assert_eq!(options.ours, [Variant::Fsdp]);
+        assert_eq!(options.peers, Peers::Named(Vec::new()));
+    }
+
+    #[test]
     fn what_is_not_understood_is_named() {
         for (arguments, part) in [
             (["--config", "lunch"], "`lunch`"),
             (["--ours", "zero3"], "`zero3`"),
             (["--peers", "jax"], "`jax`"),
             (["--steps", "0"], "--steps"),
+            (["--guard", "--peers-only"], "--guard"),
         ] {
             let error = parsed(&arguments).unwrap_err().to_string();
             assert!(error.contains(part), "{error}");
