@@ -10,6 +10,7 @@ use std::hint::black_box;
 
 use rustix::time::{ClockId, clock_gettime};
 use tandem_tensor::adamw::{self, AdamWState, AdamWStep};
+use tandem_tensor::attention::{self, AttentionSpec};
 use tandem_tensor::linear::{self, Accumulate};
 use tandem_tensor::{
     Device, Kind, Tensor, cross_entropy, device, embedding, rms_norm, rope, swiglu,
@@ -40,6 +41,49 @@ fn main() {
         gradient_stores(&bench, kind);
     }
     optimizer(&bench);
+    attentions();
+}
+
+/// What is computed, at the rate of what a query sees: half of all products, two forward and five backward. Sequences of one
+/// query head group of Qwen2-0.5B.
+fn attentions() {
+    println!(
+        "{:28} {:>9} {:>9} {:>8}",
+        "attention", "forward", "backward", "GFLOP/s"
+    );
+    for kind in [Kind::BFloat16, Kind::Float] {
+        for seq in [512, 1024, 2048] {
+            let (heads, dim) = (7, 64);
+            let qkv = random(&[1, seq, heads + 2, dim], kind);
+            let (q, k, v) = (
+                qkv.narrow(2, 0, heads),
+                qkv.narrow(2, heads, 1),
+                qkv.narrow(2, heads + 1, 1),
+            );
+            let spec = AttentionSpec {
+                scale: 0.125,
+                sliding_window: None,
+            };
+            let d_out = random(&[1, seq, heads, dim], kind);
+            let saved = attention::forward(&q, &k, &v, spec);
+            let best = |run: &dyn Fn()| {
+                (0..REPEATS)
+                    .map(|_| seconds(run))
+                    .fold(f64::INFINITY, f64::min)
+            };
+            let forward = best(&|| drop(attention::forward(&q, &k, &v, spec)));
+            let backward = best(&|| drop(attention::backward(&d_out, &q, &k, &v, &saved, spec)));
+            let product = (heads * seq * seq * dim) as f64;
+            println!(
+                "{:28} {:>6.2} ms {:>6.2} ms {:>4.0}, {:>3.0}",
+                format!("{kind:?}, {seq} tokens"),
+                forward * 1e3,
+                backward * 1e3,
+                2.0 * product / forward / 1e9,
+                5.0 * product / backward / 1e9,
+            );
+        }
+    }
 }
 
 fn cross_entropy_chunk(bench: &Bench, kind: Kind) {

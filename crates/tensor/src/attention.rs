@@ -1,5 +1,5 @@
-//! Causal grouped-query attention through libtorch's fused flash kernels (Dao, arXiv 2307.08691; GQA: Ainslie et
-//! al., arXiv 2305.13245), forward and backward.
+//! Causal grouped-query attention, forward and backward (FlashAttention: Dao, arXiv 2307.08691; GQA: Ainslie et al., arXiv
+//! 2305.13245): through libtorch's fused kernels, or this crate's own where those are faster.
 
 use tch::Tensor;
 
@@ -28,6 +28,10 @@ pub struct AttentionOutput {
 pub fn forward(q: &Tensor, k: &Tensor, v: &Tensor, spec: AttentionSpec) -> AttentionOutput {
     if q.device().is_cuda() {
         return cuda::forward(q, k, v, spec);
+    }
+    #[cfg(target_arch = "x86_64")]
+    if let Some(output) = fused::forward(q, k, v, spec) {
+        return output;
     }
     let (q, k, v) = (heads_first(q), heads_first(k), heads_first(v));
     let (out, logsumexp) = {
@@ -59,6 +63,10 @@ pub fn backward(
 ) -> (Tensor, Tensor, Tensor) {
     if q.device().is_cuda() {
         return cuda::backward(d_out, q, k, v, saved, spec);
+    }
+    #[cfg(target_arch = "x86_64")]
+    if let Some(gradients) = fused::backward(d_out, q, k, v, saved, spec) {
+        return gradients;
     }
     let (q, k, v) = (heads_first(q), heads_first(k), heads_first(v));
     let (d_out, out) = (heads_first(d_out), heads_first(&saved.out));
@@ -93,6 +101,8 @@ fn window_mask(q: &Tensor, spec: AttentionSpec) -> Option<Tensor> {
 }
 
 mod cuda;
+#[cfg(target_arch = "x86_64")]
+mod fused;
 mod reference;
 
 #[cfg(test)]
@@ -131,6 +141,66 @@ mod tests {
                 assert_close(&format!("d_q, {label}"), &d_q, &qa.grad(), 2e-5);
                 assert_close(&format!("d_k, {label}"), &d_k, &ka.grad(), 2e-5);
                 assert_close(&format!("d_v, {label}"), &d_v, &va.grad(), 2e-5);
+            }
+        }
+    }
+
+    /// bf16 (on some processors kernels of this crate's own) against fp32 arithmetic with the same rounded inputs, which are
+    /// views as q|k|v are: sizes around tiles and blocks, odd ones, windows that end within them.
+    #[test]
+    fn bf16_matches_fp32_at_all_sizes() {
+        let shapes = [
+            (1, 1, 1, 1, 8),
+            (2, 13, 2, 2, 16),
+            (1, 15, 3, 1, 33),
+            (2, 40, 6, 2, 64),
+            (1, 112, 4, 2, 64),
+            (1, 130, 2, 1, 128),
+            (1, 261, 7, 1, 64),
+        ];
+        for (batch, seq, heads, kv_heads, dim) in shapes {
+            for sliding_window in [None, Some(1), Some(33), Some(100)] {
+                let spec = AttentionSpec {
+                    scale: 1.0 / (dim as f64).sqrt(),
+                    sliding_window,
+                };
+                let width = (heads + 2 * kv_heads) * dim;
+                let qkv = (randn(&[batch, seq, width], 1) * 1.5).to_kind(Kind::BFloat16);
+                let part = |start: i64, heads: i64| {
+                    let part = qkv.narrow(2, start * dim, heads * dim);
+                    part.view([batch, seq, heads, dim])
+                };
+                let (q, k, v) = (
+                    part(0, heads),
+                    part(heads, kv_heads),
+                    part(heads + kv_heads, kv_heads),
+                );
+                let d_out = randn(&[batch, seq, heads, dim], 2).to_kind(Kind::BFloat16);
+                let saved = forward(&q, &k, &v, spec);
+                let (d_q, d_k, d_v) = backward(&d_out, &q, &k, &v, &saved, spec);
+
+                let exact = |t: &Tensor| t.to_kind(Kind::Float).copy().set_requires_grad(true);
+                let (qa, ka, va) = (exact(&q), exact(&k), exact(&v));
+                let expected = reference::forward(&qa, &ka, &va, spec);
+                (&expected.out * &d_out.to_kind(Kind::Float))
+                    .sum(Kind::Float)
+                    .backward();
+                let label = format!(
+                    "{batch} x {seq}, {heads}/{kv_heads} heads of {dim}, window {sliding_window:?}"
+                );
+                for (name, found, expected) in [
+                    ("out", &saved.out, expected.out.detach()),
+                    ("logsumexp", &saved.logsumexp, expected.logsumexp.detach()),
+                    ("d_q", &d_q, qa.grad()),
+                    ("d_k", &d_k, ka.grad()),
+                    ("d_v", &d_v, va.grad()),
+                ] {
+                    let norm = |t: &Tensor| t.to_kind(Kind::Double).norm().double_value(&[]);
+                    let off = norm(&(found.to_kind(Kind::Float) - &expected));
+                    // Some gradients are zero exactly, up to rounding.
+                    let size = norm(&expected) + 0.1 * (expected.numel() as f64).sqrt();
+                    assert!(off <= 6e-3 * size, "{name}, {label}: {off} of {size}");
+                }
             }
         }
     }

@@ -14,10 +14,15 @@ mod blocks;
 mod kernel;
 #[cfg(target_arch = "x86_64")]
 mod pack;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod panels;
 
 use tch::Tensor;
 
 use crate::linear::Accumulate;
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) use pack::Operand;
 
 /// Writes `a [m, k] . b [k, n] (+ bias [n])` to `out [m, n]`, or adds it to what is there; `None`, with nothing written,
 /// where these kernels do not apply or libtorch is faster.

@@ -193,15 +193,28 @@ pub fn assert_gone(workers: &[(usize, u32)]) {
     }
 }
 
-/// As [`assert_gone`], for processes that may need a moment.
+/// As [`assert_gone`], for processes that may need a moment. What is dead and waits for init to take note of it is gone.
 pub fn assert_gone_soon(workers: &[(usize, u32)], limit: Duration) {
     let start = Instant::now();
-    let is_there = |pid: &u32| Path::new(&format!("/proc/{pid}")).exists();
-    while workers.iter().any(|(_, pid)| is_there(pid)) {
+    loop {
+        let left: Vec<_> = workers
+            .iter()
+            .filter_map(|(rank, pid)| Some((rank, pid, state(*pid).filter(|state| *state != 'Z')?)))
+            .collect();
+        if left.is_empty() {
+            return;
+        }
         assert!(
             start.elapsed() < limit,
-            "still there after {limit:?}: {workers:?}"
+            "still there after {limit:?} (rank, process, state): {left:?}"
         );
         std::thread::sleep(Duration::from_millis(20));
     }
+}
+
+/// What the kernel says a process is doing (`proc_pid_stat(5)`): `R`, `S`, `D` while it waits for a disk, ...
+fn state(pid: u32) -> Option<char> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name of the program, in parentheses, may contain anything.
+    text.rsplit_once(") ")?.1.chars().next()
 }

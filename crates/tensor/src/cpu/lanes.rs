@@ -24,6 +24,22 @@ pub(crate) fn sum<A: Element>(a: &[A], term: impl Fn(f32) -> f32) -> f32 {
     join(lanes, |a, b| a + b)
 }
 
+/// The sum of `a b`, element by element, in fp32. Both are of equal length.
+#[inline(always)]
+pub(crate) fn dot<A: Element, B: Element>(a: &[A], b: &[B]) -> f32 {
+    let mut lanes = [0f32; LANES];
+    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
+    for (a, b) in a.iter().zip(b) {
+        for ((lane, a), b) in lanes.iter_mut().zip(a).zip(b) {
+            *lane += a.widen() * b.widen();
+        }
+    }
+    for ((lane, a), b) in lanes.iter_mut().zip(a_rest).zip(b_rest) {
+        *lane += a.widen() * b.widen();
+    }
+    join(lanes, |a, b| a + b)
+}
+
 /// The sum of `a b c`, element by element, in fp32. All three are of equal length.
 #[inline(always)]
 pub(crate) fn sum_of_products<A: Element, B: Element>(a: &[A], b: &[B], c: &[f32]) -> f32 {
@@ -90,6 +106,7 @@ mod tests {
             let total: f32 = values.iter().sum();
             assert_eq!(sum(&values, |x| x), total);
             assert_eq!(sum_of_products(&values, &ones, &ones), total);
+            assert_eq!(dot(&values, &ones), total);
             let largest = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
             assert_eq!(max(&values), largest);
         }

@@ -6,7 +6,8 @@ use half::bf16;
 use rayon::prelude::*;
 
 use super::kernel::{self, COLUMNS, ROWS, Tile};
-use super::pack::{GROUP, Operand};
+use super::pack::Operand;
+use super::panels::pack_right;
 
 /// Rows of a block of the left operand. With the depth it fills a third of a second-level cache.
 const BLOCK_ROWS: usize = 9 * ROWS;
@@ -127,20 +128,8 @@ impl Problem {
     ) {
         let pairs = depth.div_ceil(2);
         let (panels_a, panels_b) = (space.a.as_mut_ptr(), space.b.as_mut_ptr());
-        for column in columns.clone().step_by(COLUMNS) {
-            let panel = panels_b.wrapping_add((column - columns.start) * pairs);
-            if columns.end - column < COLUMNS {
-                // The kernel reads, and then leaves out, columns that are not there.
-                // SAFETY: the panel is in the workspace, which holds whole panels.
-                unsafe { panel.write_bytes(0, COLUMNS * pairs) };
-            }
-            for start in (column..columns.end.min(column + COLUMNS)).step_by(GROUP) {
-                let count = GROUP.min(columns.end - start);
-                let panel = panel.wrapping_add(start - column);
-                // SAFETY: the columns exist; the panels have `COLUMNS` places a pair.
-                unsafe { self.b.pack(panel, COLUMNS, (start, count), (k, depth)) };
-            }
-        }
+        // SAFETY: the columns exist; the workspace holds whole panels.
+        unsafe { pack_right(panels_b, &self.b, columns.clone(), (k, depth)) };
         for first in rows.clone().step_by(BLOCK_ROWS) {
             let block = first..rows.end.min(first + BLOCK_ROWS);
             for row in block.clone().step_by(ROWS) {

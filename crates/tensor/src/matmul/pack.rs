@@ -8,10 +8,10 @@ use half::bf16;
 /// A matrix; element `(i, k)`, with `k` the dimension that is summed over, is at `data[i * outer + k * reduced]`. One of the
 /// strides is 1.
 #[derive(Clone, Copy)]
-pub(super) struct Operand {
-    pub(super) data: *const bf16,
-    pub(super) outer: usize,
-    pub(super) reduced: usize,
+pub(crate) struct Operand {
+    pub(crate) data: *const bf16,
+    pub(crate) outer: usize,
+    pub(crate) reduced: usize,
 }
 
 /// The widest group of rows that is packed at once.

@@ -1,0 +1,183 @@
+//! What happens to rows of scores between the matrix products, as plain loops.
+
+use std::ops::Range;
+
+use half::bf16;
+
+use crate::cpu::element::Element;
+use crate::cpu::exp::exp;
+use crate::cpu::kernel::{InstructionSet, Kernel};
+use crate::cpu::lanes;
+
+/// Which keys a query sees: itself and what is before it, as far as the window reaches.
+#[derive(Clone, Copy)]
+pub(super) struct Mask {
+    pub(super) window: usize,
+}
+
+impl Mask {
+    /// The keys that the query at this position sees.
+    pub(super) fn keys(self, query: usize) -> Range<usize> {
+        (query + 1).saturating_sub(self.window)..query + 1
+    }
+
+    /// As [`Self::keys`], counted from the key at `first`.
+    fn keys_from(self, query: usize, first: usize) -> Range<usize> {
+        let keys = self.keys(query);
+        keys.start.max(first) - first..keys.end - first
+    }
+}
+
+/// Scores of successive queries with successive keys, one query after the other, `width` elements apart.
+#[derive(Clone, Copy)]
+pub(super) struct Window {
+    pub(super) mask: Mask,
+    pub(super) first_query: usize,
+    pub(super) queries: usize,
+    pub(super) first_key: usize,
+    pub(super) keys: usize,
+    pub(super) width: usize,
+    /// Multiplies the scores.
+    pub(super) scale: f32,
+}
+
+impl Window {
+    /// For every query: its number in the window, where its row is, and what of it the query sees.
+    fn rows(self) -> impl Iterator<Item = (usize, Range<usize>, Range<usize>)> {
+        (0..self.queries).map(move |row| {
+            let start = row * self.width;
+            let seen = self.mask.keys_from(self.first_query + row, self.first_key);
+            (row, start..start + self.keys, seen)
+        })
+    }
+}
+
+/// Turns products of queries and keys into probabilities that are still to be divided by their sum. What a query does not see
+/// has probability 0.
+pub(super) struct Softmax<'a> {
+    pub(super) window: Window,
+    /// Overwritten.
+    pub(super) scores: &'a mut [f32],
+    pub(super) probabilities: &'a mut [bf16],
+    /// The inverse of every query's sum.
+    pub(super) inverse: &'a mut [f32],
+    pub(super) logsumexp: &'a mut [f32],
+}
+
+impl Kernel for Softmax<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: InstructionSet>(self) {
+        let scale = self.window.scale;
+        for (row, place, seen) in self.window.rows() {
+            let scores = &mut self.scores[place.clone()][seen.clone()];
+            let probabilities = &mut self.probabilities[place];
+            let shift = lanes::max(scores) * scale;
+            for score in scores.iter_mut() {
+                *score = exp::<I>(I::mul_add(*score, scale, -shift));
+            }
+            let sum = lanes::sum(scores, |p| p);
+            self.inverse[row] = 1.0 / sum;
+            self.logsumexp[row] = shift + sum.ln();
+            probabilities[..seen.start].fill(bf16::ZERO);
+            probabilities[seen.end..].fill(bf16::ZERO);
+            for (p, score) in probabilities[seen].iter_mut().zip(scores) {
+                *p = bf16::round(*score);
+            }
+        }
+    }
+}
+
+/// Turns products of queries and keys into probabilities, and those of output gradients and values into gradients of the
+/// products of queries and keys; both rounded, and 0 where a query does not see a key.
+pub(super) struct SoftmaxGradient<'a> {
+    pub(super) window: Window,
+    pub(super) scores: &'a [f32],
+    pub(super) d_probabilities: &'a [f32],
+    /// By query.
+    pub(super) logsumexp: &'a [f32],
+    /// By query: what its output and the output's gradient have in common.
+    pub(super) delta: &'a [f32],
+    pub(super) probabilities: &'a mut [bf16],
+    pub(super) d_scores: &'a mut [bf16],
+    /// Elements of a row of the two results that are written.
+    pub(super) filled: usize,
+}
+
+impl Kernel for SoftmaxGradient<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: InstructionSet>(self) {
+        let scale = self.window.scale;
+        for (row, place, seen) in self.window.rows() {
+            let filled = place.start..place.start + self.filled;
+            let (logsumexp, delta) = (self.logsumexp[row], self.delta[row]);
+            for out in [&mut *self.probabilities, &mut *self.d_scores] {
+                let out = &mut out[filled.clone()];
+                out[..seen.start].fill(bf16::ZERO);
+                out[seen.end..].fill(bf16::ZERO);
+            }
+            let inputs = self.scores[place.clone()][seen.clone()].iter();
+            let inputs = inputs.zip(&self.d_probabilities[place][seen.clone()]);
+            let p = self.probabilities[filled.clone()][seen.clone()].iter_mut();
+            let outputs = p.zip(&mut self.d_scores[filled][seen]);
+            for ((score, d_p), (p, d_score)) in inputs.zip(outputs) {
+                let exact = exp::<I>(I::mul_add(*score, scale, -logsumexp));
+                *p = bf16::round(exact);
+                *d_score = bf16::round(exact * (d_p - delta) * scale);
+            }
+        }
+    }
+}
+
+/// The sums of the products of two lists of rows.
+pub(super) struct RowDots<'a> {
+    pub(super) pairs: &'a [(&'a [bf16], &'a [bf16])],
+    pub(super) out: &'a mut [f32],
+}
+
+impl Kernel for RowDots<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: InstructionSet>(self) {
+        for (out, (a, b)) in self.out.iter_mut().zip(self.pairs) {
+            *out = lanes::dot(a, b);
+        }
+    }
+}
+
+/// `factor * (the sum of the terms)`, rounded.
+pub(super) struct StoreRow<'a> {
+    pub(super) out: &'a mut [bf16],
+    pub(super) terms: &'a [&'a [f32]],
+    pub(super) factor: f32,
+}
+
+impl Kernel for StoreRow<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: InstructionSet>(self) {
+        let Some((first, others)) = self.terms.split_first() else {
+            return;
+        };
+        if others.is_empty() {
+            for (out, x) in self.out.iter_mut().zip(*first) {
+                *out = bf16::round(x * self.factor);
+            }
+            return;
+        }
+        let mut sum = first.to_vec();
+        for term in others {
+            for (sum, x) in sum.iter_mut().zip(*term) {
+                *sum += x;
+            }
+        }
+        for (out, x) in self.out.iter_mut().zip(&sum) {
+            *out = bf16::round(x * self.factor);
+        }
+    }
+}
