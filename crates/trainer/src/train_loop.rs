@@ -151,7 +151,11 @@ pub fn train_loop(
             stage: checkpoints.stage(),
         };
         let agreed = own.reach(engine.world.as_ref(), engine.device)?;
-        tell(checkpoints.advance(engine, agreed.stage)?, watcher.sink);
+        tell(
+            checkpoints.advance(engine, agreed.stage)?,
+            None,
+            watcher.sink,
+        );
         let is_last = step == settings.last_step;
         stopped = agreed.requests.stop && !is_last;
         let is_asked_for = agreed.requests.save_now || stopped || is_last;
@@ -159,7 +163,8 @@ pub fn train_loop(
         if checkpoints.is_due(step, is_asked_for || ends_epoch) {
             let begun = Instant::now();
             let _span = span(&engine.profiler, Activity::Save);
-            save(engine, checkpoints, &progress, watcher.sink)?;
+            let end = (stopped || is_last).then_some(step);
+            save(engine, checkpoints, &progress, end, watcher.sink)?;
             saving = begun.elapsed();
             unsaved = None;
         } else {
@@ -173,12 +178,13 @@ pub fn train_loop(
             last_end = Instant::now();
         }
     }
+    let end = Some(position.step);
     if let Some(progress) = unsaved {
-        save(engine, checkpoints, &progress, watcher.sink)?;
+        save(engine, checkpoints, &progress, end, watcher.sink)?;
     }
     watcher.sink.event(Event::Saving);
     let last = checkpoints.finish(engine, &mut || watcher.sink.event(Event::Saving))?;
-    tell(last, watcher.sink);
+    tell(last, end, watcher.sink);
     // Without a checkpoint of its last step, the work since the one before would be lost.
     if let Some(error) = checkpoints.last_problem(position.step) {
         return Err(error);
@@ -196,19 +202,21 @@ fn save(
     engine: &Engine,
     checkpoints: &mut Checkpointer,
     progress: &Progress,
+    end: Option<u64>,
     sink: &mut dyn EventSink,
 ) -> Result<(), TrainError> {
     let ended = checkpoints.save(engine, progress, &mut || sink.event(Event::Saving))?;
     for outcome in ended {
-        tell(Some(outcome), sink);
+        tell(Some(outcome), end, sink);
     }
     Ok(())
 }
 
-/// Tells how a save ended.
-fn tell(outcome: Option<SaveOutcome>, sink: &mut dyn EventSink) {
+/// Tells how a save ended. That the run's last one failed, after the step `end`, is an error, which tells it itself.
+fn tell(outcome: Option<SaveOutcome>, end: Option<u64>, sink: &mut dyn EventSink) {
     match outcome {
         Some(SaveOutcome::Saved(saved)) => sink.event(Event::Saved(saved)),
+        Some(SaveOutcome::Failed { step, .. }) if Some(step) == end => {}
         Some(SaveOutcome::Failed { step, problem }) => {
             sink.event(Event::SaveFailed { step, problem });
         }
