@@ -10,6 +10,8 @@
 //! | `Optimizer`  | whole      | whole            | reduce-scatter                  | all-gather             |
 //! | `Gradients`  | whole      | owned            | reduce-scatter each micro-batch | all-gather             |
 //! | `Parameters` | owned      | owned            | reduce-scatter each micro-batch | all-gather before use  |
+//!
+//! A unit that has its buffers to itself is at level `Optimizer` at most: see [`ShardingLevel::of_units`].
 
 mod state;
 
@@ -194,7 +196,7 @@ impl FlatUnit {
             && self.gathering.is_none()
             && let Some(full) = self.full.take()
         {
-            pool.give(full);
+            pool.give(&full);
         }
     }
 
@@ -293,7 +295,7 @@ impl FlatUnit {
         if self.cuts_gradients()
             && let Some(gradient) = self.gradient.take()
         {
-            pool.give(gradient);
+            pool.give(&gradient);
         }
         Ok(())
     }

@@ -2,6 +2,8 @@
 
 use tandem_tensor::Kind;
 
+use crate::buffer_pool::capacity;
+use crate::layout::UnitLayout;
 use crate::plan::Plan;
 
 /// What is cut over the data parallel group (ZeRO, arXiv 1910.02054).
@@ -15,6 +17,29 @@ pub enum ShardingLevel {
     Gradients,
     /// And parameters: FSDP (ZeRO-3).
     Parameters,
+}
+
+impl ShardingLevel {
+    /// The level of each unit. A unit like no other (an embedding that is also the head) would have the buffers that it is
+    /// gathered and reduced in to itself, and its shards besides. It keeps them and has no shards: that is less memory, and
+    /// with several micro-batches less to send.
+    ///
+    /// The whole unit's size decides, not its local one: all ranks of the mesh agree.
+    pub fn of_units(self, layouts: &[UnitLayout]) -> Vec<Self> {
+        let buffer = |layout: &UnitLayout| {
+            let params = layout.params.iter();
+            capacity(params.map(|param| param.spec.numel()).sum())
+        };
+        let level = |layout: &UnitLayout| {
+            let same = layouts.iter().filter(|it| buffer(it) == buffer(layout));
+            if same.count() > 1 {
+                self
+            } else {
+                self.min(Self::Optimizer)
+            }
+        };
+        layouts.iter().map(level).collect()
+    }
 }
 
 /// Which kind of number is used where.

@@ -7,7 +7,7 @@ use std::ops::Range;
 use proptest::prelude::*;
 use serde_json::json;
 use tandem_model::{ModelConfig, ModuleTree};
-use tandem_parallel::{AutoTp, Plan, Style, TpSlices, UnitLayout, layouts};
+use tandem_parallel::{AutoTp, Plan, ShardingLevel, Style, TpSlices, UnitLayout, layouts};
 
 fn config(
     architecture: &str,
@@ -163,4 +163,24 @@ fn overrides_are_honoured_or_refused() {
 fn too_large_a_row_is_refused_with_the_number_that_fits() {
     let error = TpSlices::new(&config("LlamaForCausalLM", 4, 2, 20, true), 5).unwrap_err();
     assert!(error.to_string().contains("--tp_size 4 or less"), "{error}");
+}
+
+/// Ranks that disagreed would wait for each other in different collectives.
+#[test]
+fn only_a_unit_like_no_other_keeps_its_buffers_on_all_ranks_alike() {
+    use ShardingLevel::{Gradients, Optimizer, Parameters, Replicated};
+    for (tied, vocab, tp_size) in [(true, 400, 3), (true, 401, 2), (false, 400, 3)] {
+        let config = config("Qwen3ForCausalLM", 4, 2, vocab, tied);
+        for layouts in all_layouts(&config, tp_size, true) {
+            let rest = layouts.len() - 1;
+            for level in [Replicated, Optimizer] {
+                assert_eq!(level.of_units(&layouts), vec![level; rest + 1]);
+            }
+            for level in [Gradients, Parameters] {
+                let first = if tied { Optimizer } else { level };
+                let expected = [vec![first], vec![level; rest]].concat();
+                assert_eq!(level.of_units(&layouts), expected);
+            }
+        }
+    }
 }

@@ -112,10 +112,11 @@ impl Engine {
             coords.tp_rank,
             sequence_parallel,
         );
-        let unit_setup = UnitSetup {
+        let levels = strategy.level.of_units(&unit_layouts);
+        let unit_setup = |level| UnitSetup {
             dp: Arc::clone(&dp),
             tp: Arc::clone(&tp),
-            level: strategy.level,
+            level,
             precision: strategy.precision,
             device,
         };
@@ -142,7 +143,8 @@ impl Engine {
         Ok(Self {
             units: unit_layouts
                 .into_iter()
-                .map(|layout| FlatUnit::new(layout, unit_setup.clone()))
+                .zip(levels)
+                .map(|(layout, level)| FlatUnit::new(layout, unit_setup(level)))
                 .collect(),
             pool: BufferPool::new(device),
             profiler: None,

@@ -52,25 +52,25 @@ pub fn estimate_memory(
 ) -> MemoryEstimate {
     let dp = dp_size as u64;
     let numel: u64 = layouts.iter().map(|unit| unit.numel as u64).sum();
-    let largest: u64 = layouts
-        .iter()
-        .map(|unit| unit.numel as u64)
-        .max()
-        .unwrap_or(0);
-    let cut = |from: ShardingLevel| {
-        if level >= from {
-            numel.div_ceil(dp)
-        } else {
-            numel
-        }
+    let levels = level.of_units(layouts);
+    let levels = if dp > 1 {
+        levels
+    } else {
+        vec![ShardingLevel::Replicated; layouts.len()]
     };
-    // Two units are gathered, or reduced, at the same time.
+    let units = || layouts.iter().map(|unit| unit.numel as u64).zip(&levels);
+    // What a rank keeps of a state that is cut from some level on.
+    let kept = |from: ShardingLevel| -> u64 {
+        let of_unit = |(numel, level): (u64, &ShardingLevel)| match *level >= from {
+            true => numel.div_ceil(dp),
+            false => numel,
+        };
+        units().map(of_unit).sum()
+    };
+    // Two of the units that are cut are gathered, or reduced, at the same time.
     let in_flight = |from: ShardingLevel| {
-        if level >= from && dp > 1 {
-            2 * largest
-        } else {
-            0
-        }
+        let cut = units().filter(|(_, level)| **level >= from);
+        2 * cut.map(|(numel, _)| numel).max().unwrap_or(0)
     };
     let param_bytes = precision.param.elt_size_in_bytes() as u64;
     let master = if param_bytes == 4 { 0 } else { 4 };
@@ -80,7 +80,7 @@ pub fn estimate_memory(
     let hidden = config.hidden_size as u64;
     // A layer's matrices have one output column per saved activation: width = parameters / hidden, less what is not kept.
     let width = layer_params / hidden.max(1) + 2 * hidden;
-    let kept = match recompute {
+    let saved = match recompute {
         // Two norms' outputs, and what the down projection multiplies: about a third of the matrices' width.
         Recompute::None => width + width / 3 + 2 * hidden,
         Recompute::Light => width,
@@ -88,7 +88,7 @@ pub fn estimate_memory(
     };
     let activations = tokens as u64
         * activation_bytes
-        * (kept * config.num_layers as u64
+        * (saved * config.num_layers as u64
             + if recompute == Recompute::Full {
                 width
             } else {
@@ -101,9 +101,9 @@ pub fn estimate_memory(
     let rows = tokens.min(head_chunk_rows) as u64;
     MemoryEstimate {
         parameters: param_bytes
-            * (cut(ShardingLevel::Parameters) + in_flight(ShardingLevel::Parameters)),
-        gradients: 4 * (cut(ShardingLevel::Gradients) + in_flight(ShardingLevel::Gradients)),
-        optimizer: (8 + master) * cut(ShardingLevel::Optimizer),
+            * (kept(ShardingLevel::Parameters) + in_flight(ShardingLevel::Parameters)),
+        gradients: 4 * (kept(ShardingLevel::Gradients) + in_flight(ShardingLevel::Gradients)),
+        optimizer: (8 + master) * kept(ShardingLevel::Optimizer),
         activations,
         saving: 12 * numel.div_ceil(dp),
         temporaries: 3 * activation_bytes * rows * vocab_rows

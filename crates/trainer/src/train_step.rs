@@ -168,6 +168,10 @@ pub(crate) fn forward(
     let mut x = engine
         .embedding
         .forward(&engine.table(&flat), &micro.ids, &tp)?;
+    // A table that is not the head's too is not needed again: backward has its gradient only.
+    if !engine.config.tie_word_embeddings {
+        engine.units[0].reshard(&mut engine.pool);
+    }
     drop(embedding);
 
     let mut saved = Vec::with_capacity(engine.layers.len());

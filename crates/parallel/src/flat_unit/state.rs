@@ -148,22 +148,6 @@ impl FlatUnit {
         }
     }
 
-    /// Bytes that this rank keeps for the unit all the time.
-    pub fn resident_bytes(&self) -> u64 {
-        let bytes = |t: &Tensor| (t.numel() * t.kind().elt_size_in_bytes()) as u64;
-        let whole = |t: &Option<Tensor>| t.as_ref().map_or(0, bytes);
-        let separate = |t: &Tensor, kept: bool| if kept { 0 } else { bytes(t) };
-        whole(&self.full)
-            + separate(&self.shard, self.full.is_some())
-            + self
-                .separate_compute_copy()
-                .map_or(0, |_| bytes(&self.master))
-            + bytes(&self.exp_avg)
-            + bytes(&self.exp_avg_sq)
-            + whole(&self.gradient)
-            + separate(&self.gradient_shard, self.gradient.is_some())
-    }
-
     /// The whole buffer in the compute kind where this rank keeps it.
     pub fn kept_parameters(&self) -> Option<&Tensor> {
         self.full.as_ref().filter(|_| !self.cuts_parameters())
