@@ -15,8 +15,11 @@ use crate::workspace::Workspace;
 /// Where the limits are kept.
 const FILE: &str = "benches/limits.json";
 
+/// A number of one turn, where the turn has it.
+type Measure = fn(&Measurement) -> Option<f64>;
+
 /// What can be limited: its name in the file, and how a turn is measured by it.
-const MEASURES: [(&str, fn(&Measurement) -> Option<f64>); 3] = [
+const MEASURES: [(&str, Measure); 3] = [
     ("x_floor", |turn| Some(turn.step_time_s / turn.floor_s?)),
     ("peak_memory_mb", |turn| {
         turn.peak_memory_mb.iter().copied().max_by(f64::total_cmp)
