@@ -12,7 +12,7 @@ class ConfigError(ValueError):
 
 
 class InsufficientResourcesError(RuntimeError):
-    """The cluster can never hold the workers. The message says what is missing."""
+    """The cluster can never hold the workers, or did not in time. The message says what is missing."""
 
 
 @dataclass(frozen=True)

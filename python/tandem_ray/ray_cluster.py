@@ -54,10 +54,18 @@ def check_resources(per_worker: Resources, num_workers: int, labels: Mapping[str
     if state.state.get_max_resources_from_cluster_config():
         # An autoscaler may add nodes, and Ray checks its upper limit itself.
         return
-    if missing := shortage(nodes(labels), per_worker, num_workers):
-        raise InsufficientResourcesError(missing + (f" (Nodes must have the labels {dict(labels)}.)" if labels else ""))
+    if missing := lacking(per_worker, num_workers, labels):
+        raise InsufficientResourcesError(missing)
     if missing := shortage(nodes(labels, free=True), per_worker, num_workers):
         logger.warning("the cluster is busy, the run waits for its resources: %s", missing)
+
+
+def lacking(per_worker: Resources, num_workers: int, labels: Mapping[str, str] | None) -> str | None:
+    """What all nodes that are alive lack for the workers, in words; `None` when they have it."""
+    missing = shortage(nodes(labels), per_worker, num_workers)
+    if missing and labels:
+        missing += f" (Nodes must have the labels {dict(labels)}.)"
+    return missing
 
 
 def _matches(has: Mapping[str, str], wanted: Mapping[str, str]) -> bool:

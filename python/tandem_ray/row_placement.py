@@ -14,7 +14,6 @@ from ray.train.v2._internal.execution.callback import ControllerCallback, Worker
 
 from tandem_ray import ray_cluster
 from tandem_ray.cluster_resources import Node, Resources, place_rows
-from tandem_ray.errors import WorkerFailedError
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +29,7 @@ class RowPlacement(ControllerCallback, WorkerGroupCallback):  # type: ignore[mis
         self._scaling_config: Any = None
         # The node of each worker of the attempt that ends now, which still holds its resources.
         self._node_of_worker: list[str] = []
-        # Nodes on which a worker was lost without a word of its own.
+        # Where the workers were that failed. Which node is to blame is not known: a host that was cut off says nothing.
         self._suspects: set[str] = set()
 
     def after_controller_start(self, train_run_context: Any) -> None:  # noqa: ANN401 - Ray's own types move
@@ -43,7 +42,7 @@ class RowPlacement(ControllerCallback, WorkerGroupCallback):  # type: ignore[mis
         nodes = [
             self._with_held(node, per_worker)
             for node in ray_cluster.nodes(self._labels, free=True)
-            # Ray notices a dead node some time after its workers; until then it would wait for it.
+            # Ray notices a node that died or was cut off some time after the workers; until then it would wait for it.
             if node.node_id not in self._suspects or ray_cluster.answers(node.node_id)
         ]
         self._suspects.clear()
@@ -58,10 +57,9 @@ class RowPlacement(ControllerCallback, WorkerGroupCallback):  # type: ignore[mis
         self._node_of_worker = [worker.metadata.node_id for worker in worker_group.get_workers()]
 
     def after_worker_group_poll_status(self, worker_group_status: Any) -> None:  # noqa: ANN401
-        """Notes where workers were lost."""
-        for worker, error in worker_group_status.errors.items():
-            if not isinstance(error, WorkerFailedError):
-                self._suspects.add(self._node_of_worker[worker])
+        """Notes that the nodes are to be looked at before the next start."""
+        if worker_group_status.errors:
+            self._suspects.update(self._node_of_worker)
 
     def after_worker_group_shutdown(self, worker_group_context: Any) -> None:  # noqa: ANN401, ARG002
         """The workers hold nothing any more."""

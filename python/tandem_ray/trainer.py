@@ -9,12 +9,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import ray
-from ray.train import Result, RunConfig, ScalingConfig
+from ray.train import ControllerError, Result, RunConfig, ScalingConfig
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from tandem_ray import actor, ray_cluster, stop_request, train_config
 from tandem_ray.backend import TandemBackendConfig
-from tandem_ray.errors import ConfigError
+from tandem_ray.cluster_resources import Resources
+from tandem_ray.errors import ConfigError, InsufficientResourcesError
 from tandem_ray.failure_policy import NoRestartAfterUsageError
 from tandem_ray.preflight import check_flags
 from tandem_ray.row_placement import RowPlacement
@@ -94,22 +96,22 @@ class TandemTrainer(DataParallelTrainer):  # type: ignore[misc]
             checkpoints, and in `return_value` whether the run "finished" or was "stopped".
 
         Raises:
-            InsufficientResourcesError: The cluster can never hold the workers.
+            InsufficientResourcesError: The cluster can never hold the workers, or did not within the time to wait.
             ray.train.TrainingFailedError: The run failed more often than `max_failures` allows.
         """
         if not ray.is_initialized():
             ray.init()
-        ray_cluster.check_resources(
-            self.scaling_config._resources_per_worker_not_none,  # noqa: SLF001 - with accelerator_type and defaults
-            self.scaling_config.num_workers,
-            self._labels,
-        )
+        ray_cluster.check_resources(*self._needs())
         try:
             with stop_request.stopped_by_signals(self.stop_key) as signals:
                 result: Result = super().fit()
         except KeyboardInterrupt:
             self._abort()
             raise
+        except ControllerError as error:
+            if not isinstance(error.controller_failure, WorkerGroupStartupTimeoutError):
+                raise
+            raise InsufficientResourcesError(self._why_not_started()) from error
         finally:
             stop_request.withdraw(self.stop_key)
         ending: dict[str, Any] = result.return_value or {}
@@ -127,6 +129,16 @@ class TandemTrainer(DataParallelTrainer):  # type: ignore[misc]
     def _register_sigint_handler(self, controller: Any) -> None:  # noqa: ANN401
         """Ray would abort the run at the first Ctrl-C, without a last checkpoint; `fit` handles signals instead."""
         self._controller = controller
+
+    def _needs(self) -> tuple[Resources, int, dict[str, str] | None]:
+        scaling = self.scaling_config
+        # With accelerator_type and defaults.
+        per_worker = scaling._resources_per_worker_not_none  # noqa: SLF001
+        return per_worker, scaling.num_workers, self._labels
+
+    def _why_not_started(self) -> str:
+        missing = ray_cluster.lacking(*self._needs()) or "they are held by others, or a node does not answer."
+        return f"waited in vain for room for the workers: {missing} What was saved is kept: resume_from continues"
 
     def _abort(self) -> None:
         if self._controller is not None:

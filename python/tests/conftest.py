@@ -34,6 +34,8 @@ for _name, _value in {
 _FOLDERS = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 os.environ["PYTHONPATH"] = os.pathsep.join([*_FOLDERS, *filter(None, [os.environ.get("PYTHONPATH")])])
 FAKE_BIN = Path(__file__).parent / "fake_bin"
+ROOT: Final = Path(__file__).parents[2]
+PROGRAMS: Final = ("train_fsdp", "train_deepspeed")
 
 import ray  # noqa: E402
 import ray.train  # noqa: E402
@@ -98,6 +100,17 @@ def cluster() -> Iterator[Cluster]:
     yield cluster
     ray.shutdown()
     cluster.shutdown()
+
+
+@pytest.fixture(scope="session")
+def binaries() -> Path:
+    """The folder of the built binaries. That there are none is a failure: these tests are never skipped."""
+    given = os.environ.get("TANDEM_REAL_BIN_DIR")
+    folders = [Path(given)] if given else [ROOT / "target/release", ROOT / "target/debug"]
+    built = [folder for folder in folders if all((folder / name).exists() for name in PROGRAMS)]
+    if not built:
+        pytest.fail("no binaries: run `cargo build -p tandem-cli`, or set TANDEM_REAL_BIN_DIR to their folder")
+    return max(built, key=lambda folder: (folder / PROGRAMS[0]).stat().st_mtime)
 
 
 def wait_until(what: str, holds: Callable[[], bool]) -> None:

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import SLOT, add_nodes, wait_until
+from conftest import ROOM, SLOT, add_nodes, wait_until
 from ray.cluster_utils import Cluster
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
+from ray.util.placement_group import placement_group, remove_placement_group
 
 from tandem_ray import InsufficientResourcesError, TandemTrainer, stop_request
 
@@ -59,6 +60,20 @@ def test_more_than_the_cluster_has_is_refused_with_what_is_missing(cluster: Clus
         make_trainer(mesh=(2, 2), scaling={"use_gpu": True}).fit()
     with pytest.raises(InsufficientResourcesError, match=r"Nodes must have the labels {'zone': 'mars'}"):
         make_trainer(scaling={"resources_per_worker": SLOT, "label_selector": {"zone": "mars"}}).fit()
+
+
+def test_a_cluster_that_stays_busy_is_given_up_with_words(
+    cluster: Cluster, make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "2")
+    add_nodes(cluster)
+    others = placement_group([{"slot": 1}] * 2 * ROOM)
+    assert others.wait(60)
+    try:
+        with pytest.raises(InsufficientResourcesError, match=r"waited in vain .* held by others"):
+            make_trainer(scaling={"resources_per_worker": SLOT}).fit()
+    finally:
+        remove_placement_group(others)
 
 
 def test_a_preempted_node_is_left_with_a_last_checkpoint_and_counts_as_no_failure(

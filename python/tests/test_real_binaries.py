@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import pytest
 from conftest import RUN_LIMIT_S, SLOT, add_nodes, wait_until
 from ray.cluster_utils import Cluster
 from ray.train import CheckpointConfig
+from runs import FLAGS, Command, kept, latest, parent, workers
 
 from tandem_ray import ConfigError, TandemTrainer
 
@@ -23,115 +21,13 @@ pytestmark = pytest.mark.usefixtures("cluster")
 MakeTrainer = Callable[..., TandemTrainer]
 Meanwhile = Callable[[Callable[[], None]], None]
 
-ROOT: Final = Path(__file__).parents[2]
-NAMES: Final = ("train_fsdp", "train_deepspeed")
-FLAGS: Final[dict[str, Any]] = {
-    "model_name": str(ROOT / "demo" / "model"),
-    "init": "random",
-    "dataset_name": str(ROOT / "demo" / "data" / "kjv.txt"),
-    "dataset_percentage": 10,
-    "seq_length": 64,
-    "batch_size": 2,
-    "learning_rate": 1e-3,
-    "dtype": "fp32",
-    "device": "cpu",
-    "log_interval": 1,
-}
 # Of a run in which something happens on the way.
 LONG: Final = 40
-
-
-@pytest.fixture(scope="session")
-def binaries() -> Path:
-    """The folder of the built binaries. That there are none is a failure: these tests are never skipped."""
-    given = os.environ.get("TANDEM_REAL_BIN_DIR")
-    folders = [Path(given)] if given else [ROOT / "target/release", ROOT / "target/debug"]
-    built = [folder for folder in folders if all((folder / name).exists() for name in NAMES)]
-    if not built:
-        pytest.fail("no binaries: run `cargo build -p tandem-cli`, or set TANDEM_REAL_BIN_DIR to their folder")
-    return max(built, key=lambda folder: (folder / NAMES[0]).stat().st_mtime)
-
-
-class Command:
-    """The command line, in a storage folder of its own."""
-
-    def __init__(self, binaries: Path, storage: Path, address: str) -> None:
-        self.binaries, self.storage = binaries, storage
-        self.ray = ["--cluster=ray", f"--ray_address={address}", "--resources_per_worker=CPU=0.1"]
-        # The fake workers' folder, which Ray's own processes know, is not for these.
-        self.environment = {name: value for name, value in os.environ.items() if name != "TANDEM_BIN_DIR"}
-        self.environment["TANDEM_PYTHON"] = sys.executable
-
-    def start(
-        self, name: str, *extra: str, mesh: tuple[int, int] = (2, 2), strategy: str = "fsdp", **flags: Any
-    ) -> subprocess.Popen[str]:
-        """Starts `train_{strategy}`; its messages go to a file, because nobody reads a pipe while it runs."""
-        run = {"tp_size": mesh[0], "dp_size": mesh[1], "num_workers": mesh[0] * mesh[1], "storage_path": self.storage}
-        if "resume_from" not in flags:
-            run["experiment_name"] = name
-        given = [f"--{flag}={value}" for flag, value in {**FLAGS, **run, **flags}.items()]
-        with self.log(name).open("w") as log:
-            return subprocess.Popen(
-                [self.binaries / f"train_{strategy}", *given, *extra],
-                env=self.environment,
-                stdout=subprocess.DEVNULL,
-                stderr=log,
-                text=True,
-            )
-
-    def run(self, name: str, *extra: str, **flags: Any) -> int:
-        """Runs to the end and returns the exit code."""
-        process = self.start(name, *extra, **flags)
-        try:
-            return process.wait(timeout=RUN_LIMIT_S)
-        finally:
-            process.kill()
-            print(self.log(name).read_text())
-
-    def log(self, name: str) -> Path:
-        return self.storage / f"{name}.log"
-
-    def losses(self, name: str) -> list[float]:
-        return [json.loads(line)["loss"] for line in (self.storage / name / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture
 def command(binaries: Path, tmp_path: Path, cluster: Cluster) -> Command:
     return Command(binaries, tmp_path, cluster.address)
-
-
-def latest(run_dir: Path) -> str | None:
-    """The newest checkpoint on Ray's record; `None` also while Ray writes it."""
-    try:
-        snapshot = json.loads((run_dir / "checkpoint_manager_snapshot.json").read_text())
-    except (FileNotFoundError, ValueError):
-        return None
-    newest = snapshot["latest_checkpoint_result"]
-    return None if newest is None else str(newest["checkpoint_dir_name"])
-
-
-def kept(run_dir: Path) -> list[str]:
-    return sorted(path.name for path in run_dir.glob("checkpoint_*") if path.is_dir())
-
-
-def workers(run_dir: Path) -> dict[int, int]:
-    """Process ids by rank of the binaries that train this run now."""
-    found = {}
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            environment = dict(
-                item.split("=", 1) for item in (process / "environ").read_text().split("\0") if "=" in item
-            )
-            name = (process / "comm").read_text().strip()
-        except OSError:
-            continue
-        if name.startswith("train_") and environment.get("TANDEM_RUN_DIR") == str(run_dir):
-            found[int(environment["RANK"])] = int(process.name)
-    return found
-
-
-def parent(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
 
 
 def test_the_command_line_trains_on_ray_as_on_this_machine(command: Command) -> None:

@@ -23,6 +23,8 @@ pub(crate) enum Fate {
     Finished,
     /// Its connection broke.
     Lost,
+    /// Nothing came from its host for as long as ranks wait for each other: a cut link, or a host without power.
+    Silent,
     /// It failed and gave this reason.
     Aborted(String),
 }
@@ -30,6 +32,8 @@ pub(crate) enum Fate {
 /// The fates of all ranks of the world, and the step that labels errors.
 pub(crate) struct Health {
     step: AtomicU64,
+    /// How long ranks wait for each other.
+    timeout: Duration,
     /// True once there is any news; until then waiting costs one load.
     has_news: AtomicBool,
     news: Mutex<News>,
@@ -44,9 +48,10 @@ struct News {
 }
 
 impl Health {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(timeout: Duration) -> Self {
         Self {
             step: AtomicU64::new(NO_STEP),
+            timeout,
             has_news: AtomicBool::new(false),
             news: Mutex::default(),
             changed: Condvar::new(),
@@ -88,7 +93,7 @@ impl Health {
         }
         match self.lock().verdict(awaited) {
             None => Ok(()),
-            Some((rank, fate)) => Err(error(rank, &fate, site())),
+            Some((rank, fate)) => Err(self.error(rank, &fate, site())),
         }
     }
 
@@ -100,7 +105,7 @@ impl Health {
             if let Some((rank, fate)) = news.verdict(&[rank]) {
                 // A lost connection may still be followed by the reason, but not the other way round.
                 if fate != Fate::Lost || Instant::now() >= deadline {
-                    return error(rank, &fate, site);
+                    return self.error(rank, &fate, site);
                 }
             }
             let Some(left) = deadline
@@ -108,13 +113,29 @@ impl Health {
                 .filter(|left| !left.is_zero())
             else {
                 let (rank, fate) = news.verdict(&[rank]).unwrap_or((rank, Fate::Lost));
-                return error(rank, &fate, site);
+                return self.error(rank, &fate, site);
             };
             news = self
                 .changed
                 .wait_timeout(news, left)
                 .unwrap_or_else(PoisonError::into_inner)
                 .0;
+        }
+    }
+
+    fn error(&self, rank: usize, fate: &Fate, site: Site) -> CommError {
+        match fate {
+            Fate::Finished | Fate::Lost => CommError::PeerLeft { rank, site },
+            Fate::Silent => CommError::Timeout {
+                ranks: vec![rank],
+                timeout: self.timeout,
+                site,
+            },
+            Fate::Aborted(reason) => CommError::PeerAborted {
+                rank,
+                reason: reason.clone(),
+                site,
+            },
         }
     }
 
@@ -133,21 +154,12 @@ impl News {
     }
 }
 
-fn error(rank: usize, fate: &Fate, site: Site) -> CommError {
-    match fate {
-        Fate::Finished | Fate::Lost => CommError::PeerLeft { rank, site },
-        Fate::Aborted(reason) => CommError::PeerAborted {
-            rank,
-            reason: reason.clone(),
-            site,
-        },
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::collective::Collective;
+
+    const TIMEOUT: Duration = Duration::from_secs(8);
 
     fn site() -> Site {
         Site {
@@ -160,7 +172,7 @@ mod tests {
 
     #[test]
     fn finished_ranks_concern_only_who_waits_for_them() {
-        let health = Health::new();
+        let health = Health::new(TIMEOUT);
         assert!(health.check(&[1], &site).is_ok());
         health.report(2, Fate::Finished);
         // Its connection ends after its goodbye; that is no news.
@@ -171,7 +183,7 @@ mod tests {
 
     #[test]
     fn the_first_failure_is_what_everyone_reports() {
-        let health = Health::new();
+        let health = Health::new(TIMEOUT);
         health.report(3, Fate::Lost);
         health.report(1, Fate::Finished);
         let error = health.check(&[1], &site).unwrap_err();
@@ -187,8 +199,22 @@ mod tests {
     }
 
     #[test]
+    fn a_silent_host_did_not_leave() {
+        let health = Health::new(TIMEOUT);
+        health.report(0, Fate::Silent);
+        let error = health.explain(0, site());
+        assert!(
+            error
+                .to_string()
+                .starts_with("no answer from rank 0 within 8 s"),
+            "{error}"
+        );
+        assert!(!error.is_secondary(), "nobody else knows better");
+    }
+
+    #[test]
     fn a_death_without_a_word_is_explained_after_a_short_wait() {
-        let error = Health::new().explain(4, site());
+        let error = Health::new(TIMEOUT).explain(4, site());
         assert!(
             matches!(error, CommError::PeerLeft { rank: 4, .. }),
             "{error}"

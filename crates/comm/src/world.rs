@@ -107,7 +107,7 @@ impl World {
     }
 
     fn connect_at(config: &WorldConfig, ports: &[u16]) -> Result<Self> {
-        let health = Arc::new(Health::new());
+        let health = Arc::new(Health::new(config.timeout));
         let failed = |reason: String| CommError::Rendezvous {
             rank: config.rank,
             address: format!("{}:{}", config.master_addr, config.master_port),

@@ -161,4 +161,9 @@ fn assert_silence(ended: &[Ended]) {
         let named = last.contains(" left during ") || last.contains("no answer from rank");
         assert!(named && last.contains("(step "), "{last}");
     }
+    // A host that fell silent did not leave: at least one rank of each host that waited says so.
+    for host in ended.chunks(2) {
+        let silence = |ended: &Ended| ended.text.contains("no answer from rank");
+        assert!(host.iter().any(silence), "{host:#?}");
+    }
 }

@@ -1,7 +1,7 @@
 //! A rank's side of the store.
 
 use std::collections::{BTreeSet, HashMap};
-use std::io;
+use std::io::{self, ErrorKind};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -224,8 +224,8 @@ impl Shared {
                 Err(error) => {
                     tracing::debug!(%error, "the store's connection ended");
                     if !self.closing.load(Ordering::Relaxed) {
-                        // Rank 0 is gone. If it said goodbye before, that word stands.
-                        self.health.report(0, Fate::Lost);
+                        // If it said goodbye before, that word stands.
+                        self.health.report(0, fate_of_rank_0(&error));
                     }
                     inbox.disconnected = true;
                     drop(inbox);
@@ -236,6 +236,17 @@ impl Shared {
             drop(inbox);
             self.arrived.notify_all();
         }
+    }
+}
+
+/// What the end of rank 0's connection says about it.
+fn fate_of_rank_0(error: &io::Error) -> Fate {
+    match error.kind() {
+        // The connection's own timeout, by this name or by that of the last attempt to reach the host.
+        ErrorKind::TimedOut | ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => {
+            Fate::Silent
+        }
+        _ => Fate::Lost,
     }
 }
 

@@ -65,6 +65,7 @@ impl Message {
                     Fate::Finished => (0, ""),
                     Fate::Lost => (1, ""),
                     Fate::Aborted(reason) => (2, reason.as_str()),
+                    Fate::Silent => (3, ""),
                 };
                 out.tag(4)
                     .number(*rank)
@@ -166,6 +167,7 @@ impl Decoder<'_> {
                     0 => Fate::Finished,
                     1 => Fate::Lost,
                     2 => Fate::Aborted(reason),
+                    3 => Fate::Silent,
                     _ => return None,
                 };
                 Message::Ended { rank, fate }

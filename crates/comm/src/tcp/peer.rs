@@ -196,8 +196,8 @@ impl Peer {
 
 fn broken(error: Errno) -> Broken {
     match error {
-        // The socket's user timeout, which is the group's.
-        Errno::TIMEDOUT => Broken::Silent,
+        // The socket's user timeout, which is the group's, by this name or by that of the last attempt to reach the host.
+        Errno::TIMEDOUT | Errno::HOSTUNREACH | Errno::NETUNREACH => Broken::Silent,
         error => {
             tracing::debug!(%error, "a connection broke");
             Broken::Left
