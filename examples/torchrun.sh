@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # A training started by torchrun, which is only a launcher here: --no-python, because the workers are binaries.
-# Run it on every node, with the same MASTER_ADDR; NODE_RANK counts the nodes from 0.
+# Run it on every node, with the same MASTER_ADDR; NODE_RANK counts the nodes from 0. After a failure, torchrun starts all
+# workers again, MAX_RESTARTS times, and they continue from the newest checkpoint.
 #
 #   NNODES=2 NODE_RANK=0 MASTER_ADDR=node0 examples/torchrun.sh     # on the first node
 #   NNODES=2 NODE_RANK=1 MASTER_ADDR=node0 examples/torchrun.sh     # on the second node
 set -euo pipefail
 
-torchrun --no-python \
+exec torchrun --no-python --max-restarts "${MAX_RESTARTS:-0}" \
     --nnodes "${NNODES:-1}" --nproc-per-node "${GPUS_PER_NODE:-4}" --node-rank "${NODE_RANK:-0}" \
     --master-addr "${MASTER_ADDR:-127.0.0.1}" --master-port "${MASTER_PORT:-29500}" \
     train_fsdp \

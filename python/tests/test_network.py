@@ -139,7 +139,7 @@ def test_a_host_that_ray_has_given_up_is_waited_for_until_it_is_back(cut: Cut, h
     if hosts.separate:
         cut.cut()
         wait_until("Ray has given the host up", lambda: "has been marked dead" in cut.text() or cut.ended())
-        assert cut.errors()
+        wait_until("the command line names who did not answer", lambda: bool(cut.errors()) or cut.ended())
         cut.heal()
         wait_until("the host's Ray node has learnt of it", lambda: hosts.node_has_ended(1))
     else:

@@ -1,4 +1,4 @@
-//! The virtual environment of this checkout, with Ray and the tools that test and check `python/`.
+//! The virtual environments of this checkout: one with Ray and the tools that test and check `python/`, one with torchrun.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -17,9 +17,21 @@ const REQUIREMENTS: [&str; 5] = [
     "ray[train]==2.60.0",
 ];
 
+/// What has torchrun: the whole torch package, which does not start without CUDA's libraries (5 GB).
+const TORCHRUN: [&str; 1] = ["torch==2.13.0"];
+
 /// Makes the environment where it is missing, installs what is needed, and returns its folder.
 pub fn prepare(workspace: &Workspace) -> Result<PathBuf> {
-    let environment = workspace.root().join(".venv");
+    install(workspace, ".venv", &REQUIREMENTS)
+}
+
+/// As [`prepare`], for the folder of the program `torchrun`.
+pub fn prepare_torchrun(workspace: &Workspace) -> Result<PathBuf> {
+    Ok(install(workspace, ".venv-torchrun", &TORCHRUN)?.join("bin"))
+}
+
+fn install(workspace: &Workspace, folder: &str, requirements: &[&str]) -> Result<PathBuf> {
+    let environment = workspace.root().join(folder);
     let python = environment.join("bin/python");
     if !python.exists() {
         create(&environment)?;
@@ -32,8 +44,8 @@ pub fn prepare(workspace: &Workspace) -> Result<PathBuf> {
         "--quiet",
         "--disable-pip-version-check",
     ]);
-    install.args(REQUIREMENTS);
-    run(install, "cannot install the Python test tools into .venv")?;
+    install.args(requirements);
+    run(install, "cannot install what tests need from Python")?;
     Ok(environment)
 }
 
@@ -42,7 +54,7 @@ fn create(environment: &Path) -> Result<()> {
     create.args(["-m", "venv"]).arg(environment);
     run(
         create,
-        "cannot create .venv (on Debian and Ubuntu: apt install python3-venv)",
+        "cannot create a virtual environment (on Debian and Ubuntu: apt install python3-venv)",
     )
 }
 

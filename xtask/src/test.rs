@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use self::count::Count;
+use crate::python_environment;
 use crate::setup;
 use crate::workspace::Workspace;
 
@@ -23,6 +24,14 @@ pub struct Options {
     pub long: bool,
     /// Only tests whose name contains this; leaves out formatting and lints.
     pub filter: Option<String>,
+}
+
+impl Options {
+    /// Whether the tests with torchrun itself are among those that run.
+    fn needs_torchrun(&self) -> bool {
+        let filter = self.filter.as_deref();
+        self.long && filter.is_none_or(|filter| filter.contains("torchrun"))
+    }
 }
 
 /// One command of the run.
@@ -80,10 +89,17 @@ fn stages(workspace: &Workspace, options: &Options) -> Result<Vec<Stage>> {
             &["test", "--workspace", "--exclude=xtask", "--no-fail-fast"],
         ),
     ];
+    let torchrun = match options.needs_torchrun() {
+        true => Some(python_environment::prepare_torchrun(workspace)?),
+        false => None,
+    };
     for Stage { command, .. } in &mut tests {
         command.args(&options.filter);
         if options.long {
             command.args(["--", "--include-ignored"]);
+        }
+        if let Some(folder) = &torchrun {
+            command.env("TANDEM_TORCHRUN_DIR", folder);
         }
     }
     stages.extend(tests);

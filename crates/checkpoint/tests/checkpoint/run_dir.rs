@@ -77,10 +77,10 @@ fn the_snapshot_is_one_that_ray_reads() {
     );
 }
 
-/// Snapshots as Ray 2.52 and Ray 2.60 write them, each listing a checkpoint of ours and one of another program.
+/// Snapshots as Ray writes them since 2.51, 2.54, 2.55 and 2.56, each listing a checkpoint of ours and one of another program.
 #[test]
 fn a_run_that_ray_began_goes_on() {
-    for ray in ["2.52", "2.60"] {
+    for ray in [51, 54, 55, 56] {
         let root = TempDir::new().unwrap();
         let store = store_in(&root);
         save(
@@ -98,15 +98,20 @@ fn a_run_that_ray_began_goes_on() {
             "checkpoint_results": results,
             "latest_checkpoint_result": result("checkpoint_b"),
         });
-        if ray == "2.52" {
+        if ray == 51 {
             state["version"] = json!(0);
-        } else {
-            state["ray_version"] = json!("2.60.0");
+        }
+        if ray >= 54 {
+            state["ray_version"] = json!(format!("2.{ray}.0"));
             state["checkpoint_report_indices"] = json!([3, 5]);
             state["current_report_index"] = json!(9);
             state["pending_training_results"] = json!([result("checkpoint_a")]);
             state["pending_validation_specs"] = json!([{"fn_kwargs": {}, "timeout_s": null}]);
+        }
+        if ray >= 55 {
             state["validated_checkpoint_dir_names"] = json!(["checkpoint_b"]);
+        }
+        if ray >= 56 {
             state["timed_out_validation_checkpoint_dir_names"] = json!([]);
             state["failed_validation_checkpoint_dir_names"] = json!(["checkpoint_gone"]);
         }
@@ -114,7 +119,7 @@ fn a_run_that_ray_began_goes_on() {
         fs::write(&file, state.to_string()).unwrap();
 
         let mut run = RunDir::open(store, retention(Some(1), None)).unwrap();
-        assert_eq!(steps(&run), [7], "Ray {ray}");
+        assert_eq!(steps(&run), [7], "Ray 2.{ray}");
         assert!(run.clean().unwrap().is_empty());
         let cleaned = snapshot(root.path());
         assert_eq!(listed(&cleaned), ["checkpoint_a", "checkpoint_b"]);
@@ -123,17 +128,17 @@ fn a_run_that_ray_began_goes_on() {
         let new = save_and_register(&mut run, 8, MESH).unwrap();
         let after = snapshot(root.path());
         // What another program wrote is not ours to delete.
-        assert_eq!(listed(&after), ["checkpoint_a", &new], "Ray {ray}");
+        assert_eq!(listed(&after), ["checkpoint_a", &new], "Ray 2.{ray}");
         assert!(root.path().join("checkpoint_a/weights.pt").exists());
         assert!(!root.path().join("checkpoint_b").exists());
         assert_eq!(
             after["latest_checkpoint_result"]["checkpoint_dir_name"],
             json!(new)
         );
-        if ray == "2.60" {
+        if ray >= 54 {
             assert_eq!(after["checkpoint_report_indices"], json!([3, 9]));
             assert_eq!(after["current_report_index"], json!(10));
-            assert_eq!(after["ray_version"], json!("2.60.0"));
+            assert_eq!(after["ray_version"], json!(format!("2.{ray}.0")));
             assert_eq!(
                 after["pending_validation_specs"][0],
                 json!({"fn_kwargs": {}, "timeout_s": null})

@@ -21,5 +21,6 @@ mod reshard;
 mod resume;
 mod saved;
 mod tiny;
+mod torchrun;
 mod train;
 mod workers;
