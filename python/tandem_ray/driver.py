@@ -145,7 +145,7 @@ def _run(request: Request) -> dict[str, Any]:
 def _connect(address: str | None) -> None:
     try:
         ray.init(address=address, logging_level=logging.WARNING, ignore_reinit_error=True)
-    except ConnectionError as error:
+    except (ConnectionError, ray.exceptions.AuthenticationError) as error:
         raise ConnectionError(
             f"there is no Ray cluster at {address}: {error} Start one with `ray start --head` (and on other nodes `ray "
             "start --address HEAD:6379`), name another one with --ray_address or RAY_ADDRESS, or pass --ray_address "

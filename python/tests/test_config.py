@@ -186,3 +186,19 @@ def test_a_good_request_reaches_rays_own_configuration(tmp_path: Path, monkeypat
     checkpoints = config.checkpoint_config
     assert (checkpoints.num_to_keep, checkpoints.checkpoint_score_attribute) == (2, "loss")
     assert checkpoints.checkpoint_score_order == "min"
+
+
+@pytest.mark.parametrize("refusal", [ConnectionError("nobody"), ray.exceptions.AuthenticationError("no token")])
+def test_a_cluster_that_cannot_be_reached_or_asks_for_a_token_is_explained(
+    refusal: Exception, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**_: Any) -> None:
+        raise refusal
+
+    monkeypatch.setattr(ray, "init", refuse)
+    request = tmp_path / "request.json"
+    request.write_text(json.dumps({**GOOD, "run": {"storage_path": str(tmp_path), "name": "run"}}))
+    assert driver.main([str(request)]) == 1
+    printed = capsys.readouterr()
+    assert "ray start --head" in printed.err and "RAY_AUTH_MODE=token" in printed.err
+    assert json.loads(printed.out)["status"] == "failed"
