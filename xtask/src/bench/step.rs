@@ -80,7 +80,7 @@ pub fn run(workspace: &Workspace, arguments: &[OsString]) -> Result<()> {
 fn contenders(configuration: &Configuration, options: &Options, place: &Place) -> Vec<Contender> {
     let ours = options.ours.iter().filter(|_| !options.peers_only);
     let ours = ours.filter(|variant| configuration.tells_apart(**variant));
-    let peers = place.peers.iter();
+    let peers = place.peers.iter().filter(|peer| peer.suits(configuration));
     ours.map(|variant| Contender::Ours(*variant))
         .chain(peers.map(|peer| Contender::Peer(*peer)))
         .collect()

@@ -52,34 +52,53 @@ pub struct Peer {
     name: &'static str,
     program: &'static str,
     jemalloc: bool,
+    /// Whether it can cut layers over ranks.
+    tensor_parallel: bool,
 }
 
 impl Peer {
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 7] = [
         Self {
             name: "naive",
             program: "naive.py",
             jemalloc: false,
+            tensor_parallel: true,
         },
         Self {
             name: "tuned",
             program: "tuned.py",
             jemalloc: false,
+            tensor_parallel: true,
         },
         Self {
             name: "tuned+jemalloc",
             program: "tuned.py",
             jemalloc: true,
+            tensor_parallel: true,
         },
         Self {
             name: "hand-tuned",
             program: "hand_tuned.py",
             jemalloc: false,
+            tensor_parallel: true,
         },
         Self {
             name: "hand-tuned+jemalloc",
             program: "hand_tuned.py",
             jemalloc: true,
+            tensor_parallel: true,
+        },
+        Self {
+            name: "ddp",
+            program: "ddp.py",
+            jemalloc: false,
+            tensor_parallel: false,
+        },
+        Self {
+            name: "ddp+jemalloc",
+            program: "ddp.py",
+            jemalloc: true,
+            tensor_parallel: false,
         },
     ];
 
@@ -89,6 +108,11 @@ impl Peer {
 
     pub fn name(&self) -> &'static str {
         self.name
+    }
+
+    /// Whether it can train this at all.
+    pub fn suits(&self, configuration: &Configuration) -> bool {
+        self.tensor_parallel || configuration.tp == 1
     }
 }
 
@@ -325,6 +349,13 @@ mod tests {
         assert_eq!(without.obstacle(&Peer::ALL[1], Some("2.13.0")), None);
         let obstacle = place().obstacle(&Peer::ALL[0], None).unwrap();
         assert!(obstacle.contains("README"), "{obstacle}");
+    }
+
+    #[test]
+    fn data_parallelism_alone_is_not_asked_for_more() {
+        let ddp = Peer::named("ddp").unwrap();
+        assert!(ddp.suits(&configuration::named("dp2")[0]));
+        assert!(!ddp.suits(&configuration::named("tp2-dp2")[0]));
     }
 
     #[test]

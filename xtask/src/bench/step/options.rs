@@ -18,8 +18,8 @@ in benches/runs/<date>/.
   --config NAME,...    Configurations or groups of them; repeatable (default: matrix). See --list.
   --list               The configurations there are.
   --ours VARIANT,...   fsdp, zero0, zero1, zero2 (default: all of them).
-  --peers PEER,...     none, all, or of: naive, tuned, tuned+jemalloc, hand-tuned, hand-tuned+jemalloc (default: all that
-                       can run here; one that is named must run).
+  --peers PEER,...     none, all, or of: naive, tuned, hand-tuned, ddp (where tp is 1); the last three also as
+                       tuned+jemalloc, ... (default: all that can run here; one that is named must run).
   --peers-only         Do not build or run ours.
   --guard              Measure ours alone in the configurations that benches/limits.json names, and fail where a limit of
                        it is exceeded: distance from the floor, memory, page faults. FSDP unless --ours says otherwise.
