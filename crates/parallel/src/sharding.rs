@@ -30,15 +30,13 @@ impl ShardingLevel {
             let params = layout.params.iter();
             capacity(params.map(|param| param.spec.numel()).sum())
         };
-        let level = |layout: &UnitLayout| {
-            let same = layouts.iter().filter(|it| buffer(it) == buffer(layout));
-            if same.count() > 1 {
-                self
-            } else {
-                self.min(Self::Optimizer)
-            }
+        let buffers: Vec<usize> = layouts.iter().map(buffer).collect();
+        let is_alone = |buffer| buffers.iter().filter(|it| *it == buffer).count() == 1;
+        let level = |buffer| match is_alone(buffer) {
+            true => self.min(Self::Optimizer),
+            false => self,
         };
-        layouts.iter().map(level).collect()
+        buffers.iter().map(level).collect()
     }
 }
 

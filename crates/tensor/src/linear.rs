@@ -9,6 +9,9 @@ use tch::Tensor;
 
 use crate::matmul;
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) use fused::Store;
+
 /// Whether a gradient buffer already holds a contribution of this optimizer step.
 ///
 /// The first contribution overwrites, so gradient buffers are never cleared in a pass of their own.

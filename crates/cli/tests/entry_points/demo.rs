@@ -134,14 +134,7 @@ pub fn workers_of(controller: u32) -> Vec<(usize, u32)> {
         .unwrap()
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok())
         .filter_map(|pid| {
-            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-            let parent: u32 = stat
-                .rsplit_once(')')?
-                .1
-                .split_whitespace()
-                .nth(1)?
-                .parse()
-                .ok()?;
+            let (_, parent) = state_and_parent(pid)?;
             let environ = std::fs::read(format!("/proc/{pid}/environ")).ok()?;
             let rank = environ.split(|b| *b == 0).find_map(|v| {
                 std::str::from_utf8(v)
@@ -199,7 +192,8 @@ pub fn assert_gone_soon(workers: &[(usize, u32)], limit: Duration) {
     loop {
         let left: Vec<_> = workers
             .iter()
-            .filter_map(|(rank, pid)| Some((rank, pid, state(*pid).filter(|state| *state != 'Z')?)))
+            .filter_map(|(rank, pid)| Some((rank, pid, state_and_parent(*pid)?.0)))
+            .filter(|(_, _, state)| *state != 'Z')
             .collect();
         if left.is_empty() {
             return;
@@ -212,9 +206,11 @@ pub fn assert_gone_soon(workers: &[(usize, u32)], limit: Duration) {
     }
 }
 
-/// What the kernel says a process is doing (`proc_pid_stat(5)`): `R`, `S`, `D` while it waits for a disk, ...
-fn state(pid: u32) -> Option<char> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+/// What the kernel says a process is doing (`proc_pid_stat(5)`: `R`, `S`, `D` while it waits for a disk, ...), and its parent.
+fn state_and_parent(pid: u32) -> Option<(char, u32)> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name of the program, in parentheses, may contain anything.
-    text.rsplit_once(") ")?.1.chars().next()
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
+    let state = fields.next()?.chars().next()?;
+    Some((state, fields.next()?.parse().ok()?))
 }

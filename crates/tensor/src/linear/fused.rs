@@ -48,10 +48,11 @@ pub(super) fn backward_bias(d_bias: &Tensor, d_y: &Tensor, accumulate: Accumulat
     })
 }
 
-struct Store<'a, T> {
-    gradient: &'a mut [f32],
-    value: &'a [T],
-    accumulate: Accumulate,
+/// Writes or adds `value` to as many elements of a gradient.
+pub(crate) struct Store<'a, T> {
+    pub(crate) gradient: &'a mut [f32],
+    pub(crate) value: &'a [T],
+    pub(crate) accumulate: Accumulate,
 }
 
 impl<T: Element> Kernel for Store<'_, T> {

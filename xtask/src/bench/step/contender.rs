@@ -58,49 +58,29 @@ pub struct Peer {
 
 impl Peer {
     pub const ALL: [Self; 7] = [
+        Self::new("naive", "naive.py", false),
+        Self::new("tuned", "tuned.py", false),
+        Self::new("tuned+jemalloc", "tuned.py", true),
+        Self::new("hand-tuned", "hand_tuned.py", false),
+        Self::new("hand-tuned+jemalloc", "hand_tuned.py", true),
         Self {
-            name: "naive",
-            program: "naive.py",
-            jemalloc: false,
-            tensor_parallel: true,
-        },
-        Self {
-            name: "tuned",
-            program: "tuned.py",
-            jemalloc: false,
-            tensor_parallel: true,
-        },
-        Self {
-            name: "tuned+jemalloc",
-            program: "tuned.py",
-            jemalloc: true,
-            tensor_parallel: true,
-        },
-        Self {
-            name: "hand-tuned",
-            program: "hand_tuned.py",
-            jemalloc: false,
-            tensor_parallel: true,
-        },
-        Self {
-            name: "hand-tuned+jemalloc",
-            program: "hand_tuned.py",
-            jemalloc: true,
-            tensor_parallel: true,
-        },
-        Self {
-            name: "ddp",
-            program: "ddp.py",
-            jemalloc: false,
             tensor_parallel: false,
+            ..Self::new("ddp", "ddp.py", false)
         },
         Self {
-            name: "ddp+jemalloc",
-            program: "ddp.py",
-            jemalloc: true,
             tensor_parallel: false,
+            ..Self::new("ddp+jemalloc", "ddp.py", true)
         },
     ];
+
+    const fn new(name: &'static str, program: &'static str, jemalloc: bool) -> Self {
+        Self {
+            name,
+            program,
+            jemalloc,
+            tensor_parallel: true,
+        }
+    }
 
     pub fn named(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|peer| peer.name == name)

@@ -21,9 +21,7 @@ type Measure = fn(&Measurement) -> Option<f64>;
 /// What can be limited: its name in the file, and how a turn is measured by it.
 const MEASURES: [(&str, Measure); 3] = [
     ("x_floor", |turn| Some(turn.step_time_s / turn.floor_s?)),
-    ("peak_memory_mb", |turn| {
-        turn.peak_memory_mb.iter().copied().max_by(f64::total_cmp)
-    }),
+    ("peak_memory_mb", Measurement::largest_peak_mb),
     ("page_faults_per_step", |turn| {
         turn.raw.get("page_faults_per_step")?.as_f64()
     }),

@@ -52,6 +52,11 @@ impl Measurement {
             raw: raw.clone(),
         })
     }
+
+    /// The largest of any rank, in MB.
+    pub fn largest_peak_mb(&self) -> Option<f64> {
+        self.peak_memory_mb.iter().copied().max_by(f64::total_cmp)
+    }
 }
 
 /// All turns of one contender.
@@ -91,11 +96,10 @@ impl Summary {
 
     /// The largest of any rank in any turn.
     pub fn peak_memory_mb(&self) -> Option<f64> {
-        let all = self
-            .measurements
-            .iter()
-            .flat_map(|measurement| &measurement.peak_memory_mb);
-        all.copied().max_by(f64::total_cmp)
+        let of_turns = self.measurements.iter();
+        of_turns
+            .filter_map(Measurement::largest_peak_mb)
+            .max_by(f64::total_cmp)
     }
 
     /// Slowest turn over fastest: how noisy the machine was.

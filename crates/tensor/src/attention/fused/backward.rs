@@ -7,9 +7,10 @@ use tch::Tensor;
 
 use super::Shape;
 use super::heads::{Head, Heads};
-use super::rows::{RowDots, SoftmaxGradient, StoreRow, Window};
+use super::rows::{RowDots, SoftmaxGradient, Window};
 use crate::cpu::element::slice;
 use crate::cpu::kernel;
+use crate::linear::{Accumulate, Store};
 use crate::matmul::Operand;
 use crate::matmul::panels::{Left, ROWS, Right, Sums, panel_start};
 
@@ -82,19 +83,22 @@ pub(super) unsafe fn run(shape: Shape, t: Tensors, logsumexp: &Tensor) {
     shape.map(shape.kv_heads, |batch, head| {
         let first = batch * shape.heads + head * group;
         let parts = &contributions[first..first + group];
-        let (d_k, d_v) = (t.d_k.head(batch, head), t.d_v.head(batch, head));
-        for position in 0..shape.seq {
-            let row = position * shape.dim..(position + 1) * shape.dim;
-            let d_ks: Vec<&[f32]> = parts.iter().map(|part| &part.d_k[row.clone()]).collect();
-            let d_vs: Vec<&[f32]> = parts.iter().map(|part| &part.d_v[row.clone()]).collect();
-            for (head, terms) in [(d_k, &d_ks), (d_v, &d_vs)] {
-                kernel::run(StoreRow {
-                    // SAFETY: the position exists, and this key/value head is this task's alone.
-                    out: unsafe { head.row_mut(position) },
-                    terms,
-                    factor: 1.0,
+        let sum = |of: fn(&Contribution) -> &[f32]| {
+            let mut sum = of(&parts[0]).to_vec();
+            for part in &parts[1..] {
+                kernel::run(Store {
+                    gradient: &mut sum,
+                    value: of(part),
+                    accumulate: Accumulate::Add,
                 });
             }
+            sum
+        };
+        let (d_k, d_v) = (t.d_k.head(batch, head), t.d_v.head(batch, head));
+        // SAFETY: the positions exist, and this key/value head is this task's alone.
+        unsafe {
+            d_k.store(0, &sum(|part| &part.d_k), |_| 1.0);
+            d_v.store(0, &sum(|part| &part.d_v), |_| 1.0);
         }
     });
 }
@@ -232,14 +236,9 @@ impl OneHead<'_> {
             let keys = &self.packed.keys_by_dimension;
             space.left.multiply(keys, seen.start, 0..dim, d_q);
         }
-        for (position, d_q) in some.zip(space.d_q.chunks_exact(dim)) {
-            kernel::run(StoreRow {
-                // SAFETY: the position exists, and this head of `d_q` is written here alone.
-                out: unsafe { self.d_q.row_mut(position) },
-                terms: &[d_q],
-                factor: 1.0,
-            });
-        }
+        let d_q = &space.d_q[..some.len() * dim];
+        // SAFETY: the positions exist, and this head of `d_q` is written here alone.
+        unsafe { self.d_q.store(some.start, d_q, |_| 1.0) };
     }
 
     /// Adds what the block's queries contribute to the gradients of keys and values.

@@ -5,7 +5,7 @@ use tch::Tensor;
 
 use super::Shape;
 use super::heads::{Head, Heads};
-use super::rows::{Softmax, StoreRow, Window};
+use super::rows::{Softmax, Window};
 use crate::cpu::element::slice_mut;
 use crate::cpu::kernel;
 use crate::matmul::Operand;
@@ -111,13 +111,7 @@ unsafe fn one_head(shape: Shape, q: Head, packed: &Packed, out: Head, logsumexp:
             left.pack(probabilities, (0, queries), (0, keys.len()));
             left.multiply(&packed.values, keys.start, 0..shape.dim, into_sums);
         }
-        for (row, sums) in sums.chunks_exact(shape.dim).take(queries).enumerate() {
-            kernel::run(StoreRow {
-                // SAFETY: the position exists, and this head of the output is written here alone.
-                out: unsafe { out.row_mut(first + row) },
-                terms: &[sums],
-                factor: inverse[row],
-            });
-        }
+        // SAFETY: the positions exist, and this head of the output is written here alone.
+        unsafe { out.store(first, &sums[..queries * shape.dim], |row| inverse[row]) };
     }
 }

@@ -3,6 +3,8 @@
 use half::bf16;
 use tch::{Device, Kind, Tensor};
 
+use super::rows::StoreRow;
+use crate::cpu::kernel;
 use crate::matmul::Operand;
 
 /// All heads of a tensor.
@@ -81,12 +83,19 @@ impl Head {
         unsafe { std::slice::from_raw_parts(self.data.wrapping_add(position * self.row), self.dim) }
     }
 
+    /// Writes whole rows of fp32 sums, rounded, to the positions from `first` on; the row `i` is multiplied by `factor(i)`.
+    ///
     /// # Safety
-    /// The position exists, and nobody else reads or writes it while the slice lives.
-    pub(super) unsafe fn row_mut<'a>(&self, position: usize) -> &'a mut [bf16] {
-        // SAFETY: as in `row`.
-        unsafe {
-            std::slice::from_raw_parts_mut(self.data.wrapping_add(position * self.row), self.dim)
+    /// The positions exist, and nobody else reads or writes them meanwhile.
+    pub(super) unsafe fn store(&self, first: usize, sums: &[f32], factor: impl Fn(usize) -> f32) {
+        for (row, sums) in sums.chunks_exact(self.dim).enumerate() {
+            let place = self.data.wrapping_add((first + row) * self.row);
+            kernel::run(StoreRow {
+                // SAFETY: rows are `dim` elements one after another; the rest is passed on from the caller.
+                out: unsafe { std::slice::from_raw_parts_mut(place, self.dim) },
+                sums,
+                factor: factor(row),
+            });
         }
     }
 }

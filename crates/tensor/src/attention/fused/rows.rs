@@ -149,10 +149,10 @@ impl Kernel for RowDots<'_> {
     }
 }
 
-/// `factor * (the sum of the terms)`, rounded.
+/// `factor * sums`, rounded.
 pub(super) struct StoreRow<'a> {
     pub(super) out: &'a mut [bf16],
-    pub(super) terms: &'a [&'a [f32]],
+    pub(super) sums: &'a [f32],
     pub(super) factor: f32,
 }
 
@@ -161,23 +161,8 @@ impl Kernel for StoreRow<'_> {
 
     #[inline(always)]
     fn run<I: InstructionSet>(self) {
-        let Some((first, others)) = self.terms.split_first() else {
-            return;
-        };
-        if others.is_empty() {
-            for (out, x) in self.out.iter_mut().zip(*first) {
-                *out = bf16::round(x * self.factor);
-            }
-            return;
-        }
-        let mut sum = first.to_vec();
-        for term in others {
-            for (sum, x) in sum.iter_mut().zip(*term) {
-                *sum += x;
-            }
-        }
-        for (out, x) in self.out.iter_mut().zip(&sum) {
-            *out = bf16::round(x * self.factor);
+        for (out, sum) in self.out.iter_mut().zip(self.sums) {
+            *out = bf16::round(sum * self.factor);
         }
     }
 }
