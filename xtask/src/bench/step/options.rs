@@ -69,7 +69,7 @@ pub enum Peers {
 pub fn parse(mut arguments: lexopt::Parser) -> Result<Request> {
     let mut options = Options {
         configurations: Vec::new(),
-        ours: Variant::ALL.to_vec(),
+        ours: Vec::new(),
         peers: Peers::Available,
         peers_only: false,
         guard: false,
@@ -80,6 +80,7 @@ pub fn parse(mut arguments: lexopt::Parser) -> Result<Request> {
         binary: None,
         output: None,
     };
+    let (mut ours, mut peers_are_given) = (None, false);
     while let Some(argument) = arguments.next()? {
         match argument {
             Long("help") | Short('h') => return Ok(Request::Help),
@@ -90,9 +91,13 @@ pub fn parse(mut arguments: lexopt::Parser) -> Result<Request> {
                 }
             }
             Long("ours") => {
-                options.ours = one_of("variant", &arguments.value()?.string()?, Variant::named)?
+                let names = arguments.value()?.string()?;
+                ours = Some(one_of("variant", &names, Variant::named)?);
             }
-            Long("peers") => options.peers = peers(&arguments.value()?.string()?)?,
+            Long("peers") => {
+                options.peers = peers(&arguments.value()?.string()?)?;
+                peers_are_given = true;
+            }
             Long("peers-only") => options.peers_only = true,
             Long("guard") => options.guard = true,
             Long("steps") => options.steps = arguments.value()?.parse()?,
@@ -107,14 +112,15 @@ pub fn parse(mut arguments: lexopt::Parser) -> Result<Request> {
     if options.steps == 0 || options.turns == 0 {
         bail!("--steps and --turns must be 1 at least");
     }
+    options.ours = ours.unwrap_or_else(|| match options.guard {
+        true => vec![Variant::Fsdp],
+        false => Variant::ALL.to_vec(),
+    });
     if options.guard {
-        if options.peers_only {
-            bail!("--guard measures ours, and --peers-only leaves ours out");
+        if options.peers_only || peers_are_given {
+            bail!("--guard measures ours alone: leave out --peers and --peers-only");
         }
         options.peers = Peers::Named(Vec::new());
-        if options.ours == Variant::ALL {
-            options.ours = vec![Variant::Fsdp];
-        }
     } else if options.configurations.is_empty() {
         options.configurations = configuration::named(DEFAULT_GROUP);
     }
@@ -195,6 +201,10 @@ mod tests {
         assert!(options.configurations.is_empty());
         assert_eq!(options.ours, [Variant::Fsdp]);
         assert_eq!(options.peers, Peers::Named(Vec::new()));
+        let all = parsed(&["--guard", "--ours", "fsdp,zero0,zero1,zero2"]).unwrap();
+        assert_eq!(all.ours, Variant::ALL);
+        let error = parsed(&["--guard", "--peers", "all"]).unwrap_err();
+        assert!(error.to_string().contains("--peers"), "{error}");
     }
 
     #[test]
