@@ -28,6 +28,10 @@ for _name, _value in {
     "RAY_gcs_server_request_timeout_seconds": "240",
     "RAY_worker_register_timeout_seconds": "240",
     "RAY_agent_register_timeout_ms": "240000",
+    # Ray's workers yield to whatever else runs: next to a busy program they would get a thirtieth of a core.
+    "RAY_worker_niceness": "0",
+    # Of a node that is slow to answer; one whose process is gone is noticed at once.
+    "RAY_health_check_timeout_ms": "60000",
 }.items():
     os.environ.setdefault(_name, _value)
 # Ray's workers import the package, and the callbacks that are defined in tests.

@@ -21,20 +21,25 @@ from conftest import NODE, wait_until
 ADDRESSES: Final = ("10.78.0.1", "10.78.0.2")
 LOOPBACK: Final = ("127.0.0.2", "127.0.0.3")
 # What a Ray node may take to end in an orderly way, before it is killed.
-_END_S: Final = 15.0
+_END_S: Final = 5.0
 # The command's own arguments follow. A host is told from another by what its kernel says it is.
 _ENTER: Final = 'mount --bind "$0" /proc/sys/kernel/random/boot_id && exec "$@"'
 
 
 class Hosts:
-    """Two hosts, `0` and `1`, with the head on the first; gone when the block ends."""
+    """Two hosts, `0` and `1`, with the head on the first; gone when the block ends.
 
-    def __init__(self, port: int) -> None:
+    Ray gives up a host that does not answer several times in a row, each time within `patience_s`.
+    """
+
+    def __init__(self, port: int, patience_s: int) -> None:
         # Ray's sockets are below this folder, and their paths must not be long.
         self._folder = Path(tempfile.mkdtemp(prefix="ray-hosts-"))
         self._names = tuple(f"tandem-{os.getpid()}-{port}-{host}" for host in "ab")
         self._nodes: dict[int, subprocess.Popen[bytes]] = {}
         self.separate = self._make()
+        # A token of whoever runs the tests would be asked for by the head and be unknown to the others.
+        self._environment = {"RAY_AUTH_MODE": "disabled", "RAY_health_check_timeout_ms": str(1000 * patience_s)}
         addresses = ADDRESSES if self.separate else LOOPBACK
         self.address = f"{addresses[0]}:{port}"
         self._arguments = (
@@ -69,8 +74,7 @@ class Hosts:
         with log.open("w") as file:
             self._nodes[host] = subprocess.Popen(
                 [*self.within(host), *self._arguments[host], f"--temp-dir={self._folder / f'ray-{host}'}"],
-                # A token of whoever runs the tests would be asked for by the head and be unknown to the others.
-                env={**os.environ, "RAY_AUTH_MODE": "disabled"},
+                env={**os.environ, **self._environment},
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=file,

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from conftest import ROOT, RUN_LIMIT_S
+from conftest import ROOT, RUN_LIMIT_S, wait_until
 
 FLAGS: Final[dict[str, Any]] = {
     "model_name": str(ROOT / "demo" / "model"),
@@ -101,3 +101,30 @@ def workers(run_dir: Path) -> dict[int, int]:
 
 def parent(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+
+
+class Attempts:
+    """The workers of a run that Ray starts again and again."""
+
+    def __init__(self, directory: Path, size: int) -> None:
+        self.directory, self._size = directory, size
+        self._seen: set[int] = set()
+
+    def next(self) -> dict[int, int]:
+        """Process ids by rank, as soon as all workers are others than before and have added a checkpoint."""
+        before = {None, *kept(self.directory)}
+        now: dict[int, int] = {}
+
+        def others_train() -> bool:
+            nonlocal now
+            now = workers(self.directory)
+            others = len(now) == self._size and self._seen.isdisjoint(now.values())
+            return others and latest(self.directory) not in before
+
+        wait_until("new workers have saved a checkpoint", others_train)
+        self._seen.update(now.values())
+        return now
+
+    def survivors(self) -> list[int]:
+        """Workers of any attempt that are still there."""
+        return [pid for pid in self._seen if Path(f"/proc/{pid}").exists()]

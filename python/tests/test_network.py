@@ -23,12 +23,12 @@ LATE_S: Final = 15
 STEPS: Final = 30
 
 
-@pytest.fixture(scope="module")
-def hosts() -> Iterator[Hosts]:
+@pytest.fixture(scope="module", params=[60])
+def hosts(request: pytest.FixtureRequest) -> Iterator[Hosts]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    with Hosts(port) as hosts:
+    with Hosts(port, request.param) as hosts:
         yield hosts
 
 
@@ -116,24 +116,22 @@ def test_two_hosts_train_as_one(command: Command, hosts: Hosts) -> None:
         assert all(f"(ip={address}, " in text for address in ("10.78.0.1", "10.78.0.2")), "both hosts trained"
 
 
-@pytest.mark.long
 def test_a_cut_link_is_a_clear_error_in_time_and_the_run_goes_on_when_it_heals(cut: Cut) -> None:
     cut.start()
     cut.cut()
     since = time.monotonic()
     wait_until("a rank has waited in vain", cut.a_worker_has_ended)
     assert time.monotonic() - since < TIMEOUT_S + LATE_S
-    # Ray takes its time to pass on what workers print, on a machine that is busy.
-    wait_until("the command line says so", lambda: bool(cut.errors()) or cut.ended())
-    error = cut.errors()[0]
-    assert f"within {TIMEOUT_S} s during " in error and "(step " in error and "--comm_timeout_s" in error, error
     cut.heal()
     assert cut.end() == 0
+    error = cut.errors()[0]
+    assert f"within {TIMEOUT_S} s during " in error and "(step " in error and "--comm_timeout_s" in error, error
     assert cut.command.run("local", max_steps=STEPS) == 0
     assert cut.command.losses("run") == cut.command.losses("local")
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("hosts", [5], indirect=True)
 def test_a_host_that_ray_has_given_up_is_waited_for_until_it_is_back(cut: Cut, hosts: Hosts) -> None:
     cut.start()
     if hosts.separate:

@@ -12,17 +12,17 @@ import pytest
 from conftest import RUN_LIMIT_S, SLOT, add_nodes, wait_until
 from ray.cluster_utils import Cluster
 from ray.train import CheckpointConfig
-from runs import FLAGS, Command, kept, latest, parent, workers
+from runs import FLAGS, Attempts, Command, kept, latest, parent
 
-from tandem_ray import ConfigError, TandemTrainer
+from tandem_ray import ConfigError, TandemTrainer, stop_request
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
 MakeTrainer = Callable[..., TandemTrainer]
 Meanwhile = Callable[[Callable[[], None]], None]
 
-# Of a run in which something happens on the way.
-LONG: Final = 40
+# Steps of a run that goes on until it is asked to stop.
+ENDLESS: Final = 100000
 
 
 @pytest.fixture
@@ -62,77 +62,65 @@ def test_the_trainer_does_as_the_command_line_with_the_other_strategy(
     assert Path(result.checkpoint.path).name == latest(command.storage / "run")
 
 
-@pytest.mark.long
 def test_a_killed_worker_and_a_killed_ray_worker_are_survived_with_the_same_losses(
     command: Command, make_trainer: MakeTrainer, meanwhile: Meanwhile
 ) -> None:
-    assert command.run("local", max_steps=LONG) == 0
     trainer = make_trainer(
         mesh=(2, 2),
         binary=str(command.binaries / "train_fsdp"),
         max_failures=2,
         checkpoint_config=CheckpointConfig(num_to_keep=2),
         **FLAGS,
-        max_steps=LONG,
+        max_steps=ENDLESS,
         save_steps=2,
     )
-    run_dir = command.storage / "run"
-    seen: list[dict[int, int]] = []
+    run = Attempts(command.storage / "run", size=4)
 
     def misfortunes() -> None:
-        wait_until("a checkpoint is on record", lambda: latest(run_dir) is not None)
-        seen.append(workers(run_dir))
-        known = set(kept(run_dir))
-        os.kill(seen[0][3], signal.SIGKILL)
-
-        def went_on() -> bool:
-            now = workers(run_dir)
-            replaced = len(now) == 4 and not set(seen[0].values()) & set(now.values())
-            return replaced and latest(run_dir) not in {None, *known}
-
-        wait_until("the run has gone on", went_on)
-        seen.append(workers(run_dir))
-        os.kill(parent(seen[1][1]), signal.SIGKILL)
+        os.kill(run.next()[3], signal.SIGKILL)
+        os.kill(parent(run.next()[1]), signal.SIGKILL)
+        run.next()
+        stop_request.request_stop(trainer.stop_key)
 
     meanwhile(misfortunes)
     result = trainer.fit()
-    assert command.losses("run") == command.losses("local")
-    assert result.metrics is not None and result.metrics["step"] == LONG
-    assert len(kept(run_dir)) == 2, "num_to_keep"
-    assert latest(run_dir) == kept(run_dir)[-1]
-    for attempt in seen:
-        assert not any(Path(f"/proc/{pid}").exists() for pid in attempt.values()), "a worker was left behind"
+    losses = command.losses("run")
+    assert command.run("local", max_steps=len(losses)) == 0
+    assert losses == command.losses("local")
+    assert result.metrics is not None and result.metrics["step"] == len(losses)
+    assert len(kept(run.directory)) == 2, "num_to_keep"
+    assert latest(run.directory) == kept(run.directory)[-1]
+    assert not run.survivors()
 
 
-@pytest.mark.long
 def test_a_lost_node_is_survived_on_another_with_the_same_losses(
     cluster: Cluster, command: Command, make_trainer: MakeTrainer, meanwhile: Meanwhile
 ) -> None:
     add_nodes(cluster)
-    assert command.run("local", mesh=(2, 1), max_steps=LONG) == 0
     trainer = make_trainer(
         binary=str(command.binaries / "train_fsdp"),
         scaling={"resources_per_worker": SLOT},
         max_failures=1,
         **FLAGS,
-        max_steps=LONG,
+        max_steps=ENDLESS,
         save_steps=2,
     )
-    run_dir = command.storage / "run"
-    seen: list[dict[int, int]] = []
+    run = Attempts(command.storage / "run", size=2)
 
     def lose_node() -> None:
-        wait_until("a checkpoint is on record", lambda: latest(run_dir) is not None)
-        seen.append(workers(run_dir))
         # An actor's parent is its node's Ray process.
-        raylet = parent(parent(seen[0][0]))
+        raylet = parent(parent(run.next()[0]))
         lost = next(node for node in cluster.worker_nodes if node.all_processes["raylet"][0].process.pid == raylet)
         cluster.remove_node(lost, allow_graceful=False)
+        run.next()
+        stop_request.request_stop(trainer.stop_key)
 
     meanwhile(lose_node)
     trainer.fit()
-    assert command.losses("run") == command.losses("local")
-    assert not any(Path(f"/proc/{pid}").exists() for pid in seen[0].values())
+    losses = command.losses("run")
+    assert command.run("local", mesh=(2, 1), max_steps=len(losses)) == 0
+    assert losses == command.losses("local")
+    assert not run.survivors()
 
 
 def test_a_run_that_fails_for_good_ends_with_the_root_cause(command: Command) -> None:
@@ -146,7 +134,7 @@ def test_a_run_that_fails_for_good_ends_with_the_root_cause(command: Command) ->
 
 def test_ctrl_c_on_ray_saves_and_the_run_goes_on_here_with_the_same_losses(command: Command) -> None:
     run_dir = command.storage / "run"
-    on_ray = command.start("run", *command.ray, max_steps=100000)
+    on_ray = command.start("run", *command.ray, max_steps=ENDLESS)
     try:
         wait_until("the workers train", lambda: (run_dir / "metrics.jsonl").exists() or on_ray.poll() is not None)
         on_ray.send_signal(signal.SIGINT)
