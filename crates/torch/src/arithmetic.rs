@@ -1,0 +1,223 @@
+//! Element by element: sums, products, functions.
+
+use std::ops::{Add, AddAssign, Div, Mul, Sub};
+
+use crate::abi::Handle;
+use crate::dispatch::Arg;
+use crate::error::expect;
+use crate::library::device_operator;
+use crate::operators::{
+    ABS, BITWISE_XOR_, DIV, EXP, LOG, MUL_, Operator, RSQRT, SIGMOID, SILU, SQRT,
+};
+use crate::scalar::Scalar;
+use crate::tensor::{Tensor, new_tensor};
+
+impl Tensor {
+    #[track_caller]
+    fn add_scaled(&self, other: &Self, factor: f64) -> Self {
+        // A number without dimensions may lie on the host beside a tensor elsewhere.
+        let add = device_operator!(self, add_Tensor);
+        expect(new_tensor("add", |out| {
+            // SAFETY: both handles are alive.
+            unsafe { add(self.handle(), other.handle(), factor, out) }
+        }))
+    }
+
+    #[track_caller]
+    fn add_scalar(&self, scalar: Scalar) -> Self {
+        let add = device_operator!(self, add_Scalar);
+        expect(new_tensor("add", |out| {
+            // SAFETY: the handle is alive.
+            unsafe { add(self.handle(), scalar.as_f64(), 1.0, out) }
+        }))
+    }
+
+    #[track_caller]
+    fn multiply(&self, other: &Self) -> Self {
+        let mul = device_operator!(self, mul_Tensor);
+        expect(new_tensor("mul", |out| {
+            // SAFETY: both handles are alive.
+            unsafe { mul(self.handle(), other.handle(), out) }
+        }))
+    }
+
+    #[track_caller]
+    fn multiply_scalar(&self, scalar: Scalar) -> Self {
+        let mul = device_operator!(self, mul_Scalar);
+        expect(new_tensor("mul", |out| {
+            // SAFETY: the handle is alive.
+            unsafe { mul(self.handle(), scalar.as_f64(), out) }
+        }))
+    }
+
+    #[track_caller]
+    fn divide(&self, other: &Self) -> Self {
+        expect(DIV.call(&[Arg::Tensor(self), Arg::Tensor(other)]))
+    }
+
+    /// Adds `other` in place. (The C ABI has no operator for it: the sum is a tensor of its own first.)
+    #[track_caller]
+    pub fn add_(&self, other: &Self) {
+        self.copy_(&self.add_scaled(other, 1.0));
+    }
+
+    /// Subtracts `other` in place, as [`Self::add_`] adds.
+    #[track_caller]
+    pub fn sub_(&self, other: &Self) {
+        self.copy_(&self.add_scaled(other, -1.0));
+    }
+
+    /// Multiplies all elements in place.
+    #[track_caller]
+    pub fn mul_scalar_(&self, scalar: impl Into<Scalar>) {
+        let scalar = scalar.into().tensor(self.kind());
+        expect(MUL_.call(&[Arg::Tensor(self), Arg::Tensor(&scalar)]));
+    }
+
+    /// Flips bits of all elements in place.
+    #[track_caller]
+    pub fn bitwise_xor_(&self, bits: i64) {
+        let bits = Scalar::Int(bits).tensor(self.kind());
+        expect(BITWISE_XOR_.call(&[Arg::Tensor(self), Arg::Tensor(&bits)]));
+    }
+
+    #[track_caller]
+    fn unary(&self, operator: &Operator) -> Self {
+        expect(operator.call(&[Arg::Tensor(self)]))
+    }
+
+    /// Magnitudes.
+    #[track_caller]
+    pub fn abs(&self) -> Self {
+        self.unary(&ABS)
+    }
+
+    /// `e^x`
+    #[track_caller]
+    pub fn exp(&self) -> Self {
+        self.unary(&EXP)
+    }
+
+    /// Natural logarithms.
+    #[track_caller]
+    pub fn log(&self) -> Self {
+        self.unary(&LOG)
+    }
+
+    /// Square roots.
+    #[track_caller]
+    pub fn sqrt(&self) -> Self {
+        self.unary(&SQRT)
+    }
+
+    /// One over the square roots.
+    #[track_caller]
+    pub fn rsqrt(&self) -> Self {
+        self.unary(&RSQRT)
+    }
+
+    /// Squares.
+    #[track_caller]
+    pub fn square(&self) -> Self {
+        self.multiply(self)
+    }
+
+    /// `x * sigmoid(x)`
+    #[track_caller]
+    pub fn silu(&self) -> Self {
+        self.unary(&SILU)
+    }
+
+    /// `1 / (1 + e^-x)`
+    #[track_caller]
+    pub fn sigmoid(&self) -> Self {
+        self.unary(&SIGMOID)
+    }
+
+    /// One tensor of several, joined along dimension `dim`.
+    #[track_caller]
+    pub fn cat(tensors: &[&Self], dim: i64) -> Self {
+        let Some(first) = tensors.first() else {
+            panic!("there is nothing to join");
+        };
+        let handles: Vec<Handle> = tensors.iter().map(|tensor| tensor.handle()).collect();
+        let cat = device_operator!(first, cat);
+        expect(new_tensor("cat", |out| {
+            // SAFETY: the handles are alive, and as many as is said.
+            unsafe { cat(handles.as_ptr(), handles.len() as i64, dim, out) }
+        }))
+    }
+}
+
+/// An operator for every mixture of tensors and references, and for numbers on the right.
+macro_rules! infix {
+    ($trait:ident, $name:ident, $with_tensor:expr, $with_scalar:expr) => {
+        infix!(@tensors $trait, $name, $with_tensor, Tensor, Tensor);
+        infix!(@tensors $trait, $name, $with_tensor, Tensor, &Tensor);
+        infix!(@tensors $trait, $name, $with_tensor, &Tensor, Tensor);
+        infix!(@tensors $trait, $name, $with_tensor, &Tensor, &Tensor);
+        infix!(@scalar $trait, $name, $with_scalar, Tensor, f64);
+        infix!(@scalar $trait, $name, $with_scalar, &Tensor, f64);
+        infix!(@scalar $trait, $name, $with_scalar, Tensor, i64);
+        infix!(@scalar $trait, $name, $with_scalar, &Tensor, i64);
+    };
+    (@tensors $trait:ident, $name:ident, $with:expr, $left:ty, $right:ty) => {
+        impl $trait<$right> for $left {
+            type Output = Tensor;
+
+            #[track_caller]
+            fn $name(self, other: $right) -> Tensor {
+                let with: fn(&Tensor, &Tensor) -> Tensor = $with;
+                with(std::borrow::Borrow::borrow(&self), std::borrow::Borrow::borrow(&other))
+            }
+        }
+    };
+    (@scalar $trait:ident, $name:ident, $with:expr, $left:ty, $number:ty) => {
+        impl $trait<$number> for $left {
+            type Output = Tensor;
+
+            #[track_caller]
+            fn $name(self, number: $number) -> Tensor {
+                let with: fn(&Tensor, Scalar) -> Tensor = $with;
+                with(std::borrow::Borrow::borrow(&self), number.into())
+            }
+        }
+    };
+}
+
+fn negative(scalar: Scalar) -> Scalar {
+    match scalar {
+        Scalar::Int(value) => Scalar::Int(-value),
+        Scalar::Float(value) => Scalar::Float(-value),
+    }
+}
+
+infix!(Add, add, |a, b| a.add_scaled(b, 1.0), Tensor::add_scalar);
+infix!(Sub, sub, |a, b| a.add_scaled(b, -1.0), |a, number| a
+    .add_scalar(negative(number)));
+infix!(Mul, mul, Tensor::multiply, Tensor::multiply_scalar);
+infix!(Div, div, Tensor::divide, |a, number| a
+    .divide(&number.tensor(a.kind())));
+
+impl Add<&Tensor> for f64 {
+    type Output = Tensor;
+
+    #[track_caller]
+    fn add(self, tensor: &Tensor) -> Tensor {
+        tensor.add_scalar(self.into())
+    }
+}
+
+impl AddAssign<&Tensor> for Tensor {
+    #[track_caller]
+    fn add_assign(&mut self, other: &Tensor) {
+        self.add_(other);
+    }
+}
+
+impl AddAssign<Tensor> for Tensor {
+    #[track_caller]
+    fn add_assign(&mut self, other: Tensor) {
+        self.add_(&other);
+    }
+}

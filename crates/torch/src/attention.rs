@@ -1,0 +1,197 @@
+//! libtorch's fused attention: one kernel for the CPU, another for CUDA.
+
+use std::ptr::{null, null_mut};
+
+use crate::abi::Handle;
+use crate::error::expect;
+use crate::library::torch;
+use crate::tensor::{Tensor, new_tensor};
+
+/// Causal or masked attention on the CPU. `query` is `[batch, heads, seq, dim]`, `key` and `value` may have fewer heads;
+/// without a `mask` (additive, of the kind of `query`) it is causal. Returns the output and the log-sum-exp of the scores.
+#[track_caller]
+pub fn cpu_forward(
+    query: &Tensor,
+    key: &Tensor,
+    value: &Tensor,
+    mask: Option<&Tensor>,
+    scale: f64,
+) -> (Tensor, Tensor) {
+    let mask_handle = mask.map(Tensor::handle);
+    let (mut out, mut logsumexp) = (null_mut(), null_mut());
+    // SAFETY: the handles are alive; optional arguments are pointers to one, or null.
+    let code = unsafe {
+        (torch().cpu._scaled_dot_product_flash_attention_for_cpu)(
+            query.handle(),
+            key.handle(),
+            value.handle(),
+            0.0,
+            i32::from(mask.is_none()),
+            optional(&mask_handle),
+            &scale,
+            &mut out,
+            &mut logsumexp,
+        )
+    };
+    expect(query.check(code, "attention"));
+    (Tensor::own(out), Tensor::own(logsumexp))
+}
+
+/// What the forward pass took and returned.
+#[derive(Clone, Copy)]
+pub struct Saved<'a> {
+    /// As in the forward pass, as are the next two.
+    pub query: &'a Tensor,
+    /// Keys.
+    pub key: &'a Tensor,
+    /// Values.
+    pub value: &'a Tensor,
+    /// The forward pass's output.
+    pub out: &'a Tensor,
+    /// The forward pass's second output.
+    pub logsumexp: &'a Tensor,
+}
+
+/// Gradients of [`cpu_forward`] with respect to query, key and value.
+#[track_caller]
+pub fn cpu_backward(
+    d_out: &Tensor,
+    saved: Saved<'_>,
+    mask: Option<&Tensor>,
+    scale: f64,
+) -> (Tensor, Tensor, Tensor) {
+    let mask_handle = mask.map(Tensor::handle);
+    let mut gradients = [null_mut(); 3];
+    let [d_query, d_key, d_value] = &mut gradients;
+    // SAFETY: as in `cpu_forward`.
+    let code = unsafe {
+        (torch()
+            .cpu
+            ._scaled_dot_product_flash_attention_for_cpu_backward)(
+            d_out.handle(),
+            saved.query.handle(),
+            saved.key.handle(),
+            saved.value.handle(),
+            saved.out.handle(),
+            saved.logsumexp.handle(),
+            0.0,
+            i32::from(mask.is_none()),
+            optional(&mask_handle),
+            &scale,
+            d_query,
+            d_key,
+            d_value,
+        )
+    };
+    expect(d_out.check(code, "attention's gradient"));
+    let [d_query, d_key, d_value] = gradients.map(Tensor::own);
+    (d_query, d_key, d_value)
+}
+
+/// Causal attention on CUDA, in half precision (FlashAttention-2). `query` is `[batch, seq, heads, dim]`, `key` and `value` may
+/// have fewer heads; a query sees `window_left` keys before itself at most. Returns the output and the log-sum-exp.
+#[track_caller]
+pub fn cuda_forward(
+    query: &Tensor,
+    key: &Tensor,
+    value: &Tensor,
+    scale: f64,
+    window_left: Option<i64>,
+) -> (Tensor, Tensor) {
+    let (left, right) = window(window_left);
+    let seq = query.size()[1];
+    let mut results = [null_mut(); 5];
+    let [out, logsumexp, random_state, unused, debug_mask] = &mut results;
+    // SAFETY: as in `cpu_forward`.
+    let code = unsafe {
+        let functions = &expect(torch().cuda()).functions;
+        (functions.aoti_torch_cuda__flash_attention_forward)(
+            query.handle(),
+            key.handle(),
+            value.handle(),
+            null(),
+            null(),
+            seq,
+            seq,
+            0.0,
+            1,
+            0,
+            &scale,
+            optional(&left),
+            optional(&right),
+            null(),
+            null(),
+            out,
+            logsumexp,
+            random_state,
+            unused,
+            debug_mask,
+        )
+    };
+    expect(query.check(code, "flash attention"));
+    // The last three only matter with dropout or for debugging; they are released here.
+    let [out, logsumexp, _, _, _] = results.map(Tensor::own);
+    (out, logsumexp)
+}
+
+/// Gradients of [`cuda_forward`] with respect to query, key and value.
+#[track_caller]
+pub fn cuda_backward(
+    d_out: &Tensor,
+    saved: Saved<'_>,
+    scale: f64,
+    window_left: Option<i64>,
+) -> (Tensor, Tensor, Tensor) {
+    let (left, right) = window(window_left);
+    let seq = saved.query.size()[1];
+    // Without dropout the kernel reads no random state, and without packed sequences no starts; undefined tensors say so.
+    let undefined = undefined();
+    let mut gradients = [null_mut(); 3];
+    let [d_query, d_key, d_value] = &mut gradients;
+    // SAFETY: as in `cpu_forward`.
+    let code = unsafe {
+        let functions = &expect(torch().cuda()).functions;
+        (functions.aoti_torch_cuda__flash_attention_backward)(
+            d_out.handle(),
+            saved.query.handle(),
+            saved.key.handle(),
+            saved.value.handle(),
+            saved.out.handle(),
+            saved.logsumexp.handle(),
+            undefined.handle(),
+            undefined.handle(),
+            seq,
+            seq,
+            0.0,
+            1,
+            undefined.handle(),
+            undefined.handle(),
+            &scale,
+            optional(&left),
+            optional(&right),
+            d_query,
+            d_key,
+            d_value,
+        )
+    };
+    expect(d_out.check(code, "flash attention's gradient"));
+    let [d_query, d_key, d_value] = gradients.map(Tensor::own);
+    (d_query, d_key, d_value)
+}
+
+/// A causal window has nothing to the right.
+fn window(left: Option<i64>) -> (Option<i64>, Option<i64>) {
+    (left, left.map(|_| 0))
+}
+
+/// How the C functions take what may be missing: a pointer to it, or null.
+fn optional<T>(value: &Option<T>) -> *const T {
+    value.as_ref().map_or(null(), std::ptr::from_ref)
+}
+
+fn undefined() -> Tensor {
+    expect(new_tensor("an undefined tensor", |out: *mut Handle| {
+        // SAFETY: `out` is writable.
+        unsafe { (torch().functions.aoti_torch_new_uninitialized_tensor)(out) }
+    }))
+}

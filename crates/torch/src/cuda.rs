@@ -1,0 +1,84 @@
+//! CUDA devices: how many, their memory, their streams.
+//!
+//! **No device was there where this was written: these functions are compiled, and were never run.**
+
+use std::ffi::c_void;
+use std::ptr::null_mut;
+
+use crate::abi::Handle;
+use crate::error::{TorchError, expect};
+use crate::library::{self, Torch, torch};
+
+/// CUDA devices that this process sees.
+///
+/// # Errors
+/// This libtorch has no part for CUDA, or it does not load.
+pub fn device_count(torch: &Torch) -> Result<usize, TorchError> {
+    let cuda = torch.cuda()?;
+    let mut count = 0;
+    // SAFETY: writes one number.
+    let code = unsafe { (cuda.functions.cudaGetDeviceCount)(&mut count) };
+    // Without a driver or a device it fails: there is none then.
+    Ok(match code {
+        0 => usize::try_from(count).unwrap_or(0),
+        _ => 0,
+    })
+}
+
+/// Free and total bytes of a device's memory, where it tells.
+pub fn memory(device: usize) -> Option<(u64, u64)> {
+    let _guard = Guard::new(device);
+    let functions = &expect(torch().cuda()).functions;
+    let (mut free, mut total) = (0, 0);
+    // SAFETY: writes two numbers.
+    let code = unsafe { (functions.cudaMemGetInfo)(&mut free, &mut total) };
+    (code == 0).then_some((free as u64, total as u64))
+}
+
+/// Waits until the device has done what its current stream was given.
+pub fn synchronize(device: usize) {
+    let functions = &expect(torch().cuda()).functions;
+    let stream = current_stream(device);
+    // SAFETY: the stream is the device's own.
+    let code = unsafe { (functions.torch_cuda_stream_synchronize)(stream, index(device)) };
+    expect(torch().check(code, "waiting for a CUDA device"));
+}
+
+/// The stream that libtorch computes on, as CUDA's own handle.
+pub fn current_stream(device: usize) -> *mut c_void {
+    let functions = &expect(torch().cuda()).functions;
+    let mut stream = null_mut();
+    // SAFETY: writes one pointer.
+    let code =
+        unsafe { (functions.aoti_torch_get_current_cuda_stream)(index(device), &mut stream) };
+    expect(torch().check(code, "the current CUDA stream"));
+    stream
+}
+
+/// Makes a device this thread's current one while it lives.
+pub struct Guard(Handle);
+
+impl Guard {
+    /// Selects `device`.
+    pub fn new(device: usize) -> Self {
+        let functions = &expect(torch().cuda()).functions;
+        let mut guard = null_mut();
+        // SAFETY: writes one handle.
+        let code = unsafe { (functions.aoti_torch_create_cuda_guard)(index(device), &mut guard) };
+        expect(library::torch().check(code, "selecting a CUDA device"));
+        Self(guard)
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        if let Ok(cuda) = torch().cuda() {
+            // SAFETY: the guard is ours, and this is the last use of it.
+            unsafe { (cuda.functions.aoti_torch_delete_cuda_guard)(self.0) };
+        }
+    }
+}
+
+fn index(device: usize) -> i32 {
+    i32::try_from(device).unwrap_or(i32::MAX)
+}

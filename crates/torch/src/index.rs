@@ -1,0 +1,77 @@
+//! Elements by their place: gathered, scattered, repeated.
+
+use crate::dispatch::Arg;
+use crate::error::expect;
+use crate::library::device_operator;
+use crate::operators::{GATHER, INDEX_PUT_, INDEX_SELECT, REPEAT_INTERLEAVE, SCATTER_ADD_, STACK};
+use crate::tensor::{Tensor, new_tensor};
+
+impl Tensor {
+    /// The indices `index` (i64, one dimension) of dimension `dim`.
+    #[track_caller]
+    pub fn index_select(&self, dim: i64, index: &Self) -> Self {
+        expect(INDEX_SELECT.call(&[Arg::Tensor(self), Arg::Int(dim), Arg::Tensor(index)]))
+    }
+
+    /// Adds each index of `source`'s dimension `dim` to the one of this tensor that `index` names.
+    #[track_caller]
+    pub fn index_add_(&self, dim: i64, index: &Self, source: &Self) {
+        let mut indices: Vec<Option<&Self>> = vec![None; self.axis(dim)];
+        indices.push(Some(index));
+        expect(INDEX_PUT_.call(&[
+            Arg::Tensor(self),
+            Arg::OptionalTensors(&indices),
+            Arg::Tensor(source),
+            Arg::Bool(true),
+        ]));
+    }
+
+    /// For every place of `index`, the element that it names along dimension `dim`.
+    #[track_caller]
+    pub fn gather(&self, dim: i64, index: &Self) -> Self {
+        expect(GATHER.call(&[
+            Arg::Tensor(self),
+            Arg::Int(dim),
+            Arg::Tensor(index),
+            Arg::Bool(false),
+        ]))
+    }
+
+    /// Adds every element of `source` to the one that `index` names along dimension `dim`.
+    #[track_caller]
+    pub fn scatter_add_(&self, dim: i64, index: &Self, source: &Self) {
+        expect(SCATTER_ADD_.call(&[
+            Arg::Tensor(self),
+            Arg::Int(dim),
+            Arg::Tensor(index),
+            Arg::Tensor(source),
+        ]));
+    }
+
+    /// Where elements are not zero: i64 `[found, dimensions]`. CUDA: the host waits for the number.
+    #[track_caller]
+    pub fn nonzero(&self) -> Self {
+        let nonzero = device_operator!(self, nonzero);
+        expect(new_tensor("nonzero", |out| {
+            // SAFETY: the handle is alive.
+            unsafe { nonzero(self.handle(), out) }
+        }))
+    }
+
+    /// Every index of dimension `dim`, `times` times in a row.
+    #[track_caller]
+    pub fn repeat_interleave(&self, times: i64, dim: i64) -> Self {
+        expect(REPEAT_INTERLEAVE.call(&[
+            Arg::Tensor(self),
+            Arg::Int(times),
+            Arg::SomeInt(dim),
+            Arg::None,
+        ]))
+    }
+
+    /// One tensor of several of equal size, with a new dimension `dim`.
+    #[track_caller]
+    pub fn stack(tensors: &[&Self], dim: i64) -> Self {
+        expect(STACK.call(&[Arg::Tensors(tensors), Arg::Int(dim)]))
+    }
+}

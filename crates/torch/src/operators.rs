@@ -1,0 +1,145 @@
+//! The operators that are called by name. PyTorch promises nothing about them, so each is tried once when libtorch is opened:
+//! the sample arguments stand beside the name.
+
+use std::ffi::CStr;
+
+use crate::device::Device;
+use crate::dispatch::Arg;
+use crate::kind::Kind;
+use crate::tensor::Tensor;
+
+/// An operator of libtorch's dispatcher.
+pub(crate) struct Operator {
+    /// Such as `aten::sum`.
+    pub(crate) name: &'static CStr,
+    /// Such as `dim_IntList`; empty for the one without a name.
+    pub(crate) overload: &'static CStr,
+    /// Tensors that it returns.
+    pub(crate) results: usize,
+    /// Arguments that it must accept.
+    sample: &'static [Sample],
+}
+
+/// An argument of a trial call.
+enum Sample {
+    /// fp32 `[2, 2]`.
+    Floats,
+    /// fp32 without dimensions.
+    Number,
+    /// bool `[2, 2]`.
+    Mask,
+    /// i64 `[2]`: 0 and 1.
+    Index,
+    /// i64 `[2, 2]` of 0 and 1.
+    Indices,
+    /// i64 without dimensions.
+    Integer,
+    /// Some other argument.
+    Plain(Arg<'static>),
+    /// A list of two fp32 `[2, 2]`.
+    List,
+    /// No tensor, then an index.
+    SecondIndex,
+}
+
+use Arg::{Bool, Int, Ints, None as Nothing, SomeInt, SomeInts, SomeKind};
+use Sample::{Floats, Index, Indices, Integer, List, Mask, Number, Plain, SecondIndex};
+
+macro_rules! operators {
+    ($($operator:ident = $name:literal $overload:literal ($($sample:expr),*) -> $results:literal;)*) => {
+        $(
+            pub(crate) const $operator: Operator = Operator {
+                name: $name,
+                overload: $overload,
+                results: $results,
+                sample: &[$($sample),*],
+            };
+        )*
+
+        const ALL: &[&Operator] = &[$(&$operator),*];
+    };
+}
+
+operators! {
+    ABS = c"aten::abs" c"" (Floats) -> 1;
+    EXP = c"aten::exp" c"" (Floats) -> 1;
+    LOG = c"aten::log" c"" (Floats) -> 1;
+    SQRT = c"aten::sqrt" c"" (Floats) -> 1;
+    RSQRT = c"aten::rsqrt" c"" (Floats) -> 1;
+    SILU = c"aten::silu" c"" (Floats) -> 1;
+    SIGMOID = c"aten::sigmoid" c"" (Floats) -> 1;
+    DIV = c"aten::div" c"Tensor" (Floats, Floats) -> 1;
+    MUL_ = c"aten::mul_" c"Tensor" (Floats, Number) -> 1;
+    BITWISE_XOR_ = c"aten::bitwise_xor_" c"Tensor" (Index, Integer) -> 1;
+    EQ = c"aten::eq" c"Tensor" (Index, Integer) -> 1;
+    LT = c"aten::lt" c"Tensor" (Index, Integer) -> 1;
+    GE = c"aten::ge" c"Tensor" (Index, Integer) -> 1;
+    LOGICAL_AND = c"aten::logical_and" c"" (Mask, Mask) -> 1;
+    LOGICAL_OR = c"aten::logical_or" c"" (Mask, Mask) -> 1;
+    MASKED_FILL = c"aten::masked_fill" c"Tensor" (Floats, Mask, Number) -> 1;
+    MASKED_FILL_ = c"aten::masked_fill_" c"Tensor" (Floats, Mask, Number) -> 1;
+    TRIU = c"aten::triu" c"" (Mask, Plain(Int(1))) -> 1;
+    TRIL = c"aten::tril" c"" (Mask, Plain(Int(-1))) -> 1;
+    SUM = c"aten::sum" c"" (Floats, Plain(SomeKind(Kind::Double))) -> 1;
+    SUM_DIMS = c"aten::sum" c"dim_IntList"
+        (Floats, Plain(SomeInts(&[0])), Plain(Bool(true)), Plain(SomeKind(Kind::Float))) -> 1;
+    MEAN_DIMS = c"aten::mean" c"dim" (Floats, Plain(SomeInts(&[-1])), Plain(Bool(true)), Plain(Nothing)) -> 1;
+    MAX_DIM = c"aten::max" c"dim" (Floats, Plain(Int(0)), Plain(Bool(false))) -> 2;
+    LOGSUMEXP = c"aten::logsumexp" c"" (Floats, Plain(Ints(&[-1])), Plain(Bool(false))) -> 1;
+    SOFTMAX = c"aten::softmax" c"int" (Floats, Plain(Int(-1)), Plain(SomeKind(Kind::Float))) -> 1;
+    INDEX_SELECT = c"aten::index_select" c"" (Floats, Plain(Int(0)), Index) -> 1;
+    GATHER = c"aten::gather" c"" (Floats, Plain(Int(1)), Indices, Plain(Bool(false))) -> 1;
+    SCATTER_ADD_ = c"aten::scatter_add_" c"" (Floats, Plain(Int(1)), Indices, Floats) -> 1;
+    INDEX_PUT_ = c"aten::index_put_" c"" (Floats, SecondIndex, Floats, Plain(Bool(true))) -> 1;
+    REPEAT_INTERLEAVE = c"aten::repeat_interleave" c"self_int"
+        (Floats, Plain(Int(2)), Plain(SomeInt(1)), Plain(Nothing)) -> 1;
+    STACK = c"aten::stack" c"" (List, Plain(Int(0))) -> 1;
+    MATMUL = c"aten::matmul" c"" (Floats, Floats) -> 1;
+    VIEW = c"aten::view" c"" (Floats, Plain(Ints(&[4]))) -> 1;
+    FLATTEN = c"aten::flatten" c"using_ints" (Floats, Plain(Int(0)), Plain(Int(-1))) -> 1;
+}
+
+/// The names of operators that this libtorch does not have, or not as they are called here.
+pub(crate) fn broken() -> Vec<String> {
+    let on = |kind| (kind, Device::Cpu);
+    let floats = || Tensor::ones([2, 2], on(Kind::Float));
+    let index = Tensor::from_slice(&[0i64, 1]);
+    let number = Tensor::ones([], on(Kind::Float));
+    let integer = Tensor::ones([], on(Kind::Int64));
+    let mask = Tensor::ones([2, 2], on(Kind::Bool));
+    let indices = Tensor::zeros([2, 2], on(Kind::Int64));
+    let mut broken = Vec::new();
+    for operator in ALL {
+        // Operators that write get tensors of their own.
+        let (first, second, index) = (floats(), floats(), index.copy());
+        let list = [&first, &second];
+        let second_index = [None, Some(&index)];
+        let mut taken = 0;
+        let arguments: Vec<Arg<'_>> = operator
+            .sample
+            .iter()
+            .map(|sample| match sample {
+                Sample::Floats => {
+                    taken += 1;
+                    Arg::Tensor(list[(taken - 1) % 2])
+                }
+                Sample::Number => Arg::Tensor(&number),
+                Sample::Mask => Arg::Tensor(&mask),
+                Sample::Index => Arg::Tensor(&index),
+                Sample::Indices => Arg::Tensor(&indices),
+                Sample::Integer => Arg::Tensor(&integer),
+                Sample::Plain(argument) => *argument,
+                Sample::List => Arg::Tensors(&list),
+                Sample::SecondIndex => Arg::OptionalTensors(&second_index),
+            })
+            .collect();
+        let result = match operator.results {
+            2 => operator.call_for::<2>(&arguments).map(drop),
+            _ => operator.call(&arguments).map(drop),
+        };
+        if let Err(error) = result {
+            broken.push(error.to_string());
+        }
+    }
+    broken
+}

@@ -1,0 +1,224 @@
+//! A tensor: a handle on one of libtorch's, and what it says of itself.
+
+use std::ffi::c_void;
+use std::fmt;
+use std::ptr::{null, null_mut};
+
+use crate::abi::{Code, Handle};
+use crate::device::Device;
+use crate::error::{TorchError, expect};
+use crate::kind::Kind;
+use crate::library::torch;
+
+/// An array of numbers of one [`Kind`] on one [`Device`]. It is a handle: clones and views share the elements, which is why
+/// operations that write take `&self`.
+pub struct Tensor {
+    handle: Handle,
+}
+
+// SAFETY: libtorch's tensors are counted atomically and tied to no thread; this handle is the only one of its number.
+unsafe impl Send for Tensor {}
+
+impl Drop for Tensor {
+    #[inline]
+    fn drop(&mut self) {
+        // SAFETY: the handle is ours, and this is the last use of it.
+        unsafe { (torch().functions.aoti_torch_delete_tensor_object)(self.handle) };
+    }
+}
+
+impl fmt::Debug for Tensor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "Tensor {:?} of {:?} on {:?}",
+            self.size(),
+            self.kind(),
+            self.device()
+        )
+    }
+}
+
+/// Anything that is a list of sizes.
+pub trait Shape {
+    /// The sizes, outermost first.
+    fn sizes(&self) -> &[i64];
+}
+
+impl Shape for [i64] {
+    fn sizes(&self) -> &[i64] {
+        self
+    }
+}
+
+impl<const N: usize> Shape for [i64; N] {
+    fn sizes(&self) -> &[i64] {
+        self
+    }
+}
+
+impl Shape for Vec<i64> {
+    fn sizes(&self) -> &[i64] {
+        self
+    }
+}
+
+impl<S: Shape + ?Sized> Shape for &S {
+    fn sizes(&self) -> &[i64] {
+        (**self).sizes()
+    }
+}
+
+impl Tensor {
+    /// Takes over a handle that libtorch has just handed out.
+    #[inline]
+    pub(crate) fn own(handle: Handle) -> Self {
+        Self { handle }
+    }
+
+    #[inline]
+    pub(crate) fn handle(&self) -> Handle {
+        self.handle
+    }
+
+    /// Another handle on the same tensor.
+    #[inline]
+    pub fn shallow_clone(&self) -> Self {
+        expect(self.another_handle())
+    }
+
+    #[inline]
+    pub(crate) fn another_handle(&self) -> Result<Self, TorchError> {
+        new_tensor("a new handle", |out| {
+            // SAFETY: the handle is alive, `out` is writable.
+            unsafe { (torch().functions.aoti_torch_new_tensor_handle)(self.handle, out) }
+        })
+    }
+
+    /// Sizes, outermost first.
+    #[inline]
+    pub fn size(&self) -> &[i64] {
+        self.extents(torch().functions.aoti_torch_get_sizes)
+    }
+
+    /// Elements to step over for one more in each dimension.
+    #[inline]
+    pub fn stride(&self) -> &[i64] {
+        self.extents(torch().functions.aoti_torch_get_strides)
+    }
+
+    #[inline]
+    fn extents(&self, get: unsafe extern "C" fn(Handle, *mut *const i64) -> Code) -> &[i64] {
+        let mut pointer = null();
+        // SAFETY: the handle is alive and defined.
+        expect(self.check(unsafe { get(self.handle, &mut pointer) }, "sizes"));
+        match self.dim() {
+            0 => &[],
+            // SAFETY: libtorch returns a pointer to as many numbers as there are dimensions. They live in the tensor, and no
+            // function of this crate changes a tensor's sizes or strides (results are checked before they are written to).
+            dim => unsafe { std::slice::from_raw_parts(pointer, dim) },
+        }
+    }
+
+    /// Number of dimensions.
+    #[inline]
+    pub fn dim(&self) -> usize {
+        self.number(torch().functions.aoti_torch_get_dim)
+    }
+
+    /// Number of elements.
+    #[inline]
+    pub fn numel(&self) -> usize {
+        self.number(torch().functions.aoti_torch_get_numel)
+    }
+
+    #[inline]
+    fn number(&self, get: unsafe extern "C" fn(Handle, *mut i64) -> Code) -> usize {
+        let mut number = 0;
+        // SAFETY: the handle is alive and defined.
+        expect(self.check(unsafe { get(self.handle, &mut number) }, "a number"));
+        number as usize
+    }
+
+    /// What the elements are.
+    ///
+    /// # Panics
+    /// For a kind that [`Kind`] has no name for, which no function of this crate makes.
+    #[inline]
+    pub fn kind(&self) -> Kind {
+        let mut code = 0;
+        // SAFETY: the handle is alive and defined.
+        let get = unsafe { (torch().functions.aoti_torch_get_dtype)(self.handle, &mut code) };
+        expect(self.check(get, "the kind"));
+        match torch().codes.kind(code) {
+            Some(kind) => kind,
+            None => panic!("libtorch's kind {code} is none that Tandem uses"),
+        }
+    }
+
+    /// Where the elements are.
+    #[inline]
+    pub fn device(&self) -> Device {
+        let torch = torch();
+        let (mut code, mut index) = (0, 0);
+        // SAFETY: the handle is alive and defined.
+        unsafe {
+            let get = (torch.functions.aoti_torch_get_device_type)(self.handle, &mut code);
+            expect(self.check(get, "the device"));
+            if code != torch.codes.cuda {
+                return Device::Cpu;
+            }
+            let get = (torch.functions.aoti_torch_get_device_index)(self.handle, &mut index);
+            expect(self.check(get, "the device"));
+        }
+        Device::Cuda(usize::try_from(index).unwrap_or(0))
+    }
+
+    /// The address of the first element, on the tensor's device.
+    #[inline]
+    pub fn data_ptr(&self) -> *mut c_void {
+        let mut pointer = null_mut();
+        // SAFETY: the handle is alive and defined.
+        let get = unsafe { (torch().functions.aoti_torch_get_data_ptr)(self.handle, &mut pointer) };
+        expect(self.check(get, "the address"));
+        pointer
+    }
+
+    /// Whether the elements lie one after another, the last dimension's side by side.
+    #[inline]
+    pub fn is_contiguous(&self) -> bool {
+        let mut answer = false;
+        // SAFETY: the handle is alive and defined.
+        let get = unsafe { (torch().functions.aoti_torch_is_contiguous)(self.handle, &mut answer) };
+        expect(self.check(get, "the layout"));
+        answer
+    }
+
+    #[inline]
+    pub(crate) fn check(&self, code: Code, operation: &str) -> Result<(), TorchError> {
+        torch().check(code, operation)
+    }
+
+    /// The number of a dimension that may be counted from the end.
+    #[track_caller]
+    pub(crate) fn axis(&self, dim: i64) -> usize {
+        let dims = self.dim() as i64;
+        assert!(
+            (-dims..dims).contains(&dim),
+            "there is no dimension {dim} in {self:?}"
+        );
+        (if dim < 0 { dim + dims } else { dim }) as usize
+    }
+}
+
+/// A tensor that `call` writes a handle of.
+#[inline]
+pub(crate) fn new_tensor(
+    operation: &str,
+    call: impl FnOnce(*mut Handle) -> Code,
+) -> Result<Tensor, TorchError> {
+    let mut handle = null_mut();
+    let code = call(&mut handle);
+    torch().check(code, operation)?;
+    Ok(Tensor::own(handle))
+}
