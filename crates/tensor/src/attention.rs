@@ -1,5 +1,5 @@
 //! Causal grouped-query attention, forward and backward (FlashAttention: Dao, arXiv 2307.08691; GQA: Ainslie et al., arXiv
-//! 2305.13245): through libtorch's fused kernels, or this crate's own where those are faster.
+//! 2305.13245): through libtorch's fused kernels, or this project's own where those are faster.
 
 use tch::Tensor;
 
@@ -145,7 +145,7 @@ mod tests {
         }
     }
 
-    /// bf16 (on some processors kernels of this crate's own) against fp32 arithmetic with the same rounded inputs, which are
+    /// bf16 (on some processors this project's own kernels) against fp32 arithmetic with the same rounded inputs, which are
     /// views as q|k|v are: sizes around tiles and blocks, odd ones, windows that end within them.
     #[test]
     fn bf16_matches_fp32_at_all_sizes() {

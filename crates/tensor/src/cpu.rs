@@ -1,9 +1,6 @@
-//! Kernels of this crate's own on the CPU: tensors as plain slices, and loops that run over them with vectors and threads.
+//! Tensors on the CPU as plain slices, which is what kernels work on.
 
 pub(crate) mod element;
-pub(crate) mod exp;
-pub(crate) mod kernel;
-pub(crate) mod lanes;
 
 use tch::{Device, Kind, Tensor};
 

@@ -9,10 +9,8 @@ mod fused;
 
 use std::ops::Range;
 
+pub use tandem_kernels::cross_entropy::IGNORE;
 use tch::{Kind, Tensor};
-
-/// The label of a position that has no target.
-pub const IGNORE: i64 = -100;
 
 /// What the shards agreed on for a chunk of rows.
 #[derive(Debug)]

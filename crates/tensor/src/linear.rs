@@ -5,23 +5,10 @@
 pub mod aten;
 mod fused;
 
+pub use tandem_kernels::Accumulate;
 use tch::Tensor;
 
 use crate::matmul;
-
-#[cfg(target_arch = "x86_64")]
-pub(crate) use fused::Store;
-
-/// Whether a gradient buffer already holds a contribution of this optimizer step.
-///
-/// The first contribution overwrites, so gradient buffers are never cleared in a pass of their own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Accumulate {
-    /// Overwrite what the buffer holds.
-    First,
-    /// Add to what the buffer holds.
-    Add,
-}
 
 /// `x [tokens, in] . weight^T [in, out] (+ bias [out])`, in the kind of `x`.
 ///
