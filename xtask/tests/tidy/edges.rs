@@ -12,7 +12,10 @@ const ALLOWED: [(&str, &[&str]); 12] = [
     ("tandem-kernels", &[]),
     ("tandem-tensor", &["tandem-kernels"]),
     ("tandem-mesh", &[]),
-    ("tandem-comm", &["tandem-tensor", "tandem-mesh"]),
+    (
+        "tandem-comm",
+        &["tandem-kernels", "tandem-tensor", "tandem-mesh"],
+    ),
     // No collectives: a model is handed what it needs of them.
     ("tandem-model", &["tandem-tensor", "tandem-mesh"]),
     ("tandem-data", &[]),
