@@ -3,18 +3,8 @@
 use std::fmt;
 use std::sync::Arc;
 
+pub use tandem_kernels::reduce::ReduceOp;
 use tandem_tensor::Kind;
-
-/// How elements of several ranks become one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum ReduceOp {
-    /// The sum. Integers wrap around; bf16 and f16 are summed in fp32 and rounded once.
-    Sum,
-    /// The largest. NaN wins.
-    Max,
-    /// The smallest. NaN wins.
-    Min,
-}
 
 /// What a group of ranks does together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

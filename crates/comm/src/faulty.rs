@@ -177,10 +177,14 @@ mod tests {
             error.to_string(),
             "injected failure in all_reduce, operation 2 of group \"one\""
         );
-        assert_eq!(tensor.int64_value(&[0]), 1);
+        assert_eq!(tensor.get(0).int64_value(), 1);
         reduce().unwrap();
-        assert_eq!(tensor.int64_value(&[0]), 0, "1 with its lowest bit flipped");
+        assert_eq!(
+            tensor.get(0).int64_value(),
+            0,
+            "1 with its lowest bit flipped"
+        );
         reduce().unwrap();
-        assert_eq!(tensor.int64_value(&[0]), 0);
+        assert_eq!(tensor.get(0).int64_value(), 0);
     }
 }

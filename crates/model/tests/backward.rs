@@ -41,7 +41,7 @@ fn randn(shape: &[i64], seed: u64, std: f32) -> Tensor {
 fn dot(a: &Tensor, b: &Tensor) -> f64 {
     (a.to_kind(Kind::Double) * b.to_kind(Kind::Double))
         .sum(Kind::Double)
-        .double_value(&[])
+        .double_value()
 }
 
 /// `f` along `direction` from `x`, by central differences.
@@ -204,11 +204,7 @@ fn the_heads_gradients_are_the_derivative_of_its_loss_for_any_chunk() {
                     &SingleRank,
                 )
                 .unwrap();
-            (
-                output.loss_sum.double_value(&[]) * scale,
-                output.d_x,
-                d_flat,
-            )
+            (output.loss_sum.double_value() * scale, output.d_x, d_flat)
         };
         for chunk_rows in [1, 3, 64] {
             let (_, d_x, d_flat) = run(&flat, &x, chunk_rows);
@@ -259,7 +255,7 @@ fn views_cover_a_layers_buffer_in_the_order_of_its_parameters() {
         let config = config(change);
         let unit = &ModuleTree::new(&config).units[1];
         let numel: usize = unit.parameters.iter().map(|p| p.numel()).sum();
-        let flat = Tensor::arange(numel as i64, (Kind::Float, Device::Cpu));
+        let flat = Tensor::from_slice(&(0..numel).map(|i| i as f32).collect::<Vec<_>>());
         let views = LayerTensors::view(&flat, &LayerDims::whole(&config)).unwrap();
         let start = |end: &str| -> f64 {
             let before = unit
@@ -268,7 +264,7 @@ fn views_cover_a_layers_buffer_in_the_order_of_its_parameters() {
                 .take_while(|p| !p.name.ends_with(end));
             before.map(|p| p.numel()).sum::<usize>() as f64
         };
-        let first = |t: &Tensor| t.flatten(0, -1).double_value(&[0]);
+        let first = |t: &Tensor| t.flatten(0, -1).get(0).double_value();
         assert_eq!(first(&views.input_norm), start("input_layernorm.weight"));
         assert_eq!(first(&views.qkv_weight), start("q_proj.weight"));
         assert_eq!(first(&views.o_weight), start("o_proj.weight"));

@@ -179,7 +179,7 @@ fn table_of(json: Value, case: &Case) -> RopeTable {
 
 /// The row of a position as polar coordinates: by which angle, and how far.
 fn angles_and_lengths(table: &RopeTable, position: i64) -> (Vec<f64>, Vec<f64>) {
-    let row = |tensor: &Tensor| Vec::<f32>::try_from(tensor.get(position)).unwrap();
+    let row = |tensor: &Tensor| tensor.get(position).to_vec::<f32>();
     row(&table.cos)
         .iter()
         .zip(row(&table.sin))

@@ -20,5 +20,5 @@ pub fn global_grad_norm(
         .to_kind(Kind::Double)
         .to_device(device);
     world.all_reduce(&total, ReduceOp::Sum)?.wait()?;
-    Ok(total.double_value(&[0]).sqrt())
+    Ok(total.get(0).double_value().sqrt())
 }

@@ -88,7 +88,7 @@ fn attentions() {
 
 fn cross_entropy_chunk(bench: &Bench, kind: Kind) {
     let logits = random(&[CHUNK, VOCAB], kind);
-    let targets = Tensor::arange(CHUNK, (Kind::Int64, Device::Cpu)) * 501;
+    let targets = Tensor::from_slice(&(0..CHUNK).map(|i| i * 501).collect::<Vec<_>>());
     let bytes = size(&logits);
     bench.compare(
         &format!("loss stats {kind:?}"),
@@ -178,7 +178,11 @@ fn ropes(bench: &Bench, kind: Kind) {
     let qkv = random(&[TOKENS, 9 * 64], kind);
     let q = qkv.narrow(1, 0, 7 * 64).view([1, TOKENS, 7, 64]);
     let angles = random(&[TOKENS, 32], Kind::Float);
-    let (cos, sin) = (angles.cos(), angles.sin());
+    let turned = |f: fn(f32) -> f32| {
+        let values: Vec<f32> = angles.to_vec::<f32>().into_iter().map(f).collect();
+        Tensor::from_slice(&values).view(angles.size())
+    };
+    let (cos, sin) = (turned(f32::cos), turned(f32::sin));
     bench.compare(
         &format!("rope {kind:?}"),
         2.0 * size(&q),
@@ -190,7 +194,11 @@ fn ropes(bench: &Bench, kind: Kind) {
 fn embeddings(bench: &Bench, kind: Kind) {
     let table = random(&[VOCAB, HIDDEN], kind);
     let d_table = Tensor::zeros([VOCAB, HIDDEN], (Kind::Float, Device::Cpu));
-    let ids = (Tensor::arange(TOKENS, (Kind::Int64, Device::Cpu)) * 9973).remainder(2 * VOCAB);
+    let ids = Tensor::from_slice(
+        &(0..TOKENS)
+            .map(|i| i * 9973 % (2 * VOCAB))
+            .collect::<Vec<_>>(),
+    );
     let d_out = random(&[TOKENS, HIDDEN], kind);
     let bytes = size(&d_out);
     bench.compare(
@@ -315,7 +323,10 @@ fn seconds(mut run: impl FnMut()) -> f64 {
 }
 
 fn random(shape: &[i64], kind: Kind) -> Tensor {
-    Tensor::randn(shape, (Kind::Float, Device::Cpu)).to_kind(kind)
+    let numel: i64 = shape.iter().product();
+    let mut values = vec![0f32; numel as usize];
+    tandem_tensor::random::fill_normal(&mut values, 0, "bench", 0, 1.0);
+    Tensor::from_slice(&values).view(shape).to_kind(kind)
 }
 
 fn size(t: &Tensor) -> f64 {

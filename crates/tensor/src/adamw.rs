@@ -3,28 +3,11 @@
 pub mod aten;
 mod fused;
 
-use tch::Tensor;
+pub use tandem_kernels::adamw::AdamWStep;
+use tandem_kernels::adamw::Coefficients;
+use tandem_torch::Tensor;
 
 use crate::cpu::element::with_element;
-
-/// What one update needs besides the state.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct AdamWStep {
-    /// Learning rate of this step.
-    pub learning_rate: f64,
-    /// Decay of the first moment.
-    pub beta1: f64,
-    /// Decay of the second moment.
-    pub beta2: f64,
-    /// Added to the root of the second moment.
-    pub eps: f64,
-    /// Decoupled weight decay, applied to every parameter.
-    pub weight_decay: f64,
-    /// Number of this update, from 1: sets the bias correction.
-    pub step: u64,
-    /// Multiplies every gradient first: the clip factor.
-    pub gradient_scale: f64,
-}
 
 /// One shard's tensors, all flat and of equal length.
 #[derive(Debug)]
@@ -53,37 +36,10 @@ pub fn step(state: &AdamWState<'_>, step: &AdamWStep) {
     }
 }
 
-/// The constants of the update in fp32.
-struct Coefficients {
-    decay: f32,
-    beta1: f32,
-    beta2: f32,
-    eps: f32,
-    step_size: f32,
-    inverse_root_correction2: f32,
-    scale: f32,
-}
-
-impl Coefficients {
-    fn new(step: &AdamWStep) -> Self {
-        let correction1 = 1.0 - step.beta1.powf(step.step as f64);
-        let correction2 = 1.0 - step.beta2.powf(step.step as f64);
-        Self {
-            decay: (1.0 - step.learning_rate * step.weight_decay) as f32,
-            beta1: step.beta1 as f32,
-            beta2: step.beta2 as f32,
-            eps: step.eps as f32,
-            step_size: (step.learning_rate / correction1) as f32,
-            inverse_root_correction2: (1.0 / correction2.sqrt()) as f32,
-            scale: step.gradient_scale as f32,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tch::Kind;
+    use tandem_torch::Kind;
 
     use crate::cpu::testing::{assert_close, randn};
 
@@ -108,7 +64,7 @@ mod tests {
             let (p, m, v) = (p0.copy(), m0.copy(), v0.copy());
             let (p2, m2, v2) = (p0.copy(), m0.copy(), v0.copy());
             let [mut pe, mut me, mut ve] = [&p0, &m0, &v0].map(|t| t.to_kind(Kind::Double));
-            let out = compute_kind.map(|k| Tensor::zeros([n], (k, tch::Device::Cpu)));
+            let out = compute_kind.map(|k| Tensor::zeros([n], (k, tandem_torch::Device::Cpu)));
             for t in 1..4u64 {
                 let g = randn(&[n], 10 + t);
                 let s = settings(t);

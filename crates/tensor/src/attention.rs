@@ -1,7 +1,7 @@
 //! Causal grouped-query attention, forward and backward (FlashAttention: Dao, arXiv 2307.08691; GQA: Ainslie et al., arXiv
-//! 2305.13245): through libtorch's fused kernels, or this crate's own where those are faster.
+//! 2305.13245): through libtorch's fused kernels, or this project's own where those are faster.
 
-use tch::Tensor;
+use tandem_torch::{Tensor, attention as libtorch};
 
 /// What a query may see besides being causal.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -34,18 +34,8 @@ pub fn forward(q: &Tensor, k: &Tensor, v: &Tensor, spec: AttentionSpec) -> Atten
         return output;
     }
     let (q, k, v) = (heads_first(q), heads_first(k), heads_first(v));
-    let (out, logsumexp) = {
-        let mask = window_mask(&q, spec);
-        Tensor::internal_scaled_dot_product_flash_attention_for_cpu(
-            &q,
-            &k,
-            &v,
-            0.0,
-            mask.is_none(),
-            mask.as_ref(),
-            spec.scale,
-        )
-    };
+    let mask = window_mask(&q, spec);
+    let (out, logsumexp) = libtorch::cpu_forward(&q, &k, &v, mask.as_ref(), spec.scale);
     AttentionOutput {
         out: out.transpose(1, 2),
         logsumexp,
@@ -70,21 +60,15 @@ pub fn backward(
     }
     let (q, k, v) = (heads_first(q), heads_first(k), heads_first(v));
     let (d_out, out) = (heads_first(d_out), heads_first(&saved.out));
-    let (d_q, d_k, d_v) = {
-        let mask = window_mask(&q, spec);
-        Tensor::internal_scaled_dot_product_flash_attention_for_cpu_backward(
-            &d_out,
-            &q,
-            &k,
-            &v,
-            &out,
-            &saved.logsumexp,
-            0.0,
-            mask.is_none(),
-            mask.as_ref(),
-            spec.scale,
-        )
+    let saved = libtorch::Saved {
+        query: &q,
+        key: &k,
+        value: &v,
+        out: &out,
+        logsumexp: &saved.logsumexp,
     };
+    let mask = window_mask(&q, spec);
+    let (d_q, d_k, d_v) = libtorch::cpu_backward(&d_out, saved, mask.as_ref(), spec.scale);
     (heads_first(&d_q), heads_first(&d_k), heads_first(&d_v))
 }
 
@@ -108,12 +92,39 @@ mod reference;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cpu::testing::{assert_close, randn};
-    use tch::Kind;
+    use crate::cpu::testing::{assert_close, dot, norm, numeric_gradient, randn};
+    use tandem_torch::Kind;
 
-    /// The fused kernels against plain softmax attention under libtorch's autograd.
+    /// What the other tests are held against.
     #[test]
-    fn matches_autograd_with_gqa_and_sliding_windows() {
+    fn the_formulas_backward_is_the_derivative_of_its_forward() {
+        for sliding_window in [None, Some(2)] {
+            let spec = AttentionSpec {
+                scale: 0.7,
+                sliding_window,
+            };
+            let double = |shape: &[i64], seed| randn(shape, seed).to_kind(Kind::Double);
+            let q = double(&[2, 5, 4, 3], 1);
+            let (k, v) = (double(&[2, 5, 2, 3], 2), double(&[2, 5, 2, 3], 3));
+            let d_out = double(&[2, 5, 4, 3], 4);
+            let (d_q, d_k, d_v) = reference::backward(&d_out, &q, &k, &v, spec);
+            let along = |q: &Tensor, k: &Tensor, v: &Tensor| {
+                dot(&reference::forward(q, k, v, spec).out, &d_out)
+            };
+            let label = format!("window {sliding_window:?}");
+            for (name, found, expected) in [
+                ("d_q", d_q, numeric_gradient(&q, |q| along(q, &k, &v))),
+                ("d_k", d_k, numeric_gradient(&k, |k| along(&q, k, &v))),
+                ("d_v", d_v, numeric_gradient(&v, |v| along(&q, &k, v))),
+            ] {
+                assert_close(&format!("{name}, {label}"), &found, &expected, 1e-8);
+            }
+        }
+    }
+
+    /// The fused kernels against plain softmax attention in fp64.
+    #[test]
+    fn matches_the_formula_with_gqa_and_sliding_windows() {
         for (heads, kv_heads) in [(4, 4), (6, 2), (5, 1)] {
             for sliding_window in [None, Some(1), Some(7), Some(64)] {
                 let (batch, seq, dim) = (2, 40, 16);
@@ -128,27 +139,22 @@ mod tests {
                 let saved = forward(&q, &k, &v, spec);
                 let (d_q, d_k, d_v) = backward(&d_out, &q, &k, &v, &saved, spec);
 
-                let [qa, ka, va] = [&q, &k, &v].map(|t| t.copy().set_requires_grad(true));
+                let [qa, ka, va, da] = [&q, &k, &v, &d_out].map(|t| t.to_kind(Kind::Double));
                 let expected = reference::forward(&qa, &ka, &va, spec);
-                (&expected.out * &d_out).sum(Kind::Float).backward();
+                let (dqa, dka, dva) = reference::backward(&da, &qa, &ka, &va, spec);
                 let label = format!("{heads}/{kv_heads} heads, window {sliding_window:?}");
-                assert_close(
-                    &format!("out, {label}"),
-                    &saved.out,
-                    &expected.out.detach(),
-                    1e-5,
-                );
-                assert_close(&format!("d_q, {label}"), &d_q, &qa.grad(), 2e-5);
-                assert_close(&format!("d_k, {label}"), &d_k, &ka.grad(), 2e-5);
-                assert_close(&format!("d_v, {label}"), &d_v, &va.grad(), 2e-5);
+                assert_close(&format!("out, {label}"), &saved.out, &expected.out, 1e-5);
+                assert_close(&format!("d_q, {label}"), &d_q, &dqa, 2e-5);
+                assert_close(&format!("d_k, {label}"), &d_k, &dka, 2e-5);
+                assert_close(&format!("d_v, {label}"), &d_v, &dva, 2e-5);
             }
         }
     }
 
-    /// bf16 (on some processors kernels of this crate's own) against fp32 arithmetic with the same rounded inputs, which are
+    /// bf16 (on some processors this project's own kernels) against fp64 arithmetic with the same rounded inputs, which are
     /// views as q|k|v are: sizes around tiles and blocks, odd ones, windows that end within them.
     #[test]
-    fn bf16_matches_fp32_at_all_sizes() {
+    fn bf16_matches_fp64_at_all_sizes() {
         let shapes = [
             (1, 1, 1, 1, 8),
             (2, 13, 2, 2, 16),
@@ -179,24 +185,20 @@ mod tests {
                 let saved = forward(&q, &k, &v, spec);
                 let (d_q, d_k, d_v) = backward(&d_out, &q, &k, &v, &saved, spec);
 
-                let exact = |t: &Tensor| t.to_kind(Kind::Float).copy().set_requires_grad(true);
-                let (qa, ka, va) = (exact(&q), exact(&k), exact(&v));
+                let [qa, ka, va, da] = [&q, &k, &v, &d_out].map(|t| t.to_kind(Kind::Double));
                 let expected = reference::forward(&qa, &ka, &va, spec);
-                (&expected.out * &d_out.to_kind(Kind::Float))
-                    .sum(Kind::Float)
-                    .backward();
+                let (dqa, dka, dva) = reference::backward(&da, &qa, &ka, &va, spec);
                 let label = format!(
                     "{batch} x {seq}, {heads}/{kv_heads} heads of {dim}, window {sliding_window:?}"
                 );
                 for (name, found, expected) in [
-                    ("out", &saved.out, expected.out.detach()),
-                    ("logsumexp", &saved.logsumexp, expected.logsumexp.detach()),
-                    ("d_q", &d_q, qa.grad()),
-                    ("d_k", &d_k, ka.grad()),
-                    ("d_v", &d_v, va.grad()),
+                    ("out", &saved.out, expected.out),
+                    ("logsumexp", &saved.logsumexp, expected.logsumexp),
+                    ("d_q", &d_q, dqa),
+                    ("d_k", &d_k, dka),
+                    ("d_v", &d_v, dva),
                 ] {
-                    let norm = |t: &Tensor| t.to_kind(Kind::Double).norm().double_value(&[]);
-                    let off = norm(&(found.to_kind(Kind::Float) - &expected));
+                    let off = norm(&(found.to_kind(Kind::Double) - &expected));
                     // Some gradients are zero exactly, up to rounding.
                     let size = norm(&expected) + 0.1 * (expected.numel() as f64).sqrt();
                     assert!(off <= 6e-3 * size, "{name}, {label}: {off} of {size}");

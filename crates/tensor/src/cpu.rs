@@ -1,11 +1,8 @@
-//! Kernels of this crate's own on the CPU: tensors as plain slices, and loops that run over them with vectors and threads.
+//! Tensors on the CPU as plain slices, which is what kernels work on.
 
 pub(crate) mod element;
-pub(crate) mod exp;
-pub(crate) mod kernel;
-pub(crate) mod lanes;
 
-use tch::{Device, Kind, Tensor};
+use tandem_torch::{Device, Kind, Tensor};
 
 use element::slice_mut;
 
@@ -20,7 +17,7 @@ pub fn is_plain_f32(t: &Tensor) -> bool {
 /// When `target` is not one-dimensional fp32 or is too short.
 pub fn write_f32(target: &Tensor, offset: usize, values: &[f32]) {
     assert_eq!((target.dim(), target.kind()), (1, Kind::Float));
-    let mut part = target.narrow(0, offset as i64, values.len() as i64);
+    let part = target.narrow(0, offset as i64, values.len() as i64);
     if is_plain_f32(&part) {
         // SAFETY: nothing else touches the tensor during the copy, and `values` is not part of it: a caller that holds
         // a slice of a tensor's storage is inside a kernel, and kernels do not call this.
@@ -52,40 +49,7 @@ pub fn read_f32(source: &Tensor) -> Vec<f32> {
 }
 
 #[cfg(test)]
-pub(crate) mod testing {
-    //! What the tests of this crate share.
-
-    use tch::{Device, Kind, Tensor};
-
-    /// Normal numbers that depend on `seed` only.
-    pub fn randn(shape: &[i64], seed: u64) -> Tensor {
-        let numel: i64 = shape.iter().product();
-        let mut values = vec![0f32; numel as usize];
-        crate::random::fill_normal(&mut values, seed, "test", 0, 1.0);
-        Tensor::from_slice(&values)
-            .view(shape)
-            .to_device(Device::Cpu)
-    }
-
-    /// Fails when shapes differ or an element differs by more than `tolerance`, absolutely and relatively.
-    pub fn assert_close(label: &str, actual: &Tensor, expected: &Tensor, tolerance: f64) {
-        assert_eq!(actual.size(), expected.size(), "{label}: shapes differ");
-        let (a, e) = (
-            actual.to_kind(Kind::Double).contiguous(),
-            expected.to_kind(Kind::Double).contiguous(),
-        );
-        if a.numel() == 0 {
-            return;
-        }
-        let excess = ((&a - &e).abs() - e.abs() * tolerance)
-            .max()
-            .double_value(&[]);
-        assert!(
-            excess <= tolerance,
-            "{label}: off by {excess:e} beyond {tolerance:e}"
-        );
-    }
-}
+pub(crate) mod testing;
 
 #[cfg(test)]
 mod tests {

@@ -2,7 +2,7 @@
 
 use std::str::FromStr;
 
-use tch::Device;
+use tandem_torch::{Device, Surroundings, TorchError};
 
 /// What `--device` asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -19,18 +19,12 @@ pub enum DeviceChoice {
 /// Why the wanted device cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DeviceError {
-    /// libtorch came without its CUDA part.
-    #[error(
-        "--device cuda, but no libtorch_cuda.so could be loaded ({reason}); build against a CUDA build of torch 2.13.0 \
-         (LIBTORCH_USE_PYTORCH=1), or pass --device cpu"
-    )]
-    NoCudaLibrary {
-        /// What the loader said.
-        reason: String,
-    },
+    /// There is no libtorch, or it has no part for CUDA.
+    #[error(transparent)]
+    Torch(#[from] TorchError),
     /// The library is there, a device is not.
     #[error(
-        "--device cuda, but libtorch finds no CUDA device here; check the driver (nvidia-smi) or pass --device cpu"
+        "--device cuda, but CUDA finds no device here; check the driver (nvidia-smi) or pass --device cpu"
     )]
     NoCudaDevice,
     /// More ranks on this host than devices.
@@ -41,7 +35,7 @@ pub enum DeviceError {
         /// The rank on this host.
         local_rank: usize,
         /// Visible devices.
-        devices: i64,
+        devices: usize,
     },
 }
 
@@ -75,7 +69,7 @@ impl DeviceChoice {
 /// Threads that libtorch and this crate's kernels use inside one operation. Call it once, before anything computes.
 pub fn set_threads(threads: usize) {
     let threads = threads.max(1);
-    tch::set_num_threads(i32::try_from(threads).unwrap_or(i32::MAX));
+    tandem_torch::set_num_threads(threads);
     // Fails only when the pool exists already, which then keeps the size it has.
     let _already_there = rayon::ThreadPoolBuilder::new()
         .num_threads(threads)
@@ -84,33 +78,13 @@ pub fn set_threads(threads: usize) {
 }
 
 fn cuda_device(local_rank: usize) -> Result<Device, DeviceError> {
-    load_cuda()?;
-    match tch::Cuda::device_count() {
+    let torch = tandem_torch::open(&Surroundings::read())?;
+    match tandem_torch::cuda::device_count(torch)? {
         0 => Err(DeviceError::NoCudaDevice),
-        devices if (local_rank as i64) < devices => Ok(Device::Cuda(local_rank)),
+        devices if local_rank < devices => Ok(Device::Cuda(local_rank)),
         devices => Err(DeviceError::TooFewDevices {
             local_rank,
             devices,
-        }),
-    }
-}
-
-/// Loads libtorch's CUDA part, which registers itself when it is loaded. The binary does not link it, so that one
-/// binary runs on machines with and without CUDA.
-fn load_cuda() -> Result<(), DeviceError> {
-    if tch::Cuda::is_available() {
-        return Ok(());
-    }
-    // SAFETY: loading runs the library's initialisers, which is what libtorch itself relies on; it belongs to the
-    // same release as the libtorch_cpu.so that is already loaded, and it is never unloaded.
-    let library = unsafe { libloading::Library::new("libtorch_cuda.so") };
-    match library {
-        Ok(library) => {
-            std::mem::forget(library);
-            Ok(())
-        }
-        Err(error) => Err(DeviceError::NoCudaLibrary {
-            reason: error.to_string(),
         }),
     }
 }

@@ -1,6 +1,6 @@
 //! A hash of a tensor's bits, for finding replicas that have drifted apart.
 
-use tch::{Device, Kind, Tensor};
+use tandem_torch::{Device, Kind, Tensor};
 use xxhash_rust::xxh3::xxh3_64;
 
 /// A 64-bit hash of the exact bits of `t` (as i64, which collectives can carry). Equal tensors give equal numbers on
@@ -30,7 +30,7 @@ mod tests {
             let a = randn(&[3, 100], 1).to_kind(kind);
             let b = a.copy();
             assert_eq!(of(&a), of(&b));
-            let mut element = b.get(2).narrow(0, 57, 1);
+            let element = b.get(2).narrow(0, 57, 1);
             element.copy_(&(&element * 1.01));
             assert_ne!(of(&a), of(&b));
         }

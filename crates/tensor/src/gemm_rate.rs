@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use tch::{Device, Kind, Tensor};
+use tandem_torch::{Device, Kind, Tensor};
 
 use crate::linear;
 
@@ -18,7 +18,7 @@ pub fn measure(m: i64, k: i64, n: i64, kind: Kind, device: Device, repeats: usiz
         let start = Instant::now();
         linear::forward_into(&out, &a, &b);
         if let Device::Cuda(index) = device {
-            tch::Cuda::synchronize(index as i64);
+            tandem_torch::cuda::synchronize(index);
         }
         start.elapsed().as_secs_f64()
     };

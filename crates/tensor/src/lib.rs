@@ -1,5 +1,5 @@
 //! The only crate that touches libtorch: devices, and the operations of a decoder as explicit forward and
-//! backward functions.
+//! backward functions. Each takes [`tandem_kernels`] where its tensors are plain ones on the CPU, else libtorch.
 //!
 //! Nothing here records an autograd graph (no tensor ever requires a gradient): each operation has a function
 //! for its output and one for its gradients, and the caller says what is kept between the two.
@@ -16,7 +16,6 @@ pub mod gemm_rate;
 pub mod linear;
 mod matmul;
 pub mod memory;
-pub mod random;
 pub mod rms_norm;
 pub mod rope;
 pub mod scratch;
@@ -24,6 +23,5 @@ pub mod sum_of_squares;
 pub mod swiglu;
 
 pub use device::{DeviceChoice, DeviceError};
-/// A type of numbers on the host that tensors can be filled from and read into.
-pub use tch::kind::Element as HostElement;
-pub use tch::{Device, Kind, Tensor};
+pub use tandem_kernels::random;
+pub use tandem_torch::{Device, HostElement, Kind, Tensor};

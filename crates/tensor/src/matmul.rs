@@ -1,28 +1,14 @@
-//! Products of bf16 matrices on processors with AVX512-BF16: with an fp32 result, or one that is rounded once.
+//! Products of bf16 matrices through kernels: with an fp32 result, or one that is rounded once.
 //!
 //! libtorch's CPU library has no product of bf16 matrices with an fp32 result, which is what a weight gradient needs; and on
 //! processors without AMX its bf16 products stay further below what the units can do than these. Elsewhere (other
 //! processors, those with AMX, other kinds, CUDA) the callers use libtorch.
-//!
-//! The scheme is that of Goto and van de Geijn (ACM TOMS 34:3, 2008): blocks of both operands are copied into panels that
-//! the innermost loop reads from end to end, sized for the caches. Every element of the result is the sum of the same terms
-//! in the same order whatever the number of threads.
 
-#[cfg(target_arch = "x86_64")]
-mod blocks;
-#[cfg(target_arch = "x86_64")]
-mod kernel;
-#[cfg(target_arch = "x86_64")]
-mod pack;
-#[cfg(target_arch = "x86_64")]
-pub(crate) mod panels;
-
-use tch::Tensor;
+use tandem_torch::Tensor;
 
 use crate::linear::Accumulate;
-
 #[cfg(target_arch = "x86_64")]
-pub(crate) use pack::Operand;
+pub(crate) use x86::instructions;
 
 /// Writes `a [m, k] . b [k, n] (+ bias [n])` to `out [m, n]`, or adds it to what is there; `None`, with nothing written,
 /// where these kernels do not apply or libtorch is faster.
@@ -65,10 +51,11 @@ mod x86 {
     use std::sync::OnceLock;
 
     use half::bf16;
-    use tch::{Device, Kind, Tensor};
+    use tandem_kernels::avx512_bf16::Avx512Bf16;
+    use tandem_kernels::matmul::{self, MatrixMut, MatrixView};
+    use tandem_torch::{Device, Kind, Tensor};
 
-    use super::blocks::{Problem, Target};
-    use super::pack::Operand;
+    use crate::cpu::element::{slice, span, span_mut};
     use crate::linear::Accumulate;
 
     pub(super) fn product(
@@ -78,31 +65,17 @@ mod x86 {
         bias: Option<&Tensor>,
         accumulate: Accumulate,
     ) -> Option<()> {
-        if !suits(a) {
-            return None;
-        }
-        let (a_size, b_size) = (matrix(a, Kind::BFloat16)?, matrix(b, Kind::BFloat16)?);
-        let ((m, k), (same_k, n)) = (a_size, b_size);
-        if k != same_k || m * n * k == 0 || !host(out) || out.size() != [m as i64, n as i64] {
+        let cpu = instructions()?;
+        let (a, b) = (matrix(a)?, matrix(b)?);
+        let (m, n) = (a.rows(), b.columns());
+        if a.columns() != b.rows() || !host(out) || out.size() != [m as i64, n as i64] {
             return None;
         }
         let strides = out.stride();
-        if strides[1] != 1 || (strides[0] as usize) < n {
+        let row = strides[0] as usize;
+        if strides[1] != 1 || row < n {
             return None;
         }
-        let row = strides[0] as usize;
-        let target = match (out.kind(), accumulate) {
-            (Kind::Float, _) => Target::Float {
-                data: out.data_ptr().cast::<f32>(),
-                row,
-                adds: accumulate == Accumulate::Add,
-            },
-            (Kind::BFloat16, Accumulate::First) => Target::Bf16 {
-                data: out.data_ptr().cast::<bf16>(),
-                row,
-            },
-            _ => return None,
-        };
         let bias = match bias {
             Some(bias) if host(bias) && bias.size() == [n as i64] => {
                 Some(bias.to_kind(Kind::Float).contiguous())
@@ -110,61 +83,52 @@ mod x86 {
             Some(_) => return None,
             None => None,
         };
-        let (a_strides, b_strides) = (a.stride(), b.stride());
-        let problem = Problem {
-            m,
-            n,
-            k,
-            a: operand(a, a_strides[0], a_strides[1])?,
-            b: operand(b, b_strides[1], b_strides[0])?,
-            bias: bias
-                .as_ref()
-                .map(|bias| bias.data_ptr().cast_const().cast()),
-            target,
-        };
-        // SAFETY: the processor has the features (`is_fastest`); libtorch's sizes and strides stay within the tensors'
-        // storages, which the borrowed tensors keep alive; no operand is a part of the result (a gradient buffer or an
-        // output that the caller has just made).
-        unsafe { problem.solve() };
+        let bias = bias.as_ref().map(slice::<f32>);
+        match (out.kind(), accumulate) {
+            (Kind::Float, _) => {
+                // SAFETY: no operand is a part of the result, nor anything else that is used meanwhile: it is a gradient
+                // buffer, or an output that the caller has just made.
+                let out = unsafe { span_mut::<f32>(out) };
+                let out = MatrixMut::new(out, m, n, row);
+                matmul::product(cpu, out, a, b, bias, accumulate);
+            }
+            (Kind::BFloat16, Accumulate::First) => {
+                // SAFETY: as above.
+                let out = unsafe { span_mut::<bf16>(out) };
+                matmul::rounded_product(cpu, MatrixMut::new(out, m, n, row), a, b, bias);
+            }
+            _ => return None,
+        }
         Some(())
     }
 
     pub(super) fn suits(a: &Tensor) -> bool {
-        a.kind() == Kind::BFloat16 && host(a) && is_fastest()
+        a.kind() == Kind::BFloat16 && host(a) && instructions().is_some()
     }
 
     fn host(t: &Tensor) -> bool {
         t.device() == Device::Cpu
     }
 
-    fn matrix(t: &Tensor, kind: Kind) -> Option<(usize, usize)> {
-        match t.size().as_slice() {
-            &[rows, columns] if host(t) && t.kind() == kind => {
-                Some((rows as usize, columns as usize))
-            }
-            _ => None,
-        }
+    /// `None` unless it is bf16 in host memory, has elements, and one of the strides is 1, as in every matrix and every
+    /// transposed matrix.
+    fn matrix(t: &Tensor) -> Option<MatrixView<'_>> {
+        let (&[rows, columns], &[row, column]) = (t.size(), t.stride()) else {
+            return None;
+        };
+        let suits =
+            host(t) && t.kind() == Kind::BFloat16 && t.numel() > 0 && (row == 1 || column == 1);
+        let [rows, columns, row, column] = [rows, columns, row, column].map(|n| n as usize);
+        suits.then(|| MatrixView::new(span::<bf16>(t), rows, columns, row, column))
     }
 
-    /// `None` unless one of the strides is 1, as in every matrix and every transposed matrix.
-    fn operand(t: &Tensor, outer: i64, reduced: i64) -> Option<Operand> {
-        (outer == 1 || reduced == 1).then(|| Operand {
-            data: t.data_ptr().cast_const().cast(),
-            outer: outer as usize,
-            reduced: reduced as usize,
-        })
-    }
-
-    /// Whether this processor has the instructions, and none that libtorch would use instead and that are faster still.
-    fn is_fastest() -> bool {
-        static ANSWER: OnceLock<bool> = OnceLock::new();
+    /// The instructions, where this processor has them and none that libtorch would use instead and that are faster still.
+    pub(crate) fn instructions() -> Option<Avx512Bf16> {
+        static ANSWER: OnceLock<Option<Avx512Bf16>> = OnceLock::new();
         *ANSWER.get_or_init(|| {
             const AMX_BF16: u32 = 1 << 22;
-            is_x86_feature_detected!("avx512bf16")
-                && is_x86_feature_detected!("avx512bw")
-                && is_x86_feature_detected!("avx512vl")
-                && is_x86_feature_detected!("avx512dq")
-                && __cpuid_count(7, 0).edx & AMX_BF16 == 0
+            let has_amx = __cpuid_count(7, 0).edx & AMX_BF16 != 0;
+            Avx512Bf16::detect().filter(|_| !has_amx)
         })
     }
 }
@@ -172,7 +136,7 @@ mod x86 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tch::Kind;
+    use tandem_torch::Kind;
 
     use crate::cpu::testing::{assert_close, randn};
 
@@ -203,29 +167,30 @@ mod tests {
                 let label = format!("[{m}, {k}] . [{k}, {n}], layout {layout}");
 
                 let bias = randn(&[n], 3);
-                let out = Tensor::full([m, n], f64::NAN, (Kind::BFloat16, tch::Device::Cpu));
+                let out = Tensor::full(
+                    [m, n],
+                    f64::NAN,
+                    (Kind::BFloat16, tandem_torch::Device::Cpu),
+                );
                 if product(&out, &a, &b, Some(&bias), Accumulate::First).is_none() {
-                    let fallback = out.shallow_clone();
-                    assert!(
-                        !out.isnan().all().int64_value(&[]) == 0,
-                        "{fallback:?} was touched"
-                    );
+                    let untouched = out.to_vec::<f32>().iter().all(|x| x.is_nan());
+                    assert!(untouched, "{label}: the result was touched");
                     continue;
                 }
                 assert_close(&label, &out, &(&exact + &bias), 6e-3);
 
                 // A result inside a wider buffer, whose other columns stay.
-                let wide = Tensor::full([m, n + 5], 7.0, (Kind::Float, tch::Device::Cpu));
+                let wide = Tensor::full([m, n + 5], 7.0, (Kind::Float, tandem_torch::Device::Cpu));
                 let out = wide.narrow(1, 2, n);
                 let done = product(&out, &a, &b, None, Accumulate::First);
                 assert_eq!(done, Some(()));
                 assert_close(&label, &out, &exact, 2e-5);
                 let done = product(&out, &a, &b, None, Accumulate::Add);
                 assert_eq!(done, Some(()));
-                assert_close(&label, &out, &(&exact * 2), 4e-5);
+                assert_close(&label, &out, &(&exact * 2.0), 4e-5);
                 let beside = wide.narrow(1, 0, 2).sum(Kind::Double)
                     + wide.narrow(1, n + 2, 3).sum(Kind::Double);
-                assert_eq!(beside.double_value(&[]), (7 * 5 * m) as f64);
+                assert_eq!(beside.double_value(), (7 * 5 * m) as f64);
             }
         }
     }
@@ -234,7 +199,7 @@ mod tests {
     fn what_does_not_suit_is_left_alone() {
         let x = randn(&[4, 4], 1);
         let half = x.to_kind(Kind::BFloat16);
-        let out = Tensor::zeros([4, 4], (Kind::BFloat16, tch::Device::Cpu));
+        let out = Tensor::zeros([4, 4], (Kind::BFloat16, tandem_torch::Device::Cpu));
         for (a, b, accumulate) in [
             (&x, &x, Accumulate::First),
             (&half, &x, Accumulate::First),
@@ -243,6 +208,6 @@ mod tests {
         ] {
             assert_eq!(product(&out, a, b, None, accumulate), None);
         }
-        assert_eq!(out.abs().sum(Kind::Float).double_value(&[]), 0.0);
+        assert_eq!(out.abs().sum(Kind::Float).double_value(), 0.0);
     }
 }

@@ -3,7 +3,7 @@
 pub mod aten;
 mod fused;
 
-use tch::Tensor;
+use tandem_torch::Tensor;
 
 /// Rotates `x` in place: for each position, `(a, b) -> (a cos - b sin, b cos + a sin)` where `a` and `b` are the
 /// first and second half of the head dimension.
@@ -27,20 +27,20 @@ fn rotate_(x: &Tensor, cos: &Tensor, sin: &Tensor, direction: f32) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tch::Kind;
+    use tandem_torch::Kind;
 
-    use crate::cpu::testing::{assert_close, randn};
+    use crate::cpu::testing::{assert_close, cos_and_sin, randn};
 
     #[test]
     fn rotates_as_rotate_half_does_and_back() {
         let x = randn(&[2, 5, 3, 8], 1);
         let angles = randn(&[5, 4], 2);
-        let (cos, sin) = (angles.cos(), angles.sin());
+        let (cos, sin) = cos_and_sin(&angles);
         let y = x.copy();
         apply_(&y, &cos, &sin);
 
         let wide = |t: &Tensor| Tensor::cat(&[t, t], -1).view([1, 5, 1, 8]);
-        let rotated = Tensor::cat(&[-x.narrow(-1, 4, 4), x.narrow(-1, 0, 4)], -1);
+        let rotated = Tensor::cat(&[x.narrow(-1, 4, 4) * -1.0, x.narrow(-1, 0, 4)], -1);
         let expected = &x * wide(&cos) + rotated * wide(&sin);
         assert_close("rope", &y, &expected, 1e-6);
 
@@ -57,7 +57,7 @@ mod tests {
                 let (batch, seq, heads) = (2, 5, 3);
                 let qkv = randn(&[batch * seq, 5 * head_dim], 1).to_kind(kind);
                 let angles = randn(&[seq, half], 2);
-                let (cos, sin) = (angles.cos(), angles.sin());
+                let (cos, sin) = cos_and_sin(&angles);
                 let view = |t: &Tensor| {
                     t.narrow(1, head_dim, heads * head_dim)
                         .view([batch, seq, heads, head_dim])

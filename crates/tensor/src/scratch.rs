@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 
-use tch::{Device, Kind, Tensor};
+use tandem_torch::{Device, Kind, Tensor};
 
 /// A buffer that is kept between uses. Blocks as large as a chunk of logits always come fresh from the system, and
 /// touching fresh memory costs as much as computing with it.

@@ -1,13 +1,9 @@
 //! The squared L2 norm of a flat shard.
 
-use tch::{Kind, Tensor};
+use tandem_kernels::sum_of_squares as kernel;
+use tandem_torch::{Kind, Tensor};
 
 use crate::cpu::element::{is_plain, slice};
-use crate::cpu::kernel::{self, InstructionSet, Kernel};
-use crate::cpu::lanes;
-
-/// Elements that one task sums; fixed, so that the order of the additions never depends on the threads.
-const BLOCK: usize = 1 << 14;
 
 /// The sum of the squares of a flat fp32 tensor, in fp64; the same number for any count of threads.
 pub fn sum_of_squares(t: &Tensor) -> f64 {
@@ -16,21 +12,9 @@ pub fn sum_of_squares(t: &Tensor) -> f64 {
             .to_kind(Kind::Float)
             .square()
             .sum(Kind::Double)
-            .double_value(&[]);
+            .double_value();
     }
-    let blocks = slice::<f32>(t).chunks(BLOCK).map(SumOfSquares);
-    kernel::map(blocks).iter().sum()
-}
-
-struct SumOfSquares<'a>(&'a [f32]);
-
-impl Kernel for SumOfSquares<'_> {
-    type Output = f64;
-
-    #[inline(always)]
-    fn run<I: InstructionSet>(self) -> f64 {
-        f64::from(lanes::sum(self.0, |x| x * x))
-    }
+    kernel::sum_of_squares(slice::<f32>(t))
 }
 
 #[cfg(test)]
@@ -46,7 +30,7 @@ mod tests {
                 .to_kind(Kind::Double)
                 .square()
                 .sum(Kind::Double)
-                .double_value(&[]);
+                .double_value();
             let actual = sum_of_squares(&t);
             assert!(
                 (actual - expected).abs() <= 1e-6 * expected,

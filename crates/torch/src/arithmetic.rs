@@ -1,5 +1,6 @@
 //! Element by element: sums, products, functions.
 
+use std::borrow::Borrow;
 use std::ops::{Add, AddAssign, Div, Mul, Sub};
 
 use crate::abi::Handle;
@@ -25,6 +26,11 @@ impl Tensor {
 
     #[track_caller]
     fn add_scalar(&self, scalar: Scalar) -> Self {
+        if let (false, Scalar::Int(value)) = (self.kind().is_floating_point(), scalar) {
+            // The C functions for addition take their numbers as floats, and the dispatcher takes none.
+            let other = Self::full(self.size(), value, (self.kind(), self.device()));
+            return Self::stack(&[self, &other], 0).sum_dims(&[0], false, self.kind());
+        }
         let add = device_operator!(self, add_Scalar);
         expect(new_tensor("add", |out| {
             // SAFETY: the handle is alive.
@@ -43,6 +49,9 @@ impl Tensor {
 
     #[track_caller]
     fn multiply_scalar(&self, scalar: Scalar) -> Self {
+        if let (false, Scalar::Int(_)) = (self.kind().is_floating_point(), scalar) {
+            return self.multiply(&scalar.tensor(self.kind()));
+        }
         let mul = device_operator!(self, mul_Scalar);
         expect(new_tensor("mul", |out| {
             // SAFETY: the handle is alive.
@@ -136,11 +145,14 @@ impl Tensor {
 
     /// One tensor of several, joined along dimension `dim`.
     #[track_caller]
-    pub fn cat(tensors: &[&Self], dim: i64) -> Self {
-        let Some(first) = tensors.first() else {
+    pub fn cat(tensors: &[impl Borrow<Self>], dim: i64) -> Self {
+        let Some(first) = tensors.first().map(Borrow::borrow) else {
             panic!("there is nothing to join");
         };
-        let handles: Vec<Handle> = tensors.iter().map(|tensor| tensor.handle()).collect();
+        let handles: Vec<Handle> = tensors
+            .iter()
+            .map(|tensor| tensor.borrow().handle())
+            .collect();
         let cat = device_operator!(first, cat);
         expect(new_tensor("cat", |out| {
             // SAFETY: the handles are alive, and as many as is said.
@@ -168,7 +180,7 @@ macro_rules! infix {
             #[track_caller]
             fn $name(self, other: $right) -> Tensor {
                 let with: fn(&Tensor, &Tensor) -> Tensor = $with;
-                with(std::borrow::Borrow::borrow(&self), std::borrow::Borrow::borrow(&other))
+                with(Borrow::borrow(&self), Borrow::borrow(&other))
             }
         }
     };
@@ -179,7 +191,7 @@ macro_rules! infix {
             #[track_caller]
             fn $name(self, number: $number) -> Tensor {
                 let with: fn(&Tensor, Scalar) -> Tensor = $with;
-                with(std::borrow::Borrow::borrow(&self), number.into())
+                with(Borrow::borrow(&self), number.into())
             }
         }
     };

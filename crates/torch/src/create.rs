@@ -85,6 +85,12 @@ impl Tensor {
         Self::empty(self.size(), (self.kind(), self.device()))
     }
 
+    /// As [`Self::empty_like`], with zeros.
+    #[track_caller]
+    pub fn zeros_like(&self) -> Self {
+        Self::zeros(self.size(), (self.kind(), self.device()))
+    }
+
     /// Zeros.
     #[track_caller]
     pub fn zeros(shape: impl Shape, options: (Kind, Device)) -> Self {

@@ -83,6 +83,16 @@ impl Tensor {
         values
     }
 
+    /// Whether kinds, sizes and all bits of the elements are the same. CUDA: the host waits for them.
+    #[track_caller]
+    pub fn equal(&self, other: &Self) -> bool {
+        let bits = |tensor: &Self| {
+            let flat = tensor.to_device(Device::Cpu).contiguous().view([-1]);
+            flat.view_dtype(Kind::Uint8).to_vec::<u8>()
+        };
+        self.kind() == other.kind() && self.size() == other.size() && bits(self) == bits(other)
+    }
+
     /// The only element, as fp64. CUDA: the host waits for it.
     ///
     /// # Panics

@@ -1,5 +1,7 @@
 //! Elements by their place: gathered, scattered, repeated.
 
+use std::borrow::Borrow;
+
 use crate::dispatch::Arg;
 use crate::error::expect;
 use crate::library::device_operator;
@@ -71,7 +73,8 @@ impl Tensor {
 
     /// One tensor of several of equal size, with a new dimension `dim`.
     #[track_caller]
-    pub fn stack(tensors: &[&Self], dim: i64) -> Self {
-        expect(STACK.call(&[Arg::Tensors(tensors), Arg::Int(dim)]))
+    pub fn stack(tensors: &[impl Borrow<Self>], dim: i64) -> Self {
+        let tensors: Vec<&Self> = tensors.iter().map(Borrow::borrow).collect();
+        expect(STACK.call(&[Arg::Tensors(&tensors), Arg::Int(dim)]))
     }
 }

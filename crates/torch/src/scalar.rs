@@ -4,7 +4,8 @@ use crate::kind::Kind;
 use crate::library::torch;
 use crate::tensor::{Tensor, new_tensor};
 
-/// A number that an operation takes beside its tensors. It never changes the kind of the result.
+/// A number that an operation takes beside its tensors. The result has the tensor's kind,
+/// unless that is of integers and the number is not.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Scalar {
     /// An integer.

@@ -56,7 +56,7 @@ mod tests {
             0,
             Device::Cpu,
         );
-        let targets: Vec<i64> = Vec::try_from(&batch.targets).unwrap();
+        let targets: Vec<i64> = batch.targets.to_vec();
         assert_eq!(targets, [2, -100, -100, 5, 6, -100]);
         assert_eq!((batch.tokens, batch.valid_targets), (6, 3));
     }

@@ -243,7 +243,7 @@ fn measure_gemm_rate(engine: &Engine) -> Result<f64, TrainError> {
         .to_kind(Kind::Double)
         .to_device(engine.device);
     engine.world.all_reduce(&sum, ReduceOp::Sum)?.wait()?;
-    Ok(sum.double_value(&[0]))
+    Ok(sum.get(0).double_value())
 }
 
 /// Every rank's largest resident set so far.

@@ -91,9 +91,9 @@ pub fn train_step(
     }
 
     let norm = span(&engine.profiler, Activity::GradientNorm);
-    let own_loss = loss_sum.double_value(&[]);
+    let own_loss = loss_sum.double_value();
     engine.dp.all_reduce(&loss_sum, ReduceOp::Sum)?.wait()?;
-    let loss = loss_sum.double_value(&[]) * scale;
+    let loss = loss_sum.double_value() * scale;
     let grad_norm = global_grad_norm(&engine.units, engine.world.as_ref(), engine.device)?;
     refuse_non_finite(engine, "loss", loss, own_loss.is_finite(), step)?;
     refuse_non_finite(
@@ -145,7 +145,7 @@ fn count_targets(
     let own: usize = micro_batches.iter().map(|micro| micro.valid_targets).sum();
     let count = Tensor::from_slice(&[own as i64]).to_device(engine.device);
     engine.dp.all_reduce(&count, ReduceOp::Sum)?.wait()?;
-    match count.int64_value(&[0]) {
+    match count.get(0).int64_value() {
         0 => Err(TrainError::NoTargets { step }),
         count => Ok(count as u64),
     }
@@ -261,10 +261,10 @@ fn backward(
     let embedding = span(&engine.profiler, Activity::EmbeddingBackward);
     let tied = engine.config.tie_word_embeddings;
     let gradient = engine.units[0].gradient(&mut engine.pool);
-    let mut d_table = engine.table(&gradient);
+    let d_table = engine.table(&gradient);
     // A tied table already holds the head's gradient; otherwise the sparse rows are added to zeros.
     if !tied && engine.units[0].accumulate(position.first) == Accumulate::First {
-        let _ = d_table.zero_();
+        d_table.zero_();
     }
     engine.embedding.backward(&d_table, &d_x, &micro.ids, &tp)?;
     engine.units[0].reshard(&mut engine.pool);

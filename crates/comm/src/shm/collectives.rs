@@ -114,7 +114,7 @@ impl SharedMemory {
             unsafe {
                 let result = operation.output.add(own.in_tensor);
                 let shared = self.slot(self.context.rank).add(own.in_slot);
-                self.reduce_piece(operation, own, &[result, shared]);
+                self.reduce_piece(operation, own, [result, shared]);
             }
             self.meeting.arrive();
             let slots: Vec<*mut u8> = (0..self.context.size()).map(|m| self.slot(m)).collect();
@@ -154,7 +154,7 @@ impl SharedMemory {
             bytes,
         };
         // SAFETY: all have met, so every slot holds its owner's tensor until the meeting after next.
-        unsafe { self.reduce_piece(operation, whole, &[operation.output]) };
+        unsafe { self.reduce_piece(operation, whole, [operation.output]) };
         self.exchanges += 1;
         Ok(())
     }
@@ -173,7 +173,7 @@ impl SharedMemory {
             // SAFETY: as in `all_reduce`; the output holds this rank's part only.
             unsafe {
                 let result = operation.output.add(own.in_tensor - part_start);
-                self.reduce_piece(operation, own, &[result]);
+                self.reduce_piece(operation, own, [result]);
             }
             self.exchanges += 1;
         }
@@ -266,26 +266,29 @@ impl SharedMemory {
     ///
     /// # Safety
     /// The others' slots hold the piece and do not change; the targets are this rank's to write.
-    unsafe fn reduce_piece(&self, operation: &Operation, piece: Piece, targets: &[*mut u8]) {
+    unsafe fn reduce_piece<const N: usize>(
+        &self,
+        operation: &Operation,
+        piece: Piece,
+        targets: [*mut u8; N],
+    ) {
         if piece.bytes == 0 {
             return;
         }
-        let sources: Vec<*const u8> = (0..self.context.size())
-            .map(|member| {
-                // SAFETY: `Chunks` keeps pieces within tensor and slot.
-                unsafe {
-                    if member == self.context.rank {
-                        operation.input.add(piece.in_tensor)
-                    } else {
-                        self.slot(member).add(piece.in_slot).cast_const()
-                    }
+        let sources = (0..self.context.size()).map(|member| {
+            // SAFETY: `Chunks` keeps pieces within tensor and slot.
+            unsafe {
+                if member == self.context.rank {
+                    operation.input.add(piece.in_tensor)
+                } else {
+                    self.slot(member).add(piece.in_slot).cast_const()
                 }
-            })
-            .collect();
+            }
+        });
         let element = operation.signature.element;
         let op = operation.signature.reduce.unwrap_or(ReduceOp::Sum);
         // SAFETY: passed on from the caller. A target is the same memory as this rank's source, or none of the sources.
-        unsafe { reduce(element, op, &sources, targets, piece.elements) };
+        unsafe { reduce(element, op, sources, targets, piece.elements) };
     }
 }
 

@@ -145,21 +145,18 @@ impl Exchange<'_> {
                 reduction.result.start.add(self.reduced),
             )
         };
-        let sources: Vec<*const u8> = peers
-            .iter()
-            .map(|peer| match peer {
-                Some(peer) => peer.stage_at(self.reduced),
-                None => own,
-            })
-            .collect();
+        let sources = peers.iter().map(|peer| match peer {
+            Some(peer) => peer.stage_at(self.reduced),
+            None => own,
+        });
         // SAFETY: `run` bytes have arrived in every ring and do not reach over its end; they are whole elements, and both
         // rings and tensors are aligned for them. The result is the same memory as `own` or apart from all sources.
         unsafe {
             reduce(
                 element,
                 reduction.op,
-                &sources,
-                &[result],
+                sources,
+                [result],
                 run / element.size(),
             );
         }

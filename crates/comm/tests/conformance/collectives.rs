@@ -108,13 +108,13 @@ fn all_gather(group: &dyn ProcessGroup, inputs: &[Tensor], counts: &[usize]) {
     let what = format!("all_gather of {counts:?} {:?}", expected.kind());
     let own = &parts[group.rank()];
 
-    let output = Tensor::zeros_like(&expected);
+    let output = expected.zeros_like();
     let work = group.all_gather_into(&output, own, counts).unwrap();
     work.wait().unwrap();
     assert_bits_equal(&what, &output, &expected);
 
-    let output = Tensor::zeros_like(&expected);
-    let mut view = narrow(&output, own_range(counts, group.rank()));
+    let output = expected.zeros_like();
+    let view = narrow(&output, own_range(counts, group.rank()));
     view.copy_(own);
     let work = group.all_gather_into(&output, &view, counts).unwrap();
     work.wait().unwrap();
@@ -127,7 +127,7 @@ fn reduce_scatter(group: &dyn ProcessGroup, inputs: &[Tensor], sum: &Tensor, cou
     let what = format!("reduce_scatter of {counts:?} {:?}", sum.kind());
 
     let input = inputs[group.rank()].copy();
-    let output = Tensor::zeros_like(&expected);
+    let output = expected.zeros_like();
     let work = group.reduce_scatter_into(&output, &input, counts, ReduceOp::Sum);
     work.unwrap().wait().unwrap();
     assert_bits_equal(&what, &output, &expected);

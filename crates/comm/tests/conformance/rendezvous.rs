@@ -29,7 +29,10 @@ fn meet(configs: Vec<WorldConfig>, connect: fn(&WorldConfig) -> Result<World, Co
                     .all_reduce(&sum, ReduceOp::Sum)
                     .and_then(Work::wait)
                     .unwrap();
-                assert_eq!(sum.int64_value(&[0]), (0..world.size() as i64).sum::<i64>());
+                assert_eq!(
+                    sum.get(0).int64_value(),
+                    (0..world.size() as i64).sum::<i64>()
+                );
                 assert_eq!(sum.kind(), Kind::Int64);
                 println!("rank {} met at {}", world.rank(), world.address());
                 world.finish();

@@ -118,7 +118,6 @@ impl DecoderLayer {
 
         let d_qkv = saved.qkv.empty_like();
         let Heads { q, k, v } = self.split_heads(&d_qkv);
-        let (mut q, mut k, mut v) = (q, k, v);
         q.copy_(&d_q);
         k.copy_(&d_k);
         v.copy_(&d_v);
@@ -127,8 +126,8 @@ impl DecoderLayer {
 
         let projected = self.split_heads(&saved.qkv);
         for (d, x, weight, d_weight) in [
-            (&mut q, &projected.q, &weights.q_norm, &gradients.q_norm),
-            (&mut k, &projected.k, &weights.k_norm, &gradients.k_norm),
+            (&q, &projected.q, &weights.q_norm, &gradients.q_norm),
+            (&k, &projected.k, &weights.k_norm, &gradients.k_norm),
         ] {
             if let (Some(weight), Some(d_weight)) = (weight, d_weight) {
                 let (_, rstd) = rms_norm::forward(x, weight, self.eps, self.matmul);
@@ -197,14 +196,14 @@ impl DecoderLayer {
     fn sum_per_key(&self, d: Tensor) -> Tensor {
         match &self.dims.kv_of_q {
             Some(map) => {
-                let mut size = d.size();
+                let mut size = d.size().to_vec();
                 size[2] = self.dims.kv_heads as i64;
-                let index = Tensor::from_slice(map).to_device(d.device());
-                Tensor::zeros(size, (Kind::Float, d.device())).index_add_(
-                    2,
-                    &index,
-                    &d.to_kind(Kind::Float),
-                )
+                let sums = Tensor::zeros(size, (Kind::Float, d.device()));
+                // One after the other, so that the sums are the same in every run.
+                for (head, &kv_head) in map.iter().enumerate() {
+                    sums.select(2, kv_head).add_(&d.select(2, head as i64));
+                }
+                sums
             }
             None => d,
         }

@@ -1,7 +1,7 @@
 //! Attention on CUDA. Half precision runs FlashAttention-2 (which knows GQA and sliding windows); fp32, for which
 //! it has no kernel, runs the plain formula.
 
-use tch::{Kind, Tensor};
+use tandem_torch::{Kind, Tensor, attention as libtorch};
 
 use super::{AttentionOutput, AttentionSpec, reference};
 
@@ -9,28 +9,7 @@ pub(super) fn forward(q: &Tensor, k: &Tensor, v: &Tensor, spec: AttentionSpec) -
     if q.kind() == Kind::Float {
         return reference::forward(q, k, v, spec);
     }
-    let out = Tensor::empty(q.size(), (q.kind(), q.device()));
-    let seq = q.size()[1];
-    let logsumexp = Tensor::internal_flash_attention_forward_no_dropout_inplace(
-        &out,
-        q,
-        k,
-        v,
-        None::<&Tensor>,
-        None::<&Tensor>,
-        seq,
-        seq,
-        0.0,
-        true,
-        false,
-        spec.scale,
-        window_left(spec),
-        window_left(spec).map(|_| 0),
-        None::<&Tensor>,
-        None::<&Tensor>,
-        None::<&Tensor>,
-        None::<i64>,
-    );
+    let (out, logsumexp) = libtorch::cuda_forward(q, k, v, spec.scale, window_left(spec));
     AttentionOutput { out, logsumexp }
 }
 
@@ -45,28 +24,14 @@ pub(super) fn backward(
     if q.kind() == Kind::Float {
         return reference::backward(d_out, q, k, v, spec);
     }
-    let seq = q.size()[1];
-    // Without dropout the kernel reads neither random state; undefined tensors say so.
-    let unused = Tensor::new();
-    Tensor::internal_flash_attention_backward(
-        d_out,
-        q,
-        k,
-        v,
-        &saved.out,
-        &saved.logsumexp,
-        &unused,
-        &unused,
-        seq,
-        seq,
-        0.0,
-        true,
-        &unused,
-        &unused,
-        spec.scale,
-        window_left(spec),
-        window_left(spec).map(|_| 0),
-    )
+    let saved = libtorch::Saved {
+        query: q,
+        key: k,
+        value: v,
+        out: &saved.out,
+        logsumexp: &saved.logsumexp,
+    };
+    libtorch::cuda_backward(d_out, saved, spec.scale, window_left(spec))
 }
 
 /// FlashAttention counts the keys *before* the query; Hugging Face's window includes the query itself.

@@ -1,21 +1,13 @@
-//! Attention in bf16 on processors with AVX512-BF16: libtorch's kernel computes its products in fp32 there.
-//!
-//! A few queries at a time meet all keys that they see, so their softmax needs no second pass; scores exist for one block of
-//! queries of one head only, as in FlashAttention (Dao et al., arXiv 2205.14135). Backward computes them again. Products are
-//! those of [`crate::matmul`]; what a query does not see is not computed.
+//! Attention in bf16 as kernels, on processors where libtorch's kernel computes its products in fp32.
 
-mod backward;
-mod forward;
-mod heads;
-mod rows;
-
-use rayon::prelude::*;
-use tch::{Kind, Tensor};
+use half::bf16;
+use tandem_kernels::attention::{self, Gradients, Heads, Inputs, Saved, Spec};
+use tandem_kernels::avx512_bf16::Avx512Bf16;
+use tandem_torch::{Device, Kind, Tensor};
 
 use super::{AttentionOutput, AttentionSpec};
+use crate::cpu::element::{is_plain, slice, slice_mut, span};
 use crate::matmul;
-use heads::Heads;
-use rows::Mask;
 
 /// As [`super::forward`]; `None` where these kernels do not apply.
 pub(super) fn forward(
@@ -24,18 +16,12 @@ pub(super) fn forward(
     v: &Tensor,
     spec: AttentionSpec,
 ) -> Option<AttentionOutput> {
-    let shape = Shape::of(q, k, v, spec)?;
+    let (cpu, inputs, spec) = call(q, k, v, spec)?;
     let out = Tensor::empty(q.size(), (Kind::BFloat16, q.device()));
-    let size = [shape.batch, shape.heads, shape.seq].map(|n| n as i64);
-    let logsumexp = Tensor::empty(size, (Kind::Float, q.device()));
-    let inputs = forward::Inputs {
-        q: Heads::of(q)?,
-        k: Heads::of(k)?,
-        v: Heads::of(v)?,
-        out: Heads::of(&out)?,
-    };
-    // SAFETY: the processor has the features (`Shape::of`); the heads are those of the shape; the results were made here.
-    unsafe { forward::run(shape, inputs, &logsumexp) };
+    let logsumexp = Tensor::empty(logsumexp_size(q), (Kind::Float, q.device()));
+    // SAFETY: the results were made here.
+    let (outs, sums) = unsafe { (slice_mut::<bf16>(&out), slice_mut::<f32>(&logsumexp)) };
+    attention::forward(cpu, inputs, spec, outs, sums);
     Some(AttentionOutput { out, logsumexp })
 }
 
@@ -48,82 +34,81 @@ pub(super) fn backward(
     saved: &AttentionOutput,
     spec: AttentionSpec,
 ) -> Option<(Tensor, Tensor, Tensor)> {
-    let shape = Shape::of(q, k, v, spec)?;
-    let plain = saved.logsumexp.kind() == Kind::Float && saved.logsumexp.is_contiguous();
-    if !plain || d_out.size() != q.size() || saved.out.size() != q.size() {
+    let (cpu, inputs, spec) = call(q, k, v, spec)?;
+    let fits = is_plain::<f32>(&saved.logsumexp)
+        && saved.logsumexp.size() == logsumexp_size(q)
+        && d_out.size() == q.size()
+        && saved.out.size() == q.size();
+    if !fits {
         return None;
     }
+    let (d_out, out) = (heads(d_out)?, heads(&saved.out)?);
+    let logsumexp = slice::<f32>(&saved.logsumexp);
     let like = |t: &Tensor| Tensor::empty(t.size(), (Kind::BFloat16, t.device()));
     let (d_q, d_k, d_v) = (like(q), like(k), like(v));
-    let tensors = backward::Tensors {
-        d_out: Heads::of(d_out)?,
-        q: Heads::of(q)?,
-        k: Heads::of(k)?,
-        v: Heads::of(v)?,
-        out: Heads::of(&saved.out)?,
-        d_q: Heads::of(&d_q)?,
-        d_k: Heads::of(&d_k)?,
-        d_v: Heads::of(&d_v)?,
+    // SAFETY: the results were made here.
+    let gradients = unsafe {
+        Gradients {
+            d_q: slice_mut::<bf16>(&d_q),
+            d_k: slice_mut::<bf16>(&d_k),
+            d_v: slice_mut::<bf16>(&d_v),
+        }
     };
-    // SAFETY: as in `forward`.
-    unsafe { backward::run(shape, tensors, &saved.logsumexp) };
+    attention::backward(
+        cpu,
+        inputs,
+        spec,
+        Saved { out, logsumexp },
+        d_out,
+        gradients,
+    );
     Some((d_q, d_k, d_v))
 }
 
-/// What is computed.
-#[derive(Clone, Copy)]
-struct Shape {
-    batch: usize,
-    seq: usize,
-    heads: usize,
-    kv_heads: usize,
-    dim: usize,
-    mask: Mask,
-    scale: f32,
+/// What the kernels are called with, where they apply.
+fn call<'a>(
+    q: &'a Tensor,
+    k: &'a Tensor,
+    v: &'a Tensor,
+    spec: AttentionSpec,
+) -> Option<(Avx512Bf16, Inputs<'a>, Spec)> {
+    let cpu = matmul::instructions()?;
+    let (&[batch, seq, count, dim], &[_, _, kv_count, _]) = (q.size(), k.size()) else {
+        return None;
+    };
+    let kv_size = [batch, seq, kv_count, dim];
+    let scale = spec.scale as f32;
+    let fits = k.size() == kv_size
+        && v.size() == kv_size
+        && q.numel() > 0
+        && kv_count > 0
+        && count % kv_count == 0
+        && scale > 0.0;
+    if !fits {
+        return None;
+    }
+    let inputs = Inputs {
+        q: heads(q)?,
+        k: heads(k)?,
+        v: heads(v)?,
+    };
+    let window = spec.sliding_window.map(|window| window.max(1) as usize);
+    Some((cpu, inputs, Spec { scale, window }))
 }
 
-impl Shape {
-    fn of(q: &Tensor, k: &Tensor, v: &Tensor, spec: AttentionSpec) -> Option<Self> {
-        let (q_size, k_size) = (q.size(), k.size());
-        let (&[batch, seq, heads, dim], &[_, _, kv_heads, _]) =
-            (q_size.as_slice(), k_size.as_slice())
-        else {
-            return None;
-        };
-        let fits = matmul::suits(q)
-            && k_size == [batch, seq, kv_heads, dim]
-            && v.size() == k_size
-            && q.numel() > 0
-            && kv_heads > 0
-            && heads % kv_heads == 0
-            && spec.scale > 0.0;
-        fits.then(|| Self {
-            batch: batch as usize,
-            seq: seq as usize,
-            heads: heads as usize,
-            kv_heads: kv_heads as usize,
-            dim: dim as usize,
-            mask: Mask {
-                window: spec
-                    .sliding_window
-                    .map_or(usize::MAX, |w| w.max(1) as usize),
-            },
-            scale: spec.scale as f32,
-        })
-    }
+/// `None` where the tensor is not bf16 in host memory, or its rows are not plain.
+fn heads(t: &Tensor) -> Option<Heads<'_>> {
+    let size = <[i64; 4]>::try_from(t.size()).ok()?;
+    let [batch, position, head, 1] = <[i64; 4]>::try_from(t.stride()).ok()? else {
+        return None;
+    };
+    let suits = t.device() == Device::Cpu && t.kind() == Kind::BFloat16;
+    let strides = [batch, position, head].map(|n| n as usize);
+    suits.then(|| Heads::new(span::<bf16>(t), size.map(|n| n as usize), strides))
+}
 
-    /// The key/value head of a query head.
-    fn kv_of(&self, head: usize) -> usize {
-        head / (self.heads / self.kv_heads)
-    }
-
-    /// Results of `work` for `count` heads of every batch row, batch row by batch row; by all threads.
-    fn map<T: Send>(&self, count: usize, work: impl Fn(usize, usize) -> T + Sync) -> Vec<T> {
-        let work = |index| work(index / count, index % count);
-        let all = 0..self.batch * count;
-        match rayon::current_num_threads() {
-            1 => all.map(work).collect(),
-            _ => all.into_par_iter().map(work).collect(),
-        }
-    }
+/// `[batch, heads, seq]`.
+fn logsumexp_size(q: &Tensor) -> Vec<i64> {
+    let size = q.size();
+    vec![size[0], size[2], size[1]]
 }

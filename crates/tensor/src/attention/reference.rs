@@ -1,18 +1,18 @@
-//! Attention as the formula says it: the yardstick of the tests, and the fp32 path on CUDA (whose flash kernels
+//! Attention as the formula says it, in fp32 or fp64: the yardstick of the tests, and the fp32 path on CUDA (whose flash kernels
 //! take half precision only). Memory grows with the square of the sequence.
 
-use tch::{Device, Kind, Tensor};
+use tandem_torch::{Device, Kind, Tensor};
 
 use super::{AttentionOutput, AttentionSpec};
 
-/// As [`super::forward`]. `logsumexp` is fp32 `[batch, heads, seq]`.
+/// As [`super::forward`]. `logsumexp` is `[batch, heads, seq]`.
 pub(super) fn forward(q: &Tensor, k: &Tensor, v: &Tensor, spec: AttentionSpec) -> AttentionOutput {
     let (q, k, v) = expand(q, k, v);
     let scores = scores(&q, &k, spec);
-    let out = scores.softmax(-1, Kind::Float).matmul(&v).transpose(1, 2);
+    let out = scores.softmax(-1, scores.kind()).matmul(&v).transpose(1, 2);
     AttentionOutput {
         out,
-        logsumexp: scores.logsumexp([-1i64].as_slice(), false),
+        logsumexp: scores.logsumexp(&[-1], false),
     }
 }
 
@@ -26,12 +26,12 @@ pub(super) fn backward(
 ) -> (Tensor, Tensor, Tensor) {
     let kv_heads = k.size()[2];
     let (q, k, v) = expand(q, k, v);
-    let probabilities = scores(&q, &k, spec).softmax(-1, Kind::Float);
+    let scores = scores(&q, &k, spec);
+    let probabilities = scores.softmax(-1, scores.kind());
     let d_out = d_out.transpose(1, 2);
     let d_v = probabilities.transpose(-2, -1).matmul(&d_out);
     let d_probabilities = d_out.matmul(&v.transpose(-2, -1));
-    let row =
-        (&d_probabilities * &probabilities).sum_dim_intlist([-1i64].as_slice(), true, Kind::Float);
+    let row = (&d_probabilities * &probabilities).sum_dims(&[-1], true, q.kind());
     let d_scores = (d_probabilities - row) * probabilities * spec.scale;
     let d_q = d_scores.matmul(&k).transpose(1, 2);
     let d_k = d_scores.transpose(-2, -1).matmul(&q);
@@ -57,10 +57,7 @@ fn scores(q: &Tensor, k: &Tensor, spec: AttentionSpec) -> Tensor {
 /// Heads first, and every key/value head repeated for the query heads that share it.
 fn expand(q: &Tensor, k: &Tensor, v: &Tensor) -> (Tensor, Tensor, Tensor) {
     let group = q.size()[2] / k.size()[2];
-    let repeat = |t: &Tensor| {
-        t.transpose(1, 2)
-            .repeat_interleave_self_int(group, 1, None::<i64>)
-    };
+    let repeat = |t: &Tensor| t.transpose(1, 2).repeat_interleave(group, 1);
     (q.transpose(1, 2), repeat(k), repeat(v))
 }
 
@@ -68,6 +65,6 @@ fn expand(q: &Tensor, k: &Tensor, v: &Tensor) -> (Tensor, Tensor, Tensor) {
 fn collapse(d: &Tensor, kv_heads: i64) -> Tensor {
     let size = d.size();
     d.view([size[0], kv_heads, size[1] / kv_heads, size[2], size[3]])
-        .sum_dim_intlist([2i64].as_slice(), false, Kind::Float)
+        .sum_dims(&[2], false, d.kind())
         .transpose(1, 2)
 }

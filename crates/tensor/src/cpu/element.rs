@@ -1,7 +1,8 @@
 //! The kinds of numbers that kernels read and write in place, and tensors as slices of them.
 
 use half::bf16;
-use tch::{Device, Kind, Tensor};
+pub(crate) use tandem_kernels::Element;
+use tandem_torch::{Device, Kind, Tensor};
 
 /// A number as libtorch stores it: every bit pattern is valid, and it is as wide as an element of [`Self::KIND`].
 pub(crate) trait Stored: Copy + Send + Sync + 'static {
@@ -19,43 +20,6 @@ impl Stored for bf16 {
 
 impl Stored for i64 {
     const KIND: Kind = Kind::Int64;
-}
-
-/// A floating point kind that kernels widen to fp32, compute in, and round back from.
-pub(crate) trait Element: Stored {
-    /// Exact.
-    fn widen(self) -> f32;
-    /// To nearest even, as libtorch rounds.
-    fn round(value: f32) -> Self;
-}
-
-impl Element for f32 {
-    #[inline(always)]
-    fn widen(self) -> f32 {
-        self
-    }
-
-    #[inline(always)]
-    fn round(value: f32) -> Self {
-        value
-    }
-}
-
-// The conversions of `half` look the processor up at run time or branch on NaN; these compile to vector code.
-impl Element for bf16 {
-    #[inline(always)]
-    fn widen(self) -> f32 {
-        f32::from_bits(u32::from(self.to_bits()) << 16)
-    }
-
-    #[inline(always)]
-    fn round(value: f32) -> Self {
-        let bits = value.to_bits();
-        // The carry of a NaN's payload could reach the sign: a NaN becomes the quiet one instead.
-        let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
-        let rounded = if value.is_nan() { 0x7fc0 } else { rounded };
-        Self::from_bits(rounded as u16)
-    }
 }
 
 /// True when the elements of `t` are `T`s, one after another in host memory.
@@ -98,15 +62,55 @@ pub(crate) unsafe fn slice_mut<T: Stored>(t: &Tensor) -> &mut [T] {
     unsafe { std::slice::from_raw_parts_mut(t.data_ptr() as *mut T, t.numel()) }
 }
 
+/// The elements of `t` and what lies between them, from its first to its last, for kernels that work on views.
+///
+/// # Panics
+/// When the elements of `t` are not `T`s in host memory.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn span<T: Stored>(t: &Tensor) -> &[T] {
+    match span_len::<T>(t) {
+        0 => &[],
+        // SAFETY: libtorch keeps all elements of a tensor, which lie at sums of multiples of its strides, within its storage,
+        // and so what is between them; the rest is as in `slice`.
+        len => unsafe { std::slice::from_raw_parts(t.data_ptr() as *const T, len) },
+    }
+}
+
+/// As [`span`], to be written.
+///
+/// # Safety
+/// As [`slice_mut`], also for what lies between the elements.
+///
+/// # Panics
+/// When the elements of `t` are not `T`s in host memory.
+#[expect(clippy::mut_from_ref, reason = "as in `slice_mut`")]
+pub(crate) unsafe fn span_mut<T: Stored>(t: &Tensor) -> &mut [T] {
+    match span_len::<T>(t) {
+        0 => &mut [],
+        // SAFETY: as in `span`, and the caller promises that the access is exclusive.
+        len => unsafe { std::slice::from_raw_parts_mut(t.data_ptr() as *mut T, len) },
+    }
+}
+
+fn span_len<T: Stored>(t: &Tensor) -> usize {
+    assert_eq!((t.device(), t.kind()), (Device::Cpu, T::KIND));
+    if t.numel() == 0 {
+        return 0;
+    }
+    let dimensions = t.size().iter().zip(t.stride());
+    let last: i64 = dimensions.map(|(size, stride)| (size - 1) * stride).sum();
+    last as usize + 1
+}
+
 /// Runs `body` with `T` standing for the Rust type of a floating point kind; `None` for a kind without kernels.
 macro_rules! with_element {
     ($kind:expr, $T:ident => $body:expr) => {
         match $kind {
-            tch::Kind::Float => {
+            tandem_torch::Kind::Float => {
                 type $T = f32;
                 $body
             }
-            tch::Kind::BFloat16 => {
+            tandem_torch::Kind::BFloat16 => {
                 type $T = half::bf16;
                 $body
             }
@@ -121,6 +125,23 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_span_reaches_from_the_first_to_the_last_element() {
+        let values: Vec<f32> = (0..24).map(|i| i as f32).collect();
+        let whole = Tensor::from_slice(&values).view([4, 6]);
+        let part = whole.narrow(0, 1, 2).narrow(1, 2, 3);
+        // SAFETY: nothing else uses the tensor.
+        let span = unsafe { span_mut::<f32>(&part) };
+        assert_eq!(span, &values[8..17]);
+        let (turned, none) = (part.tr(), part.narrow(0, 0, 0));
+        // SAFETY: as above; the slice before is not used any more.
+        let span = unsafe { span_mut::<f32>(&turned) };
+        assert_eq!(span, &values[8..17]);
+        // SAFETY: there are no elements.
+        let span = unsafe { span_mut::<f32>(&none) };
+        assert!(span.is_empty());
+    }
+
+    #[test]
     fn bf16_rounds_and_widens_as_libtorch_does() {
         let values: Vec<f32> = (0..1u32 << 20)
             .map(|i| f32::from_bits(i.wrapping_mul(0x9e37_79b9)))
@@ -129,12 +150,12 @@ mod tests {
             .collect();
         let expected = Tensor::from_slice(&values).to_kind(Kind::BFloat16);
         for (value, expected) in values.iter().zip(slice::<bf16>(&expected)) {
-            let rounded = bf16::round(*value);
+            let rounded = <bf16 as Element>::round(*value);
             assert_eq!(rounded.to_bits(), expected.to_bits(), "{value:e}");
             assert_eq!(rounded.widen(), expected.to_f32());
         }
         for nan in [f32::NAN, -f32::NAN, f32::from_bits(0x7fff_ffff)] {
-            assert!(bf16::round(nan).is_nan());
+            assert!(<bf16 as Element>::round(nan).is_nan());
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use tch::{Kind, Tensor};
+use tandem_torch::{Kind, Tensor};
 
 use super::{IGNORE, Normaliser};
 
@@ -23,18 +23,16 @@ pub fn local_stats(logits: &Tensor, targets: &Tensor, vocab: Range<i64>) -> Tens
     }
     let logits = logits.to_kind(Kind::Float);
     let (largest, _) = logits.max_dim(-1, false);
-    let sum = (&logits - largest.unsqueeze(1)).exp().sum_dim_intlist(
-        [-1i64].as_slice(),
-        false,
-        Kind::Float,
-    );
+    let sum = (&logits - largest.unsqueeze(1))
+        .exp()
+        .sum_dims(&[-1], false, Kind::Float);
     let elsewhere = outside(targets, &vocab);
     let local = (targets - vocab.start).masked_fill(&elsewhere, 0);
     let target = logits
-        .gather(1, &local.unsqueeze(1), false)
+        .gather(1, &local.unsqueeze(1))
         .squeeze_dim(1)
         .masked_fill(&elsewhere, 0.0);
-    Tensor::stack(&[largest, sum, target], 0)
+    Tensor::stack(&[&largest, &sum, &target], 0)
 }
 
 /// As [`super::logits_to_gradient_`].
@@ -49,15 +47,14 @@ pub fn logits_to_gradient_(
         return;
     }
     let ignored = targets.eq(IGNORE);
-    let mut gradient =
-        (logits.to_kind(Kind::Float) - normaliser.logsumexp.unsqueeze(1)).exp() * scale;
+    let gradient = (logits.to_kind(Kind::Float) - normaliser.logsumexp.unsqueeze(1)).exp() * scale;
     let elsewhere = outside(targets, &vocab);
     let local = (targets - vocab.start).masked_fill(&elsewhere, 0);
     let one_hot = Tensor::full([targets.size()[0]], -scale, (Kind::Float, logits.device()))
         .masked_fill(&elsewhere, 0.0);
-    let _ = gradient.scatter_add_(1, &local.unsqueeze(1), &one_hot.unsqueeze(1));
-    let _ = gradient.masked_fill_(&ignored.unsqueeze(1), 0.0);
-    logits.shallow_clone().copy_(&gradient);
+    gradient.scatter_add_(1, &local.unsqueeze(1), &one_hot.unsqueeze(1));
+    gradient.masked_fill_(&ignored.unsqueeze(1), 0.0);
+    logits.copy_(&gradient);
 }
 
 fn outside(targets: &Tensor, vocab: &Range<i64>) -> Tensor {

@@ -2,14 +2,14 @@
 
 use std::ops::Range;
 
-use tch::{Kind, Tensor};
+use tandem_torch::{Kind, Tensor};
 
 /// As [`super::forward`], for a shard that is not empty.
 pub fn forward(table: &Tensor, ids: &Tensor, vocab: Range<i64>, out: Kind) -> Tensor {
     let elsewhere = ids.lt(vocab.start).logical_or(&ids.ge(vocab.end));
     let local = (ids - vocab.start).masked_fill(&elsewhere, 0);
-    let mut rows = table.index_select(0, &local).to_kind(out);
-    let _ = rows.masked_fill_(&elsewhere.unsqueeze(1), 0.0);
+    let rows = table.index_select(0, &local).to_kind(out);
+    rows.masked_fill_(&elsewhere.unsqueeze(1), 0.0);
     rows
 }
 
@@ -22,5 +22,5 @@ pub fn backward(d_table: &Tensor, d_out: &Tensor, ids: &Tensor, vocab: Range<i64
         .squeeze_dim(1);
     let local = ids.index_select(0, &mine) - vocab.start;
     let rows = d_out.index_select(0, &mine).to_kind(Kind::Float);
-    let _ = d_table.shallow_clone().index_add_(0, &local, &rows);
+    d_table.index_add_(0, &local, &rows);
 }

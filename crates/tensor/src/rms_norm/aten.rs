@@ -1,11 +1,11 @@
 //! RMSNorm as tensor operations: for any device, kind and layout, and the yardstick of the fused kernels.
 
-use tch::{Kind, Tensor};
+use tandem_torch::{Kind, Tensor};
 
 /// As [`super::forward`].
 pub fn forward(x: &Tensor, weight: &Tensor, eps: f64, out: Kind) -> (Tensor, Tensor) {
     let x32 = x.to_kind(Kind::Float);
-    let rstd = (x32.square().mean_dim([-1i64].as_slice(), true, Kind::Float) + eps).rsqrt();
+    let rstd = (x32.square().mean_dims(&[-1], true, Kind::Float) + eps).rsqrt();
     let y = (x32 * &rstd).to_kind(x.kind()) * weight;
     (y.to_kind(out), rstd)
 }
@@ -15,12 +15,11 @@ pub fn backward(d_y: &Tensor, x: &Tensor, weight: &Tensor, rstd: &Tensor) -> (Te
     let features = x.size().last().copied().unwrap_or(0);
     let d_y = d_y.to_kind(Kind::Float);
     let x_hat = x.to_kind(Kind::Float) * rstd;
-    let d_weight =
-        (&d_y * &x_hat)
-            .view([-1, features])
-            .sum_dim_intlist([0i64].as_slice(), false, Kind::Float);
+    let d_weight = (&d_y * &x_hat)
+        .view([-1, features])
+        .sum_dims(&[0], false, Kind::Float);
     let d_x_hat = d_y * weight.to_kind(Kind::Float);
-    let projection = (&d_x_hat * &x_hat).mean_dim([-1i64].as_slice(), true, Kind::Float);
+    let projection = (&d_x_hat * &x_hat).mean_dims(&[-1], true, Kind::Float);
     let d_x = (d_x_hat - x_hat * projection) * rstd;
     (d_x.to_kind(x.kind()), d_weight)
 }

@@ -1,6 +1,6 @@
 //! The rotation as tensor operations: for any device, kind and layout, and the yardstick of the fused kernel.
 
-use tch::{Kind, Tensor};
+use tandem_torch::{Kind, Tensor};
 
 /// As [`super::apply_`] with `direction` 1 and [`super::apply_backward_`] with -1.
 pub fn rotate_(x: &Tensor, cos: &Tensor, sin: &Tensor, direction: f64) {
@@ -11,7 +11,6 @@ pub fn rotate_(x: &Tensor, cos: &Tensor, sin: &Tensor, direction: f64) {
     // `to_kind` returns the same storage when `x` is fp32 already, so both results exist before either is written.
     let new_first = &a * &cos - &b * &sin;
     let new_second = &b * &cos + &a * &sin;
-    let (mut first, mut second) = (first, second);
     first.copy_(&new_first);
     second.copy_(&new_second);
 }

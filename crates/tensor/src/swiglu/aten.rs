@@ -1,6 +1,6 @@
 //! SwiGLU as tensor operations: for any device, kind and layout, and the yardstick of the fused kernels.
 
-use tch::{Kind, Tensor};
+use tandem_torch::{Kind, Tensor};
 
 /// As [`super::forward`]; `silu(gate)` is rounded to the kind of `gate_up` before the product.
 pub fn forward(gate_up: &Tensor) -> Tensor {

@@ -2,35 +2,46 @@
 //! instruction wants them, and all that one step of the innermost loop reads in one run.
 
 use std::arch::x86_64::*;
+use std::mem::MaybeUninit;
+use std::ops::Range;
 
-use half::bf16;
-
-/// A matrix; element `(i, k)`, with `k` the dimension that is summed over, is at `data[i * outer + k * reduced]`. One of the
-/// strides is 1.
-#[derive(Clone, Copy)]
-pub(crate) struct Operand {
-    pub(crate) data: *const bf16,
-    pub(crate) outer: usize,
-    pub(crate) reduced: usize,
-}
+use super::view::MatrixView;
+use crate::avx512_bf16::Avx512Bf16;
 
 /// The widest group of rows that is packed at once.
 pub(super) const GROUP: usize = 16;
 
-impl Operand {
-    fn at(&self, i: usize, k: usize) -> *const i16 {
-        self.data
-            .wrapping_add(i * self.outer + k * self.reduced)
-            .cast()
+impl MatrixView<'_> {
+    /// Packs `rows`, at most [`GROUP`], of the columns `depth`, over which products are summed: pair `p` of the row `i` of
+    /// these goes to `panel[p * width + i]`. The second half of an odd last pair is zero.
+    pub(super) fn pack(
+        &self,
+        _proof: Avx512Bf16,
+        panel: &mut [MaybeUninit<u32>],
+        width: usize,
+        rows: Range<usize>,
+        depth: Range<usize>,
+    ) {
+        let (count, pairs) = (rows.len(), depth.len().div_ceil(2));
+        assert!(rows.end <= self.rows() && depth.end <= self.columns());
+        assert!(count <= GROUP.min(width) && pairs * width <= panel.len() + width - count);
+        // SAFETY: the elements exist, the last pair of the last row has a place, and the processor was asked.
+        unsafe {
+            let panel = panel.as_mut_ptr().cast();
+            self.pack_unchecked(
+                panel,
+                width,
+                (rows.start, count),
+                (depth.start, depth.len()),
+            );
+        }
     }
 
-    /// Packs the rows `first .. first + count`, at most [`GROUP`], of the columns `k .. k + depth`: pair `p` of row `i` goes
-    /// to `panel[p * width + i]`. The second half of an odd last pair is zero.
-    ///
     /// # Safety
-    /// The rows and columns are there, `panel` has room, and the processor has the features.
+    /// The rows `first .. first + count` and columns `k .. k + depth` are there, `panel` has room, and the processor has the
+    /// features.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-    pub(super) unsafe fn pack(
+    unsafe fn pack_unchecked(
         &self,
         panel: *mut u32,
         width: usize,
@@ -38,13 +49,13 @@ impl Operand {
         (k, depth): (usize, usize),
     ) {
         let rows = low_bits(count) as __mmask16;
-        if self.reduced == 1 {
+        if self.has_plain_rows() {
             for done in (0..depth).step_by(2 * GROUP) {
                 let left = (depth - done).min(2 * GROUP);
                 let columns = low_bits(left);
                 let mut pairs = [_mm512_setzero_si512(); GROUP];
                 for (i, pairs) in pairs.iter_mut().enumerate().take(count) {
-                    // SAFETY: the mask admits only elements of the operand.
+                    // SAFETY: the mask admits only elements of the matrix.
                     *pairs =
                         unsafe { _mm512_maskz_loadu_epi16(columns, self.at(first + i, k + done)) };
                 }
@@ -64,7 +75,7 @@ impl Operand {
                 20, 4, 19, 3, 18, 2, 17, 1, 16, 0,
             );
             for done in (0..depth).step_by(2) {
-                // SAFETY: the mask admits only elements of the operand and of the panel; the second column is read only
+                // SAFETY: the mask admits only elements of the matrix and of the panel; the second column is read only
                 // where there is one.
                 unsafe {
                     let low = _mm256_maskz_loadu_epi16(rows, self.at(first, k + done));

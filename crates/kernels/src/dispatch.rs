@@ -6,9 +6,9 @@
 use rayon::prelude::*;
 
 /// One task of an operation: a struct of slices, and the loop over them.
-pub(crate) trait Kernel: Send {
+pub(crate) trait Kernel {
     /// What the task returns besides what it writes.
-    type Output: Send;
+    type Output;
 
     /// The loop. Implementations are `#[inline(always)]`, as is all that they call: only then is the code compiled for
     /// the instruction set of its caller.
@@ -40,7 +40,7 @@ impl InstructionSet for Baseline {
 
 /// Runs every task, in parallel when there is more than one thread. With one thread the tasks run here, in order:
 /// a worker thread of the pool would only add a hand-over.
-pub(crate) fn for_each<K: Kernel<Output = ()>>(tasks: impl Iterator<Item = K>) {
+pub(crate) fn for_each<K: Kernel<Output = ()> + Send>(tasks: impl Iterator<Item = K>) {
     if single_threaded() {
         tasks.for_each(run);
     } else {
@@ -49,11 +49,23 @@ pub(crate) fn for_each<K: Kernel<Output = ()>>(tasks: impl Iterator<Item = K>) {
 }
 
 /// As [`for_each`]; the outputs in the order of the tasks.
-pub(crate) fn map<K: Kernel>(tasks: impl Iterator<Item = K>) -> Vec<K::Output> {
+pub(crate) fn map<K: Kernel<Output: Send> + Send>(
+    tasks: impl Iterator<Item = K>,
+) -> Vec<K::Output> {
+    in_parallel(tasks, run)
+}
+
+/// The results of `work` for all items, in their order, by all threads as in [`for_each`]; for work that is more than one
+/// kernel.
+pub(crate) fn in_parallel<T: Send, R: Send>(
+    items: impl Iterator<Item = T>,
+    work: impl Fn(T) -> R + Sync,
+) -> Vec<R> {
     if single_threaded() {
-        tasks.map(run).collect()
+        items.map(work).collect()
     } else {
-        tasks.collect::<Vec<_>>().into_par_iter().map(run).collect()
+        let items = items.collect::<Vec<_>>().into_par_iter();
+        items.map(&work).collect()
     }
 }
 

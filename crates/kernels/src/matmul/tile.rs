@@ -5,6 +5,7 @@ use std::arch::x86_64::*;
 use half::bf16;
 
 use super::pack::low_bits;
+use crate::avx512_bf16::Avx512Bf16;
 
 /// Rows of a tile: with two vectors each, 28 of the 32 registers hold the result.
 pub(super) const ROWS: usize = 14;
@@ -33,12 +34,21 @@ pub(super) struct Tile {
     pub(super) columns: usize,
 }
 
-/// Adds up `pairs` pairs of columns of a panel of `tile.rows` rows, and of one of [`COLUMNS`] columns.
+/// Adds up all pairs of a panel of `tile.rows` rows, and of one of [`COLUMNS`] columns.
 ///
+/// # Safety
+/// The tile's rows and columns may be read and written, and nobody else does meanwhile.
+pub(super) unsafe fn run(_proof: Avx512Bf16, a: &[u32], b: &[u32], tile: &Tile) {
+    let pairs = b.len() / COLUMNS;
+    assert!(a.len() == pairs * tile.rows && tile.columns <= COLUMNS);
+    // SAFETY: the panels have as many steps; the processor was asked; the rest is passed on from the caller.
+    unsafe { by_rows(pairs, a.as_ptr(), b.as_ptr(), tile) };
+}
+
 /// # Safety
 /// The panels have `pairs` steps; the tile's rows and columns may be read and written; the processor has the features.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
-pub(super) unsafe fn run(pairs: usize, a: *const u32, b: *const u32, tile: &Tile) {
+unsafe fn by_rows(pairs: usize, a: *const u32, b: *const u32, tile: &Tile) {
     macro_rules! by_rows {
         ($($rows:literal)*) => {
             match tile.rows {

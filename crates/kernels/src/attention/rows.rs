@@ -4,10 +4,10 @@ use std::ops::Range;
 
 use half::bf16;
 
-use crate::cpu::element::Element;
-use crate::cpu::exp::exp;
-use crate::cpu::kernel::{InstructionSet, Kernel};
-use crate::cpu::lanes;
+use crate::dispatch::{InstructionSet, Kernel};
+use crate::element::Element;
+use crate::exp::exp;
+use crate::lanes;
 
 /// Which keys a query sees: itself and what is before it, as far as the window reaches.
 #[derive(Clone, Copy)]

@@ -1,6 +1,6 @@
 //! An exponential that the compiler can turn into vector code.
 
-use super::kernel::InstructionSet;
+use crate::dispatch::InstructionSet;
 
 /// `e^x` in fp32, within 2 units in the last place of the true value where that is a normal number. Smaller results
 /// are 0, larger ones infinite; NaN stays NaN.
@@ -48,7 +48,7 @@ fn second_order<I: InstructionSet>(r: f32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cpu::kernel::{Kernel, testing::run_on_each_set};
+    use crate::dispatch::{Kernel, testing::run_on_each_set};
 
     struct Exponentials<'a>(&'a [f32]);
 

@@ -3,7 +3,7 @@
 //! Element `i` goes to lane `i % LANES`, and at the end the lanes are joined in pairs: the result is the same for any
 //! instruction set and any number of threads.
 
-use super::element::Element;
+use crate::element::Element;
 
 /// Partial results that one loop keeps: four of the widest vectors, so that additions overlap.
 const LANES: usize = 64;

@@ -1,0 +1,153 @@
+//! Packed operands: for the blocks of a large product, and for kernels that do other work between the products of blocks that
+//! stay in the caches. They pack an operand once and multiply with it as often as they need.
+
+use std::mem::MaybeUninit;
+use std::ops::Range;
+
+use super::pack::GROUP;
+use super::tile::{self, COLUMNS, Tile};
+use super::view::MatrixView;
+use crate::avx512_bf16::Avx512Bf16;
+
+/// The most rows that a [`Left`] has.
+pub(crate) const ROWS: usize = tile::ROWS;
+
+/// A packed right operand `[depth, columns]`: a panel for every [`COLUMNS`] columns.
+#[derive(Default)]
+pub(crate) struct Right {
+    panels: Vec<u32>,
+    columns: usize,
+    pairs: usize,
+}
+
+impl Right {
+    /// Packs `b`, whose rows are the columns of the operand, over what was packed before.
+    pub(crate) fn pack(&mut self, cpu: Avx512Bf16, b: MatrixView<'_>) {
+        (self.columns, self.pairs) = (b.rows(), b.columns().div_ceil(2));
+        pack_right(cpu, &mut self.panels, &b, 0..b.rows(), 0..b.columns());
+    }
+}
+
+/// Packs `columns` of a right operand, the rows of `b`, as deep as `depth` says, into panels that follow each other.
+pub(super) fn pack_right(
+    cpu: Avx512Bf16,
+    panels: &mut Vec<u32>,
+    b: &MatrixView<'_>,
+    columns: Range<usize>,
+    depth: Range<usize>,
+) {
+    let panel = COLUMNS * depth.len().div_ceil(2);
+    let len = columns.len().div_ceil(COLUMNS) * panel;
+    let space = room(panels, len);
+    let starts = columns.clone().step_by(COLUMNS);
+    for (column, panel) in starts.zip(space.chunks_exact_mut(panel)) {
+        let end = columns.end.min(column + COLUMNS);
+        if end - column < COLUMNS {
+            // The innermost loop reads, and then leaves out, columns that are not there.
+            panel.fill(MaybeUninit::new(0));
+        }
+        for start in (column..end).step_by(GROUP) {
+            let group = start..end.min(start + GROUP);
+            let place = &mut panel[start - column..];
+            b.pack(cpu, place, COLUMNS, group, depth.clone());
+        }
+    }
+    // SAFETY: every panel was written: as wide as it is by its groups, or with zeros before.
+    unsafe { panels.set_len(len) };
+}
+
+/// Packs `rows` of a left operand, as deep as `depth` says, into panels of [`ROWS`] rows (the last one has what is left) that
+/// follow each other.
+pub(super) fn pack_left(
+    cpu: Avx512Bf16,
+    panels: &mut Vec<u32>,
+    a: &MatrixView<'_>,
+    rows: Range<usize>,
+    depth: Range<usize>,
+) {
+    let pairs = depth.len().div_ceil(2);
+    let len = rows.len() * pairs;
+    let space = room(panels, len);
+    let starts = rows.clone().step_by(ROWS);
+    for (row, panel) in starts.zip(space.chunks_mut(ROWS * pairs)) {
+        let rows = row..rows.end.min(row + ROWS);
+        a.pack(cpu, panel, rows.len(), rows, depth.clone());
+    }
+    // SAFETY: every panel was written, as wide as it has rows.
+    unsafe { panels.set_len(len) };
+}
+
+/// Room for `len` elements in an empty vector. Nothing fills it: large panels would cost as much to clear as to pack.
+fn room(panels: &mut Vec<u32>, len: usize) -> &mut [MaybeUninit<u32>] {
+    panels.clear();
+    panels.reserve(len);
+    &mut panels.spare_capacity_mut()[..len]
+}
+
+/// A packed left operand of at most [`ROWS`] rows.
+#[derive(Default)]
+pub(crate) struct Left {
+    panel: Vec<u32>,
+    rows: usize,
+    pairs: usize,
+}
+
+/// fp32 sums of a product; `row` elements lie from a row to the next.
+pub(crate) struct Sums<'a> {
+    pub(crate) data: &'a mut [f32],
+    pub(crate) row: usize,
+    /// Whether they hold something to add to.
+    pub(crate) adds: bool,
+}
+
+impl Left {
+    /// Packs `rows` of `a`, as deep as `depth` says, over what was packed before.
+    pub(crate) fn pack(
+        &mut self,
+        cpu: Avx512Bf16,
+        a: MatrixView<'_>,
+        rows: Range<usize>,
+        depth: Range<usize>,
+    ) {
+        assert!(rows.len() <= ROWS);
+        (self.rows, self.pairs) = (rows.len(), depth.len().div_ceil(2));
+        pack_left(cpu, &mut self.panel, &a, rows, depth);
+    }
+
+    /// Multiplies with `columns` of `right`, whose depth from `k` on is this one's. `columns` begin with a panel, `k` with a
+    /// pair; the sums begin with the first of the columns.
+    pub(crate) fn multiply(
+        &self,
+        cpu: Avx512Bf16,
+        right: &Right,
+        k: usize,
+        columns: Range<usize>,
+        sums: Sums<'_>,
+    ) {
+        assert!(k.is_multiple_of(2) && k / 2 + self.pairs <= right.pairs);
+        assert!(columns.start.is_multiple_of(COLUMNS) && columns.end <= right.columns);
+        assert!(columns.len() <= sums.row && self.rows * sums.row <= sums.data.len());
+        let data = sums.data.as_mut_ptr();
+        for column in columns.clone().step_by(COLUMNS) {
+            let place = column * right.pairs + k / 2 * COLUMNS;
+            let panel = &right.panels[place..][..self.pairs * COLUMNS];
+            let tile = Tile {
+                sums: data.wrapping_add(column - columns.start),
+                sums_row: sums.row,
+                adds: sums.adds,
+                rounded: std::ptr::null_mut(),
+                rounded_row: 0,
+                bias: std::ptr::null(),
+                rows: self.rows,
+                columns: COLUMNS.min(columns.end - column),
+            };
+            // SAFETY: the sums have whole rows, at least as long as there are columns.
+            unsafe { tile::run(cpu, &self.panel, panel, &tile) };
+        }
+    }
+}
+
+/// Where columns that are multiplied may begin.
+pub(crate) fn panel_start(column: usize) -> usize {
+    column / COLUMNS * COLUMNS
+}
