@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use super::{Options, Stage};
+use super::{CRATES, Options, Stage};
 use crate::setup;
 use crate::setup::releases::{OLDEST, Release};
 use crate::workspace::Workspace;
@@ -84,9 +84,13 @@ pub struct TestBinary {
 pub fn build(workspace: &Workspace) -> Result<Vec<TestBinary>> {
     let output = workspace
         .cargo()
-        // The same packages as in that stage: with others, features of dependencies would differ.
-        .args(["test", "--workspace", "--exclude=xtask", "--tests"])
-        .args(["--no-run", "--message-format=json-render-diagnostics"])
+        .arg("test")
+        .args(CRATES)
+        .args([
+            "--tests",
+            "--no-run",
+            "--message-format=json-render-diagnostics",
+        ])
         .stderr(Stdio::inherit())
         .output()
         .context("cannot run `cargo test --no-run`")?;

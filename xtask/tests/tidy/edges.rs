@@ -53,7 +53,7 @@ const ALLOWED: [(&str, &[&str]); 11] = [
             "tandem-launch",
         ],
     ),
-    // It fetches libtorch, which all the others need to be built.
+    // It fetches libtorch, which all the others need to run.
     ("xtask", &[]),
 ];
 
