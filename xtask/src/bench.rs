@@ -51,9 +51,10 @@ pub fn run(workspace: &Workspace, bench: Bench, arguments: &[OsString]) -> Resul
 
 /// Builds with optimisation and runs the benchmarks of one package.
 fn cargo_bench(workspace: &Workspace, package: &str, arguments: &[OsString]) -> Result<()> {
-    setup::run(workspace, false)?;
-    let status = workspace
-        .cargo()
+    let libtorch = setup::run(workspace, &setup::Request::default())?;
+    let mut command = workspace.cargo();
+    libtorch.give_to(&mut command);
+    let status = command
         .args(["bench", "--package", package, "--"])
         .args(arguments)
         .status()

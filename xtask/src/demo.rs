@@ -15,7 +15,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 
 use self::metrics::Metrics;
-use crate::setup;
+use crate::setup::{self, Libtorch};
 use crate::workspace::Workspace;
 
 const TP_SIZE: usize = 2;
@@ -53,7 +53,7 @@ const STRATEGIES: [Strategy; 2] = [
 /// Builds, trains with both strategies for `steps` optimizer steps, and shows how it went. Errors if a run fails, if
 /// the loss does not fall or if the strategies disagree.
 pub fn run(workspace: &Workspace, steps: usize) -> Result<()> {
-    setup::run(workspace, false)?;
+    let libtorch = setup::run(workspace, &setup::Request::default())?;
     workspace.build_release()?;
 
     let storage = workspace.target_dir()?.join("demo");
@@ -66,7 +66,7 @@ pub fn run(workspace: &Workspace, steps: usize) -> Result<()> {
     }
     let start = Instant::now();
     for strategy in &STRATEGIES {
-        train(workspace, strategy, &storage, steps)?;
+        train(workspace, &libtorch, strategy, &storage, steps)?;
     }
     let elapsed = start.elapsed();
 
@@ -84,8 +84,15 @@ pub fn run(workspace: &Workspace, steps: usize) -> Result<()> {
     judge(&runs)
 }
 
-fn train(workspace: &Workspace, strategy: &Strategy, storage: &Path, steps: usize) -> Result<()> {
+fn train(
+    workspace: &Workspace,
+    libtorch: &Libtorch,
+    strategy: &Strategy,
+    storage: &Path,
+    steps: usize,
+) -> Result<()> {
     let mut command = Command::new(workspace.release_binary(strategy.binary)?);
+    libtorch.give_to(&mut command);
     let number = |number: usize| number.to_string();
     command
         .current_dir(workspace.root())

@@ -16,15 +16,21 @@ use anyhow::Result;
 use lexopt::prelude::*;
 
 use crate::bench::Bench;
+use crate::setup::releases::Release;
 use crate::workspace::Workspace;
 
 const USAGE: &str = "\
 Usage: cargo xtask <task>
 
-  setup [--force]          Make libtorch available in .libtorch: $LIBTORCH, a Python torch, or wheels fetched with pip.
-                           With --force, choose again even when a working one is there.
-  test [--long] [FILTER]   Set up, then check formatting, lints and tidiness and run all tests. --long adds the tests
-                           that take minutes; with FILTER, only tests with that in their name run, and no lints.
+  setup [--torch VERSION] [--force]
+                           Make libtorch available in .libtorch: $LIBTORCH, a Python torch, or wheels fetched with pip.
+                           With --torch, fetch and use that version (2.10 to 2.15); others that were fetched stay. With
+                           --force, choose again even when a working one is there.
+  test [--long] [--torch VERSION[,VERSION]...] [FILTER]
+                           Set up, then check formatting, lints and tidiness and run all tests, and some of them again
+                           with the oldest libtorch. --long adds the tests that take minutes; with FILTER, only tests
+                           with that in their name run, and no lints. With --torch, run only the tests that depend on
+                           libtorch, with each of these versions.
   demo [--steps N]         Set up, build, then train a small model on real text with 2 x 2 workers, with one strategy and
                            with the other, and show how the loss fell.
   bench NAME [ARG]...      Set up, build with optimisation and measure: step, comm, checkpoint, recovery or ray.
@@ -34,7 +40,7 @@ Usage: cargo xtask <task>
 #[derive(Debug, PartialEq)]
 enum Task {
     Help,
-    Setup { force: bool },
+    Setup(setup::Request),
     Test(test::Options),
     Demo { steps: usize },
     Bench(Bench, Vec<OsString>),
@@ -61,7 +67,7 @@ fn run(task: Task) -> Result<()> {
     let workspace = Workspace::of_this_checkout();
     match task {
         Task::Help => print!("{USAGE}"),
-        Task::Setup { force } => setup::run(&workspace, force)?,
+        Task::Setup(request) => drop(setup::run(&workspace, &request)?),
         Task::Test(options) => test::run(&workspace, &options)?,
         Task::Demo { steps } => demo::run(&workspace, steps)?,
         Task::Bench(bench, arguments) => bench::run(&workspace, bench, &arguments)?,
@@ -78,20 +84,28 @@ fn parse(mut arguments: lexopt::Parser) -> Result<Task, lexopt::Error> {
     match name.as_str() {
         "help" => Ok(Task::Help),
         "setup" => {
-            let mut force = false;
+            let mut request = setup::Request::default();
             while let Some(argument) = arguments.next()? {
                 match argument {
-                    Long("force") => force = true,
+                    Long("force") => request.force = true,
+                    Long("torch") => {
+                        request.release = Some(release(&arguments.value()?.string()?)?)
+                    }
                     other => return Err(other.unexpected()),
                 }
             }
-            Ok(Task::Setup { force })
+            Ok(Task::Setup(request))
         }
         "test" => {
             let mut options = test::Options::default();
             while let Some(argument) = arguments.next()? {
                 match argument {
                     Long("long") => options.long = true,
+                    Long("torch") => {
+                        let names = arguments.value()?.string()?;
+                        let releases: Result<Vec<_>, _> = names.split(',').map(release).collect();
+                        options.torch.extend(releases?);
+                    }
                     Value(filter) if options.filter.is_none() => {
                         options.filter = Some(filter.string()?);
                     }
@@ -123,6 +137,10 @@ fn parse(mut arguments: lexopt::Parser) -> Result<Task, lexopt::Error> {
     }
 }
 
+fn release(name: &str) -> Result<&'static Release, lexopt::Error> {
+    Release::named(name).map_err(|error| lexopt::Error::Custom(Box::new(error)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -134,17 +152,37 @@ mod tests {
     #[test]
     fn a_task_and_its_options_are_read() {
         assert_eq!(parsed(&[]), Ok(Task::Help));
-        assert_eq!(parsed(&["setup"]), Ok(Task::Setup { force: false }));
+        let request = setup::Request::default();
+        assert_eq!(parsed(&["setup"]), Ok(Task::Setup(request)));
+        let request = setup::Request {
+            force: true,
+            release: None,
+        };
+        assert_eq!(parsed(&["setup", "--force"]), Ok(Task::Setup(request)));
+        let named = |name| Release::named(name).expect("a release");
+        let request = setup::Request {
+            force: false,
+            release: Some(named("2.11.0")),
+        };
         assert_eq!(
-            parsed(&["setup", "--force"]),
-            Ok(Task::Setup { force: true })
+            parsed(&["setup", "--torch", "2.11"]),
+            Ok(Task::Setup(request))
         );
         let options = test::Options {
             long: true,
             filter: Some("replay".into()),
+            torch: Vec::new(),
         };
         assert_eq!(
             parsed(&["test", "--long", "replay"]),
+            Ok(Task::Test(options))
+        );
+        let options = test::Options {
+            torch: vec![named("2.10"), named("2.15")],
+            ..test::Options::default()
+        };
+        assert_eq!(
+            parsed(&["test", "--torch=2.10,2.15.0"]),
             Ok(Task::Test(options))
         );
         assert_eq!(parsed(&["demo", "--steps=9"]), Ok(Task::Demo { steps: 9 }));
@@ -158,6 +196,13 @@ mod tests {
         assert!(error.contains("`deploy`"), "{error}");
         let error = parsed(&["setup", "--fast"]).expect_err("no such option");
         assert!(error.contains("--fast"), "{error}");
+        let error = parsed(&["setup", "--torch", "2.9"]).expect_err("too old");
+        assert!(
+            error.contains("torch 2.9 is too old") && error.contains("2.10.0"),
+            "{error}"
+        );
+        let error = parsed(&["test", "--torch", "2.15,2.99"]).expect_err("unknown");
+        assert!(error.contains("2.99"), "{error}");
         let error = parsed(&["bench", "lunch"]).expect_err("no such benchmark");
         assert!(error.contains("`lunch`"), "{error}");
         assert!(

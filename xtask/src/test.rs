@@ -5,6 +5,7 @@
 
 mod count;
 mod python;
+mod versions;
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
@@ -13,9 +14,15 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use self::count::Count;
+use self::versions::Extent;
 use crate::python_environment;
 use crate::setup;
+use crate::setup::releases::Release;
 use crate::workspace::Workspace;
+
+/// Chooses the packages that are tested besides xtask. All that builds them uses this: with other packages, the features of
+/// dependencies differ, and much is compiled again.
+const CRATES: [&str; 2] = ["--workspace", "--exclude=xtask"];
 
 /// What of the tests to run.
 #[derive(Debug, Default, PartialEq)]
@@ -24,6 +31,8 @@ pub struct Options {
     pub long: bool,
     /// Only tests whose name contains this; leaves out formatting and lints.
     pub filter: Option<String>,
+    /// If not empty, only the tests that depend on libtorch, with each of these.
+    pub torch: Vec<&'static Release>,
 }
 
 impl Options {
@@ -34,35 +43,93 @@ impl Options {
     }
 }
 
-/// One command of the run.
+/// One line of the table: commands that all run, in order.
 struct Stage {
-    name: &'static str,
-    command: Command,
+    name: String,
+    commands: Vec<Command>,
+}
+
+impl Stage {
+    fn new(name: &str, command: Command) -> Self {
+        Self {
+            name: name.to_owned(),
+            commands: vec![command],
+        }
+    }
 }
 
 /// How a stage went.
 struct Outcome {
-    name: &'static str,
+    name: String,
     succeeded: bool,
     count: Count,
     elapsed: Duration,
 }
 
+impl Outcome {
+    /// Of a stage that failed before its first command.
+    fn not_started(name: String) -> Self {
+        Self {
+            name,
+            succeeded: false,
+            count: Count::default(),
+            elapsed: Duration::ZERO,
+        }
+    }
+}
+
 /// Runs set-up and then all stages; errors if any failed.
 pub fn run(workspace: &Workspace, options: &Options) -> Result<()> {
-    setup::run(workspace, false)?;
     let mut outcomes = Vec::new();
-    for stage in stages(workspace, options)? {
-        outcomes.push(run_stage(stage)?);
+    let mut on_versions = Vec::new();
+    if options.torch.is_empty() {
+        let libtorch = setup::run(workspace, &setup::Request::default())?;
+        for mut stage in stages(workspace, options)? {
+            for command in &mut stage.commands {
+                libtorch.give_to(command);
+            }
+            outcomes.push(run_stage(stage)?);
+        }
+        on_versions.extend(versions::wanted(options, libtorch.number()));
+    } else {
+        let full = |release: &&'static Release| (*release, Extent::Full);
+        on_versions.extend(options.torch.iter().map(full));
+    }
+    if !on_versions.is_empty() {
+        outcomes.extend(run_versions(workspace, options, &on_versions)?);
     }
     summarise(&outcomes, options)
+}
+
+/// Runs the stages of other versions of libtorch. One that cannot be fetched fails its stage and no other.
+fn run_versions(
+    workspace: &Workspace,
+    options: &Options,
+    wanted: &[(&'static Release, Extent)],
+) -> Result<Vec<Outcome>> {
+    let binaries = versions::build(workspace)?;
+    let mut outcomes = Vec::new();
+    for &(release, extent) in wanted {
+        let name = versions::name(release, extent);
+        println!("\n== {name}");
+        outcomes.push(
+            match versions::stage(workspace, &binaries, release, extent, options) {
+                Ok(stage) => run_stage(stage)?,
+                Err(error) => {
+                    eprintln!("error: {error:#}");
+                    Outcome::not_started(name)
+                }
+            },
+        );
+    }
+    Ok(outcomes)
 }
 
 fn stages(workspace: &Workspace, options: &Options) -> Result<Vec<Stage>> {
     let stage = |name, arguments: &[&str]| {
         let mut command = workspace.cargo();
         command.args(arguments);
-        Stage { name, command }
+        Stage::new(name, command)
     };
     let mut stages = Vec::new();
     if options.filter.is_none() {
@@ -84,16 +151,16 @@ fn stages(workspace: &Workspace, options: &Options) -> Result<Vec<Stage>> {
             "xtask and tidy",
             &["test", "--package=xtask", "--no-fail-fast"],
         ),
-        stage(
-            "crates",
-            &["test", "--workspace", "--exclude=xtask", "--no-fail-fast"],
-        ),
+        stage("crates", &["test", "--no-fail-fast"]),
     ];
+    for command in &mut tests[1].commands {
+        command.args(CRATES);
+    }
     let torchrun = match options.needs_torchrun() {
         true => Some(python_environment::prepare_torchrun(workspace)?),
         false => None,
     };
-    for Stage { command, .. } in &mut tests {
+    for command in tests.iter_mut().flat_map(|stage| &mut stage.commands) {
         command.args(&options.filter);
         if options.long {
             command.args(["--", "--include-ignored"]);
@@ -107,16 +174,31 @@ fn stages(workspace: &Workspace, options: &Options) -> Result<Vec<Stage>> {
     Ok(stages)
 }
 
-/// Runs one stage, passing its standard output on line by line while counting the tests in it.
+/// Runs one stage, all of its commands even where one fails.
 fn run_stage(stage: Stage) -> Result<Outcome> {
-    let Stage { name, mut command } = stage;
-    println!("\n== {name}: {}", shown(&command));
+    let Stage { name, commands } = stage;
     let start = Instant::now();
+    let mut count = Count::default();
+    let mut succeeded = true;
+    for command in commands {
+        println!("\n== {name}: {}", shown(&command));
+        succeeded &= run_command(command, &mut count)?;
+    }
+    Ok(Outcome {
+        name,
+        succeeded,
+        count,
+        elapsed: start.elapsed(),
+    })
+}
+
+/// Runs one command, passing its standard output on line by line while counting the tests in it; returns whether it
+/// succeeded.
+fn run_command(mut command: Command, count: &mut Count) -> Result<bool> {
     let mut child = command
         .stdout(Stdio::piped())
         .spawn()
         .with_context(|| format!("cannot start {}", shown(&command)))?;
-    let mut count = Count::default();
     if let Some(output) = child.stdout.take() {
         for line in BufReader::new(output).split(b'\n') {
             let line = line?;
@@ -125,12 +207,7 @@ fn run_stage(stage: Stage) -> Result<Outcome> {
             println!("{text}");
         }
     }
-    Ok(Outcome {
-        name,
-        succeeded: child.wait()?.success(),
-        count,
-        elapsed: start.elapsed(),
-    })
+    Ok(child.wait()?.success())
 }
 
 /// Prints the table of stages and the closing line.
@@ -152,12 +229,12 @@ fn summarise(outcomes: &[Outcome], options: &Options) -> Result<()> {
             count.to_string()
         };
         println!(
-            "{name:<16} {result:<8} {:>6.1} s  {tests}",
+            "{name:<18} {result:<8} {:>6.1} s  {tests}",
             elapsed.as_secs_f64()
         );
         total += *count;
         if !succeeded {
-            failed_stages.push(*name);
+            failed_stages.push(name.as_str());
         }
     }
     if let Some(filter) = &options.filter
@@ -189,10 +266,7 @@ mod tests {
     fn stage(script: &str) -> Stage {
         let mut command = Command::new("sh");
         command.args(["-c", script]);
-        Stage {
-            name: "script",
-            command,
-        }
+        Stage::new("script", command)
     }
 
     #[test]
@@ -207,6 +281,23 @@ mod tests {
         summarise(&[good], &Options::default()).expect("all is well");
         let error = summarise(&[bad], &Options::default()).expect_err("a stage failed");
         assert_eq!(error.to_string(), "failed: script");
+    }
+
+    #[test]
+    fn all_commands_of_a_stage_run_and_one_failure_fails_it() {
+        let mut both = stage("echo 'test result: FAILED. 1 passed; 2 failed;'; exit 101");
+        let good = stage("echo 'test result: ok. 3 passed; 0 failed;'");
+        both.commands.extend(good.commands);
+        let outcome = run_stage(both).expect("runs");
+        assert!(!outcome.succeeded);
+        assert_eq!((outcome.count.passed, outcome.count.failed), (4, 2));
+    }
+
+    #[test]
+    fn a_version_that_is_not_there_is_a_failure() {
+        let missing = Outcome::not_started("torch 2.10.0".into());
+        let error = summarise(&[missing], &Options::default()).expect_err("it did not run");
+        assert_eq!(error.to_string(), "failed: torch 2.10.0");
     }
 
     #[test]

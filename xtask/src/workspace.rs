@@ -32,12 +32,12 @@ impl Workspace {
         &self.root
     }
 
-    /// The ignored folder that holds libtorch and what set-up needs beside it.
+    /// The ignored folder that holds the versions of libtorch and what set-up needs beside them.
     pub fn libtorch_home(&self) -> PathBuf {
         self.root.join(".libtorch")
     }
 
-    /// Where `.cargo/config.toml` makes every cargo command look for libtorch.
+    /// Where programs that run from this checkout look for libtorch at last; a link to the one in use.
     pub fn libtorch(&self) -> PathBuf {
         self.libtorch_home().join("torch")
     }

@@ -48,7 +48,7 @@ pub fn run(workspace: &Workspace, arguments: &[OsString]) -> Result<()> {
         print!("{USAGE}");
         return Ok(());
     };
-    setup::run(workspace, false)?;
+    let libtorch = setup::run(workspace, &setup::Request::default())?;
     workspace.build_release()?;
     let environment = python_environment::prepare(workspace)?;
     let folder = workspace.target_dir()?.join("bench-ray");
@@ -57,7 +57,8 @@ pub fn run(workspace: &Workspace, arguments: &[OsString]) -> Result<()> {
             .context("cannot empty the folder of the last benchmark")?;
     }
     std::fs::create_dir_all(&folder)?;
-    let cluster = Cluster::start(&environment, &workspace.root().join("python"), &folder)?;
+    let package = workspace.root().join("python");
+    let cluster = Cluster::start(&environment, &package, &libtorch, &folder)?;
     let ray = vec![
         "--cluster=ray".to_owned(),
         format!("--ray_address={}", cluster.address()),
@@ -71,7 +72,8 @@ pub fn run(workspace: &Workspace, arguments: &[OsString]) -> Result<()> {
             ("ray", &ray, &mut on_ray),
         ] {
             let storage = folder.join(format!("{name}-{turn}"));
-            let command = command(workspace, &environment, &storage, options.steps, extra)?;
+            let mut command = command(workspace, &environment, &storage, options.steps, extra)?;
+            libtorch.give_to(&mut command);
             let measured = measure(command, &storage, options.steps)?;
             println!("turn {turn}, {name}: {measured:.4?}");
             results.push(measured);

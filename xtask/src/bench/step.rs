@@ -47,11 +47,12 @@ pub fn run(workspace: &Workspace, arguments: &[OsString]) -> Result<()> {
     {
         options.configurations = guard.configurations();
     }
+    let mut libtorch = None;
     if !options.peers_only {
-        setup::run(workspace, false)?;
+        libtorch = Some(setup::run(workspace, &setup::Request::default())?);
         workspace.build_release()?;
     }
-    let place = Place::find(workspace, &options)?;
+    let place = Place::find(workspace, libtorch, &options)?;
     let machine = Machine::look(workspace)?;
     println!("{machine}");
     let mut results = Vec::new();

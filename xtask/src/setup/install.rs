@@ -1,19 +1,24 @@
-//! What is at `.libtorch/torch` now, and the two ways to put something else there.
+//! What is at `.libtorch/torch` and beside it now, and the ways to put something else there.
 
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
+use super::releases::{RELEASES, Release};
 use super::{manifest, version};
 
-/// What [`inspect`] found in place.
+/// What was found in place.
 #[derive(Debug)]
 pub enum Found {
     Nothing,
-    /// Complete and of the right version; a few words on where it came from.
-    Working(String),
+    /// Complete and of a version that serves.
+    Working {
+        version: String,
+        /// A few words on where it came from.
+        origin: String,
+    },
     /// Something is there that cannot be used; why.
     Damaged(String),
 }
@@ -25,31 +30,65 @@ pub fn inspect(place: &Path) -> Found {
     }
     let managed = manifest::exists(place);
     let check = || {
-        version::require(place)?;
+        let version = version::require(place)?;
         if managed {
             manifest::verify(place)?;
         }
-        Ok::<_, anyhow::Error>(())
+        Ok::<_, anyhow::Error>(version)
     };
     match check() {
         Err(error) => Found::Damaged(format!("{error:#}")),
-        Ok(()) => Found::Working(match fs::read_link(place) {
-            Ok(target) => format!("a link to {}", target.display()),
-            Err(_) if managed => "CPU build, fetched earlier, all files verified".into(),
-            Err(_) => "put there by hand".into(),
-        }),
+        Ok(version) => Found::Working {
+            version,
+            origin: match fs::read_link(place) {
+                _ if managed => "CPU build, fetched earlier, all files verified".into(),
+                Ok(target) => format!("a link to {}", target.display()),
+                Err(_) => "put there by hand".into(),
+            },
+        },
     }
 }
 
-/// Makes `place` a link to the libtorch in `target`.
+/// As [`inspect`], for a folder that only set-up writes: it must be whole and of `release`.
+pub fn inspect_fetched(folder: &Path, release: &Release) -> Found {
+    let check = |stated: &str| {
+        if version::number(stated) != release.version {
+            bail!("it states the version {stated}");
+        }
+        if !manifest::exists(folder) {
+            bail!("its manifest is missing");
+        }
+        Ok(())
+    };
+    match inspect(folder) {
+        Found::Working { version, origin } => match check(&version) {
+            Ok(()) => Found::Working { version, origin },
+            Err(error) => Found::Damaged(format!("{error:#}")),
+        },
+        other => other,
+    }
+}
+
+/// The release that the link `place` chooses, whether or not it is whole.
+pub fn chosen(place: &Path) -> Option<&'static Release> {
+    let target = fs::read_link(place).ok()?;
+    RELEASES
+        .iter()
+        .find(|release| Path::new(release.version) == target)
+}
+
+/// Makes `place` a link to the libtorch in `target`; a relative path starts in the folder of `place`. Where there is a
+/// link already it is replaced in one step: who opens a file below `place` finds the old libtorch or the new one.
 pub fn link(place: &Path, target: &Path) -> Result<()> {
-    let target =
-        fs::canonicalize(target).with_context(|| format!("cannot resolve {}", target.display()))?;
     let home = place.parent().unwrap_or(place);
     let new = home.join("new-link");
     let _ = fs::remove_file(&new); // left by a run that was cut off
-    symlink(&target, &new).with_context(|| format!("cannot make a link in {}", home.display()))?;
-    put(place, &new, &home.join("replaced"))
+    symlink(target, &new).with_context(|| format!("cannot make a link in {}", home.display()))?;
+    match fs::symlink_metadata(place) {
+        Ok(metadata) if metadata.is_dir() => put(place, &new, &home.join("replaced")),
+        _ => fs::rename(&new, place)
+            .with_context(|| format!("cannot rename {} to {}", new.display(), place.display())),
+    }
 }
 
 /// Renames `new` to `place`. What was there is moved to `aside` first and removed last, so that `place` is missing

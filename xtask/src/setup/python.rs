@@ -5,8 +5,6 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Result, bail};
 
-use super::version;
-
 /// Prints Python's version, then the version and directory of its torch if it has one. torch is located but not
 /// imported: importing takes seconds and fails where a driver is missing.
 const INSPECT: &str = r#"
@@ -33,14 +31,8 @@ pub struct Python {
 pub struct PythonTorch {
     /// As the package states it, for example `2.13.0+cu130`.
     pub version: String,
-    /// The package directory, which is laid out as a libtorch: `include` and `lib`.
+    /// The package directory, which is laid out as a libtorch: `lib`, and `version.py`.
     pub directory: PathBuf,
-}
-
-impl PythonTorch {
-    pub fn version_number(&self) -> &str {
-        version::number(&self.version)
-    }
 }
 
 impl Python {
@@ -49,8 +41,9 @@ impl Python {
         commands.iter().find_map(|command| Self::inspect(command))
     }
 
-    pub fn torch(&self) -> Option<&PythonTorch> {
-        self.torch.as_ref()
+    /// Its torch package, if it has one.
+    pub fn into_torch(self) -> Option<PythonTorch> {
+        self.torch
     }
 
     /// `python -m pip`, not in the user's directory, where a file named like a module could be imported instead.
@@ -72,12 +65,10 @@ impl Python {
         if !works {
             bail!(
                 "{} {}.{} has no pip, which set-up needs to fetch libtorch. Install it (on Debian and Ubuntu: apt \
-                 install python3-pip; elsewhere: python3 -m ensurepip), or set LIBTORCH to the directory of a \
-                 libtorch {}",
+                 install python3-pip; elsewhere: python3 -m ensurepip), or set LIBTORCH to the folder of a libtorch",
                 self.command.display(),
                 self.version.0,
-                self.version.1,
-                version::TORCH_VERSION
+                self.version.1
             );
         }
         Ok(())

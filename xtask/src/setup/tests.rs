@@ -2,9 +2,12 @@
 
 use std::fs;
 use std::io::Write;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::releases::RELEASES;
 use super::*;
 
 /// A checkout with a fake Python beside it.
@@ -19,12 +22,13 @@ impl Fixture {
         let directory = tempfile::tempdir().expect("temporary directory");
         let at = directory.path();
         make_wheels(&at.join("index"));
-        make_libtorch(&at.join("site/torch"), torch.unwrap_or(TORCH_VERSION));
+        make_libtorch(&at.join("site/torch"), torch.unwrap_or(NEWEST.version));
         let has_torch = match torch {
             Some(version) => format!("echo {version}+cpu; echo {}/site/torch", at.display()),
             None => ":".to_owned(),
         };
-        // `-c` is the inspection; otherwise the arguments are `-m pip ...`, and the last one is the requirement.
+        // `-c` is the inspection; otherwise the arguments are `-m pip ...`, and the last one is the requirement, whose
+        // wheel is named almost like it.
         let script = format!(
             r#"#!/bin/sh
 if [ "$1" = -c ]; then echo 3.11; {has_torch}; exit 0; fi
@@ -33,12 +37,7 @@ case "$*" in *--version) exit 0;; esac
 [ -e {at}/offline ] && {{ echo "ERROR: Max retries exceeded" >&2; exit 1; }}
 while [ "$1" != --dest ]; do shift; done
 echo "$3" >> {at}/fetched
-case "$3" in
-    torch*) name=torch-2.13.0- ;;
-    *cupti*) name=nvidia_cuda_cupti-13.0.85- ;;
-    *) name=nvidia_cuda_runtime-13.0.96- ;;
-esac
-cp {at}/index/$name* "$2"
+cp {at}/index/$(echo "$3" | sed 's/-/_/g; s/==/-/')-* "$2"
 "#,
             at = at.display()
         );
@@ -56,7 +55,6 @@ cp {at}/index/$name* "$2"
         let surroundings = Surroundings {
             libtorch: None,
             pythons: vec![python],
-            compiler: "c++".into(),
         };
         Self {
             directory,
@@ -72,8 +70,44 @@ cp {at}/index/$name* "$2"
         Workspace::at(&self.path("checkout"))
     }
 
+    /// What is in use after a run of `cargo xtask setup` with what `request` says: where from, and the version.
+    fn ask(&self, request: &Request) -> Result<(String, String), String> {
+        provide(&self.workspace(), &self.surroundings, request)
+            .map(|libtorch| (libtorch.origin, libtorch.version))
+            .map_err(|error| format!("{error:#}"))
+    }
+
     fn provide(&self) -> Result<String, String> {
-        provide(&self.workspace(), &self.surroundings, false).map_err(|error| format!("{error:#}"))
+        self.ask(&Request::default()).map(|(origin, _)| origin)
+    }
+
+    fn provide_release(&self, name: &str) -> Result<String, String> {
+        let release = Release::named(name).map_err(|error| error.to_string())?;
+        let request = Request {
+            release: Some(release),
+            force: false,
+        };
+        self.ask(&request).map(|(origin, _)| origin)
+    }
+
+    fn link(&self) -> PathBuf {
+        fs::read_link(self.workspace().libtorch()).expect("a link")
+    }
+
+    /// The names in `.libtorch`.
+    fn held(&self) -> Vec<String> {
+        let mut names: Vec<_> = fs::read_dir(self.workspace().libtorch_home())
+            .expect("list")
+            .map(|entry| {
+                entry
+                    .expect("entry")
+                    .file_name()
+                    .into_string()
+                    .expect("a name")
+            })
+            .collect();
+        names.sort();
+        names
     }
 
     /// How many downloads there were since the last call.
@@ -89,18 +123,14 @@ cp {at}/index/$name* "$2"
 fn libtorch_files(version: &str) -> Vec<(&'static str, Vec<u8>)> {
     let directory = tempfile::tempdir().expect("temporary directory");
     let library = directory.path().join("empty.so");
-    let status = Command::new("c++")
-        .args(["-shared", "-x", "c++", "/dev/null", "-o"])
+    let status = Command::new("cc")
+        .args(["-shared", "-x", "c", "/dev/null", "-o"])
         .arg(&library)
         .status()
         .expect("run the compiler");
     assert!(status.success(), "the compiler made no library");
     let library = fs::read(library).expect("read the library");
     vec![
-        (
-            "include/torch/csrc/api/include/torch/torch.h",
-            b"// a header".to_vec(),
-        ),
         ("lib/libtorch_cpu.so", library.clone()),
         ("lib/libtorch.so", library.clone()),
         ("lib/libc10.so", library),
@@ -119,38 +149,67 @@ fn make_libtorch(directory: &Path, version: &str) {
     }
 }
 
+/// The wheels of three releases, with what they need on this machine.
 fn make_wheels(index: &Path) {
     fs::create_dir_all(index).expect("create");
-    let torch = libtorch_files(TORCH_VERSION)
-        .into_iter()
-        .map(|(path, content)| (format!("torch/{path}"), content))
-        .chain([(
-            "torch/lib/libtorch_cuda.so".to_owned(),
-            b"unneeded".to_vec(),
-        )])
-        .collect();
-    let library = |name: &str| vec![(format!("nvidia/cu13/lib/{name}"), b"stand-in".to_vec())];
-    for (wheel, files) in [
-        ("torch-2.13.0-cp311-cp311-any.whl", torch),
+    for version in ["2.10.0", "2.11.0", "2.15.0"] {
+        let mut files: Vec<_> = libtorch_files(version)
+            .into_iter()
+            .map(|(path, content)| (format!("torch/{path}"), content))
+            .collect();
+        for unneeded in ["torch/lib/libtorch_cuda.so", "torch/include/torch/torch.h"] {
+            files.push((unneeded.to_owned(), b"unneeded".to_vec()));
+        }
+        make_wheel(&index.join(format!("torch-{version}-cp312-any.whl")), files);
+    }
+    let library = |path: &str| vec![(path.to_owned(), b"stand-in".to_vec())];
+    for (wheel, file) in [
+        (
+            "nvidia_cuda_cupti_cu12-12.8.90-any.whl",
+            "nvidia/cuda_cupti/lib/libcupti.so.12",
+        ),
+        (
+            "nvidia_cuda_runtime_cu12-12.8.90-any.whl",
+            "nvidia/cuda_runtime/lib/libcudart.so.12",
+        ),
         (
             "nvidia_cuda_cupti-13.0.85-any.whl",
-            library("libcupti.so.13"),
+            "nvidia/cu13/lib/libcupti.so.13",
         ),
         (
             "nvidia_cuda_runtime-13.0.96-any.whl",
-            library("libcudart.so.13"),
+            "nvidia/cu13/lib/libcudart.so.13",
+        ),
+        (
+            "nvidia_cuda_cupti-13.2.86-any.whl",
+            "nvidia/cu13/lib/libcupti.so.13",
+        ),
+        (
+            "nvidia_cuda_runtime-13.2.86-any.whl",
+            "nvidia/cu13/lib/libcudart.so.13",
         ),
     ] {
-        let file = fs::File::create(index.join(wheel)).expect("create");
-        let mut archive = zip::ZipWriter::new(file);
-        for (path, content) in files {
-            archive
-                .start_file(path, zip::write::SimpleFileOptions::default())
-                .expect("start a member");
-            archive.write_all(&content).expect("write a member");
-        }
-        archive.finish().expect("finish the wheel");
+        make_wheel(&index.join(wheel), library(file));
     }
+}
+
+fn make_wheel(path: &Path, files: Vec<(String, Vec<u8>)>) {
+    let file = fs::File::create(path).expect("create");
+    let mut archive = zip::ZipWriter::new(file);
+    for (path, content) in files {
+        archive
+            .start_file(path, zip::write::SimpleFileOptions::default())
+            .expect("start a member");
+        archive.write_all(&content).expect("write a member");
+    }
+    archive.finish().expect("finish the wheel");
+}
+
+/// Leaves half of a file.
+fn cut(path: &Path) -> Vec<u8> {
+    let whole = fs::read(path).expect("read");
+    fs::write(path, &whole[..whole.len() / 2]).expect("cut the file");
+    whole
 }
 
 #[test]
@@ -162,16 +221,20 @@ fn a_first_run_fetches_and_a_second_fetches_nothing() {
     let libtorch = fixture.workspace().libtorch();
     assert!(libtorch.join("lib/libcupti.so.13").exists());
     assert!(!libtorch.join("lib/libtorch_cuda.so").exists());
+    assert!(
+        !libtorch.join("include").exists(),
+        "nothing is compiled against it"
+    );
+    assert_eq!(fixture.link(), Path::new("2.15.0"));
 
     let message = fixture.provide().expect("second run");
     assert!(message.contains("fetched earlier"), "{message}");
     assert_eq!(fixture.downloads(), 0);
-    let mut left: Vec<_> = fs::read_dir(fixture.workspace().libtorch_home())
-        .expect("list")
-        .map(|entry| entry.expect("entry").file_name())
-        .collect();
-    left.sort();
-    assert_eq!(left, ["lock", "torch"], "nothing temporary stays");
+    assert_eq!(
+        fixture.held(),
+        ["2.15.0", "lock", "torch"],
+        "nothing temporary stays"
+    );
 }
 
 #[test]
@@ -180,22 +243,136 @@ fn damage_is_healed() {
     fixture.provide().expect("first run");
     fixture.downloads();
     let library = fixture.workspace().libtorch().join("lib/libtorch_cpu.so");
-    let whole = fs::read(&library).expect("read");
-    fs::write(&library, &whole[..whole.len() / 2]).expect("cut the library");
+    let whole = cut(&library);
     fixture.provide().expect("healing run");
     assert_eq!(fixture.downloads(), 3);
     assert_eq!(fs::read(&library).expect("read"), whole);
 }
 
 #[test]
+fn a_damaged_manifest_is_healed() {
+    let fixture = Fixture::new(None);
+    fixture.provide_release("2.11").expect("first run");
+    fixture.downloads();
+    let folder = fixture.workspace().libtorch_home().join("2.11.0");
+    let manifest = folder.join("tandem-manifest.txt");
+    let whole = fs::read_to_string(&manifest).expect("read");
+    for damaged in ["", "not a manifest\n", "00000000 1 lib/libtorch_cpu.so\n"] {
+        fs::write(&manifest, damaged).expect("write");
+        fixture.provide().expect("healing run");
+        assert_eq!(fixture.downloads(), 3, "{damaged:?}");
+        assert_eq!(fs::read_to_string(&manifest).expect("read"), whole);
+        // The version that was chosen, not the newest.
+        assert_eq!(fixture.held(), ["2.11.0", "lock", "torch"]);
+    }
+    // Without a manifest, nobody knows whether a folder of set-up is whole: it is not asked for by name then.
+    fs::remove_file(&manifest).expect("remove");
+    fixture.provide_release("2.11").expect("healing run");
+    assert_eq!(fixture.downloads(), 3);
+    assert_eq!(fs::read_to_string(&manifest).expect("read"), whole);
+}
+
+#[test]
+fn several_versions_stay_side_by_side() {
+    let fixture = Fixture::new(None);
+    fixture.provide().expect("the newest");
+    assert_eq!(fixture.downloads(), 3);
+    let home = fixture.workspace().libtorch_home();
+
+    let origin = fixture.provide_release("2.10").expect("the oldest");
+    assert!(origin.contains("fetched with pip"), "{origin}");
+    // On aarch64 this one is a build without CUDA.
+    let cuda = usize::from(std::env::consts::ARCH != "aarch64");
+    assert_eq!(fixture.downloads(), 1 + 2 * cuda);
+    assert_eq!(home.join("2.10.0/lib/libcupti.so.12").exists(), cuda == 1);
+    assert_eq!(fixture.link(), Path::new("2.10.0"));
+    assert_eq!(fixture.held(), ["2.10.0", "2.15.0", "lock", "torch"]);
+
+    // What was chosen stays chosen until another one is.
+    let (_, version) = fixture.ask(&Request::default()).expect("plain run");
+    assert_eq!(version, "2.10.0");
+    fixture.provide_release("2.15.0").expect("switch back");
+    assert_eq!(fixture.link(), Path::new("2.15.0"));
+    fixture.provide_release("2.10.0").expect("and forth");
+    let force = Request {
+        force: true,
+        release: None,
+    };
+    let (_, version) = fixture.ask(&force).expect("choose again");
+    assert_eq!(version, "2.15.0");
+    assert_eq!(fixture.link(), Path::new("2.15.0"));
+    assert_eq!(fixture.downloads(), 0, "both are there");
+}
+
+#[test]
+fn the_link_is_switched_without_a_gap() {
+    let fixture = Fixture::new(None);
+    for release in ["2.10", "2.11"] {
+        fixture.provide_release(release).expect("fetched");
+    }
+    let place = fixture.workspace().libtorch();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| {
+            let mut reads = 0;
+            while !done.load(Ordering::Relaxed) {
+                fs::read(place.join("version.py")).expect("it is always there");
+                reads += 1;
+            }
+            reads
+        });
+        for turn in 0..500 {
+            let target = ["2.10.0", "2.11.0"][turn % 2];
+            install::link(&place, Path::new(target)).expect("switch");
+        }
+        done.store(true, Ordering::Relaxed);
+        let reads = reader.join().expect("no read failed");
+        assert!(reads > 0, "nothing was read meanwhile");
+    });
+    assert_eq!(fixture.link(), Path::new("2.11.0"));
+}
+
+#[test]
+fn a_folder_in_the_place_of_the_link_is_used_and_replaced_on_request() {
+    let fixture = Fixture::new(None);
+    let place = fixture.workspace().libtorch();
+    make_libtorch(&place, "2.13.0");
+    let origin = fixture.provide().expect("it serves");
+    assert!(origin.contains("by hand"), "{origin}");
+    assert_eq!(fixture.downloads(), 0);
+    fixture.provide_release("2.11").expect("another one");
+    assert_eq!(fixture.link(), Path::new("2.11.0"));
+    assert_eq!(fixture.held(), ["2.11.0", "lock", "torch"]);
+}
+
+#[test]
+fn a_version_that_does_not_load_is_not_switched_to() {
+    let fixture = Fixture::new(None);
+    fixture.provide().expect("the newest");
+    let files = vec![
+        ("torch/lib/libtorch_cpu.so".to_owned(), vec![b'x'; 100]),
+        ("torch/lib/libc10.so".to_owned(), vec![b'x'; 100]),
+        (
+            "torch/version.py".to_owned(),
+            b"__version__ = '2.11.0'\n".to_vec(),
+        ),
+    ];
+    make_wheel(&fixture.path("index/torch-2.11.0-cp312-any.whl"), files);
+    let error = fixture.provide_release("2.11").expect_err("no library");
+    assert!(error.contains("does not load"), "{error}");
+    assert_eq!(fixture.link(), Path::new("2.15.0"), "it still works");
+}
+
+#[test]
 fn a_run_that_was_cut_off_goes_on() {
     let fixture = Fixture::new(None);
     let home = fixture.workspace().libtorch_home();
-    fs::create_dir_all(home.join("partial/torch/lib")).expect("create");
-    fs::write(home.join("partial/torch/lib/libtorch_cpu.so"), "half").expect("write");
+    fs::create_dir_all(home.join("partial/2.15.0/lib")).expect("create");
+    fs::write(home.join("partial/2.15.0/lib/libtorch_cpu.so"), "half").expect("write");
+    symlink("nowhere", home.join("new-link")).expect("link");
     fs::create_dir_all(home.join("wheels")).expect("create");
-    let torch = "torch-2.13.0-cp311-cp311-any.whl";
-    let runtime = "nvidia_cuda_runtime-13.0.96-any.whl";
+    let torch = "torch-2.15.0-cp312-any.whl";
+    let runtime = "nvidia_cuda_runtime-13.2.86-any.whl";
     let index = fixture.path("index");
     fs::copy(index.join(torch), home.join("wheels").join(torch)).expect("copy");
     fs::write(home.join("wheels").join(runtime), "half a wheel").expect("write");
@@ -216,20 +393,43 @@ fn a_run_that_was_cut_off_goes_on() {
 }
 
 #[test]
-fn a_python_torch_of_the_right_version_is_linked() {
-    let fixture = Fixture::new(Some(TORCH_VERSION));
-    let message = fixture.provide().expect("run");
-    assert!(message.contains("Python's torch"), "{message}");
-    assert_eq!(fixture.downloads(), 0);
-    let target = fs::read_link(fixture.workspace().libtorch()).expect("a link");
-    assert!(target.ends_with("site/torch"), "{}", target.display());
+fn a_python_torch_of_a_version_that_serves_is_linked() {
+    for version in ["2.10.0", "2.13.0", NEWEST.version, "2.99.1"] {
+        let fixture = Fixture::new(Some(version));
+        let message = fixture.provide().expect("run");
+        assert!(message.contains("Python's torch"), "{message}");
+        assert_eq!(fixture.downloads(), 0);
+        let target = fixture.link();
+        assert!(target.ends_with("site/torch"), "{}", target.display());
 
-    let message = fixture.provide().expect("second run");
-    assert!(message.contains("a link to"), "{message}");
+        let message = fixture.provide().expect("second run");
+        assert!(message.contains("a link to"), "{message}");
+    }
 }
 
 #[test]
-fn a_python_torch_of_another_version_is_left_alone() {
+fn a_release_that_is_asked_for_goes_before_all_others() {
+    let mut fixture = Fixture::new(Some("2.13.0"));
+    let own = fixture.path("own");
+    make_libtorch(&own, "2.14.0");
+    fixture.surroundings.libtorch = Some(("LIBTORCH", own));
+    let message = fixture.provide_release("2.11").expect("run");
+    assert!(message.contains("fetched with pip"), "{message}");
+    assert_eq!(fixture.link(), Path::new("2.11.0"));
+}
+
+#[test]
+fn a_version_that_set_up_does_not_know_is_refused() {
+    let fixture = Fixture::new(None);
+    let error = fixture.provide_release("2.9.1").expect_err("too old");
+    assert!(error.contains("2.9.1 is too old"), "{error}");
+    for release in RELEASES {
+        assert!(error.contains(release.version), "{error}");
+    }
+}
+
+#[test]
+fn a_python_torch_that_is_too_old_is_left_alone() {
     let fixture = Fixture::new(Some("2.9.1"));
     let message = fixture.provide().expect("run");
     assert!(message.contains("fetched with pip"), "{message}");
@@ -240,8 +440,8 @@ fn a_python_torch_of_another_version_is_left_alone() {
 fn libtorch_from_the_environment_is_used_or_refused() {
     let mut fixture = Fixture::new(None);
     let own = fixture.path("own");
-    make_libtorch(&own, TORCH_VERSION);
-    fixture.surroundings.libtorch = Some(own.clone());
+    make_libtorch(&own, "2.13.0");
+    fixture.surroundings.libtorch = Some(("LIBTORCH", own.clone()));
     let message = fixture.provide().expect("run");
     assert!(message.contains("LIBTORCH"), "{message}");
     assert_eq!(fixture.downloads(), 0);
@@ -250,13 +450,26 @@ fn libtorch_from_the_environment_is_used_or_refused() {
     fs::write(own.join("version.py"), "__version__ = '2.8.0'\n").expect("write");
     let error = fixture.provide().expect_err("another version");
     assert!(
-        error.contains("2.8.0") && error.contains("2.13.0"),
+        error.contains("2.8.0") && error.contains("2.10 or newer"),
         "{error}"
     );
 
-    fixture.surroundings.libtorch = Some(fixture.path("nowhere"));
+    fixture.surroundings.libtorch = Some(("TANDEM_LIBTORCH", fixture.path("nowhere")));
     let error = fixture.provide().expect_err("nothing there");
     assert!(error.contains("not a complete libtorch"), "{error}");
+    assert!(error.contains("TANDEM_LIBTORCH names"), "{error}");
+}
+
+#[test]
+fn the_environment_may_name_the_folder_of_the_libraries() {
+    let mut fixture = Fixture::new(None);
+    make_libtorch(&fixture.path("own"), "2.12.1");
+    fixture.surroundings.libtorch = Some(("LIBTORCH", fixture.path("own/lib")));
+    let (_, version) = fixture.ask(&Request::default()).expect("run");
+    assert_eq!(version, "2.12.1+cu130");
+    // The link is to what holds `lib`, like every other.
+    let place = fixture.workspace().libtorch();
+    assert!(place.join("lib/libtorch_cpu.so").exists());
 }
 
 #[test]

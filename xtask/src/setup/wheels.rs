@@ -1,4 +1,4 @@
-//! A CPU-only libtorch from PyPI: three wheels, of which a part is unpacked.
+//! A CPU-only libtorch from PyPI: the wheels of a release, of which a part is unpacked.
 //!
 //! The torch wheels for Linux are CUDA builds, but their CPU part (`libtorch_cpu.so`) stands alone except for two small
 //! CUDA libraries that its profiler links. Taking just those files gives the same kernels as `pip install torch` for
@@ -15,57 +15,43 @@ use zip::ZipArchive;
 
 use super::manifest::{self, Entry};
 use super::python::Python;
-use super::version::TORCH_VERSION;
+use super::releases::Release;
 
-/// A wheel to fetch. The CUDA libraries are those that torch's own metadata asks for.
-struct Wheel {
-    requirement: &'static str,
-    /// How the wheel's file name begins.
-    file_prefix: &'static str,
-}
+/// The Python whose wheels are fetched; all releases have it. The C++ inside is the same for every Python.
+const PYTHON_VERSION: &str = "3.12";
 
-const WHEELS: [Wheel; 3] = [
-    Wheel {
-        requirement: "torch==2.13.0",
-        file_prefix: "torch-2.13.0-",
-    },
-    Wheel {
-        requirement: "nvidia-cuda-cupti==13.0.85",
-        file_prefix: "nvidia_cuda_cupti-13.0.85-",
-    },
-    Wheel {
-        requirement: "nvidia-cuda-runtime==13.0.96",
-        file_prefix: "nvidia_cuda_runtime-13.0.96-",
-    },
-];
+/// What is said when there is no room.
+const DISK_IS_FULL: &str = "the disk is full: set-up needs about 1.5 GB, of which 0.5 GB stay";
 
-/// The Python versions that torch 2.13.0 has wheels for. The C++ inside is the same for all of them.
-const PYTHON_MINORS: std::ops::RangeInclusive<u32> = 10..=14;
-
-/// Downloads the wheels into `downloads`, except those that are there already from a run that was cut off later.
-/// `tmp` is where pip puts what it has not finished; beside the target, because `/tmp` is often small.
-pub fn download(python: &Python, downloads: &Path, tmp: &Path) -> Result<Vec<PathBuf>> {
-    let platforms = platforms(std::env::consts::OS, std::env::consts::ARCH)?;
+/// Downloads the wheels of `release` into `downloads`, except those that are there already from a run that was cut off
+/// later. `tmp` is where pip puts what it has not finished; beside the target, because `/tmp` is often small.
+pub fn download(
+    release: &Release,
+    python: &Python,
+    downloads: &Path,
+    tmp: &Path,
+) -> Result<Vec<PathBuf>> {
+    let arch = std::env::consts::ARCH;
+    let platforms = platforms(std::env::consts::OS, arch)?;
     for directory in [downloads, tmp] {
         fs::create_dir_all(directory)
             .with_context(|| format!("cannot create {}", directory.display()))?;
     }
     let mut paths = Vec::new();
-    for wheel in WHEELS {
-        if let Some(path) = complete_download(downloads, &wheel)? {
-            println!("{}: downloaded before", wheel.requirement);
+    for requirement in release.requirements(arch) {
+        let prefix = file_prefix(&requirement);
+        if let Some(path) = complete_download(downloads, &prefix)? {
+            println!("{requirement}: downloaded before");
             paths.push(path);
             continue;
         }
-        println!("fetching {} with pip", wheel.requirement);
+        println!("fetching {requirement} with pip");
         python.require_pip()?;
-        run_pip(python, &wheel, &platforms, downloads, tmp)?;
-        match complete_download(downloads, &wheel)? {
+        run_pip(python, &requirement, &platforms, downloads, tmp)?;
+        match complete_download(downloads, &prefix)? {
             Some(path) => paths.push(path),
             None => bail!(
-                "pip downloaded {}, but no whole wheel {}*.whl is in {}",
-                wheel.requirement,
-                wheel.file_prefix,
+                "pip downloaded {requirement}, but no whole wheel {prefix}*.whl is in {}",
                 downloads.display()
             ),
         }
@@ -73,13 +59,18 @@ pub fn download(python: &Python, downloads: &Path, tmp: &Path) -> Result<Vec<Pat
     Ok(paths)
 }
 
+/// How the file name of the wheel of `name==version` begins.
+fn file_prefix(requirement: &str) -> String {
+    let name = requirement.replace('-', "_").replace("==", "-");
+    format!("{name}-")
+}
+
 /// The platform tags to ask pip for, newest first: it does not infer that an older tag also serves.
 fn platforms(os: &str, arch: &str) -> Result<Vec<String>> {
     if os != "linux" || !matches!(arch, "x86_64" | "aarch64") || !cfg!(target_env = "gnu") {
         bail!(
-            "there are no libtorch {TORCH_VERSION} wheels that serve {os} on {arch} with this C library: Tandem runs on \
-             Linux with glibc, on x86_64 and aarch64. If you have built libtorch {TORCH_VERSION} yourself, set \
-             LIBTORCH to its directory"
+            "there are no torch wheels that serve {os} on {arch} with this C library: Tandem runs on Linux with glibc, on \
+             x86_64 and aarch64. If you have built libtorch yourself, set LIBTORCH to its folder"
         );
     }
     let mut tags: Vec<String> = (17..=28)
@@ -91,13 +82,13 @@ fn platforms(os: &str, arch: &str) -> Result<Vec<String>> {
 }
 
 /// The wheel in `downloads`, if it is whole. One that is not is removed.
-fn complete_download(downloads: &Path, wheel: &Wheel) -> Result<Option<PathBuf>> {
+fn complete_download(downloads: &Path, prefix: &str) -> Result<Option<PathBuf>> {
     let entries =
         fs::read_dir(downloads).with_context(|| format!("cannot list {}", downloads.display()))?;
     for entry in entries {
         let path = entry?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        if !name.starts_with(wheel.file_prefix) || !name.ends_with(".whl") {
+        if !name.starts_with(prefix) || !name.ends_with(".whl") {
             continue;
         }
         // A zip file's directory is its end, so a file that was cut off does not open.
@@ -112,17 +103,11 @@ fn complete_download(downloads: &Path, wheel: &Wheel) -> Result<Option<PathBuf>>
 /// Downloads one wheel; pip's progress goes to the terminal.
 fn run_pip(
     python: &Python,
-    wheel: &Wheel,
+    requirement: &str,
     platforms: &[String],
     downloads: &Path,
     tmp: &Path,
 ) -> Result<()> {
-    let (_, minor) = python.version;
-    let minor = if PYTHON_MINORS.contains(&minor) {
-        minor
-    } else {
-        12
-    };
     let mut command = python.pip();
     command
         // pip's cache would keep a second copy of half a gigabyte.
@@ -133,14 +118,14 @@ fn run_pip(
             "--only-binary=:all:",
         ])
         .args(["--implementation", "cp", "--python-version"])
-        .arg(format!("3.{minor}"));
+        .arg(PYTHON_VERSION);
     for platform in platforms {
         command.args(["--platform", platform]);
     }
     command
         .arg("--dest")
         .arg(downloads)
-        .arg(wheel.requirement)
+        .arg(requirement)
         .env("TMPDIR", tmp)
         .stdin(Stdio::null())
         .stderr(Stdio::piped());
@@ -150,7 +135,7 @@ fn run_pip(
         stderr.read_to_string(&mut complaint)?;
     }
     if !child.wait()?.success() {
-        bail!("{}", explain(wheel.requirement, &complaint));
+        bail!("{}", explain(requirement, &complaint));
     }
     Ok(())
 }
@@ -159,7 +144,7 @@ fn run_pip(
 fn explain(requirement: &str, complaint: &str) -> String {
     let says = |needles: &[&str]| needles.iter().any(|needle| complaint.contains(needle));
     let reason = if says(&["No space left on device", "Errno 28"]) {
-        "the disk is full: set-up needs about 1.2 GB, of which 0.5 GB stay".to_owned()
+        DISK_IS_FULL.to_owned()
     } else if says(&[
         "Connection",
         "connection",
@@ -169,15 +154,13 @@ fn explain(requirement: &str, complaint: &str) -> String {
         "ProxyError",
         "SSLError",
     ]) {
-        format!(
-            "the package index cannot be reached. Connect this machine to a network or point pip to your mirror \
-             (PIP_INDEX_URL), or bring a libtorch {TORCH_VERSION} and set LIBTORCH to its directory"
-        )
+        "the package index cannot be reached. Connect this machine to a network or point pip to your mirror \
+         (PIP_INDEX_URL), or bring a libtorch and set LIBTORCH to its folder"
+            .to_owned()
     } else if says(&["No matching distribution found"]) {
-        format!(
-            "the package index that pip uses cannot be reached, or has none for this machine. Point pip to one that \
-             has (PIP_INDEX_URL), or bring a libtorch {TORCH_VERSION} and set LIBTORCH to its directory"
-        )
+        "the package index that pip uses cannot be reached, or has none for this machine. Point pip to one that has \
+         (PIP_INDEX_URL), or bring a libtorch and set LIBTORCH to its folder"
+            .to_owned()
     } else {
         "pip failed".to_owned()
     };
@@ -186,8 +169,8 @@ fn explain(requirement: &str, complaint: &str) -> String {
     format!("cannot fetch {requirement}: {reason}\npip says:\n  {tail}")
 }
 
-/// Unpacks the needed files of the wheels into `libtorch`, as `include/` and `lib/`, and writes their manifest.
-pub fn unpack(wheels: &[PathBuf], libtorch: &Path) -> Result<()> {
+/// Unpacks the needed files of the wheels of `release` into the folder `libtorch`, and writes their manifest.
+pub fn unpack(release: &Release, wheels: &[PathBuf], libtorch: &Path) -> Result<()> {
     let mut entries = Vec::new();
     for path in wheels {
         let shown = path.display();
@@ -211,17 +194,15 @@ pub fn unpack(wheels: &[PathBuf], libtorch: &Path) -> Result<()> {
             // Reading to the end makes the zip reader check the CRC.
             write_file(&libtorch.join(&entry.path), &mut member).map_err(|error| {
                 match error.kind() {
-                    io::ErrorKind::StorageFull => anyhow::anyhow!(
-                        "the disk is full: set-up needs about 1.2 GB, of which 0.5 GB stay"
-                    ),
+                    io::ErrorKind::StorageFull => anyhow::anyhow!(DISK_IS_FULL),
                     _ => anyhow::anyhow!("cannot unpack {} of {shown}: {error}", entry.path),
                 }
             })?;
             entries.push(entry);
         }
     }
-    // torch-sys reads this file, and refuses another version than its own.
-    fs::write(libtorch.join("build-version"), TORCH_VERSION)?;
+    // As the libtorch archives have it.
+    fs::write(libtorch.join("build-version"), release.version)?;
     manifest::write(libtorch, &entries)
 }
 
@@ -230,11 +211,11 @@ fn target_of(member: &str) -> Option<String> {
     if member.ends_with('/') || member.split('/').any(|part| part == "..") {
         return None;
     }
-    if member == "torch/version.py" || member.starts_with("torch/include/") {
+    if member == "torch/version.py" {
         return member.strip_prefix("torch/").map(str::to_owned);
     }
     if let Some(library) = member.strip_prefix("torch/lib/") {
-        // What only CUDA or Python uses. The rest is kept by exclusion because it differs: libgomp may carry a hash
+        // What only CUDA, Python or PyTorch's own tests use. The rest is kept by exclusion because it differs: libgomp may carry a hash
         // in its name, and the aarch64 build needs libraries of ARM.
         let unneeded = [
             "cuda",
@@ -243,6 +224,9 @@ fn target_of(member: &str) -> Option<String> {
             "python",
             "libshm",
             "global_deps",
+            "custom_ops",
+            "backend_with_compiler",
+            "_test",
         ];
         let wanted = !library.contains('/')
             && library.contains(".so")
@@ -250,10 +234,11 @@ fn target_of(member: &str) -> Option<String> {
         return wanted.then(|| format!("lib/{library}"));
     }
     // The two that libtorch_cpu.so itself links; they do nothing where there is no GPU.
-    match member.rsplit_once('/') {
-        Some((_, name @ ("libcupti.so.13" | "libcudart.so.13"))) => Some(format!("lib/{name}")),
-        _ => None,
-    }
+    let (_, name) = member.rsplit_once('/')?;
+    let (library, major) = name.split_once(".so.")?;
+    let linked =
+        matches!(library, "libcupti" | "libcudart") && major.chars().all(|c| c.is_ascii_digit());
+    linked.then(|| format!("lib/{name}"))
 }
 
 fn write_file(path: &Path, content: &mut impl Read) -> io::Result<()> {
@@ -272,10 +257,7 @@ mod tests {
     #[test]
     fn only_the_cpu_part_is_unpacked() {
         let target = |member| target_of(member);
-        assert_eq!(
-            target("torch/include/ATen/ATen.h").as_deref(),
-            Some("include/ATen/ATen.h")
-        );
+        assert_eq!(target("torch/version.py").as_deref(), Some("version.py"));
         assert_eq!(
             target("torch/lib/libgomp-a34b3233.so.1").as_deref(),
             Some("lib/libgomp-a34b3233.so.1")
@@ -288,18 +270,34 @@ mod tests {
             target("nvidia/cu13/lib/libcupti.so.13").as_deref(),
             Some("lib/libcupti.so.13")
         );
+        assert_eq!(
+            target("nvidia/cuda_runtime/lib/libcudart.so.12").as_deref(),
+            Some("lib/libcudart.so.12")
+        );
         for unneeded in [
+            "torch/include/ATen/ATen.h",
+            "torch/lib/libjitbackend_test.so",
             "torch/lib/libtorch_cuda.so",
             "torch/lib/libtorch_python.so",
             "torch/lib/libshm.so",
             "torch/lib/libshm/socket.h",
             "torch/nn/functional.py",
-            "torch/include/",
-            "torch/include/../../escape.h",
+            "torch/lib/",
+            "torch/lib/../../libescape.so",
             "nvidia/cu13/lib/libnvperf_host.so",
+            "nvidia/cu13/lib/libcudart.so.13.py",
         ] {
             assert_eq!(target(unneeded), None, "{unneeded}");
         }
+    }
+
+    #[test]
+    fn a_requirement_names_the_file_of_its_wheel() {
+        assert_eq!(file_prefix("torch==2.10.0"), "torch-2.10.0-");
+        assert_eq!(
+            file_prefix("nvidia-cuda-cupti-cu12==12.8.90"),
+            "nvidia_cuda_cupti_cu12-12.8.90-"
+        );
     }
 
     #[test]

@@ -32,7 +32,7 @@ pub fn stages(workspace: &Workspace, options: &Options) -> Result<Vec<Stage>> {
             // The tests of the crates have just built these.
             .env("TANDEM_REAL_BIN_DIR", &binaries)
             .env("RAY_USAGE_STATS_ENABLED", "0");
-        Stage { name, command }
+        Stage::new(name, command)
     };
     let mut stages = Vec::new();
     if options.filter.is_none() {
@@ -44,11 +44,13 @@ pub fn stages(workspace: &Workspace, options: &Options) -> Result<Vec<Stage>> {
         stages.push(stage("Python lints", "ruff", &["check", "python"]));
     }
     let mut tests = stage("Python tests", "python", &["-m", "pytest", "python"]);
-    if !options.long {
-        tests.command.args(["-m", "not long"]);
-    }
-    if let Some(filter) = &options.filter {
-        tests.command.args(["-k", filter]);
+    for command in &mut tests.commands {
+        if !options.long {
+            command.args(["-m", "not long"]);
+        }
+        if let Some(filter) = &options.filter {
+            command.args(["-k", filter]);
+        }
     }
     stages.push(tests);
     Ok(stages)

@@ -58,7 +58,7 @@ const ALLOWED: [(&str, &[&str]); 12] = [
             "tandem-launch",
         ],
     ),
-    // It fetches libtorch, which all the others need to be built.
+    // It fetches libtorch, which all the others need to run.
     ("xtask", &[]),
 ];
 

@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
+use crate::setup::Libtorch;
+
 /// How long Ray may take to start.
 const START: Duration = Duration::from_secs(120);
 /// How long Ray may take to end before it is killed.
@@ -21,10 +23,18 @@ pub struct Cluster {
 
 impl Cluster {
     /// Starts Ray of the Python in `environment`, with this checkout's package. Its output goes to a file in `folder`.
-    pub fn start(environment: &Path, package: &Path, folder: &Path) -> Result<Self> {
+    pub fn start(
+        environment: &Path,
+        package: &Path,
+        libtorch: &Libtorch,
+        folder: &Path,
+    ) -> Result<Self> {
         let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
         let log = std::fs::File::create(folder.join("ray.log"))?;
-        let head = Command::new(environment.join("bin/ray"))
+        let mut head = Command::new(environment.join("bin/ray"));
+        // Its workers inherit this.
+        libtorch.give_to(&mut head);
+        let head = head
             .args(["start", "--head", "--block", "--disable-usage-stats"])
             .args(["--num-cpus=2", "--include-dashboard=false"])
             .args(["--node-ip-address=127.0.0.1", &format!("--port={port}")])

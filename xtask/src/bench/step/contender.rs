@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use super::configuration::Configuration;
 use super::options::{Options, Peers};
 use super::summary::Measurement;
+use crate::setup::Libtorch;
 use crate::workspace::Workspace;
 
 /// A strategy of ours, with its level of sharding.
@@ -140,6 +141,9 @@ impl Contender {
         let mut command = match self {
             Self::Ours(variant) => {
                 let mut command = Command::new(&place.binary);
+                if let Some(libtorch) = &place.libtorch {
+                    libtorch.give_to(&mut command);
+                }
                 command
                     .args(["bench", "step", "--dtype", "bf16", "--json"])
                     .args(variant.flags());
@@ -187,6 +191,8 @@ const JEMALLOC_PATHS: [&str; 5] = [
 #[derive(Debug)]
 pub struct Place {
     pub binary: PathBuf,
+    /// What ours compute with; the peers have their Python's.
+    pub libtorch: Option<Libtorch>,
     pub programs: PathBuf,
     pub python: PathBuf,
     pub jemalloc: Option<PathBuf>,
@@ -196,13 +202,18 @@ pub struct Place {
 impl Place {
     /// # Errors
     /// If a peer that was asked for by name cannot run.
-    pub fn find(workspace: &Workspace, options: &Options) -> Result<Self> {
+    pub fn find(
+        workspace: &Workspace,
+        libtorch: Option<Libtorch>,
+        options: &Options,
+    ) -> Result<Self> {
         let python = options.python.clone().unwrap_or_else(default_python);
         let mut place = Self {
             binary: match &options.binary {
                 Some(binary) => binary.clone(),
                 None => workspace.release_binary("tandem")?,
             },
+            libtorch,
             programs: workspace.root().join("benches/peers"),
             jemalloc: options.jemalloc.clone().or_else(find_jemalloc),
             python,
@@ -276,6 +287,7 @@ mod tests {
         Place {
             binary: "/built/tandem".into(),
             programs: "/checkout/benches/peers".into(),
+            libtorch: None,
             python: "/venv/bin/python".into(),
             jemalloc: Some("/lib/libjemalloc.so.2".into()),
             peers: Vec::new(),
