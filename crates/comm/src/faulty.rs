@@ -96,7 +96,7 @@ impl FaultyGroup {
 fn corrupt(tensor: &Tensor) {
     if tensor.numel() > 0 {
         let bytes = tensor.view([-1]).view_dtype(Kind::Uint8);
-        let _same = bytes.narrow(0, 0, 1).bitwise_xor_(1);
+        bytes.narrow(0, 0, 1).bitwise_xor_(1);
     }
 }
 

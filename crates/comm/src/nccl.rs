@@ -5,8 +5,8 @@
 //!
 //! Operations are enqueued on a stream of the group's own when they are submitted, so they overlap with computation without
 //! [`Work::start`]. They begin after what the default stream has been given so far, and [`Work::wait`] makes the default
-//! stream, not the host, wait for them. The default stream is the one that libtorch computes on: `tch` has no way to
-//! select another. Only [`barrier`](ProcessGroup::barrier) makes the host wait.
+//! stream, not the host, wait for them. The default stream is the one that libtorch computes on: nothing here
+//! selects another. Only [`barrier`](ProcessGroup::barrier) makes the host wait.
 //!
 //! Every rank gets the same bits, but the order of a reduction is NCCL's choice, and 16-bit sums are rounded as NCCL does.
 //! Ranks that disagree in an operation are not told so: NCCL does not compare, so they end in a timeout or worse.

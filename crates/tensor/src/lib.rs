@@ -1,5 +1,5 @@
-//! The only crate that touches libtorch: devices, and the operations of a decoder as explicit forward and
-//! backward functions. Each takes [`tandem_kernels`] where its tensors are plain ones on the CPU, else libtorch.
+//! The operations of a decoder as explicit forward and backward functions, and the device that they run on. Each takes
+//! [`tandem_kernels`] where its tensors are plain ones on the CPU, else libtorch, which only [`tandem_torch`] knows.
 //!
 //! Nothing here records an autograd graph (no tensor ever requires a gradient): each operation has a function
 //! for its output and one for its gradients, and the caller says what is kept between the two.
@@ -24,4 +24,6 @@ pub mod swiglu;
 
 pub use device::{DeviceChoice, DeviceError};
 pub use tandem_kernels::random;
+/// Which libtorch this process computes with.
+pub use tandem_torch as torch;
 pub use tandem_torch::{Device, HostElement, Kind, Tensor};

@@ -208,12 +208,12 @@ impl Torch {
         let message = what.and_then(|what| {
             // SAFETY: returns this thread's last message, or null.
             let text = unsafe { what() };
+            if text.is_null() {
+                return None;
+            }
             // SAFETY: a C string that stays until this thread's next call.
-            (!text.is_null()).then(|| {
-                unsafe { CStr::from_ptr(text) }
-                    .to_string_lossy()
-                    .into_owned()
-            })
+            let text = unsafe { CStr::from_ptr(text) };
+            Some(text.to_string_lossy().into_owned())
         });
         TorchError::Operation {
             operation: operation.to_owned(),

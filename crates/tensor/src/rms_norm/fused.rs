@@ -113,6 +113,6 @@ fn one_per_row(x: &Tensor) -> Vec<i64> {
 
 /// The weight of the rows of `x`, as fp32: it is short, and every row reads it.
 fn host_f32(weight: &Tensor, x: &Tensor) -> Option<Tensor> {
-    let suits = weight.device() == Device::Cpu && x.size().ends_with(&weight.size());
+    let suits = weight.device() == Device::Cpu && x.size().ends_with(weight.size());
     (suits && weight.dim() == 1).then(|| weight.to_kind(Kind::Float).contiguous())
 }
