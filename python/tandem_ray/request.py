@@ -1,48 +1,27 @@
-"""What the driver is asked to run: one JSON object, checked in full before anything is started."""
+"""What the driver is asked to run: one JSON object, checked in full before anything is started.
+
+It is a run's spec as `tandem` writes it, and `request.schema.json` is what `tandem schema` prints. What a schema cannot
+say is checked by hand.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
+from importlib import resources
 from typing import Any, Final
 
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import ValidationError
+
 from tandem_ray.errors import ConfigError
+from tandem_ray.options import RayOptions, RunOptions
 from tandem_ray.train_config import ENTRY_POINTS, FlagValue
 
 _STRATEGIES: Final = {program: strategy for strategy, program in ENTRY_POINTS.items()}
-_PLACEMENT_STRATEGIES: Final = ("PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD")
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """What Ray's RunConfig decides."""
-
-    storage_path: str
-    # One of these two.
-    name: str | None = None
-    resume_from: str | None = None
-    max_failures: int = 0
-    num_to_keep: int | None = None
-    checkpoint_score_attribute: str | None = None
-    checkpoint_score_order: str = "max"
-
-
-@dataclass(frozen=True)
-class RayOptions:
-    """The cluster and what each worker gets of it."""
-
-    # As of ray.init: None finds or starts a Ray on this machine, "auto" only finds one; or host:port.
-    address: str | None = None
-    use_gpu: bool = False
-    resources_per_worker: dict[str, float] | None = None
-    placement_strategy: str = "PACK"
-    accelerator_type: str | None = None
-    label_selector: dict[str, str] | None = None
-    # How long one failed attempt to get resources may take, and how often it is tried.
-    resource_timeout_s: float = 600.0
-    stop_grace_s: float = 120.0
-    hang_timeout_s: float = 600.0
+_SECTIONS: Final = ("run", "ray")
 
 
 @dataclass(frozen=True)
@@ -71,37 +50,19 @@ def parse_request(text: str) -> Request:
         ConfigError: It is not JSON, lacks something, has something unknown, or a value is of the wrong type.
     """
     try:
-        value = json.loads(text)
+        value = _given(json.loads(text))
     except ValueError as error:
         raise ConfigError(f"the request is not JSON: {error}") from error
-    top = _Fields("the request", value, {"entry_point", "flags", "num_workers", "run", "ray", "binary"})
-    run = _Fields("run", top.take("run", _an_object, {}), set(RunOptions.__dataclass_fields__))
-    cluster = _Fields("ray", top.take("ray", _an_object, {}), set(RayOptions.__dataclass_fields__))
+    wrong = sorted(_validator().iter_errors(value), key=lambda one: [str(name) for name in one.absolute_path])
+    if wrong:
+        raise ConfigError(_why(wrong[0], value))
     request = Request(
-        entry_point=top.require("entry_point", _one_of(tuple(_STRATEGIES))),
-        flags=top.take("flags", _an_object, {}),
-        num_workers=top.require("num_workers", _a_count),
-        binary=top.take("binary", _a_text, None),
-        run=RunOptions(
-            storage_path=run.require("storage_path", _a_text),
-            name=run.take("name", _a_text, None),
-            resume_from=run.take("resume_from", _a_text, None),
-            max_failures=run.take("max_failures", _a_limit, 0),
-            num_to_keep=run.take("num_to_keep", _a_count, None),
-            checkpoint_score_attribute=run.take("checkpoint_score_attribute", _a_text, None),
-            checkpoint_score_order=run.take("checkpoint_score_order", _one_of(("max", "min")), "max"),
-        ),
-        ray=RayOptions(
-            address=cluster.take("address", _a_text, None),
-            use_gpu=cluster.take("use_gpu", _a_flag, default=False),
-            resources_per_worker=cluster.take("resources_per_worker", _resources, None),
-            placement_strategy=cluster.take("placement_strategy", _one_of(_PLACEMENT_STRATEGIES), "PACK"),
-            accelerator_type=cluster.take("accelerator_type", _a_text, None),
-            label_selector=cluster.take("label_selector", _labels, None),
-            resource_timeout_s=cluster.take("resource_timeout_s", _seconds, 600.0),
-            stop_grace_s=cluster.take("stop_grace_s", _seconds, 120.0),
-            hang_timeout_s=cluster.take("hang_timeout_s", _seconds_or_none, 600.0),
-        ),
+        entry_point=value["entry_point"],
+        flags=value.get("flags", {}),
+        num_workers=value["num_workers"],
+        binary=value.get("binary"),
+        run=RunOptions(**value["run"]),
+        ray=RayOptions(**value.get("ray", {})),
     )
     if (request.ray.address or "").startswith("ray://"):
         raise ConfigError(
@@ -113,95 +74,67 @@ def parse_request(text: str) -> Request:
     return request
 
 
-class _Fields:
-    """One JSON object, whose fields are taken with a check each."""
+@cache
+def schema() -> dict[str, Any]:
+    """What a request must look like."""
+    text = resources.files("tandem_ray").joinpath("request.schema.json").read_text(encoding="utf-8")
+    return dict(json.loads(text))
 
-    def __init__(self, where: str, value: object, known: set[str]) -> None:
-        self._where = where
-        if not isinstance(value, dict):
-            raise ConfigError(f"{where} must be a JSON object")
-        self._value: dict[str, Any] = value
-        if unknown := sorted(set(value) - known):
-            raise ConfigError(
-                f"{where} has {', '.join(unknown)}, which is unknown; known are {', '.join(sorted(known))}"
-            )
 
-    def take(self, name: str, check: Callable[[object], Any], default: Any) -> Any:  # noqa: ANN401
-        """The field's value; the default where it is missing or null."""
-        value = self._value.get(name)
-        if value is None:
-            return default
-        try:
-            return check(value)
-        except ValueError as error:
-            raise ConfigError(f"{self._where} has {name} = {value!r}; it must be {error}") from None
+@cache
+def _validator() -> Draft202012Validator:
+    return Draft202012Validator(schema())
 
-    def require(self, name: str, check: Callable[[object], Any]) -> Any:  # noqa: ANN401
-        """The field's value."""
-        value = self.take(name, check, None)
-        if value is None:
-            raise ConfigError(f"{self._where} lacks {name}")
+
+def _given(value: object) -> Any:  # noqa: ANN401
+    """Without what is null, which is as good as absent."""
+    if not isinstance(value, dict):
         return value
+    return {name: _given(inner) if name in _SECTIONS else inner for name, inner in value.items() if inner is not None}
 
 
-def _a_text(value: object) -> str:
-    if isinstance(value, str) and value:
-        return value
-    raise ValueError("a string")
+def _why(error: ValidationError, value: Any) -> str:  # noqa: ANN401
+    path = list(error.absolute_path)
+    if not path and error.validator == "type":
+        return "the request must be a JSON object"
+    known: dict[str, Any] = error.schema.get("properties", {})
+    if error.validator == "required":
+        lacks = next(name for name in error.validator_value if name not in error.instance)
+        return f"{_where(path)} lacks {lacks}"
+    if known and error.validator in {"additionalProperties", "unevaluatedProperties"}:
+        unknown = ", ".join(sorted(set(error.instance) - set(known)))
+        return f"{_where(path)} has {unknown}, which is unknown; known are {', '.join(sorted(known))}"
+    # Whatever is wrong inside a field's value, the field is to be told of.
+    depth = 2 if path[0] in _SECTIONS and len(path) > 1 else 1
+    described = schema()
+    for name in path[:depth]:
+        described, value = described["properties"][name], value[name]
+    return f"{_where(path[: depth - 1])} has {path[depth - 1]} = {value!r}; it must be {_expected(described)}"
 
 
-def _a_flag(value: object) -> bool:
-    if isinstance(value, bool):
-        return value
-    raise ValueError("true or false")
+def _where(path: list[Any]) -> str:
+    return str(path[0]) if path else "the request"
 
 
-def _a_count(value: object) -> int:
-    if type(value) is int and value >= 1:
-        return value
-    raise ValueError("a whole number, 1 or more")
+def _choices(described: Mapping[str, Any]) -> list[str]:
+    """The values that a field may have, where they are few."""
+    alternatives = [one for option in described.get("anyOf", []) for one in option.get("oneOf", [])]
+    return list(described.get("enum", [one["const"] for one in alternatives]))
 
 
-def _a_limit(value: object) -> int:
-    if type(value) is int and value >= -1:
-        return value
-    raise ValueError("a whole number, 0 or more, or -1 for no limit")
-
-
-def _seconds(value: object) -> float:
-    if isinstance(value, int | float) and not isinstance(value, bool) and value > 0:
-        return float(value)
-    raise ValueError("a number of seconds above 0")
-
-
-def _seconds_or_none(value: object) -> float:
-    if isinstance(value, int | float) and not isinstance(value, bool) and value >= 0:
-        return float(value)
-    raise ValueError("a number of seconds, or 0 for no limit")
-
-
-def _one_of(choices: tuple[str, ...]) -> Callable[[object], str]:
-    def check(value: object) -> str:
-        if isinstance(value, str) and value in choices:
-            return value
-        raise ValueError(f"one of {', '.join(choices)}")
-
-    return check
-
-
-def _an_object(value: object) -> dict[str, Any]:
-    if isinstance(value, dict):
-        return value
-    raise ValueError("a JSON object")
-
-
-def _resources(value: object) -> dict[str, float]:
-    if isinstance(value, dict) and all(type(amount) in {int, float} and amount >= 0 for amount in value.values()):
-        return {name: float(amount) for name, amount in value.items()}
-    raise ValueError('amounts by name, such as {"CPU": 4, "GPU": 1}')
-
-
-def _labels(value: object) -> dict[str, str]:
-    if isinstance(value, dict) and all(isinstance(label, str) for label in value.values()):
-        return value
-    raise ValueError('values by label, such as {"ray.io/accelerator-type": "H100"}')
+def _expected(described: Mapping[str, Any]) -> str:
+    """What a field's schema asks for, in words."""
+    if "x-expected" in described:
+        return str(described["x-expected"])
+    if choices := _choices(described):
+        return f"one of {', '.join(choices)}"
+    kinds = described.get("type", "object")
+    match kinds if isinstance(kinds, str) else kinds[0]:
+        case "string":
+            return "a string"
+        case "boolean":
+            return "true or false"
+        case "integer":
+            return f"a whole number, {described['minimum']} or more"
+        case _:
+            return "a JSON object"

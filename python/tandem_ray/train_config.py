@@ -7,20 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from tandem_ray.errors import ConfigError
+from tandem_ray.options import DECIDED_BY_RAY
 
 FlagValue = str | int | float | bool | None | Sequence[str]
 
 ENTRY_POINTS: Final = {"fsdp": "train_fsdp", "deepspeed": "train_deepspeed"}
-
-# What Ray's own configuration decides. Two places for one value would be one too many.
-_DECIDED_BY_RAY: Final = {
-    "storage_path": "RunConfig(storage_path=...)",
-    "experiment_name": "RunConfig(name=...)",
-    "max_failures": "RunConfig(failure_config=FailureConfig(max_failures=...))",
-    "num_to_keep": "RunConfig(checkpoint_config=CheckpointConfig(num_to_keep=...))",
-    "checkpoint_score_attribute": "RunConfig(checkpoint_config=CheckpointConfig(checkpoint_score_attribute=...))",
-    "checkpoint_score_order": "RunConfig(checkpoint_config=CheckpointConfig(checkpoint_score_order=...))",
-}
 
 
 def entry_point(strategy: str) -> str:
@@ -44,7 +35,7 @@ def check(strategy: str, train_config: Mapping[str, FlagValue], num_workers: int
         ConfigError: The configuration cannot work.
     """
     entry_point(strategy)
-    for name, instead in _DECIDED_BY_RAY.items():
+    for name, instead in DECIDED_BY_RAY.items():
         if train_config.get(name) is not None:
             raise ConfigError(f"train_config has {name}; on Ray it is set with run_config={instead}")
     if train_config.get("tp_size") is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 from pathlib import Path
@@ -13,7 +14,8 @@ import ray.train
 from conftest import FAKE_BIN
 
 from tandem_ray import ConfigError, TandemTrainer, driver, train_config
-from tandem_ray.request import parse_request
+from tandem_ray.options import DECIDED_BY_RAY, RayOptions, RunOptions
+from tandem_ray.request import parse_request, schema
 from tandem_ray.run_folder import run_dir
 from tandem_ray.worker_spec import find_program
 
@@ -135,6 +137,8 @@ GOOD: dict[str, Any] = {
         ({"run": {"storage_path": "/x", "name": "a", "checkpoint_score_order": "up"}}, "one of max, min"),
         ({"ray": {"placement_strategy": "TIGHT"}}, "one of PACK, SPREAD, STRICT_PACK, STRICT_SPREAD"),
         ({"ray": {"resources_per_worker": {"CPU": "2"}}}, 'amounts by name, such as {"CPU": 4'),
+        ({"ray": {"resources_per_worker": {"CPU": -2}}}, "amounts by name"),
+        ({"run": {"storage_path": "", "name": "a"}}, "storage_path = ''; it must be a string"),
         ({"ray": {"label_selector": {"zone": 1}}}, "values by label"),
         ({"ray": {"use_gpu": "yes"}}, "true or false"),
         ({"ray": {"stop_grace_s": 0}}, "a number of seconds above 0"),
@@ -162,6 +166,15 @@ def test_the_driver_refuses_a_bad_request_with_exit_code_2(
 def test_what_is_no_request_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="the request"):
         parse_request(text)
+
+
+def test_the_options_are_those_of_the_schema() -> None:
+    described = schema()["properties"]
+    for section, options in (("run", RunOptions), ("ray", RayOptions)):
+        names = {option.name for option in dataclasses.fields(options)}
+        assert names == set(described[section]["properties"])
+    assert parse_request(json.dumps({**GOOD, "version": "0.1.0", "cluster": "ray", "binary": None})).num_workers == 4
+    assert set(DECIDED_BY_RAY) == set(described["run"]["properties"]) - {"name", "resume_from"} | {"experiment_name"}
 
 
 def test_a_good_request_reaches_rays_own_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,26 +1,30 @@
 //! `tandem bench step`: whole training steps of Qwen2-0.5B on random tokens, against the floor of their matrix products.
 
+use std::ffi::OsString;
 use std::path::Path;
 use std::time::Instant;
 
 use clap::Args;
 use serde::{Deserialize, Serialize};
 use tandem_comm::all_gather_numbers;
-use tandem_launch::env::{RUN_DIR, WorkerEnv, process_environment};
+use tandem_launch::env::WorkerEnv;
 use tandem_mesh::DeviceMesh;
 use tandem_model::{ModelConfig, ModuleTree};
-use tandem_parallel::{AutoTp, DeepSpeed, Fsdp, RandomInit, Strategy};
+use tandem_parallel::RandomInit;
+use tandem_run::engine::engine;
+use tandem_run::environment::Environment;
+use tandem_run::failure::{Failure, Outcome};
+use tandem_run::ranks::Ranks;
+use tandem_run::spec::{EngineSpec, HEAD_CHUNK_ROWS, Network};
+use tandem_run::start::local::{self, Supervision};
+use tandem_run::storage::write_whole;
 use tandem_tensor::{DeviceChoice, memory};
 use tandem_trainer::gemm_floor::{self, LinearTime};
 use tandem_trainer::memory_floor;
-use tandem_trainer::{Engine, EngineSetup, MicroBatch, UpdateRule, train_step};
+use tandem_trainer::{Engine, MicroBatch, UpdateRule, train_step};
 
-use crate::args::{Dtype, RecomputeChoice};
-use crate::failure::{Failure, Outcome};
-use crate::local::{self, Supervision};
+use crate::flags::choices::{Dtype, RecomputeChoice};
 use crate::replay::StrategyChoice;
-use crate::request::{precision, zero_level};
-use crate::worker::{HEAD_CHUNK_ROWS, Network, Ranks, write_whole};
 
 /// The architecture of Qwen2-0.5B (arXiv 2407.10671).
 const MODEL: &str = r#"{
@@ -37,7 +41,8 @@ const WARM_UP: usize = 2;
 
 /// Time whole training steps of Qwen2-0.5B (random weights, random tokens).
 #[derive(Debug, Clone, Args)]
-#[command(rename_all = "snake_case")]
+// Workers get the arguments of the process that starts them and, at the end, the mesh that is measured.
+#[command(rename_all = "snake_case", args_override_self = true)]
 pub struct BenchStepArgs {
     /// Ranks in a row. Without it, the three meshes 2x1, 1x2 and 2x2 are measured in turn.
     #[arg(long, visible_alias = "tp")]
@@ -126,8 +131,26 @@ struct Measurement {
     gemms: Vec<(String, usize, usize, usize, usize, f64)>,
 }
 
+impl BenchStepArgs {
+    fn engine_spec(&self) -> Outcome<EngineSpec> {
+        let mesh = DeviceMesh::new(self.tp_size.unwrap_or(1), self.dp_size)
+            .map_err(|error| Failure::usage(error.to_string()))?;
+        Ok(EngineSpec {
+            mesh,
+            strategy: self.strategy.spec(self.zero_stage, true),
+            device: self.device,
+            dtype: self.dtype.into(),
+            sequence_parallel: self.sequence_parallel,
+            activation_checkpointing: false,
+            recompute: Some(self.recompute.into()),
+            comm_timeout_s: 120,
+            head_chunk_rows: self.head_chunk_rows,
+        })
+    }
+}
+
 /// Starts workers for each mesh and prints what they measured.
-pub fn run(args: &BenchStepArgs) -> Outcome<i32> {
+pub fn run(args: &BenchStepArgs, line: &[OsString]) -> Outcome<i32> {
     let meshes = match args.tp_size {
         Some(tp_size) => vec![(tp_size, args.dp_size)],
         None => vec![(2, 1), (1, 2), (2, 2)],
@@ -135,11 +158,14 @@ pub fn run(args: &BenchStepArgs) -> Outcome<i32> {
     for (tp, dp) in meshes {
         DeviceMesh::new(tp, dp).map_err(|error| Failure::usage(error.to_string()))?;
         let scratch = tempfile::tempdir().map_err(Failure::other)?;
-        let env = [("TANDEM_BENCH_MESH", format!("{tp}x{dp}").into())];
+        let mesh = [format!("--tp_size={tp}"), format!("--dp_size={dp}")];
+        let mut line = line.to_vec();
+        line.extend(mesh.map(OsString::from));
         let code = local::run_workers(
+            &line,
             tp * dp,
             scratch.path(),
-            &env,
+            &[],
             Supervision::NONE,
             &mut |_| {},
         )?;
@@ -209,35 +235,17 @@ impl Usage {
 }
 
 /// What one worker does.
-pub fn run_worker(args: &BenchStepArgs, env: &WorkerEnv) -> Outcome<()> {
-    let (tp, dp) = process_environment("TANDEM_BENCH_MESH")
-        .and_then(|text| {
-            let (tp, dp) = text.split_once('x')?;
-            Some((tp.parse().ok()?, dp.parse().ok()?))
-        })
-        .unwrap_or((args.tp_size.unwrap_or(1), args.dp_size));
-    let mesh = DeviceMesh::new(tp, dp).map_err(|error| Failure::usage(error.to_string()))?;
+pub fn run_worker(args: &BenchStepArgs, env: &WorkerEnv, environment: &Environment) -> Outcome<()> {
+    let spec = args.engine_spec()?;
     let json: serde_json::Map<String, serde_json::Value> =
         serde_json::from_str(MODEL).map_err(Failure::other)?;
     let config = ModelConfig::from_json(&json)
         .and_then(|config| config.truncated(args.layers))
         .map_err(Failure::other)?;
     let tree = ModuleTree::new(&config);
-    let ranks = Ranks::join(env, mesh, args.device, 120, Network::default())?;
-    let mut engine = Engine::new(EngineSetup {
-        strategy: strategy(args, &tree)?,
-        config,
-        mesh,
-        world: ranks.everyone.clone(),
-        tp: ranks.tp.clone(),
-        dp: ranks.dp.clone(),
-        device: ranks.device,
-        seq: args.seq,
-        sequence_parallel: args.sequence_parallel,
-        recompute: args.recompute.into(),
-        head_chunk_rows: args.head_chunk_rows,
-    })
-    .map_err(Failure::train)?;
+    let ranks = Ranks::join(env, &spec, &Network::default())?;
+    let strategy = spec.strategy.for_model(spec.dtype, &tree)?;
+    let mut engine = engine(&spec, &config, strategy, args.seq, &ranks)?;
     let weights = RandomInit {
         seed: 0,
         initializer_range: engine.config.initializer_range,
@@ -252,11 +260,11 @@ pub fn run_worker(args: &BenchStepArgs, env: &WorkerEnv) -> Outcome<()> {
             before = Usage::now();
         }
         let batch = random_batch(args, &engine);
-        barrier(&ranks)?;
+        ranks.barrier()?;
         let start = Instant::now();
         let report = train_step(&mut engine, &[batch], 1e-5, &rule(), step as u64)
             .map_err(Failure::train)?;
-        barrier(&ranks)?;
+        ranks.barrier()?;
         if step > WARM_UP {
             times.push(start.elapsed().as_secs_f64());
             losses.push(report.loss);
@@ -279,7 +287,7 @@ pub fn run_worker(args: &BenchStepArgs, env: &WorkerEnv) -> Outcome<()> {
     let bytes = memory_floor::bytes(&engine) as f64;
     let kind = engine.strategy.precision.matmul;
     drop(engine);
-    barrier(&ranks)?;
+    ranks.barrier()?;
     let gemms = gemm_floor::measure(&shapes, kind, ranks.device, 5);
     let slowest = |of_ranks: Vec<f64>| of_ranks.into_iter().fold(0.0, f64::max);
     let gemm_floor_s = slowest(gather(&ranks, gemms.iter().map(LinearTime::total_s).sum())?);
@@ -291,23 +299,23 @@ pub fn run_worker(args: &BenchStepArgs, env: &WorkerEnv) -> Outcome<()> {
             peak_memory_mb: peaks,
             ..measurement(
                 args,
-                (tp, dp),
+                spec.mesh,
                 times,
                 &losses,
                 &gemms,
                 [gemm_floor_s, memory_floor_s],
             )
         };
-        let run_dir = process_environment(RUN_DIR).unwrap_or_else(|| ".".to_owned());
+        let run_dir = environment.run_dir.as_deref().unwrap_or(".");
         let text = serde_json::to_string(&measurement).map_err(Failure::other)?;
-        write_whole(&Path::new(&run_dir).join(RESULT), &text)?;
+        write_whole(&Path::new(run_dir).join(RESULT), &text)?;
     }
-    barrier(&ranks)
+    ranks.barrier()
 }
 
 fn measurement(
     args: &BenchStepArgs,
-    (tp, dp): (usize, usize),
+    mesh: DeviceMesh,
     mut times: Vec<f64>,
     losses: &[f64],
     gemms: &[LinearTime],
@@ -317,12 +325,12 @@ fn measurement(
     let median = times[times.len() / 2];
     let floor_s = gemm_floor_s + memory_floor_s;
     Measurement {
-        tp,
-        dp,
+        tp: mesh.tp_size(),
+        dp: mesh.dp_size(),
         step_time_s: median,
         step_time_min_s: times[0],
         step_time_max_s: times[times.len() - 1],
-        tokens_per_s: (args.batch * args.seq * dp) as f64 / median,
+        tokens_per_s: (args.batch * args.seq * mesh.dp_size()) as f64 / median,
         cpu_s_per_step: 0.0,
         page_faults_per_step: 0.0,
         peak_memory_mb: Vec::new(),
@@ -349,24 +357,6 @@ fn measurement(
     }
 }
 
-fn strategy(args: &BenchStepArgs, tree: &ModuleTree) -> Outcome<Strategy> {
-    let precision = precision(args.dtype);
-    match args.strategy {
-        StrategyChoice::Fsdp => Ok(Fsdp {
-            precision,
-            reshard_after_forward: true,
-        }
-        .strategy(tree)),
-        StrategyChoice::Deepspeed => DeepSpeed {
-            zero_stage: zero_level(args.zero_stage)?,
-            autotp: AutoTp::default(),
-            precision,
-        }
-        .strategy(tree)
-        .map_err(Failure::other),
-    }
-}
-
 /// The same tokens every step, different for each dp_rank: the loss must fall.
 fn random_batch(args: &BenchStepArgs, engine: &Engine) -> MicroBatch {
     let mut state = 0x9e37_79b9_7f4a_7c15u64 ^ (engine.coords.dp_rank as u64 + 1);
@@ -390,14 +380,6 @@ fn rule() -> UpdateRule {
         weight_decay: 0.01,
         max_grad_norm: 1.0,
     }
-}
-
-fn barrier(ranks: &Ranks) -> Outcome<()> {
-    ranks
-        .everyone
-        .barrier()
-        .and_then(|work| work.wait())
-        .map_err(Failure::comm)
 }
 
 /// One number of every rank.

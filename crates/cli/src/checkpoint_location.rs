@@ -5,8 +5,8 @@ use std::sync::Arc;
 use tandem_checkpoint::{
     CHECKPOINT_PREFIX, ModelFile, Reader, Retention, RunDir, Store, model_files, open_store,
 };
-
-use crate::failure::{Failure, Outcome};
+use tandem_run::environment::Environment;
+use tandem_run::failure::{Failure, Outcome};
 
 /// An open checkpoint, and the experiment that it is of.
 pub struct Located {
@@ -17,10 +17,10 @@ pub struct Located {
 
 impl Located {
     /// Opens the checkpoint at `location` (a folder, or a URL in object storage); of an experiment's folder, the newest.
-    pub fn open(location: &str) -> Outcome<Self> {
+    pub fn open(location: &str, environment: &Environment) -> Outcome<Self> {
         let trimmed = location.trim_end_matches('/');
         let (parent, name) = trimmed.rsplit_once('/').unwrap_or((".", trimmed));
-        let open = |place: &str| open_store(place, std::env::vars()).map_err(Failure::other);
+        let open = |place: &str| open_store(place, environment.variables()).map_err(Failure::other);
         if name.starts_with(CHECKPOINT_PREFIX) {
             let store = open(parent)?;
             let reader = Reader::open(store.clone(), name).map_err(Failure::other)?;

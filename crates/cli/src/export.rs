@@ -5,10 +5,11 @@ use std::path::PathBuf;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use tandem_checkpoint::{DEFAULT_SHARD_BYTES, FloatKind, export};
+use tandem_run::environment::Environment;
+use tandem_run::failure::{Failure, Outcome};
 
-use crate::args::Dtype;
 use crate::checkpoint_location::Located;
-use crate::failure::{Failure, Outcome};
+use crate::flags::choices::Dtype;
 
 /// Write a checkpoint as a Hugging Face model folder: config, tokenizer and safetensors.
 #[derive(Debug, Clone, Args)]
@@ -28,8 +29,8 @@ pub struct ExportArgs {
 }
 
 /// Writes the folder. Returns the exit code.
-pub fn run(args: &ExportArgs) -> Outcome<i32> {
-    let located = Located::open(&args.checkpoint)?;
+pub fn run(args: &ExportArgs, environment: &Environment) -> Outcome<i32> {
+    let located = Located::open(&args.checkpoint, environment)?;
     let files = located.model_files()?;
     let reader = &located.reader;
     if !files.iter().any(|file| file.name == "config.json") {

@@ -3,9 +3,10 @@
 use clap::{ArgAction, Args};
 use tandem_checkpoint::{Reader, TrainState};
 use tandem_launch::exit_code;
+use tandem_run::environment::Environment;
+use tandem_run::failure::Outcome;
 
 use crate::checkpoint_location::Located;
-use crate::failure::Outcome;
 
 /// Show what a checkpoint holds, and read all of it to see that it is what was written.
 #[derive(Debug, Clone, Args)]
@@ -25,8 +26,8 @@ pub struct InspectArgs {
 }
 
 /// Prints to standard output. Returns the exit code: 1 when something is damaged.
-pub fn run(args: &InspectArgs) -> Outcome<i32> {
-    let reader = Located::open(&args.checkpoint)?.reader;
+pub fn run(args: &InspectArgs, environment: &Environment) -> Outcome<i32> {
+    let reader = Located::open(&args.checkpoint, environment)?.reader;
     println!("{}", reader.location());
     for line in state(reader.state()) {
         println!("  {line}");

@@ -1,26 +1,36 @@
-//! The command line: flags to validated requests, one process to its role, errors to exit codes.
+//! The command line: flags to a run, names to commands, errors to exit codes.
 
-mod args;
 mod bench_step;
-mod case_files;
-mod checkpoint_args;
 mod checkpoint_location;
-mod cluster_args;
-mod display;
 mod export;
-mod failure;
+mod flags;
 mod inspect;
-mod local;
-mod prepare;
 mod replay;
-mod replay_case;
-mod replay_check;
-mod reporter;
-mod request;
-mod session;
-mod storage;
-mod summary;
-pub mod tandem;
-pub mod train;
-mod weights;
-mod worker;
+mod tandem;
+mod train;
+
+use std::ffi::{OsStr, OsString};
+use std::path::Path;
+use std::process::ExitCode;
+
+use tandem_run::environment::Environment;
+
+use crate::train::EntryPoint;
+
+/// Does what the name that this program was started with says, or its first argument: `train_fsdp`, `train_deepspeed`, or
+/// a command of `tandem`.
+pub fn main() -> ExitCode {
+    let environment = Environment::read();
+    let mut words = std::env::args_os();
+    let name = words.next().unwrap_or_default();
+    let args: Vec<OsString> = words.collect();
+    let own_name = Path::new(&name).file_name().unwrap_or(OsStr::new(""));
+    if let Some(entry_point) = EntryPoint::of(own_name) {
+        return train::main(entry_point, &args, &environment);
+    }
+    let behind_name = |(first, rest): (&OsString, _)| Some((EntryPoint::of(first)?, rest));
+    match args.split_first().and_then(behind_name) {
+        Some((entry_point, rest)) => train::main(entry_point, rest, &environment),
+        None => tandem::main(&args, &environment),
+    }
+}

@@ -1,26 +1,30 @@
 //! `tandem replay`: trains on recorded batches, so that any model can be held against PyTorch on any mesh.
 
+mod case;
+mod files;
+mod verdict;
+
 use std::path::{Path, PathBuf};
 
 use clap::{ArgAction, Args, ValueEnum};
 use tandem_checkpoint::HfWeights;
 use tandem_launch::env::WorkerEnv;
 use tandem_mesh::DeviceMesh;
-use tandem_model::{ModelConfig, ModuleTree, Recompute};
-use tandem_parallel::{AutoTp, DeepSpeed, Fsdp, OptimizerState, Strategy};
+use tandem_model::{ModelConfig, ModuleTree};
+use tandem_parallel::OptimizerState;
+use tandem_run::engine::engine;
+use tandem_run::failure::{Failure, Outcome};
+use tandem_run::ranks::Ranks;
+use tandem_run::spec::{self, EngineSpec, Network};
+use tandem_run::storage::write_whole;
+use tandem_run::weights::HfSource;
 use tandem_tensor::DeviceChoice;
-use tandem_trainer::{
-    Engine, EngineSetup, MicroBatch, first_row_logits, gather_tensor, train_step,
-};
+use tandem_trainer::{Engine, MicroBatch, first_row_logits, gather_tensor, train_step};
 
-use crate::args::Dtype;
-use crate::case_files::{self, Floats, Integers};
-use crate::failure::{Failure, Outcome};
-use crate::replay_case::{Candidate, Case};
-use crate::replay_check::{self, Tensors};
-use crate::request::{precision, zero_level};
-use crate::weights::HfSource;
-use crate::worker::{Network, Ranks, write_whole};
+use crate::flags::choices::Dtype;
+use case::{Candidate, Case};
+use files::{Floats, Integers};
+use verdict::Tensors;
 
 /// Train on the recorded batches of a case and compare with what PyTorch computed.
 #[derive(Debug, Clone, Args)]
@@ -101,7 +105,7 @@ struct Batches {
 
 impl ReplayArgs {
     /// Refuses what cannot be, before workers are started.
-    pub fn check_flags(&self) -> Outcome<(DeviceMesh, Case)> {
+    pub fn check_flags(&self) -> Outcome<(EngineSpec, Case)> {
         let mesh = DeviceMesh::new(self.tp_size, self.dp_size)
             .map_err(|error| Failure::usage(error.to_string()))?;
         if self.strategy == StrategyChoice::Fsdp && self.zero_stage.is_some() {
@@ -109,7 +113,8 @@ impl ReplayArgs {
                 "--zero_stage belongs to --strategy deepspeed; leave it out",
             ));
         }
-        zero_level(self.zero_stage.unwrap_or(1))?;
+        let spec = self.engine_spec(mesh);
+        spec.strategy.check(spec.dtype)?;
         let case = Case::open(&self.case)?;
         let parts = self.dp_size * self.gradient_accumulation_steps;
         let rows = case.trajectory.global_batch;
@@ -118,61 +123,55 @@ impl ReplayArgs {
                 "the case's global batch of {rows} rows cannot be cut into dp_size x gradient_accumulation_steps = {parts} equal parts"
             )));
         }
-        Ok((mesh, case))
+        Ok((spec, case))
     }
 
-    fn strategy(&self, tree: &ModuleTree) -> Outcome<Strategy> {
-        let precision = precision(self.dtype);
-        match self.strategy {
-            StrategyChoice::Fsdp => Ok(Fsdp {
-                precision,
-                reshard_after_forward: self.reshard_after_forward,
-            }
-            .strategy(tree)),
-            StrategyChoice::Deepspeed => DeepSpeed {
-                zero_stage: zero_level(self.zero_stage.unwrap_or(1))?,
-                autotp: AutoTp::default(),
-                precision,
-            }
-            .strategy(tree)
-            .map_err(Failure::other),
+    fn engine_spec(&self, mesh: DeviceMesh) -> EngineSpec {
+        EngineSpec {
+            mesh,
+            strategy: self
+                .strategy
+                .spec(self.zero_stage.unwrap_or(1), self.reshard_after_forward),
+            device: self.device,
+            dtype: self.dtype.into(),
+            sequence_parallel: self.sequence_parallel,
+            activation_checkpointing: self.activation_checkpointing,
+            recompute: None,
+            comm_timeout_s: self.comm_timeout_s,
+            // Less than the rows of a case, so that there is more than one chunk.
+            head_chunk_rows: 64,
+        }
+    }
+}
+
+impl StrategyChoice {
+    /// The strategy without corrections, and with gradients in fp32 on the wire.
+    pub fn spec(self, zero_stage: u8, reshard_after_forward: bool) -> spec::Strategy {
+        match self {
+            Self::Deepspeed => spec::Strategy::DeepSpeed(spec::DeepSpeed {
+                zero_stage,
+                autotp_override: Vec::new(),
+            }),
+            Self::Fsdp => spec::Strategy::Fsdp(spec::Fsdp {
+                autocast: false,
+                reshard_after_forward,
+                reduce_dtype: spec::Dtype::Fp32,
+            }),
         }
     }
 }
 
 /// What one worker does. Rank 0 writes the results; the verdict is [`check`]'s.
 pub fn run_worker(args: &ReplayArgs, env: &WorkerEnv) -> Outcome<()> {
-    let (mesh, case) = args.check_flags()?;
+    let (spec, case) = args.check_flags()?;
     let config = ModelConfig::from_dir(&case.dir).map_err(Failure::other)?;
     let tree = ModuleTree::new(&config);
     let weights = HfWeights::open(&case.dir).map_err(Failure::other)?;
     let source = HfSource::checked(&weights, &config, &tree)?;
     let batches = read_batches(&case)?;
-    let ranks = Ranks::join(
-        env,
-        mesh,
-        args.device,
-        args.comm_timeout_s,
-        Network::default(),
-    )?;
-    let mut engine = Engine::new(EngineSetup {
-        strategy: args.strategy(&tree)?,
-        config,
-        mesh,
-        world: ranks.everyone.clone(),
-        tp: ranks.tp.clone(),
-        dp: ranks.dp.clone(),
-        device: ranks.device,
-        seq: case.trajectory.seq,
-        sequence_parallel: args.sequence_parallel,
-        recompute: if args.activation_checkpointing {
-            Recompute::Full
-        } else {
-            Recompute::Light
-        },
-        head_chunk_rows: 64,
-    })
-    .map_err(Failure::train)?;
+    let ranks = Ranks::join(env, &spec, &Network::default())?;
+    let strategy = spec.strategy.for_model(spec.dtype, &tree)?;
+    let mut engine = engine(&spec, &config, strategy, case.trajectory.seq, &ranks)?;
     engine.load(&source).map_err(Failure::train)?;
 
     let is_writer = env.rank == 0;
@@ -217,49 +216,43 @@ pub fn run_worker(args: &ReplayArgs, env: &WorkerEnv) -> Outcome<()> {
     let last = gather_all(&engine, &tree, OptimizerState::Param, "")?;
     if is_writer {
         let text = serde_json::to_string_pretty(&candidate).map_err(Failure::other)?;
-        case_files::write_floats(&args.output.join("step0.safetensors"), &step0)?;
-        case_files::write_floats(&args.output.join("final.safetensors"), &last)?;
+        files::write_floats(&args.output.join("step0.safetensors"), &step0)?;
+        files::write_floats(&args.output.join("final.safetensors"), &last)?;
         write_whole(&args.output.join("trajectory.json"), &text)?;
     }
-    ranks
-        .everyone
-        .barrier()
-        .and_then(|work| work.wait())
-        .map_err(Failure::comm)
+    ranks.barrier()
 }
 
 /// Compares what the workers wrote with the case; prints the table.
 pub fn check(args: &ReplayArgs, case: &Case) -> Outcome<()> {
     let candidate = read_candidate(&args.output.join("trajectory.json"))?;
     let expected = case.dir.join("expected.safetensors");
-    let initial = case_files::read_floats(&case.dir.join("model.safetensors"), "")?;
+    let initial = files::read_floats(&case.dir.join("model.safetensors"), "")?;
     let step0 = args.output.join("step0.safetensors");
-    let last = case_files::read_floats(&args.output.join("final.safetensors"), "")?;
+    let last = files::read_floats(&args.output.join("final.safetensors"), "")?;
     let tolerances = &case.trajectory.tolerances;
 
-    let mut verdicts = replay_check::judge_trajectory(&candidate, &case.trajectory);
-    let reference = case_files::read_floats(&expected, "final.")?;
-    verdicts.extend(replay_check::judge_final(
+    let mut verdicts = verdict::judge_trajectory(&candidate, &case.trajectory);
+    let reference = files::read_floats(&expected, "final.")?;
+    verdicts.extend(verdict::judge_final(
         &last, &reference, &initial, tolerances,
     ));
-    let gradients = case_files::read_floats(&step0, "grad.")?;
-    let reference = case_files::read_floats(&expected, "grad.")?;
-    verdicts.extend(replay_check::judge_gradients(
-        &gradients, &reference, tolerances,
-    ));
+    let gradients = files::read_floats(&step0, "grad.")?;
+    let reference = files::read_floats(&expected, "grad.")?;
+    verdicts.extend(verdict::judge_gradients(&gradients, &reference, tolerances));
     let batches = read_batches(case)?;
     let mask: Vec<bool> = row(&batches.mask, 0, 0)
         .iter()
         .map(|&real| real == 1)
         .collect();
     let logits = |tensors: Tensors| tensors.get("logits").cloned().unwrap_or_default();
-    verdicts.push(replay_check::judge_logits(
-        &logits(case_files::read_floats(&step0, "")?),
-        &logits(case_files::read_floats(&expected, "")?),
+    verdicts.push(verdict::judge_logits(
+        &logits(files::read_floats(&step0, "")?),
+        &logits(files::read_floats(&expected, "")?),
         &mask,
         tolerances,
     ));
-    println!("{}", replay_check::table(&verdicts));
+    println!("{}", verdict::table(&verdicts));
     let missed: Vec<_> = verdicts
         .iter()
         .filter(|v| !v.passes())
@@ -286,7 +279,7 @@ fn read_candidate(path: &Path) -> Outcome<Candidate> {
 fn read_batches(case: &Case) -> Outcome<Batches> {
     let path = case.dir.join("batches.safetensors");
     let [ids, labels, mask] =
-        case_files::read_integers(&path, ["input_ids", "labels", "attention_mask"])?;
+        files::read_integers(&path, ["input_ids", "labels", "attention_mask"])?;
     let t = &case.trajectory;
     let wanted = [t.n_steps, t.global_batch, t.seq];
     for (name, tensor) in [

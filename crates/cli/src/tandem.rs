@@ -1,20 +1,27 @@
 //! The `tandem` command.
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use tandem_launch::exit_code;
+use tandem_run::environment::Environment;
+use tandem_run::failure::{Failure, Outcome};
+use tandem_run::session::{Ended, Role, end, end_worker};
+use tandem_run::spec::wire;
+use tandem_run::start::local::{self, Supervision};
 
 use crate::bench_step::{self, BenchStepArgs};
 use crate::export::{self, ExportArgs};
-use crate::failure::{Failure, Outcome};
 use crate::inspect::{self, InspectArgs};
-use crate::local::{self, Supervision};
 use crate::replay::{self, ReplayArgs};
-use crate::session::{Ended, Role, end, end_worker};
+
+const AFTER_HELP: &str = "\
+This program is also train_fsdp and train_deepspeed: under these names, or with one of them as its first argument.";
 
 /// Tools around training.
 #[derive(Debug, Parser)]
-#[command(name = "tandem", version, about)]
+#[command(name = "tandem", version, about, after_help = AFTER_HELP)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -28,6 +35,8 @@ enum Command {
     /// Measure this machine.
     #[command(subcommand)]
     Bench(Bench),
+    /// Print the JSON schema of the request that the Ray driver takes (docs/ray.md).
+    Schema,
 }
 
 #[derive(Debug, Subcommand)]
@@ -35,18 +44,21 @@ enum Bench {
     Step(BenchStepArgs),
 }
 
-/// Parses the command line and runs it.
-pub fn main() -> ExitCode {
-    let cli = Cli::parse();
-    match Role::detect() {
+/// Parses the command line behind the program's name and runs it.
+pub fn main(args: &[OsString], environment: &Environment) -> ExitCode {
+    let name = OsString::from("tandem");
+    let cli = Cli::parse_from(std::iter::once(&name).chain(args));
+    match Role::detect(environment) {
         Err(failure) => end(Err(failure)),
         Ok(Role::Worker { env, control }) => {
             let result = match &cli.command {
-                Command::Export(_) | Command::Inspect(_) => Err(Failure::usage(
-                    "export and inspect are single processes; start them without RANK and WORLD_SIZE",
+                Command::Export(_) | Command::Inspect(_) | Command::Schema => Err(Failure::usage(
+                    "export, inspect and schema are single processes; start them without RANK and WORLD_SIZE",
                 )),
                 Command::Replay(args) => replay::run_worker(args, &env),
-                Command::Bench(Bench::Step(args)) => bench_step::run_worker(args, &env),
+                Command::Bench(Bench::Step(args)) => {
+                    bench_step::run_worker(args, &env, environment)
+                }
             };
             end_worker(
                 &env,
@@ -55,20 +67,22 @@ pub fn main() -> ExitCode {
             )
         }
         Ok(Role::Controller) => end(match &cli.command {
-            Command::Replay(args) => replay_with_workers(args),
-            Command::Export(args) => export::run(args),
-            Command::Inspect(args) => inspect::run(args),
-            Command::Bench(Bench::Step(args)) => bench_step::run(args),
+            Command::Replay(own) => replay_with_workers(own, args),
+            Command::Export(args) => export::run(args, environment),
+            Command::Inspect(args) => inspect::run(args, environment),
+            Command::Bench(Bench::Step(own)) => bench_step::run(own, args),
+            Command::Schema => print_schema(),
         }),
     }
 }
 
 /// Workers replay the case under a scratch run folder; then this process compares.
-fn replay_with_workers(args: &ReplayArgs) -> Outcome<i32> {
-    let (mesh, case) = args.check_flags()?;
+fn replay_with_workers(args: &ReplayArgs, line: &[OsString]) -> Outcome<i32> {
+    let (spec, case) = args.check_flags()?;
     let scratch = tempfile::tempdir().map_err(Failure::other)?;
     let code = local::run_workers(
-        mesh.world_size(),
+        line,
+        spec.mesh.world_size(),
         scratch.path(),
         &[],
         Supervision::NONE,
@@ -78,4 +92,10 @@ fn replay_with_workers(args: &ReplayArgs) -> Outcome<i32> {
         replay::check(args, &case)?;
     }
     Ok(code)
+}
+
+fn print_schema() -> Outcome<i32> {
+    let text = serde_json::to_string_pretty(&wire::request_schema()).map_err(Failure::other)?;
+    println!("{text}");
+    Ok(exit_code::OK)
 }

@@ -1,51 +1,66 @@
 //! The two entry points: `train_deepspeed` and `train_fsdp`.
 
-mod checked;
-mod controller;
-mod identity;
-mod model_files;
-mod ray;
-mod resume;
-mod training;
-
+use std::ffi::{OsStr, OsString};
 use std::process::ExitCode;
 
 use clap::Parser;
 use tandem_launch::exit_code;
+use tandem_run::environment::Environment;
+use tandem_run::session::end;
+use tandem_run::start;
 
-use crate::args::{DeepSpeedArgs, FsdpArgs};
-use crate::cluster_args::Cluster;
-use crate::failure::Failure;
-use crate::request::Request;
-use crate::session::{Role, end, end_worker};
+use crate::flags::train::{DeepSpeedFlags, FsdpFlags};
 
-/// `train_deepspeed`
-pub fn main_deepspeed() -> ExitCode {
-    main(&Request::DeepSpeed(DeepSpeedArgs::parse()))
+/// Which of the two.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EntryPoint {
+    DeepSpeed,
+    Fsdp,
 }
 
-/// `train_fsdp`
-pub fn main_fsdp() -> ExitCode {
-    main(&Request::Fsdp(FsdpArgs::parse()))
-}
-
-fn main(request: &Request) -> ExitCode {
-    let cluster = &request.common().cluster;
-    if cluster.check_flags {
-        return end(request.check().map(|_| exit_code::OK));
+impl EntryPoint {
+    /// The one of this name.
+    pub fn of(name: &OsStr) -> Option<Self> {
+        [Self::DeepSpeed, Self::Fsdp]
+            .into_iter()
+            .find(|one| name == one.name())
     }
-    match (Role::detect(), cluster.cluster) {
-        (Err(failure), _) => end(Err(failure)),
-        (Ok(Role::Controller), Cluster::Local) => end(controller::run(request)),
-        (Ok(Role::Controller), Cluster::Ray) => end(ray::run(request)),
-        (Ok(Role::Worker { env, .. }), Cluster::Ray) => end(Err(Failure::usage(format!(
-            "--cluster ray starts workers, but the environment says that this process is one ({:?}, rank {}); \
-             leave out --cluster ray, or unset the launcher's variables",
-            env.source, env.rank
-        )))),
-        (Ok(Role::Worker { env, control }), Cluster::Local) => {
-            let result = training::run(request, &env, &control);
-            end_worker(&env, control, result)
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::DeepSpeed => "train_deepspeed",
+            Self::Fsdp => "train_fsdp",
         }
+    }
+}
+
+/// Runs one of them with the arguments behind its name.
+pub fn main(entry_point: EntryPoint, args: &[OsString], environment: &Environment) -> ExitCode {
+    let name = entry_point.name();
+    show_as(name);
+    let line = || std::iter::once(OsString::from(name)).chain(args.iter().cloned());
+    let (check_flags, spec) = match entry_point {
+        EntryPoint::DeepSpeed => {
+            let flags = DeepSpeedFlags::parse_from(line());
+            (flags.common.cluster.check_flags, flags.into_spec())
+        }
+        EntryPoint::Fsdp => {
+            let flags = FsdpFlags::parse_from(line());
+            (flags.common.cluster.check_flags, flags.into_spec())
+        }
+    };
+    if check_flags {
+        return end(spec.map(|_| exit_code::OK));
+    }
+    // Workers are started from this program's file, whose name is another one.
+    let worker_args: Vec<OsString> = line().collect();
+    start::train(spec, &worker_args, environment)
+}
+
+/// Lets tools that list processes (`top`, `ps -C`, `pkill`) know this one by the name of its entry point.
+fn show_as(name: &str) {
+    if let Ok(name) = std::ffi::CString::new(name) {
+        // Only a name: nothing depends on it.
+        let _ = rustix::thread::set_name(&name);
     }
 }

@@ -1,7 +1,7 @@
-//! Tools around training: hold a model against PyTorch, measure a step.
+//! The whole program, under all of its names.
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    tandem_cli::tandem::main()
+    tandem_cli::main()
 }

@@ -1,7 +1,9 @@
 //! The `train_deepspeed` entry point.
 
+mod launcher;
+
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    tandem_cli::train::main_deepspeed()
+    launcher::become_tandem("train_deepspeed")
 }

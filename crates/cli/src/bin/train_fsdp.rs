@@ -1,7 +1,9 @@
 //! The `train_fsdp` entry point.
 
+mod launcher;
+
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    tandem_cli::train::main_fsdp()
+    launcher::become_tandem("train_fsdp")
 }

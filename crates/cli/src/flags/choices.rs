@@ -1,0 +1,95 @@
+//! Flags with a few values: their names, and what they are in a spec.
+
+use clap::ValueEnum;
+use tandem_checkpoint::ScoreOrder;
+use tandem_comm::Transport;
+use tandem_model::Recompute;
+use tandem_run::spec;
+
+/// Declares a flag's values, each with the value of the spec that it stands for.
+macro_rules! choices {
+    ($(#[$about:meta])* $name:ident => $target:ty { $($(#[$doc:meta])* $value:ident => $meaning:path,)+ }) => {
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+        $(#[$about])*
+        pub enum $name {
+            $($(#[$doc])* $value,)+
+        }
+
+        impl From<$name> for $target {
+            fn from(choice: $name) -> Self {
+                match choice {
+                    $($name::$value => $meaning,)+
+                }
+            }
+        }
+    };
+}
+
+choices! {
+    /// fp32 or bf16.
+    Dtype => spec::Dtype {
+        /// 32-bit floating point.
+        Fp32 => spec::Dtype::Fp32,
+        /// bfloat16.
+        Bf16 => spec::Dtype::Bf16,
+    }
+}
+
+choices! {
+    /// What is computed again in backward.
+    RecomputeChoice => Recompute {
+        /// Nothing: the most memory.
+        None => Recompute::None,
+        /// The outputs of the norms and the product of the MLP's two branches: next to no time.
+        Light => Recompute::Light,
+        /// Whole layers from their inputs: the least memory, for a second forward of each layer.
+        Full => Recompute::Full,
+    }
+}
+
+choices! {
+    /// Where initial weights come from.
+    InitChoice => spec::Init {
+        /// The model's safetensors.
+        Pretrained => spec::Init::Pretrained,
+        /// New ones that depend on the seed only.
+        Random => spec::Init::Random,
+    }
+}
+
+choices! {
+    /// What is better.
+    Order => ScoreOrder {
+        /// Much.
+        Max => ScoreOrder::Max,
+        /// Little.
+        Min => ScoreOrder::Min,
+    }
+}
+
+choices! {
+    /// How ranks on CPUs move data.
+    TransportChoice => Transport {
+        /// Shared memory where the members of a group can share it, otherwise TCP.
+        Auto => Transport::Auto,
+        /// Shared memory, or an error.
+        Shm => Transport::Shm,
+        /// TCP, also within a host.
+        Tcp => Transport::Tcp,
+    }
+}
+
+choices! {
+    /// How Ray spreads workers over nodes.
+    #[value(rename_all = "SCREAMING_SNAKE_CASE")]
+    PlacementStrategy => spec::PlacementStrategy {
+        /// On few nodes.
+        Pack => spec::PlacementStrategy::Pack,
+        /// On many nodes.
+        Spread => spec::PlacementStrategy::Spread,
+        /// On one node, or not at all.
+        StrictPack => spec::PlacementStrategy::StrictPack,
+        /// Each on a node of its own, or not at all.
+        StrictSpread => spec::PlacementStrategy::StrictSpread,
+    }
+}

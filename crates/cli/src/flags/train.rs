@@ -1,0 +1,534 @@
+//! The flags of the two entry points.
+
+use std::path::PathBuf;
+
+use clap::{ArgAction, Args, Parser};
+use tandem_mesh::DeviceMesh;
+use tandem_run::failure::{Failure, Outcome};
+use tandem_run::spec::{
+    Compute, DeepSpeed, EngineSpec, Experiment, Fsdp, HEAD_CHUNK_ROWS, Identity, Local, Name,
+    Output, RunSpec, Selection, Shown, Strategy, Training,
+};
+use tandem_tensor::DeviceChoice;
+use tandem_trainer::Schedule;
+
+use crate::flags::checkpoints::CheckpointFlags;
+use crate::flags::choices::{Dtype, InitChoice, RecomputeChoice};
+use crate::flags::cluster::ClusterFlags;
+
+const AFTER_HELP: &str = "\
+Ranks form a mesh of tp_size x dp_size, rank = dp_rank * tp_size + tp_rank: tensor parallel groups are rows
+({0,1}, {2,3} for 2 x 2), data parallel groups are columns ({0,2}, {1,3}). All ranks of a row see the same batch.
+
+Started by itself, this program is the controller: it starts num_workers copies of itself on this machine. Started
+with RANK and WORLD_SIZE set (torchrun), under Slurm or Open MPI, it is one worker. With --cluster ray, Ray Train starts
+the workers on a Ray cluster.
+
+Ctrl-C, SIGTERM: all workers finish their step, save and leave; a second time: they leave at once. SIGUSR1: save now and go on.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 75 stopped after saving (--resume_from continues), 130 interrupted and 143
+terminated without saving.";
+
+/// Trains with tensor parallelism inferred from the model (AutoTP) and ZeRO over the data parallel group.
+#[derive(Debug, Clone, Parser)]
+#[command(name = "train_deepspeed", version, about, after_help = AFTER_HELP, rename_all = "snake_case")]
+pub struct DeepSpeedFlags {
+    #[command(flatten)]
+    pub common: CommonFlags,
+
+    /// What is sharded over the data parallel group: 0 nothing, 1 optimizer states, 2 also gradients. (Sharded
+    /// parameters are train_fsdp.)
+    #[arg(long, default_value_t = 1, help_heading = "Strategy")]
+    pub zero_stage: u8,
+
+    /// Correct the inferred plan: REGEX=STYLE for modules whose path matches, STYLE one of colwise, rowwise, replicate,
+    /// vocab. May be repeated.
+    #[arg(long, value_name = "REGEX=STYLE", help_heading = "Strategy")]
+    pub autotp_override: Vec<String>,
+}
+
+/// Trains with a declared tensor parallel plan (DTensor) and parameters sharded over the data parallel group (FSDP2).
+#[derive(Debug, Clone, Parser)]
+#[command(name = "train_fsdp", version, about, after_help = AFTER_HELP, rename_all = "snake_case")]
+pub struct FsdpFlags {
+    #[command(flatten)]
+    pub common: CommonFlags,
+
+    /// Keep parameters, residual stream, norms and loss in fp32 and run matrix products in bf16 (needs --dtype bf16).
+    #[arg(long, num_args = 0..=1, default_value_t = false, default_missing_value = "true", action = ArgAction::Set, help_heading = "Strategy")]
+    pub autocast: bool,
+
+    /// Free a layer's gathered parameters after forward and gather them again for backward: less memory, one more
+    /// all-gather per layer.
+    #[arg(long, num_args = 0..=1, default_value_t = true, default_missing_value = "true", action = ArgAction::Set, help_heading = "Strategy")]
+    pub reshard_after_forward: bool,
+
+    /// Kind of the gradients on the wire; they are accumulated in fp32 always.
+    #[arg(long, value_enum, default_value_t = Dtype::Fp32, help_heading = "Strategy")]
+    pub reduce_dtype: Dtype,
+}
+
+/// What both entry points share.
+#[derive(Debug, Clone, Args)]
+#[command(rename_all = "snake_case")]
+pub struct CommonFlags {
+    /// A Hugging Face model: hub name, or folder with config.json, tokenizer.json and *.safetensors.
+    #[arg(long, default_value = "Qwen/Qwen2-7B", help_heading = "Model")]
+    pub model_name: String,
+
+    /// Where the weights come from.
+    #[arg(long, value_enum, default_value_t = InitChoice::Pretrained, help_heading = "Model")]
+    pub init: InitChoice,
+
+    /// Keep only the first N layers; 0 keeps all.
+    #[arg(long, default_value_t = 0, value_name = "N", help_heading = "Model")]
+    pub num_layers: usize,
+
+    /// Ranks that share one copy of the model (a row of the mesh).
+    #[arg(long, help_heading = "Mesh")]
+    pub tp_size: usize,
+
+    /// Copies of the model that see different data (rows of the mesh).
+    #[arg(long, default_value_t = 1, help_heading = "Mesh")]
+    pub dp_size: usize,
+
+    /// Workers in all: tp_size x dp_size.
+    #[arg(long, help_heading = "Mesh")]
+    pub num_workers: usize,
+
+    /// Cut the residual stream over the tensor parallel row by token: less memory for activations.
+    #[arg(long, num_args = 0..=1, default_value_t = false, default_missing_value = "true", action = ArgAction::Set, help_heading = "Mesh")]
+    pub sequence_parallel: bool,
+
+    /// Where to compute.
+    #[arg(long, default_value = "auto", value_parser = |text: &str| text.parse::<DeviceChoice>(), help_heading = "Mesh")]
+    pub device: DeviceChoice,
+
+    /// Seconds that a rank waits for the others in one collective.
+    #[arg(long, default_value_t = 300, help_heading = "Mesh")]
+    pub comm_timeout_s: u64,
+
+    /// Rows per worker in one forward and backward.
+    #[arg(long, default_value_t = 1, help_heading = "Batch")]
+    pub batch_size: usize,
+
+    /// Tokens per row.
+    #[arg(long, default_value_t = 2048, help_heading = "Batch")]
+    pub seq_length: usize,
+
+    /// Forward and backward passes per optimizer step.
+    #[arg(long, default_value_t = 1, help_heading = "Batch")]
+    pub gradient_accumulation_steps: usize,
+
+    /// Join documents with the end-of-text token and cut them into rows of seq_length; false: one document a row,
+    /// truncated or padded.
+    #[arg(long, num_args = 0..=1, default_value_t = true, default_missing_value = "true", action = ArgAction::Set, help_heading = "Batch")]
+    pub packing: bool,
+
+    /// A hub name (`wikitext` is Salesforce/wikitext), or a file or folder of .txt, .jsonl or .parquet.
+    #[arg(long, default_value = "wikitext", help_heading = "Data")]
+    pub dataset_name: String,
+
+    /// The dataset's configuration on the hub; wikitext's default is wikitext-2-raw-v1.
+    #[arg(long, help_heading = "Data")]
+    pub dataset_config: Option<String>,
+
+    /// The dataset's split.
+    #[arg(long, default_value = "train", help_heading = "Data")]
+    pub dataset_split: String,
+
+    /// Use the first so many percent of the documents.
+    #[arg(long, default_value_t = 100.0, help_heading = "Data")]
+    pub dataset_percentage: f64,
+
+    /// The column that holds the text.
+    #[arg(long, default_value = "text", help_heading = "Data")]
+    pub text_column: String,
+
+    /// Passes over the data.
+    #[arg(long, default_value_t = 3, help_heading = "Training")]
+    pub num_epochs: u64,
+
+    /// Optimizer steps in all; 0: no limit.
+    #[arg(long, default_value_t = 0, value_name = "N", help_heading = "Training")]
+    pub max_steps: u64,
+
+    /// Optimizer steps per epoch; 0: no limit.
+    #[arg(long, default_value_t = 0, value_name = "N", help_heading = "Training")]
+    pub debug_steps: u64,
+
+    /// Peak learning rate.
+    #[arg(long, default_value_t = 1e-5, help_heading = "Training")]
+    pub learning_rate: f64,
+
+    /// Shape of the learning rate after the warm-up: constant, linear or cosine.
+    #[arg(long, default_value = "constant", help_heading = "Training")]
+    pub lr_scheduler: Schedule,
+
+    /// Steps in which the learning rate rises from 0.
+    #[arg(long, default_value_t = 0, help_heading = "Training")]
+    pub warmup_steps: u64,
+
+    /// Decoupled weight decay of AdamW, on all parameters.
+    #[arg(long, default_value_t = 0.01, help_heading = "Training")]
+    pub weight_decay: f64,
+
+    /// Decay of AdamW's first moment.
+    #[arg(long, default_value_t = 0.9, help_heading = "Training")]
+    pub adam_beta1: f64,
+
+    /// Decay of AdamW's second moment.
+    #[arg(long, default_value_t = 0.999, help_heading = "Training")]
+    pub adam_beta2: f64,
+
+    /// Added to the root of AdamW's second moment.
+    #[arg(long, default_value_t = 1e-8, help_heading = "Training")]
+    pub adam_eps: f64,
+
+    /// Gradients are scaled down to this global norm; 0 leaves them.
+    #[arg(long, default_value_t = 1.0, help_heading = "Training")]
+    pub max_grad_norm: f64,
+
+    /// Kind of parameters and activations; master weights, gradients and reductions are fp32 always.
+    #[arg(long, value_enum, default_value_t = Dtype::Bf16, help_heading = "Training")]
+    pub dtype: Dtype,
+
+    /// The same as --recompute full.
+    #[arg(long, num_args = 0..=1, default_value_t = false, default_missing_value = "true", action = ArgAction::Set, help_heading = "Training")]
+    pub activation_checkpointing: bool,
+
+    /// What backward computes again instead of keeping it from forward [default: light].
+    #[arg(long, value_enum, value_name = "WHAT", help_heading = "Training")]
+    pub recompute: Option<RecomputeChoice>,
+
+    /// Decides initial weights (--init random) and the order of the data.
+    #[arg(long, default_value_t = 0, help_heading = "Training")]
+    pub seed: u64,
+
+    /// Every so many steps, compare what must be equal on several ranks bit for bit; 0: never. (That the ranks of a row
+    /// see the same batch is checked every step.)
+    #[arg(
+        long,
+        default_value_t = 100,
+        value_name = "N",
+        help_heading = "Training"
+    )]
+    pub check_interval: u64,
+
+    /// Where runs are kept, each in a folder of its name: a folder, or s3://, gs:// or az:// with a bucket and a prefix.
+    #[arg(long, default_value = "/mnt/cluster_storage", help_heading = "Output")]
+    pub storage_path: String,
+
+    /// Where logs, metrics and token caches are kept when the storage path is object storage.
+    #[arg(long, default_value = "./runs", help_heading = "Output")]
+    pub local_path: PathBuf,
+
+    /// The run's name; made up when not given.
+    #[arg(long, help_heading = "Output")]
+    pub experiment_name: Option<String>,
+
+    /// Without a terminal: a line every so many steps.
+    #[arg(long, default_value_t = 10, value_name = "N", help_heading = "Output")]
+    pub log_interval: u64,
+
+    /// Record this many steps, after two that warm up: a trace of every rank (open it at ui.perfetto.dev) in the folder
+    /// "profile" of the run, and a table of where the time went; 0: none.
+    #[arg(long, default_value_t = 0, value_name = "N", help_heading = "Output")]
+    pub profile: u64,
+
+    /// Write the loss of every step as JSON into this folder.
+    #[arg(long, value_name = "DIR", help_heading = "Output")]
+    pub loss_output_dir: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub checkpoints: CheckpointFlags,
+
+    #[command(flatten)]
+    pub cluster: ClusterFlags,
+}
+
+impl DeepSpeedFlags {
+    /// The run that they ask for.
+    ///
+    /// # Errors
+    /// Wrong usage: what cannot be, or contradicts itself.
+    pub fn into_spec(self) -> Outcome<RunSpec> {
+        let Self {
+            common,
+            zero_stage,
+            autotp_override,
+        } = self;
+        common.into_spec(Strategy::DeepSpeed(DeepSpeed {
+            zero_stage,
+            autotp_override,
+        }))
+    }
+}
+
+impl FsdpFlags {
+    /// The run that they ask for.
+    ///
+    /// # Errors
+    /// Wrong usage: what cannot be, or contradicts itself.
+    pub fn into_spec(self) -> Outcome<RunSpec> {
+        let Self {
+            common,
+            autocast,
+            reshard_after_forward,
+            reduce_dtype,
+        } = self;
+        common.into_spec(Strategy::Fsdp(Fsdp {
+            autocast,
+            reshard_after_forward,
+            reduce_dtype: reduce_dtype.into(),
+        }))
+    }
+}
+
+// Every field is read here: the compiler finds a flag that has no place.
+impl CommonFlags {
+    fn into_spec(self, strategy: Strategy) -> Outcome<RunSpec> {
+        let mesh = DeviceMesh::for_workers(self.tp_size, self.dp_size, self.num_workers)
+            .map_err(|error| Failure::usage(error.to_string()))?;
+        self.cluster.check(self.device)?;
+        let (identity, training, shown) = (self.identity(), self.training(), self.shown());
+        let (cluster, device) = self.cluster.into_spec(self.device);
+        let (checkpoints, resume) = self.checkpoints.into_spec();
+        let engine = EngineSpec {
+            mesh,
+            strategy,
+            device,
+            dtype: self.dtype.into(),
+            sequence_parallel: self.sequence_parallel,
+            activation_checkpointing: self.activation_checkpointing,
+            recompute: self.recompute.map(Into::into),
+            comm_timeout_s: self.comm_timeout_s,
+            head_chunk_rows: HEAD_CHUNK_ROWS,
+        };
+        let output = Output {
+            experiment: Experiment {
+                storage_path: self.storage_path,
+                name: experiment(resume.from, self.experiment_name)?,
+            },
+            local: Local {
+                local_path: self.local_path,
+                loss_output_dir: self.loss_output_dir,
+                resume_fallback: resume.fallback,
+            },
+            shown,
+        };
+        RunSpec {
+            identity,
+            compute: Compute { engine, training },
+            output,
+            checkpoints,
+            cluster,
+        }
+        .checked()
+    }
+
+    fn identity(&self) -> Identity {
+        Identity {
+            model_name: self.model_name.clone(),
+            selection: Selection {
+                num_layers: self.num_layers,
+                dataset_name: self.dataset_name.clone(),
+                dataset_config: self.dataset_config.clone(),
+                dataset_split: self.dataset_split.clone(),
+                dataset_percentage: self.dataset_percentage,
+                text_column: self.text_column.clone(),
+                packing: self.packing,
+                seq_length: self.seq_length,
+                seed: self.seed,
+            },
+        }
+    }
+
+    fn training(&self) -> Training {
+        Training {
+            init: self.init.into(),
+            batch_size: self.batch_size,
+            gradient_accumulation_steps: self.gradient_accumulation_steps,
+            num_epochs: self.num_epochs,
+            max_steps: self.max_steps,
+            debug_steps: self.debug_steps,
+            learning_rate: self.learning_rate,
+            lr_scheduler: self.lr_scheduler,
+            warmup_steps: self.warmup_steps,
+            weight_decay: self.weight_decay,
+            adam_beta1: self.adam_beta1,
+            adam_beta2: self.adam_beta2,
+            adam_eps: self.adam_eps,
+            max_grad_norm: self.max_grad_norm,
+            check_interval: self.check_interval,
+        }
+    }
+
+    fn shown(&self) -> Shown {
+        Shown {
+            log_interval: self.log_interval,
+            profile: self.profile,
+        }
+    }
+}
+
+/// Which experiment the two flags with a name mean.
+fn experiment(resume_from: Option<String>, experiment_name: Option<String>) -> Outcome<Name> {
+    match (resume_from, experiment_name) {
+        (Some(resume), Some(name)) if resume != name => Err(Failure::usage(format!(
+            "--resume_from {resume} continues that experiment in place, but --experiment_name is {name}; leave \
+             --experiment_name out"
+        ))),
+        (Some(resume), _) => Ok(Name::Continued(resume)),
+        (None, name) => Ok(Name::New(name)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    const MESH: [&str; 6] = ["--tp_size", "2", "--dp_size", "2", "--num_workers", "4"];
+
+    fn fsdp(extra: &[&str]) -> Outcome<RunSpec> {
+        let args = ["train_fsdp"].iter().chain(&MESH).chain(extra);
+        FsdpFlags::try_parse_from(args).unwrap().into_spec()
+    }
+
+    fn deepspeed(extra: &[&str]) -> Outcome<RunSpec> {
+        let args = ["train_deepspeed"].iter().chain(&MESH).chain(extra);
+        DeepSpeedFlags::try_parse_from(args).unwrap().into_spec()
+    }
+
+    #[test]
+    fn defaults_are_the_documented_ones() {
+        let args = FsdpFlags::try_parse_from(["train_fsdp"].iter().chain(&MESH)).unwrap();
+        let common = &args.common;
+        assert_eq!(common.model_name, "Qwen/Qwen2-7B");
+        assert_eq!(
+            (common.batch_size, common.seq_length, common.num_epochs),
+            (1, 2048, 3)
+        );
+        assert_eq!(
+            (common.learning_rate, common.dataset_name.as_str()),
+            (1e-5, "wikitext")
+        );
+        assert_eq!(common.storage_path, "/mnt/cluster_storage");
+        assert!(!args.autocast && args.reshard_after_forward && common.packing);
+        assert!(FsdpFlags::try_parse_from(["train_fsdp", "--tp_size", "1"]).is_err());
+        let args = DeepSpeedFlags::try_parse_from(["train_deepspeed"].iter().chain(&MESH)).unwrap();
+        assert_eq!(args.zero_stage, 1);
+        // --flag and --flag true mean the same.
+        let args = ["train_fsdp", "--autocast"].iter().chain(&MESH);
+        assert!(FsdpFlags::try_parse_from(args).unwrap().autocast);
+    }
+
+    #[test]
+    fn impossible_flags_are_usage_errors_that_name_the_flag() {
+        for (extra, word) in [
+            (vec!["--num_workers", "3"], "--num_workers 4"),
+            (vec!["--tp_size", "0"], "tp_size is 0"),
+            (vec!["--batch_size", "0"], "--batch_size"),
+            (vec!["--seq_length", "1"], "--seq_length"),
+            (vec!["--learning_rate", "0"], "--learning_rate"),
+            (vec!["--learning_rate", "NaN"], "--learning_rate"),
+            (vec!["--dataset_percentage", "101"], "--dataset_percentage"),
+            (vec!["--adam_beta2", "1"], "--adam_beta2"),
+            (vec!["--experiment_name", "a/b"], "experiment"),
+            (
+                vec!["--resume_from", "a", "--experiment_name", "b"],
+                "--resume_from a",
+            ),
+            (vec!["--resume_from", "a/b"], "experiment"),
+            (vec!["--num_to_keep", "0"], "--num_to_keep"),
+            (vec!["--max_failures", "-2"], "--max_failures"),
+            (vec!["--autocast", "--dtype", "fp32"], "--autocast"),
+        ] {
+            let args: Vec<&str> = MESH.iter().copied().filter(|_| true).collect();
+            let mut line = vec!["train_fsdp"];
+            // A flag that the case sets replaces the mesh's.
+            for pair in args.chunks(2) {
+                if !extra.contains(&pair[0]) {
+                    line.extend(pair);
+                }
+            }
+            line.extend(&extra);
+            let failure = FsdpFlags::try_parse_from(line)
+                .unwrap()
+                .into_spec()
+                .unwrap_err();
+            assert_eq!(failure.exit_code, 2, "{extra:?}");
+            assert!(
+                failure.message.contains(word),
+                "{extra:?}: {}",
+                failure.message
+            );
+        }
+        assert!(fsdp(&[]).is_ok() && deepspeed(&["--zero_stage", "2"]).is_ok());
+        let failure = deepspeed(&["--zero_stage", "3"]).unwrap_err();
+        assert!(failure.message.contains("train_fsdp") && failure.exit_code == 2);
+        let failure = deepspeed(&["--autotp_override", "x"]).unwrap_err();
+        assert!(failure.message.contains("REGEX") || failure.message.contains("PATTERN"));
+    }
+
+    /// A checkpoint shows these when a run that continues has other values. Which they are is part of its format.
+    #[test]
+    fn the_settings_of_a_checkpoint_stay_the_same() {
+        let names = |spec: Outcome<RunSpec>| spec.unwrap().settings().into_keys().collect();
+        let shared = [
+            "activation_checkpointing",
+            "adam_beta1",
+            "adam_beta2",
+            "adam_eps",
+            "async_save",
+            "batch_size",
+            "check_interval",
+            "checkpoint_score_attribute",
+            "checkpoint_score_order",
+            "comm_timeout_s",
+            "dataset_config",
+            "dataset_name",
+            "dataset_percentage",
+            "dataset_split",
+            "debug_steps",
+            "device",
+            "dtype",
+            "gradient_accumulation_steps",
+            "hang_timeout_s",
+            "init",
+            "learning_rate",
+            "log_interval",
+            "lr_scheduler",
+            "max_failures",
+            "max_grad_norm",
+            "max_steps",
+            "num_epochs",
+            "num_layers",
+            "num_to_keep",
+            "packing",
+            "profile",
+            "recompute",
+            "save_steps",
+            "sequence_parallel",
+            "text_column",
+            "warmup_steps",
+            "weight_decay",
+        ];
+        let with = |own: &[&str]| -> BTreeSet<String> {
+            let all = shared.iter().chain(own);
+            all.map(|name| (*name).to_owned()).collect()
+        };
+        let names_of_fsdp: BTreeSet<String> = names(fsdp(&[]));
+        let own = ["autocast", "reduce_dtype", "reshard_after_forward"];
+        assert_eq!(names_of_fsdp, with(&own));
+        assert_eq!(names(deepspeed(&[])), with(&["autotp_override"]));
+        let settings = fsdp(&["--recompute", "full", "--device", "cpu"])
+            .unwrap()
+            .settings();
+        assert_eq!(settings["recompute"], "full");
+        assert_eq!(settings["device"], "cpu");
+        assert_eq!(settings["dataset_config"], serde_json::Value::Null);
+    }
+}

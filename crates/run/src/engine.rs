@@ -1,0 +1,33 @@
+//! The engine of a rank: the same for training, for `tandem replay` and for `tandem bench`.
+
+use tandem_model::ModelConfig;
+use tandem_parallel::Strategy;
+use tandem_trainer::{Engine, EngineSetup};
+
+use crate::failure::{Failure, Outcome};
+use crate::ranks::Ranks;
+use crate::spec::EngineSpec;
+
+/// Builds it for rows of `seq` tokens, without weights. `strategy` is what `spec.strategy` makes of the model.
+pub fn engine(
+    spec: &EngineSpec,
+    config: &ModelConfig,
+    strategy: Strategy,
+    seq: usize,
+    ranks: &Ranks,
+) -> Outcome<Engine> {
+    Engine::new(EngineSetup {
+        config: config.clone(),
+        strategy,
+        mesh: spec.mesh,
+        world: ranks.everyone.clone(),
+        tp: ranks.tp.clone(),
+        dp: ranks.dp.clone(),
+        device: ranks.device,
+        seq,
+        sequence_parallel: spec.sequence_parallel,
+        recompute: spec.recompute(),
+        head_chunk_rows: spec.head_chunk_rows,
+    })
+    .map_err(Failure::train)
+}

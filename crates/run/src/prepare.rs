@@ -1,0 +1,217 @@
+//! What a run needs before ranks meet: model, data and memory. Whoever starts the run checks all of it, so that what is
+//! wrong is said once, before anything is started.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tandem_data::{
+    DatasetOptions, EpochLimit, Hub, Progress, Rows, Sampler, Source, TokenCache, TokenDataset,
+    Tokenizer, Verify, Weights,
+};
+use tandem_mesh::DeviceMesh;
+use tandem_model::{ModelConfig, ModuleTree};
+use tandem_parallel::{Strategy, TpSlices, UnitLayout, layouts};
+use tandem_tensor::memory;
+use tandem_trainer::{Event, EventSink, MemoryEstimate, estimate_memory};
+
+use crate::environment::Environment;
+use crate::failure::{Failure, Outcome};
+use crate::spec::{Compute, Identity, Init, RunSpec, Training};
+
+/// A model and data that fit together.
+pub struct Prepared {
+    /// Folder of the model.
+    pub model_dir: PathBuf,
+    /// The model.
+    pub config: ModelConfig,
+    /// Its modules.
+    pub tree: ModuleTree,
+    /// How it is cut.
+    pub strategy: Strategy,
+    /// The tokens.
+    pub dataset: Arc<TokenDataset>,
+    /// The file they are in.
+    pub token_cache: PathBuf,
+    /// Which of them when.
+    pub sampler: Sampler,
+    /// Optimizer steps of the run.
+    pub total_steps: u64,
+    /// What each rank will need.
+    pub memory: MemoryEstimate,
+    /// The units of tp_rank 0, for their sizes.
+    pub layouts: Vec<UnitLayout>,
+}
+
+/// Fetches, reads and checks everything. `sink` sees how far the slow parts are.
+pub fn prepare(
+    spec: &RunSpec,
+    environment: &Environment,
+    sink: &mut dyn EventSink,
+) -> Outcome<Prepared> {
+    let RunSpec {
+        identity: Identity { selection, .. },
+        compute: Compute { engine, training },
+        ..
+    } = spec;
+    let mesh = engine.mesh;
+    let hub = Hub::from_env().map_err(Failure::other)?;
+    let (model_dir, config) = model(spec, &hub, sink)?;
+    let tree = ModuleTree::new(&config);
+    let strategy = engine.strategy.for_model(engine.dtype, &tree)?;
+    let slices =
+        TpSlices::new(&config, mesh.tp_size()).map_err(|e| Failure::usage(e.to_string()))?;
+    let layouts = layouts(
+        &config,
+        &tree,
+        &strategy.plan,
+        &slices,
+        0,
+        engine.sequence_parallel,
+    );
+    let memory = estimate_memory(
+        &config,
+        &layouts,
+        strategy.level,
+        strategy.precision,
+        mesh.dp_size(),
+        training.batch_size * selection.seq_length,
+        engine.recompute(),
+        engine.head_chunk_rows,
+    );
+    let cache = token_cache(spec, environment, &model_dir, &config, &hub, sink)?;
+    let token_cache = cache.path().to_owned();
+    let dataset = TokenDataset::new(Arc::new(cache), selection.seq_length, selection.packing)
+        .map_err(Failure::other)?;
+    let dataset = Arc::new(dataset);
+    let sampler = sampler(training, selection.seed, mesh, dataset.len())?;
+    let total_steps = match training.max_steps {
+        0 => sampler.total_steps(),
+        limit => sampler.total_steps().min(limit),
+    };
+    Ok(Prepared {
+        model_dir,
+        config,
+        tree,
+        strategy,
+        dataset,
+        token_cache,
+        sampler,
+        total_steps,
+        memory,
+        layouts,
+    })
+}
+
+/// The model's folder, and what of it is trained.
+fn model(spec: &RunSpec, hub: &Hub, sink: &mut dyn EventSink) -> Outcome<(PathBuf, ModelConfig)> {
+    let Identity {
+        model_name,
+        selection,
+    } = &spec.identity;
+    let weights = match spec.compute.training.init {
+        Init::Pretrained => Weights::Needed,
+        Init::Random => Weights::NotNeeded,
+    };
+    let model_dir = hub
+        .model_dir(model_name, weights, &mut Shown(sink, String::new()))
+        .map_err(Failure::other)?;
+    let config = ModelConfig::from_dir(&model_dir)
+        .and_then(|config| config.truncated(selection.num_layers))
+        .map_err(Failure::other)?;
+    if selection.seq_length > config.max_position_embeddings {
+        return Err(Failure::usage(format!(
+            "--seq_length {} is beyond the model's max_position_embeddings of {}",
+            selection.seq_length, config.max_position_embeddings
+        )));
+    }
+    Ok((model_dir, config))
+}
+
+/// Refuses a run that the memory of this host cannot hold with `local_workers` of its workers.
+pub fn check_memory(prepared: &Prepared, local_workers: usize) -> Outcome<()> {
+    let Some(available) = memory::available_bytes() else {
+        return Ok(());
+    };
+    let needed = prepared.memory.total() * local_workers as u64;
+    if needed > available {
+        let gb = |bytes: u64| bytes as f64 / 1e9;
+        return Err(Failure::other(format!(
+            "not enough memory: {local_workers} workers of about {:.2} GB each need {:.2} GB, and {:.2} GB are available here; \
+             use a larger --dp_size with train_fsdp, a larger --tp_size, --activation_checkpointing, a smaller --batch_size or \
+             --seq_length, or --num_layers",
+            gb(prepared.memory.total()),
+            gb(needed),
+            gb(available),
+        )));
+    }
+    Ok(())
+}
+
+fn token_cache(
+    spec: &RunSpec,
+    environment: &Environment,
+    model_dir: &Path,
+    config: &ModelConfig,
+    hub: &Hub,
+    sink: &mut dyn EventSink,
+) -> Outcome<TokenCache> {
+    let selection = &spec.identity.selection;
+    let tokenizer = Tokenizer::load(model_dir).map_err(Failure::other)?;
+    if tokenizer.vocab_size() > config.vocab_size {
+        return Err(Failure::other(format!(
+            "the tokenizer of {} has {} tokens, but the model's vocabulary has {}; they belong to different models",
+            model_dir.display(),
+            tokenizer.vocab_size(),
+            config.vocab_size
+        )));
+    }
+    let options = DatasetOptions {
+        name: selection.dataset_name.clone(),
+        config: selection.dataset_config.clone(),
+        split: selection.dataset_split.clone(),
+        text_column: selection.text_column.clone(),
+        percentage: selection.dataset_percentage,
+    };
+    let cache = match environment
+        .token_cache
+        .as_deref()
+        .filter(|path| path.is_file())
+    {
+        Some(path) => TokenCache::open(path, Verify::Header).map_err(Failure::other)?,
+        None => {
+            // In shared storage, all hosts of a cluster and all runs use one cache.
+            let cache_dir = spec.output.local_folder().join("token_cache");
+            let mut shown = Shown(sink, String::new());
+            let source = Source::resolve(&options, hub, &mut shown).map_err(Failure::other)?;
+            TokenCache::build_or_open(&source, &tokenizer, &cache_dir, &mut shown)
+                .map_err(Failure::other)?
+        }
+    };
+    Ok(cache)
+}
+
+fn sampler(training: &Training, seed: u64, mesh: DeviceMesh, rows: u64) -> Outcome<Sampler> {
+    let global_batch = mesh.dp_size() * training.batch_size * training.gradient_accumulation_steps;
+    let sampler = Sampler::new(rows, seed, global_batch as u64).map_err(Failure::other)?;
+    Ok(sampler.limited(EpochLimit {
+        epochs: training.num_epochs,
+        steps_per_epoch: (training.debug_steps > 0).then_some(training.debug_steps),
+    }))
+}
+
+/// The data crate's progress as events.
+struct Shown<'a>(&'a mut dyn EventSink, String);
+
+impl Progress for Shown<'_> {
+    fn begin(&mut self, what: &str) {
+        what.clone_into(&mut self.1);
+    }
+
+    fn update(&mut self, done: u64, total: u64) {
+        self.0.event(Event::Progress {
+            what: self.1.clone(),
+            done,
+            total,
+        });
+    }
+}

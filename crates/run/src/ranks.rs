@@ -1,0 +1,98 @@
+//! A rank among the others: meeting them, and the groups of the mesh.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tandem_comm::{ProcessGroup, World, WorldConfig, broadcast_bytes};
+use tandem_launch::env::WorkerEnv;
+use tandem_tensor::{Device, memory};
+
+use crate::failure::{Failure, Outcome};
+use crate::spec::{EngineSpec, Network};
+
+/// A rank's connections.
+pub struct Ranks {
+    /// The rendezvous, and who is alive.
+    pub world: World,
+    /// All ranks.
+    pub everyone: Arc<dyn ProcessGroup>,
+    /// This rank's row.
+    pub tp: Arc<dyn ProcessGroup>,
+    /// This rank's column.
+    pub dp: Arc<dyn ProcessGroup>,
+    /// Where this rank computes.
+    pub device: Device,
+}
+
+impl Ranks {
+    /// Meets the other ranks and builds the groups of the mesh.
+    pub fn join(env: &WorkerEnv, spec: &EngineSpec, network: &Network) -> Outcome<Self> {
+        let mesh = spec.mesh;
+        if env.world_size != mesh.world_size() {
+            return Err(Failure::usage(format!(
+                "--tp_size x --dp_size is {}, but the launcher started {} workers (WORLD_SIZE)",
+                mesh.world_size(),
+                env.world_size
+            )));
+        }
+        let device = spec
+            .device
+            .select(env.local_rank)
+            .map_err(|error| Failure::usage(error.to_string()))?;
+        limit_threads(env.local_world_size);
+        memory::keep_freed();
+        let connect = if env.beside_agent {
+            World::connect_beside_agent
+        } else {
+            World::connect
+        };
+        let world = connect(&WorldConfig {
+            rank: env.rank,
+            world_size: env.world_size,
+            local_rank: env.local_rank,
+            local_world_size: env.local_world_size,
+            master_addr: env.master_addr.clone(),
+            master_port: env.master_port,
+            master_fd: env.master_fd,
+            timeout: Duration::from_secs(spec.comm_timeout_s),
+            network_interface: network.network_interface.clone(),
+            transport: network.transport,
+        })
+        .map_err(Failure::comm)?;
+        let all: Vec<usize> = (0..mesh.world_size()).collect();
+        let group = |name: &str, ranks: &[usize]| {
+            world
+                .new_device_group(name, ranks, device)
+                .map_err(Failure::comm)
+        };
+        Ok(Self {
+            everyone: group("world", &all)?,
+            tp: group("tp", &mesh.tp_group(env.rank))?,
+            dp: group("dp", &mesh.dp_group(env.rank))?,
+            world,
+            device,
+        })
+    }
+
+    /// Rank 0's text, on every rank.
+    pub fn text_of_first(&self, own: &str) -> Outcome<String> {
+        let bytes = broadcast_bytes(self.everyone.as_ref(), own.as_bytes(), 0, self.device)
+            .map_err(Failure::comm)?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    /// Returns when all ranks have called it.
+    pub fn barrier(&self) -> Outcome<()> {
+        self.everyone
+            .barrier()
+            .and_then(|work| work.wait())
+            .map_err(Failure::comm)
+    }
+}
+
+/// Ranks of one host share its cores: libtorch's and our own threads together are one per core.
+fn limit_threads(local_world_size: usize) {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = (cores / local_world_size.max(1)).max(1);
+    tandem_tensor::device::set_threads(threads);
+}

@@ -1,0 +1,163 @@
+//! Continuing from a checkpoint: finding it, checking that it is of this run, loading it on all ranks.
+
+use tandem_checkpoint::{Reader, RunDir, TrainState, differences};
+use tandem_trainer::{Engine, Event, EventSink, gather_problems};
+
+use crate::failure::{Failure, Outcome};
+use crate::ranks::Ranks;
+use crate::storage::Storage;
+
+/// Where a run continues.
+pub struct Resumed {
+    /// The checkpoint's name.
+    pub name: String,
+    /// Where the run stood.
+    pub state: TrainState,
+    /// The checkpoints before it, oldest first.
+    pub older: Vec<String>,
+}
+
+/// Loads the newest checkpoint of the experiment into `engine`; `None` when there is none. With `fallback`, one that is
+/// damaged is passed over, and all ranks say so.
+///
+/// # Errors
+/// A checkpoint of another model, other data or another seed (with the list of differences); one that is damaged.
+pub fn resume(
+    engine: &mut Engine,
+    ranks: &Ranks,
+    storage: &Storage,
+    run: Option<&RunDir>,
+    identity: &TrainState,
+    fallback: bool,
+    sink: &mut dyn EventSink,
+) -> Outcome<Option<Resumed>> {
+    let names = candidates(ranks, run)?;
+    if names.is_empty() {
+        return Ok(None);
+    }
+    let mut problems = Vec::new();
+    for (index, name) in names.iter().enumerate() {
+        let own = load(engine, storage, name, identity, sink);
+        match agree(ranks, own)? {
+            Ok(state) => {
+                engine.publish().map_err(Failure::train)?;
+                sink.event(Event::Summary(describe(name, &state, identity, &problems)));
+                return Ok(Some(Resumed {
+                    name: name.clone(),
+                    state,
+                    older: names[index + 1..].iter().rev().cloned().collect(),
+                }));
+            }
+            Err(failure) if !fallback || failure.exit_code == tandem_launch::exit_code::USAGE => {
+                return Err(failure.hinted(name, names.len()));
+            }
+            Err(failure) => problems.push(format!("{name} is passed over: {}", failure.message)),
+        }
+    }
+    Err(Failure::other(format!(
+        "none of the {} checkpoints of {} can be loaded:\n{}",
+        names.len(),
+        storage.location,
+        problems.join("\n")
+    )))
+}
+
+/// The checkpoints, newest first, as rank 0 sees them.
+fn candidates(ranks: &Ranks, run: Option<&RunDir>) -> Outcome<Vec<String>> {
+    let own: Vec<&str> = run
+        .map(RunDir::checkpoints)
+        .unwrap_or_default()
+        .iter()
+        .rev()
+        .map(|entry| entry.name.as_str())
+        .collect();
+    let names = ranks.text_of_first(&own.join("\n"))?;
+    Ok(names.lines().map(str::to_owned).collect())
+}
+
+fn load(
+    engine: &mut Engine,
+    storage: &Storage,
+    name: &str,
+    identity: &TrainState,
+    sink: &mut dyn EventSink,
+) -> Outcome<TrainState> {
+    let reader = Reader::open(storage.store.clone(), name).map_err(Failure::other)?;
+    check_same_run(reader.state(), identity, &reader.location())?;
+    let mut progress = |done, total| {
+        sink.event(Event::Progress {
+            what: format!("loading {name}"),
+            done,
+            total,
+        });
+    };
+    engine
+        .read_state(&reader, &mut progress)
+        .map_err(Failure::train)?;
+    Ok(reader.state().clone())
+}
+
+/// Refuses to continue a run as another one.
+pub fn check_same_run(saved: &TrainState, identity: &TrainState, location: &str) -> Outcome<()> {
+    let refused = differences(saved, identity).refused;
+    if refused.is_empty() {
+        return Ok(());
+    }
+    let lines: Vec<String> = refused.iter().map(|one| format!("  {one}")).collect();
+    Err(Failure::usage(format!(
+        "this run cannot continue from {location}, because it is not the same run:\n{}\nPass the values of the checkpoint, or \
+         start a new experiment with another --experiment_name",
+        lines.join("\n")
+    )))
+}
+
+/// All ranks' verdict: the state when every rank has loaded it. A rank whose own part is fine fails because of others'.
+fn agree(ranks: &Ranks, own: Outcome<TrainState>) -> Outcome<Outcome<TrainState>> {
+    let text = own.as_ref().err().map(|failure| failure.message.as_str());
+    let problems = gather_problems(ranks.everyone.as_ref(), text, ranks.device);
+    let problems = problems.map_err(Failure::comm)?;
+    Ok(match (own, problems.into_iter().next()) {
+        (Ok(_), Some(first)) => Err(Failure {
+            secondary: true,
+            ..Failure::other(first)
+        }),
+        (own, _) => own,
+    })
+}
+
+fn describe(
+    name: &str,
+    state: &TrainState,
+    identity: &TrainState,
+    problems: &[String],
+) -> Vec<String> {
+    let mut lines: Vec<String> = problems
+        .iter()
+        .map(|problem| format!("warning: {problem}"))
+        .collect();
+    lines.push(format!(
+        "continuing from {name}: step {}, epoch {}, sample {}",
+        state.global_step, state.epoch, state.next_sample
+    ));
+    let changed = differences(state, identity).allowed;
+    lines.extend(changed.iter().map(|one| format!("  changed  {one}")));
+    lines
+}
+
+impl Failure {
+    /// Says what to do about a checkpoint that cannot be loaded.
+    fn hinted(self, name: &str, candidates: usize) -> Self {
+        if self.exit_code == tandem_launch::exit_code::USAGE {
+            return self;
+        }
+        let hint = if candidates > 1 {
+            "; --resume_fallback takes the one before"
+        } else {
+            "; there is no other in this experiment"
+        };
+        Self {
+            message: format!("cannot continue from {name}: {}{hint}", self.message),
+            ..self
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! From process start to exit code: who am I, run, and say how it ended.
+
+use std::process::ExitCode;
+
+use tandem_launch::client::ControlClient;
+use tandem_launch::env::WorkerEnv;
+use tandem_launch::exit_code;
+use tandem_launch::parent::die_with_parent;
+use tandem_launch::protocol::{Event, Metrics};
+
+use crate::environment::Environment;
+use crate::failure::{Failure, Outcome};
+
+/// What this process is.
+pub enum Role {
+    /// Started by a person: starts workers.
+    Controller,
+    /// Started by a launcher.
+    Worker {
+        /// Who it is.
+        env: WorkerEnv,
+        /// Its controller, if it has one that listens.
+        control: ControlClient,
+    },
+}
+
+impl Role {
+    /// Finds out from the environment.
+    pub fn detect(environment: &Environment) -> Outcome<Self> {
+        let lookup = &|name: &str| environment.get(name);
+        die_with_parent(lookup).map_err(Failure::other)?;
+        match WorkerEnv::detect(lookup).map_err(|error| Failure::usage(error.to_string()))? {
+            None => Ok(Self::Controller),
+            Some(env) => {
+                let control = ControlClient::from_env(lookup, env.rank).map_err(Failure::other)?;
+                Ok(Self::Worker { env, control })
+            }
+        }
+    }
+}
+
+/// How a worker's work ended, when it ended well.
+pub enum Ended {
+    /// It is done.
+    Finished(Metrics),
+    /// It was asked to stop; everything is saved.
+    StoppedAfterSaving,
+}
+
+/// Ends a worker: its controller learns how, in its own words.
+pub fn end_worker(env: &WorkerEnv, control: ControlClient, result: Outcome<Ended>) -> ExitCode {
+    let code = match result {
+        Ok(Ended::Finished(metrics)) => {
+            control.send(&Event::Done { metrics });
+            exit_code::OK
+        }
+        Ok(Ended::StoppedAfterSaving) => exit_code::STOPPED_AFTER_SAVING,
+        Err(failure) => {
+            if control.is_connected() {
+                control.send(&Event::Error {
+                    rank: env.rank,
+                    step: failure.step,
+                    message: failure.message.clone(),
+                    secondary: failure.secondary,
+                    exit_code: failure.exit_code,
+                });
+            }
+            eprintln!("rank {}: {}", env.rank, failure.message);
+            failure.exit_code
+        }
+    };
+    control.close();
+    to_exit_code(code)
+}
+
+/// Ends a command that is no worker.
+pub fn end(result: Outcome<i32>) -> ExitCode {
+    match result {
+        Ok(code) => to_exit_code(code),
+        Err(failure) => {
+            eprintln!("error: {}", failure.message);
+            to_exit_code(failure.exit_code)
+        }
+    }
+}
+
+fn to_exit_code(code: i32) -> ExitCode {
+    ExitCode::from(u8::try_from(code).unwrap_or(1))
+}

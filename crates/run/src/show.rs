@@ -1,0 +1,5 @@
+//! What a person sees of a run, and what its controller hears.
+
+pub mod display;
+pub mod reporter;
+pub mod summary;

@@ -1,0 +1,153 @@
+//! Between the trainer's events and whoever watches: the controller's socket, or this terminal.
+
+use std::collections::BTreeMap;
+
+use tandem_launch::client::ControlClient;
+use tandem_launch::protocol::{Event as Message, Level, Metrics};
+use tandem_trainer::{Event, EventSink, StepMetrics};
+
+use crate::show::display::Display;
+
+/// A worker's event sink. Every rank tells the controller how far it is; rank 0 also tells what to show.
+pub enum Reporter<'a> {
+    /// A controller listens.
+    Controller {
+        /// Its socket.
+        control: &'a ControlClient,
+        /// This rank shows the run.
+        is_first: bool,
+        /// The last step of the run.
+        last_step: u64,
+    },
+    /// Nobody listens: rank 0 shows by itself.
+    Terminal(Display),
+    /// Nobody listens, and another rank shows.
+    Silent,
+}
+
+impl<'a> Reporter<'a> {
+    /// The sink of a worker of rank `rank`.
+    pub fn new(control: &'a ControlClient, rank: usize, log_interval: u64) -> Self {
+        match (control.is_connected(), rank) {
+            (true, _) => Self::Controller {
+                control,
+                is_first: rank == 0,
+                last_step: 0,
+            },
+            (false, 0) => Self::Terminal(Display::new(log_interval)),
+            (false, _) => Self::Silent,
+        }
+    }
+}
+
+impl EventSink for Reporter<'_> {
+    fn event(&mut self, event: Event) {
+        match self {
+            Self::Silent => {}
+            Self::Terminal(display) => display.event(event),
+            Self::Controller {
+                control,
+                is_first,
+                last_step,
+            } => match event {
+                Event::Phase(name) => control.send(&Message::Phase { name }),
+                // What is being prepared counts as a sign of life.
+                Event::Progress { what, .. } => control.send(&Message::Phase { name: what }),
+                Event::Summary(lines) | Event::Profile(lines) if *is_first => {
+                    control.send(&Message::Message {
+                        level: Level::Info,
+                        text: lines.join("\n"),
+                    })
+                }
+                Event::Begin {
+                    last_step: last, ..
+                } => {
+                    *last_step = last;
+                    control.send(&Message::Phase {
+                        name: "training".to_owned(),
+                    });
+                }
+                Event::Step(metrics) => control.send(&Message::Progress {
+                    step: metrics.step,
+                    epoch: metrics.epoch,
+                    metrics: to_message(&metrics, *last_step),
+                }),
+                Event::Saving => control.send(&Message::Phase {
+                    name: "saving".to_owned(),
+                }),
+                // Every rank reports, as Ray Train wants it; the first one's reports are the run's.
+                Event::Saved(saved) => {
+                    if *is_first {
+                        for text in saved.warnings {
+                            control.send(&warning(text));
+                        }
+                    }
+                    let mut metrics = saved_metrics(&saved.metrics);
+                    metrics.insert("save_s", saved.seconds);
+                    metrics.insert("save_blocked_s", saved.blocked_s);
+                    control.send(&Message::Report {
+                        metrics,
+                        checkpoint_dir_name: Some(saved.name),
+                    });
+                }
+                Event::SaveFailed { step, problem } if *is_first => {
+                    control.send(&warning(format!(
+                        "no checkpoint after step {step}: {problem}; training goes on"
+                    )));
+                }
+                Event::SaveFailed { .. } | Event::Summary(_) | Event::Profile(_) | Event::End => {}
+            },
+        }
+    }
+}
+
+fn warning(text: String) -> Message {
+    Message::Message {
+        level: Level::Warning,
+        text,
+    }
+}
+
+/// A checkpoint's measurements as the protocol carries them.
+pub fn saved_metrics(metrics: &BTreeMap<String, serde_json::Value>) -> Metrics {
+    metrics
+        .iter()
+        .filter_map(|(name, value)| Some((name.as_str(), value.as_f64()?)))
+        .collect()
+}
+
+/// The numbers of a step as the protocol carries them.
+pub fn to_message(metrics: &StepMetrics, last_step: u64) -> Metrics {
+    [
+        ("loss", metrics.loss),
+        ("lr", metrics.lr),
+        ("grad_norm", metrics.grad_norm),
+        ("tokens_per_s", metrics.tokens_per_s),
+        ("step_time_s", metrics.step_time_s),
+        ("tokens_seen", metrics.tokens_seen as f64),
+        ("gemm_fraction", metrics.gemm_fraction),
+        ("last_step", last_step as f64),
+    ]
+    .into_iter()
+    .collect()
+}
+
+/// Rank 0's numbers as they come back from the protocol.
+pub fn from_message(step: u64, epoch: u64, metrics: &Metrics) -> (StepMetrics, u64) {
+    let number = |name: &str| metrics.get(name).unwrap_or(f64::NAN);
+    let metrics = StepMetrics {
+        step,
+        epoch,
+        loss: number("loss"),
+        lr: number("lr"),
+        grad_norm: number("grad_norm"),
+        tokens_per_s: number("tokens_per_s"),
+        step_time_s: number("step_time_s"),
+        saving_s: 0.0,
+        tokens_seen: number("tokens_seen") as u64,
+        n_tokens: 0,
+        gemm_fraction: number("gemm_fraction"),
+        peak_memory_mb: Vec::new(),
+    };
+    (metrics, number("last_step") as u64)
+}

@@ -1,0 +1,138 @@
+//! The lines that a run begins with: mesh, plan, sizes.
+
+use tandem_data::Rows;
+use tandem_mesh::DeviceMesh;
+use tandem_parallel::ShardingLevel;
+
+use crate::prepare::Prepared;
+use crate::spec::{Checkpoints, Compute, RunSpec, Strategy};
+
+/// Lines for the reader.
+pub fn lines(spec: &RunSpec, prepared: &Prepared, run_dir: &str) -> Vec<String> {
+    let Compute { engine, training } = &spec.compute;
+    let mesh = engine.mesh;
+    let config = &prepared.config;
+    let mut lines = vec![
+        format!("run       {run_dir}"),
+        format!(
+            "model     {:?}, {} layers, hidden {}, {} heads ({} key/value), vocabulary {}{}",
+            config.architecture,
+            config.num_layers,
+            config.hidden_size,
+            config.num_heads,
+            config.num_kv_heads,
+            config.vocab_size,
+            if config.tie_word_embeddings {
+                ", tied head"
+            } else {
+                ""
+            },
+        ),
+        format!(
+            "mesh      {} workers = tp {} x dp {}; rows {}",
+            mesh.world_size(),
+            mesh.tp_size(),
+            mesh.dp_size(),
+            rows(mesh),
+        ),
+        format!(
+            "sharding  {}",
+            sharding(&engine.strategy, prepared.strategy.level)
+        ),
+        "plan      (tensor parallel)".to_owned(),
+    ];
+    lines.extend(
+        prepared
+            .strategy
+            .plan
+            .rows(&prepared.tree)
+            .into_iter()
+            .map(|(path, kind, style)| format!("  {path:<44} {kind:<28} {style}")),
+    );
+    let total = prepared.tree.numel();
+    let per_row: usize = prepared.layouts.iter().map(|unit| unit.numel).sum();
+    lines.push(format!(
+        "sizes     {} parameters, {} per tensor parallel rank",
+        millions(total),
+        millions(per_row)
+    ));
+    let memory = &prepared.memory;
+    lines.push(format!(
+        "memory    about {} MB per worker: parameters {}, gradients {}, optimizer {}, activations {}, saving {}, temporaries {}, fixed {}",
+        mb(memory.total()),
+        mb(memory.parameters),
+        mb(memory.gradients),
+        mb(memory.optimizer),
+        mb(memory.activations),
+        mb(memory.saving),
+        mb(memory.temporaries),
+        mb(memory.fixed),
+    ));
+    let rows_per_step = training.batch_size * training.gradient_accumulation_steps * mesh.dp_size();
+    lines.push(format!(
+        "data      {} rows of {} tokens; {rows_per_step} rows a step, {} steps",
+        prepared.dataset.len(),
+        spec.identity.selection.seq_length,
+        prepared.total_steps,
+    ));
+    lines.push(format!("saving    {}", saving(&spec.checkpoints)));
+    lines
+}
+
+fn saving(checkpoints: &Checkpoints) -> String {
+    let when = match checkpoints.saving.save_steps {
+        0 => "at the end of every epoch".to_owned(),
+        every => format!("every {every} steps and at the end of every epoch"),
+    };
+    let kept = match checkpoints.kept.num_to_keep {
+        None => "all are kept".to_owned(),
+        Some(count) => format!("{count} are kept"),
+    };
+    let how = if checkpoints.saving.async_save {
+        "while training goes on"
+    } else {
+        "while training waits"
+    };
+    format!("{when}, {how}; {kept}")
+}
+
+/// `{0,1} {2,3}`, shortened where there are many.
+fn rows(mesh: DeviceMesh) -> String {
+    let row = |dp_rank: usize| {
+        let ranks: Vec<String> = mesh
+            .tp_group(dp_rank * mesh.tp_size())
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        format!("{{{}}}", ranks.join(","))
+    };
+    let shown = mesh.dp_size().min(4);
+    let mut text: Vec<String> = (0..shown).map(row).collect();
+    if mesh.dp_size() > shown {
+        text.push("...".to_owned());
+    }
+    text.join(" ")
+}
+
+fn sharding(strategy: &Strategy, level: ShardingLevel) -> String {
+    let name = match strategy {
+        Strategy::DeepSpeed(own) => format!("DeepSpeed, ZeRO stage {}", own.zero_stage),
+        Strategy::Fsdp(own) if own.autocast => "FSDP2, autocast".to_owned(),
+        Strategy::Fsdp(_) => "FSDP2".to_owned(),
+    };
+    let what = match level {
+        ShardingLevel::Replicated => "nothing",
+        ShardingLevel::Optimizer => "optimizer states",
+        ShardingLevel::Gradients => "optimizer states and gradients",
+        ShardingLevel::Parameters => "optimizer states, gradients and parameters",
+    };
+    format!("{name}: {what} cut over the data parallel group")
+}
+
+fn millions(count: usize) -> String {
+    format!("{:.1} M", count as f64 / 1e6)
+}
+
+fn mb(bytes: u64) -> String {
+    format!("{:.0}", bytes as f64 / 1e6)
+}

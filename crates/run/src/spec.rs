@@ -1,0 +1,427 @@
+//! Everything a run is, in types.
+//!
+//! A field's section says what becomes of it. Nothing else in this workspace lists the fields by name:
+//!
+//! | section | when a run continues | with Ray |
+//! |---|---|---|
+//! | [`Identity`] | refused where what it leads to differs: model, data, seed | told to the workers |
+//! | [`Compute`] | may change, and is shown when it does | told to the workers |
+//! | [`Output::shown`] | may change, and is shown | told to the workers |
+//! | [`Output::local`] | may change | told to the workers |
+//! | [`Output::experiment`] | may change | Ray decides it |
+//! | [`Checkpoints::saving`] | may change, and is shown | told to the workers |
+//! | [`Checkpoints::kept`] | may change, and is shown | Ray decides it |
+//! | [`Checkpoints::watch`] | may change, and is shown | the bridge decides it |
+//! | [`Cluster::network`] | may change | told to the workers |
+//! | [`Cluster::ray`] | may change | Ray decides it |
+//!
+//! What the state of a checkpoint names by itself (the mesh, the seed, ...) is never shown a second time.
+//! Serialised ([`wire`]), a spec is `run_config.json` and the request to Ray.
+
+mod check;
+mod ray;
+mod strategy;
+pub mod wire;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::{Serialize, Serializer};
+use serde_json::{Map, Value};
+use tandem_checkpoint::{Retention, Score, ScoreOrder, TrainState};
+use tandem_comm::Transport;
+use tandem_mesh::DeviceMesh;
+use tandem_model::Recompute;
+use tandem_tensor::DeviceChoice;
+use tandem_trainer::{SaveRule, Schedule, UpdateRule};
+
+pub use ray::{PlacementStrategy, Ray};
+pub use strategy::{DeepSpeed, Dtype, Fsdp, Strategy};
+
+/// A run.
+#[derive(Debug, Clone)]
+pub struct RunSpec {
+    /// What is learned from what.
+    pub identity: Identity,
+    /// How it is computed.
+    pub compute: Compute,
+    /// Where it goes and what is shown.
+    pub output: Output,
+    /// When it is saved, and what follows a failure.
+    pub checkpoints: Checkpoints,
+    /// Who starts the workers, and how they reach each other.
+    pub cluster: Cluster,
+}
+
+/// What is learned from what: what another model, other data or another seed would change. Compared by content, so that a
+/// model in another folder is the same model.
+#[derive(Debug, Clone, Serialize)]
+pub struct Identity {
+    /// The model's name on the hub, or its folder.
+    pub model_name: String,
+    /// What of it, and of which data.
+    #[serde(flatten)]
+    pub selection: Selection,
+}
+
+/// Which part of a model is trained on which rows. Other words can mean the same (a data set that has moved): then they
+/// are shown.
+#[derive(Debug, Clone, Serialize)]
+pub struct Selection {
+    /// The first so many layers; 0 is all.
+    pub num_layers: usize,
+    /// A name on the hub, or a file or folder.
+    pub dataset_name: String,
+    /// The data set's configuration on the hub.
+    pub dataset_config: Option<String>,
+    /// Its split.
+    pub dataset_split: String,
+    /// The first so many percent of its documents.
+    pub dataset_percentage: f64,
+    /// The column with the text.
+    pub text_column: String,
+    /// Whether documents are joined and cut into rows.
+    pub packing: bool,
+    /// Tokens of a row.
+    pub seq_length: usize,
+    /// Decides random weights and the order of the data.
+    pub seed: u64,
+}
+
+/// How a run computes.
+#[derive(Debug, Clone, Serialize)]
+pub struct Compute {
+    /// What the engine of a rank is built from.
+    #[serde(flatten)]
+    pub engine: EngineSpec,
+    /// What it does in a step, and how many steps there are.
+    #[serde(flatten)]
+    pub training: Training,
+}
+
+/// What the engine of a rank is built from, besides a model. `tandem replay` and `tandem bench` build one as well.
+#[derive(Debug, Clone, Serialize)]
+pub struct EngineSpec {
+    /// The ranks.
+    #[serde(flatten)]
+    pub mesh: DeviceMesh,
+    /// How model and states are cut over them.
+    #[serde(flatten)]
+    pub strategy: Strategy,
+    /// Where to compute.
+    #[serde(serialize_with = "device")]
+    pub device: DeviceChoice,
+    /// Kind of parameters and activations.
+    pub dtype: Dtype,
+    /// Cut the residual stream over the row by token.
+    pub sequence_parallel: bool,
+    /// The same as `recompute` [`Recompute::Full`].
+    pub activation_checkpointing: bool,
+    /// What backward computes again.
+    #[serde(serialize_with = "recompute")]
+    pub recompute: Option<Recompute>,
+    /// Seconds that a rank waits for the others in one collective.
+    pub comm_timeout_s: u64,
+    /// Rows of the head whose logits exist at the same time.
+    #[serde(skip)]
+    pub head_chunk_rows: usize,
+}
+
+/// Rows of the head whose logits exist at the same time, unless somebody measures or checks with others.
+pub const HEAD_CHUNK_ROWS: usize = 512;
+
+impl EngineSpec {
+    /// What happens to activations.
+    pub fn recompute(&self) -> Recompute {
+        match self.recompute {
+            _ if self.activation_checkpointing => Recompute::Full,
+            Some(choice) => choice,
+            None => Recompute::Light,
+        }
+    }
+}
+
+/// What a step is, and how many there are.
+#[derive(Debug, Clone, Serialize)]
+pub struct Training {
+    /// Where the first weights come from.
+    pub init: Init,
+    /// Rows per worker in one forward and backward.
+    pub batch_size: usize,
+    /// Forward and backward passes per step.
+    pub gradient_accumulation_steps: usize,
+    /// Passes over the data.
+    pub num_epochs: u64,
+    /// Steps in all; 0 is no limit.
+    pub max_steps: u64,
+    /// Steps per epoch; 0 is no limit.
+    pub debug_steps: u64,
+    /// The peak.
+    pub learning_rate: f64,
+    /// Its shape after the warm-up.
+    pub lr_scheduler: Schedule,
+    /// Steps in which it rises from 0.
+    pub warmup_steps: u64,
+    /// AdamW's, decoupled.
+    pub weight_decay: f64,
+    /// Decay of the first moment.
+    pub adam_beta1: f64,
+    /// Decay of the second moment.
+    pub adam_beta2: f64,
+    /// Added to the root of the second moment.
+    pub adam_eps: f64,
+    /// Gradients are scaled down to this norm; 0 leaves them.
+    pub max_grad_norm: f64,
+    /// Every so many steps, replicas are compared bit by bit; 0 is never.
+    pub check_interval: u64,
+}
+
+impl Training {
+    /// How gradients become updates.
+    pub fn update_rule(&self) -> UpdateRule {
+        UpdateRule {
+            beta1: self.adam_beta1,
+            beta2: self.adam_beta2,
+            eps: self.adam_eps,
+            weight_decay: self.weight_decay,
+            max_grad_norm: self.max_grad_norm,
+        }
+    }
+}
+
+/// Where the first weights come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Init {
+    /// The model's safetensors.
+    Pretrained,
+    /// The seed.
+    Random,
+}
+
+/// Where a run is kept and what is seen of it.
+#[derive(Debug, Clone)]
+pub struct Output {
+    /// The experiment in its storage.
+    pub experiment: Experiment,
+    /// Files besides the storage.
+    pub local: Local,
+    /// What is shown and measured on the way.
+    pub shown: Shown,
+}
+
+/// An experiment in its storage.
+#[derive(Debug, Clone)]
+pub struct Experiment {
+    /// A folder, or the URL of a bucket with a prefix.
+    pub storage_path: String,
+    /// Which one.
+    pub name: Name,
+}
+
+/// Which experiment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Name {
+    /// A new one; its name is made up when none is given.
+    New(Option<String>),
+    /// The one of this name goes on.
+    Continued(String),
+}
+
+impl Name {
+    /// The name, if one is given.
+    pub fn given(&self) -> Option<&str> {
+        match self {
+            Self::New(name) => name.as_deref(),
+            Self::Continued(name) => Some(name),
+        }
+    }
+
+    /// The name of the experiment that goes on.
+    pub fn continued(&self) -> Option<&str> {
+        match self {
+            Self::New(_) => None,
+            Self::Continued(name) => Some(name),
+        }
+    }
+}
+
+/// What a worker reads and writes where it runs.
+#[derive(Debug, Clone, Serialize)]
+pub struct Local {
+    /// Logs, metrics and token caches, when the storage is object storage.
+    pub local_path: PathBuf,
+    /// Where the loss of every step is written as well.
+    pub loss_output_dir: Option<PathBuf>,
+    /// Take the checkpoint before a damaged one.
+    pub resume_fallback: bool,
+}
+
+/// What is shown and measured on the way.
+#[derive(Debug, Clone, Serialize)]
+pub struct Shown {
+    /// Without a terminal: a line every so many steps.
+    pub log_interval: u64,
+    /// Steps that are recorded; 0 is none.
+    pub profile: u64,
+}
+
+/// When a run is saved, and what follows a failure.
+#[derive(Debug, Clone, Serialize)]
+pub struct Checkpoints {
+    /// When and how workers save.
+    #[serde(flatten)]
+    pub saving: Saving,
+    /// What stays, and what follows a failure. Ray Train decides this for the runs that it starts.
+    #[serde(flatten)]
+    pub kept: Kept,
+    /// What counts as a failure.
+    #[serde(flatten)]
+    pub watch: Watch,
+}
+
+/// When and how workers save.
+#[derive(Debug, Clone, Serialize)]
+pub struct Saving {
+    /// Every so many steps besides the ends of epochs; 0 is only then.
+    pub save_steps: u64,
+    /// Write while training goes on.
+    pub async_save: bool,
+}
+
+impl Saving {
+    /// When checkpoints are written.
+    pub fn rule(&self) -> SaveRule {
+        SaveRule {
+            every: self.save_steps,
+            asynchronous: self.async_save,
+        }
+    }
+}
+
+/// Which checkpoints stay, and how often a run is started again.
+#[derive(Debug, Clone, Serialize, schemars::JsonSchema)]
+pub struct Kept {
+    /// Failures that are followed by a restart.
+    #[schemars(
+        range(min = -1),
+        extend("x-expected" = "a whole number, 0 or more, or -1 for no limit")
+    )]
+    pub max_failures: i64,
+    /// Checkpoints to keep; all when absent.
+    #[schemars(range(min = 1))]
+    pub num_to_keep: Option<usize>,
+    /// Keep the best by this number instead of the newest.
+    #[schemars(length(min = 1))]
+    pub checkpoint_score_attribute: Option<String>,
+    /// What is best.
+    #[serde(serialize_with = "score_order")]
+    #[schemars(with = "String", extend("enum" = ["max", "min"]))]
+    pub checkpoint_score_order: ScoreOrder,
+}
+
+impl Kept {
+    /// Which checkpoints stay.
+    pub fn retention(&self) -> Retention {
+        let score = |attribute: &String| Score {
+            attribute: attribute.clone(),
+            order: self.checkpoint_score_order,
+        };
+        Retention {
+            num_to_keep: self.num_to_keep,
+            score: self.checkpoint_score_attribute.as_ref().map(score),
+        }
+    }
+}
+
+/// What counts as a failure.
+#[derive(Debug, Clone, Serialize, schemars::JsonSchema)]
+pub struct Watch {
+    /// Seconds without a sign of life; 0 is never.
+    #[schemars(
+        with = "f64",
+        range(min = 0),
+        extend("x-expected" = "a number of seconds, or 0 for no limit")
+    )]
+    pub hang_timeout_s: u64,
+}
+
+/// Who starts the workers, and how they reach each other.
+#[derive(Debug, Clone)]
+pub struct Cluster {
+    /// How ranks reach each other.
+    pub network: Network,
+    /// What Ray Train is asked for; without it, this program starts the workers on this machine.
+    pub ray: Option<Ray>,
+}
+
+/// How ranks reach each other.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Network {
+    /// The interface whose address other hosts should use; otherwise the one on the way to rank 0.
+    pub network_interface: Option<String>,
+    /// How groups on CPUs move data.
+    #[serde(serialize_with = "transport")]
+    pub transport: Transport,
+}
+
+impl RunSpec {
+    /// What a checkpoint keeps of the spec, so that the run which continues from it can show what has changed.
+    pub fn settings(&self) -> BTreeMap<String, Value> {
+        let named_by_the_state = object(&TrainState::default());
+        let mut settings = Map::new();
+        for section in [
+            object(&self.identity.selection),
+            object(&self.compute),
+            object(&self.output.shown),
+            object(&self.checkpoints),
+        ] {
+            settings.extend(section);
+        }
+        settings
+            .into_iter()
+            .filter(|(name, _)| !named_by_the_state.contains_key(name))
+            .collect()
+    }
+}
+
+/// A section's fields by name.
+fn object(section: &impl Serialize) -> Map<String, Value> {
+    match serde_json::to_value(section) {
+        Ok(Value::Object(fields)) => fields,
+        // Sections are structs with names for keys.
+        other => unreachable!("a section is an object: {other:?}"),
+    }
+}
+
+fn device<S: Serializer>(device: &DeviceChoice, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(match device {
+        DeviceChoice::Auto => "auto",
+        DeviceChoice::Cpu => "cpu",
+        DeviceChoice::Cuda => "cuda",
+    })
+}
+
+fn recompute<S: Serializer>(choice: &Option<Recompute>, serializer: S) -> Result<S::Ok, S::Error> {
+    let name = choice.map(|choice| match choice {
+        Recompute::None => "none",
+        Recompute::Light => "light",
+        Recompute::Full => "full",
+    });
+    name.serialize(serializer)
+}
+
+fn transport<S: Serializer>(transport: &Transport, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(match transport {
+        Transport::Auto => "auto",
+        Transport::Shm => "shm",
+        Transport::Tcp => "tcp",
+    })
+}
+
+fn score_order<S: Serializer>(order: &ScoreOrder, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(match order {
+        ScoreOrder::Max => "max",
+        ScoreOrder::Min => "min",
+    })
+}

@@ -1,0 +1,129 @@
+//! Refusing a run that cannot be, before anything is read or started.
+
+use tandem_launch::experiment;
+use tandem_model::Recompute;
+
+use super::{Compute, RunSpec};
+use crate::failure::{Failure, Outcome};
+
+impl RunSpec {
+    /// Refuses what cannot be. From here on, the values are known to make sense together.
+    ///
+    /// # Errors
+    /// Wrong usage, with the flag to change.
+    pub fn checked(self) -> Outcome<Self> {
+        check_counts(&self)?;
+        check_ranges(&self)?;
+        let engine = &self.compute.engine;
+        if engine.activation_checkpointing
+            && engine
+                .recompute
+                .is_some_and(|choice| choice != Recompute::Full)
+        {
+            return Err(Failure::usage(
+                "--activation_checkpointing is --recompute full, but --recompute says otherwise; leave one of them out",
+            ));
+        }
+        let kept = &self.checkpoints.kept;
+        if kept.num_to_keep == Some(0) {
+            return Err(Failure::usage(
+                "--num_to_keep is 0; it must be at least 1, or left out to keep all checkpoints",
+            ));
+        }
+        if kept.max_failures < -1 {
+            return Err(Failure::usage(format!(
+                "--max_failures is {}; it must be 0 or more, or -1 for no limit",
+                kept.max_failures
+            )));
+        }
+        if let Some(name) = self.output.experiment.name.given() {
+            experiment::validate_name(name).map_err(|error| Failure::usage(error.to_string()))?;
+        }
+        engine.strategy.check(engine.dtype)?;
+        Ok(self)
+    }
+}
+
+fn check_counts(spec: &RunSpec) -> Outcome<()> {
+    let Compute { engine, training } = &spec.compute;
+    let seq_length = spec.identity.selection.seq_length;
+    let at_least_one = [
+        ("batch_size", training.batch_size as u64),
+        (
+            "gradient_accumulation_steps",
+            training.gradient_accumulation_steps as u64,
+        ),
+        ("num_epochs", training.num_epochs),
+        ("comm_timeout_s", engine.comm_timeout_s),
+        ("log_interval", spec.output.shown.log_interval),
+    ];
+    for (flag, value) in at_least_one {
+        if value == 0 {
+            return Err(Failure::usage(format!(
+                "--{flag} is 0; it must be at least 1"
+            )));
+        }
+    }
+    if seq_length < 2 {
+        return Err(Failure::usage(format!(
+            "--seq_length is {seq_length}; a row needs at least 2 tokens to have one to predict"
+        )));
+    }
+    Ok(())
+}
+
+fn check_ranges(spec: &RunSpec) -> Outcome<()> {
+    let training = &spec.compute.training;
+    let ranges: [(&str, f64, bool, &str); 6] = [
+        (
+            "learning_rate",
+            training.learning_rate,
+            training.learning_rate > 0.0,
+            "above 0",
+        ),
+        (
+            "weight_decay",
+            training.weight_decay,
+            training.weight_decay >= 0.0,
+            "0 or more",
+        ),
+        (
+            "max_grad_norm",
+            training.max_grad_norm,
+            training.max_grad_norm >= 0.0,
+            "0 or more",
+        ),
+        (
+            "adam_eps",
+            training.adam_eps,
+            training.adam_eps > 0.0,
+            "above 0",
+        ),
+        (
+            "adam_beta1",
+            training.adam_beta1,
+            (0.0..1.0).contains(&training.adam_beta1),
+            "at least 0 and below 1",
+        ),
+        (
+            "adam_beta2",
+            training.adam_beta2,
+            (0.0..1.0).contains(&training.adam_beta2),
+            "at least 0 and below 1",
+        ),
+    ];
+    for (flag, value, good, expected) in ranges {
+        if !good || !value.is_finite() {
+            return Err(Failure::usage(format!(
+                "--{flag} is {value}; it must be {expected}"
+            )));
+        }
+    }
+    let percentage = spec.identity.selection.dataset_percentage;
+    if !(percentage > 0.0 && percentage <= 100.0) {
+        return Err(Failure::usage(format!(
+            "--dataset_percentage is {percentage}; it must be above 0 and at most 100"
+        )));
+    }
+    Ok(())
+}

@@ -1,0 +1,130 @@
+//! The controller's side: check everything, start the workers, show how they do.
+
+use std::ffi::OsString;
+use std::time::Duration;
+
+use tandem_launch::controller::ControllerEvent;
+use tandem_launch::exit_code;
+use tandem_launch::protocol::Event as Message;
+use tandem_trainer::{Event, EventSink};
+
+use crate::environment::{Environment, TOKEN_CACHE};
+use crate::failure::Outcome;
+use crate::prepare::check_memory;
+use crate::show::display::Display;
+use crate::show::reporter::from_message;
+use crate::show::summary;
+use crate::spec::RunSpec;
+use crate::start::checked::Checked;
+use crate::start::local::{self, Supervision};
+
+/// Runs the whole training on this machine, with workers that get `args`. Returns the exit code.
+pub fn run(spec: &RunSpec, args: &[OsString], environment: &Environment) -> Outcome<i32> {
+    let num_workers = spec.compute.engine.mesh.world_size();
+    let checked = Checked::new(spec, environment)?;
+    check_memory(&checked.prepared, num_workers)?;
+    checked.keep_configuration(spec)?;
+    let Checked {
+        name,
+        storage,
+        prepared,
+        mut display,
+    } = checked;
+    let lines = summary::lines(spec, &prepared, &storage.location);
+    display.event(Event::Summary(lines));
+
+    let mut show = Show {
+        display,
+        started: false,
+    };
+    let supervision = Supervision {
+        max_failures: spec.checkpoints.kept.max_failures,
+        hang_timeout: Duration::from_secs(spec.checkpoints.watch.hang_timeout_s),
+        graceful_stop: true,
+    };
+    let result = local::run_workers(
+        args,
+        num_workers,
+        &storage.run_dir,
+        &[(TOKEN_CACHE, prepared.token_cache.into())],
+        supervision,
+        &mut |event| show.event(event),
+    );
+    show.display.finish();
+    let code = result?;
+    match code {
+        exit_code::OK => eprintln!(
+            "done; metrics and logs are in {}",
+            storage.run_dir.display()
+        ),
+        exit_code::STOPPED_AFTER_SAVING => eprintln!("--resume_from {name} continues"),
+        _ => {}
+    }
+    Ok(code)
+}
+
+/// Shows rank 0's progress and everybody's trouble.
+struct Show {
+    display: Display,
+    started: bool,
+}
+
+impl Show {
+    fn event(&mut self, event: &ControllerEvent) {
+        match event {
+            ControllerEvent::Worker { rank: 0, event } => self.first_rank(event),
+            ControllerEvent::Worker {
+                rank,
+                event: Message::Message { text, .. },
+            } => self.display.line(&format!("rank {rank}: {text}")),
+            ControllerEvent::Restarting { failure, delay, .. } => {
+                self.started = false;
+                self.display.line(&format!(
+                    "{failure}\nstarting again in {:.1} s",
+                    delay.as_secs_f64()
+                ));
+            }
+            ControllerEvent::Warning { text } => self.display.line(&format!("warning: {text}")),
+            ControllerEvent::StopRequested { signal, graceful } if *graceful => {
+                self.display.line(&format!(
+                    "{signal}: the workers finish their step, save and leave; once more ends them at once"
+                ));
+            }
+            ControllerEvent::LockTakenOver { owner } => self.display.line(&format!(
+                "took over the run from a controller that is gone: {owner}"
+            )),
+            _ => {}
+        }
+    }
+
+    fn first_rank(&mut self, event: &Message) {
+        match event {
+            Message::Progress {
+                step,
+                epoch,
+                metrics,
+            } => {
+                let (metrics, last_step) = from_message(*step, *epoch, metrics);
+                if !self.started {
+                    self.started = true;
+                    self.display.event(Event::Begin {
+                        first_step: *step,
+                        last_step,
+                    });
+                }
+                self.display.event(Event::Step(metrics));
+            }
+            Message::Message { text, .. } => self.display.line(text),
+            Message::Report {
+                checkpoint_dir_name: Some(name),
+                metrics,
+            } => {
+                let number = |name: &str| metrics.get(name).unwrap_or_default();
+                let step = number("step") as u64;
+                let (seconds, blocked_s) = (number("save_s"), number("save_blocked_s"));
+                self.display.saved(name, step, seconds, blocked_s);
+            }
+            _ => {}
+        }
+    }
+}

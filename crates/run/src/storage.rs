@@ -1,0 +1,79 @@
+//! Where an experiment is kept: checkpoints in `--storage_path`, which may be object storage, and beside them, or in
+//! `--local_path`, what needs a file system.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tandem_checkpoint::{Retention, RunDir, Store, local_path, open_store};
+use tandem_launch::experiment;
+
+use crate::environment::Environment;
+use crate::failure::{Failure, Outcome};
+use crate::spec::Output;
+
+/// One experiment's places.
+pub struct Storage {
+    /// Its checkpoints.
+    pub store: Arc<dyn Store>,
+    /// Folder of logs, metrics, `run.json`.
+    pub run_dir: PathBuf,
+    /// How a person would name it.
+    pub location: String,
+}
+
+impl Storage {
+    /// The places of the experiment `name`; the local folder is made and proven to be writable.
+    pub fn open(output: &Output, environment: &Environment, name: &str) -> Outcome<Self> {
+        let run_dir = experiment::create_run_dir(&output.local_folder(), name)
+            .map_err(|error| Failure::other(explained(output, &error)))?;
+        Self::at(output, environment, run_dir)
+    }
+
+    /// The places of the experiment whose local folder is `run_dir`, which is there already.
+    pub fn at(output: &Output, environment: &Environment, run_dir: PathBuf) -> Outcome<Self> {
+        let location = match (output.is_remote(), run_dir.file_name()) {
+            (true, Some(name)) => format!(
+                "{}/{}",
+                output.experiment.storage_path.trim_end_matches('/'),
+                name.to_string_lossy()
+            ),
+            _ => run_dir.display().to_string(),
+        };
+        Ok(Self {
+            store: open_store(&location, environment.variables()).map_err(Failure::other)?,
+            run_dir,
+            location,
+        })
+    }
+
+    /// The experiment's checkpoints.
+    pub fn run(&self, retention: Retention) -> Outcome<RunDir> {
+        RunDir::open(Arc::clone(&self.store), retention).map_err(Failure::other)
+    }
+}
+
+impl Output {
+    /// Where token caches and the folders of runs are: the storage path itself unless that is object storage.
+    pub fn local_folder(&self) -> PathBuf {
+        local_path(&self.experiment.storage_path)
+            .map_or_else(|| self.local.local_path.clone(), Path::to_owned)
+    }
+
+    fn is_remote(&self) -> bool {
+        local_path(&self.experiment.storage_path).is_none()
+    }
+}
+
+fn explained(output: &Output, error: &experiment::ExperimentError) -> String {
+    if output.is_remote() {
+        format!("--local_path: {error}")
+    } else {
+        error.to_string()
+    }
+}
+
+/// As [`tandem_trainer::write_whole`], with an error for the user.
+pub fn write_whole(path: &Path, contents: &str) -> Outcome<()> {
+    tandem_trainer::write_whole(path, contents)
+        .map_err(|error| Failure::other(format!("cannot write {}: {error}", path.display())))
+}

@@ -1,0 +1,376 @@
+//! A worker's side: join the mesh, build the engine, continue or begin, train.
+
+use std::cell::Cell;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tandem_checkpoint::{HfWeights, RunDir, TrainState};
+use tandem_comm::Observer;
+use tandem_data::{Loader, LoaderOptions, Position as DataPosition, Share};
+use tandem_launch::client::ControlClient;
+use tandem_launch::env::WorkerEnv;
+use tandem_launch::experiment;
+use tandem_launch::protocol::{Event as Message, Metrics};
+use tandem_parallel::RandomInit;
+use tandem_trainer::{
+    CheckpointSetup, Checkpointer, Engine, Event, EventSink, LearningRate, LoopEnd, LoopSettings,
+    Position, Profiler, Recorder, Requests, Watcher, train_loop,
+};
+
+use crate::engine::engine;
+use crate::environment::Environment;
+use crate::failure::{Failure, Outcome};
+use crate::identity::identity;
+use crate::model_files;
+use crate::prepare::{Prepared, check_memory, prepare};
+use crate::ranks::Ranks;
+use crate::resume::{Resumed, resume};
+use crate::session::Ended;
+use crate::show::reporter::{Reporter, saved_metrics};
+use crate::show::summary;
+use crate::spec::{Init, RunSpec};
+use crate::storage::Storage;
+use crate::weights::HfSource;
+
+/// Trains to the end, or until it is asked to stop.
+pub fn run(
+    spec: &RunSpec,
+    env: &WorkerEnv,
+    control: &ControlClient,
+    environment: &Environment,
+) -> Outcome<Ended> {
+    if !control.is_connected() {
+        // Nobody translates signals into commands, so they come here (torchrun, Slurm, Kubernetes).
+        control
+            .stop_flag()
+            .set_by_signals()
+            .map_err(|error| Failure::other(format!("cannot install signal handlers: {error}")))?;
+    }
+    let mut reporter = Reporter::new(control, env.rank, spec.output.shown.log_interval);
+    reporter.event(Event::Phase("preparing".to_owned()));
+    let prepared = prepare(spec, environment, &mut reporter)?;
+    reporter.event(Event::Phase("joining".to_owned()));
+    let ranks = Ranks::join(env, &spec.compute.engine, &spec.cluster.network)?;
+    let worker = Worker {
+        spec,
+        env,
+        environment,
+        prepared: &prepared,
+        ranks: &ranks,
+        control,
+        step: Cell::new(0),
+    };
+    let result = worker.train(&mut reporter);
+    if let Err(failure) = &result
+        && !failure.secondary
+    {
+        // Peers stop waiting at once, and know why.
+        ranks.world.abort(&failure.message);
+    }
+    result.map_err(|failure| failure.at_step(worker.step.get()))
+}
+
+/// One rank, ready to train.
+struct Worker<'a> {
+    spec: &'a RunSpec,
+    env: &'a WorkerEnv,
+    environment: &'a Environment,
+    prepared: &'a Prepared,
+    ranks: &'a Ranks,
+    control: &'a ControlClient,
+    /// The step that is being done.
+    step: Cell<u64>,
+}
+
+/// Where a run begins or goes on.
+struct Start {
+    /// The experiment, which rank 0 keeps.
+    run: Option<RunDir>,
+    /// What its checkpoints say of the run besides progress.
+    identity: TrainState,
+    /// The progress so far.
+    state: TrainState,
+    /// Where that comes from.
+    resumed: Option<Resumed>,
+}
+
+impl Worker<'_> {
+    fn train(&self, reporter: &mut Reporter<'_>) -> Outcome<Ended> {
+        check_memory(self.prepared, self.env.local_world_size)?;
+        reporter.event(Event::Phase("loading".to_owned()));
+        let mut engine = engine(
+            &self.spec.compute.engine,
+            &self.prepared.config,
+            self.prepared.strategy.clone(),
+            self.spec.identity.selection.seq_length,
+            self.ranks,
+        )?;
+        let storage = self.storage()?;
+        self.profile(&mut engine, &storage);
+        let start = self.start(&mut engine, &storage, reporter)?;
+        let end = self.train_from(start, &mut engine, &storage, reporter)?;
+        // Nobody leaves while another rank may still be reading its memory.
+        self.ranks.barrier()?;
+        Ok(ended(&end))
+    }
+
+    /// Loads the newest checkpoint, or first weights.
+    fn start(
+        &self,
+        engine: &mut Engine,
+        storage: &Storage,
+        reporter: &mut Reporter<'_>,
+    ) -> Outcome<Start> {
+        let Self { spec, prepared, .. } = self;
+        let run = self.first_rank_opens(storage)?;
+        let identity = identity(spec, prepared);
+        let resumed = resume(
+            engine,
+            self.ranks,
+            storage,
+            run.as_ref(),
+            &identity,
+            spec.output.local.resume_fallback,
+            reporter,
+        )?;
+        let state = match &resumed {
+            Some(resumed) => resumed.state.clone(),
+            None => {
+                if let Some(name) = spec.output.experiment.name.continued() {
+                    return Err(Failure::usage(format!(
+                        "--resume_from {name}: there is no checkpoint in {}",
+                        storage.location
+                    )));
+                }
+                if let Some(run) = &run {
+                    // Wherever there is a checkpoint, they are there already.
+                    model_files::keep(run, &prepared.model_dir, &prepared.config)?;
+                }
+                self.load(engine)?;
+                TrainState::default()
+            }
+        };
+        Ok(Start {
+            run,
+            identity,
+            state,
+            resumed,
+        })
+    }
+
+    /// The loop, from where the run stands to its last step.
+    fn train_from(
+        &self,
+        start: Start,
+        engine: &mut Engine,
+        storage: &Storage,
+        reporter: &mut Reporter<'_>,
+    ) -> Outcome<LoopEnd> {
+        let state = &start.state;
+        let next = DataPosition {
+            epoch: state.epoch,
+            sample: state.next_sample,
+        };
+        let settings = self.settings(state, next);
+        let mut recorder = self.recorder(storage, state.global_step)?;
+        if self.env.rank == 0 && matches!(reporter, Reporter::Terminal(_)) {
+            let lines = summary::lines(self.spec, self.prepared, &storage.location);
+            reporter.event(Event::Summary(lines));
+        }
+        if let Some(resumed) = &start.resumed {
+            self.report_again(resumed);
+        }
+        let mut loader = self.loader(engine.coords.dp_rank, next)?;
+        let position = Position {
+            step: state.global_step,
+            tokens_seen: state.tokens_seen,
+            samples_seen: state.next_global_sample,
+        };
+        let mut checkpoints = self.checkpointer(start, engine, storage);
+        let mut watcher = Watcher {
+            sink: reporter,
+            recorder: &mut recorder,
+            on_step: &|step| {
+                self.step.set(step);
+                self.ranks.world.set_step(step);
+            },
+            requests: &|| Requests {
+                stop: self.control.stop_requested(),
+                save_now: self.control.take_save_now(),
+            },
+        };
+        train_loop(
+            engine,
+            &mut loader,
+            &settings,
+            &mut checkpoints,
+            position,
+            &mut watcher,
+        )
+        .map_err(Failure::train)
+    }
+
+    fn checkpointer(&self, start: Start, engine: &Engine, storage: &Storage) -> Checkpointer {
+        let resumed = start.resumed.as_ref();
+        Checkpointer::new(CheckpointSetup {
+            store: storage.store.clone(),
+            keeps_list: self.environment.checkpoint.is_none(),
+            tensors: engine.tensor_specs(),
+            rule: self.spec.checkpoints.saving.rule(),
+            resumed_step: resumed.map(|resumed| resumed.state.global_step),
+            run: start.run,
+            identity: start.identity,
+        })
+    }
+
+    fn settings(&self, state: &TrainState, next: DataPosition) -> LoopSettings {
+        let training = &self.spec.compute.training;
+        let last_step = state.global_step + self.prepared.sampler.steps_left(next);
+        let last_step = match training.max_steps {
+            0 => last_step,
+            limit => last_step.min(limit),
+        };
+        LoopSettings {
+            learning_rate: LearningRate {
+                peak: training.learning_rate,
+                schedule: training.lr_scheduler,
+                warmup_steps: training.warmup_steps,
+                total_steps: last_step,
+            },
+            rule: training.update_rule(),
+            last_step,
+            check_interval: training.check_interval,
+        }
+    }
+
+    fn loader(&self, dp_rank: usize, start: DataPosition) -> Outcome<Loader> {
+        let training = &self.spec.compute.training;
+        let share = Share {
+            dp_rank,
+            dp_size: self.spec.compute.engine.mesh.dp_size(),
+            batch_size: training.batch_size,
+            micro_batches: training.gradient_accumulation_steps,
+        };
+        let Prepared {
+            dataset, sampler, ..
+        } = self.prepared;
+        let options = LoaderOptions { share, start };
+        Loader::new(dataset.clone(), sampler.clone(), options).map_err(Failure::other)
+    }
+
+    fn recorder(&self, storage: &Storage, step: u64) -> Outcome<Recorder> {
+        if self.env.rank != 0 {
+            return Ok(Recorder::none());
+        }
+        let history = self.spec.output.local.loss_output_dir.as_deref();
+        Recorder::create(&storage.run_dir, history, step).map_err(Failure::train)
+    }
+
+    fn profile(&self, engine: &mut Engine, storage: &Storage) {
+        let steps = self.spec.output.shown.profile;
+        if steps == 0 {
+            return;
+        }
+        let profiler = Arc::new(Profiler::new(steps, storage.run_dir.join("profile")));
+        self.ranks
+            .world
+            .observe(Arc::clone(&profiler) as Arc<dyn Observer>);
+        engine.profiler = Some(profiler);
+    }
+
+    /// Rank 0 opens the experiment for all, and removes what a save or deletion that was cut off has left.
+    fn first_rank_opens(&self, storage: &Storage) -> Outcome<Option<RunDir>> {
+        if self.env.rank != 0 {
+            return Ok(None);
+        }
+        let mut run = storage.run(self.spec.checkpoints.kept.retention())?;
+        for warning in run.warnings() {
+            tracing::warn!("{warning}");
+        }
+        // All ranks of an earlier attempt are gone: this one has met its own.
+        if self.environment.checkpoint.is_some() {
+            run.remove_torn().map_err(Failure::other)?;
+        } else {
+            run.clean().map_err(Failure::other)?;
+        }
+        Ok(Some(run))
+    }
+
+    /// Checkpoints that were committed, but of which the supervisor never heard, are reported once more: those that nobody
+    /// has on record would never be deleted.
+    fn report_again(&self, resumed: &Resumed) {
+        let Some(known) = &self.environment.checkpoint else {
+            return;
+        };
+        let report = |name: &String, metrics| {
+            self.control.send(&Message::Report {
+                metrics,
+                checkpoint_dir_name: Some(name.clone()),
+            });
+        };
+        // Names ascend with time.
+        for name in resumed.older.iter().filter(|name| *name > known) {
+            report(name, Metrics::new());
+        }
+        if *known != resumed.name {
+            report(&resumed.name, saved_metrics(&resumed.state.metrics));
+        }
+    }
+
+    /// The first weights.
+    fn load(&self, engine: &mut Engine) -> Outcome<()> {
+        let prepared = self.prepared;
+        match self.spec.compute.training.init {
+            Init::Random => engine.load(&RandomInit {
+                seed: self.spec.identity.selection.seed,
+                initializer_range: prepared.config.initializer_range,
+            }),
+            Init::Pretrained => {
+                let weights = HfWeights::open(&prepared.model_dir).map_err(Failure::other)?;
+                engine.load(&HfSource::checked(
+                    &weights,
+                    &prepared.config,
+                    &prepared.tree,
+                )?)
+            }
+        }
+        .map_err(Failure::train)
+    }
+
+    /// The run's places: the controller's, or (under another launcher) those of a name that rank 0 gives for all.
+    fn storage(&self) -> Outcome<Storage> {
+        let (output, environment) = (&self.spec.output, self.environment);
+        if let Some(dir) = &environment.run_dir {
+            // In object storage, the supervisor's name of the folder is no path here.
+            return match dir.rsplit_once('/') {
+                Some((_, name)) if dir.contains("://") => Storage::open(output, environment, name),
+                _ => Storage::at(output, environment, PathBuf::from(dir)),
+            };
+        }
+        let name = match output.experiment.name.given() {
+            Some(name) => name.to_owned(),
+            None => {
+                let entry_point = self.spec.compute.engine.strategy.entry_point();
+                let own = experiment::generated_name(entry_point);
+                self.ranks.text_of_first(&own)?
+            }
+        };
+        Storage::open(output, environment, &name)
+    }
+}
+
+fn ended(end: &LoopEnd) -> Ended {
+    if end.stopped {
+        return Ended::StoppedAfterSaving;
+    }
+    let mut metrics: Metrics = [
+        ("step", end.position.step as f64),
+        ("tokens_seen", end.position.tokens_seen as f64),
+    ]
+    .into_iter()
+    .collect();
+    if let Some(loss) = end.loss {
+        metrics.insert("loss", loss);
+    }
+    Ended::Finished(metrics)
+}
