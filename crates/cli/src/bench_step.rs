@@ -14,6 +14,7 @@ use tandem_parallel::RandomInit;
 use tandem_run::engine::engine;
 use tandem_run::environment::Environment;
 use tandem_run::failure::{Failure, Outcome};
+use tandem_run::libtorch::Libtorch;
 use tandem_run::ranks::Ranks;
 use tandem_run::spec::{EngineSpec, HEAD_CHUNK_ROWS, Network};
 use tandem_run::start::local::{self, Supervision};
@@ -157,11 +158,13 @@ pub fn run(args: &BenchStepArgs, line: &[OsString]) -> Outcome<i32> {
     };
     for (tp, dp) in meshes {
         DeviceMesh::new(tp, dp).map_err(|error| Failure::usage(error.to_string()))?;
+        let libtorch = Libtorch::ready(args.device, tp * dp)?;
         let scratch = tempfile::tempdir().map_err(Failure::other)?;
         let mesh = [format!("--tp_size={tp}"), format!("--dp_size={dp}")];
         let mut line = line.to_vec();
         line.extend(mesh.map(OsString::from));
         let code = local::run_workers(
+            libtorch,
             &line,
             tp * dp,
             scratch.path(),

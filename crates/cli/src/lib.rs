@@ -2,6 +2,7 @@
 
 mod bench_step;
 mod checkpoint_location;
+mod doctor;
 mod export;
 mod flags;
 mod inspect;

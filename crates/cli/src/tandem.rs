@@ -7,11 +7,13 @@ use clap::{Parser, Subcommand};
 use tandem_launch::exit_code;
 use tandem_run::environment::Environment;
 use tandem_run::failure::{Failure, Outcome};
+use tandem_run::libtorch::Libtorch;
 use tandem_run::session::{Ended, Role, end, end_worker};
 use tandem_run::spec::wire;
 use tandem_run::start::local::{self, Supervision};
 
 use crate::bench_step::{self, BenchStepArgs};
+use crate::doctor::{self, DoctorArgs};
 use crate::export::{self, ExportArgs};
 use crate::inspect::{self, InspectArgs};
 use crate::replay::{self, ReplayArgs};
@@ -32,6 +34,7 @@ enum Command {
     Replay(ReplayArgs),
     Export(ExportArgs),
     Inspect(InspectArgs),
+    Doctor(DoctorArgs),
     /// Measure this machine.
     #[command(subcommand)]
     Bench(Bench),
@@ -52,9 +55,11 @@ pub fn main(args: &[OsString], environment: &Environment) -> ExitCode {
         Err(failure) => end(Err(failure)),
         Ok(Role::Worker { env, control }) => {
             let result = match &cli.command {
-                Command::Export(_) | Command::Inspect(_) | Command::Schema => Err(Failure::usage(
-                    "export, inspect and schema are single processes; start them without RANK and WORLD_SIZE",
-                )),
+                Command::Export(_) | Command::Inspect(_) | Command::Doctor(_) | Command::Schema => {
+                    Err(Failure::usage(
+                        "export, inspect, doctor and schema are single processes; start them without RANK and WORLD_SIZE",
+                    ))
+                }
                 Command::Replay(args) => replay::run_worker(args, &env),
                 Command::Bench(Bench::Step(args)) => {
                     bench_step::run_worker(args, &env, environment)
@@ -70,6 +75,7 @@ pub fn main(args: &[OsString], environment: &Environment) -> ExitCode {
             Command::Replay(own) => replay_with_workers(own, args),
             Command::Export(args) => export::run(args, environment),
             Command::Inspect(args) => inspect::run(args, environment),
+            Command::Doctor(args) => doctor::run(args, environment),
             Command::Bench(Bench::Step(own)) => bench_step::run(own, args),
             Command::Schema => print_schema(),
         }),
@@ -79,8 +85,10 @@ pub fn main(args: &[OsString], environment: &Environment) -> ExitCode {
 /// Workers replay the case under a scratch run folder; then this process compares.
 fn replay_with_workers(args: &ReplayArgs, line: &[OsString]) -> Outcome<i32> {
     let (spec, case) = args.check_flags()?;
+    let libtorch = Libtorch::ready(args.device, spec.mesh.world_size())?;
     let scratch = tempfile::tempdir().map_err(Failure::other)?;
     let code = local::run_workers(
+        libtorch,
         line,
         spec.mesh.world_size(),
         scratch.path(),

@@ -7,6 +7,7 @@ pub mod engine;
 pub mod environment;
 pub mod failure;
 mod identity;
+pub mod libtorch;
 mod model_files;
 mod prepare;
 pub mod ranks;

@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use tandem_comm::{ProcessGroup, World, WorldConfig, broadcast_bytes};
 use tandem_launch::env::WorkerEnv;
-use tandem_tensor::{Device, memory};
+use tandem_tensor::{Device, DeviceChoice, memory};
 
 use crate::failure::{Failure, Outcome};
+use crate::libtorch::Libtorch;
 use crate::spec::{EngineSpec, Network};
 
 /// A rank's connections.
@@ -22,6 +23,8 @@ pub struct Ranks {
     pub dp: Arc<dyn ProcessGroup>,
     /// Where this rank computes.
     pub device: Device,
+    /// What it computes with.
+    pub libtorch: Libtorch,
 }
 
 impl Ranks {
@@ -35,6 +38,8 @@ impl Ranks {
                 env.world_size
             )));
         }
+        // A worker looks at its own device only.
+        let libtorch = Libtorch::ready(DeviceChoice::Auto, env.local_world_size)?;
         let device = spec
             .device
             .select(env.local_rank)
@@ -71,6 +76,7 @@ impl Ranks {
             dp: group("dp", &mesh.dp_group(env.rank))?,
             world,
             device,
+            libtorch,
         })
     }
 

@@ -174,7 +174,12 @@ impl Worker<'_> {
         let settings = self.settings(state, next);
         let mut recorder = self.recorder(storage, state.global_step)?;
         if self.env.rank == 0 && matches!(reporter, Reporter::Terminal(_)) {
-            let lines = summary::lines(self.spec, self.prepared, &storage.location);
+            let lines = summary::lines(
+                self.spec,
+                self.prepared,
+                &storage.location,
+                Some(self.ranks.libtorch),
+            );
             reporter.event(Event::Summary(lines));
         }
         if let Some(resumed) = &start.resumed {

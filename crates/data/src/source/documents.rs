@@ -24,7 +24,7 @@ pub struct Documents<'a> {
 enum Reader {
     Text(Lines),
     JsonLines(JsonLines),
-    Parquet(ParquetRows),
+    Parquet(Box<ParquetRows>),
 }
 
 impl<'a> Documents<'a> {
@@ -96,7 +96,7 @@ impl Reader {
         Ok(match source.format {
             Format::Text => Self::Text(Lines::open(path)?),
             Format::JsonLines => Self::JsonLines(JsonLines::open(path, column)?),
-            Format::Parquet => Self::Parquet(ParquetRows::open(path, column)?),
+            Format::Parquet => Self::Parquet(Box::new(ParquetRows::open(path, column)?)),
         })
     }
 

@@ -10,6 +10,7 @@ use crate::process_table::{ProcessId, was_started_with};
 use jiff::Timestamp;
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::fs::Permissions;
 use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -42,6 +43,9 @@ struct RecordFile {
     host: String,
     program: String,
     args: Vec<String>,
+    /// What the program says of itself.
+    #[serde(default)]
+    facts: BTreeMap<String, String>,
     num_workers: usize,
     max_failures: i64,
     /// Failures since the last progress.
@@ -101,6 +105,7 @@ impl RunRecord {
                     .iter()
                     .map(|arg| arg.to_string_lossy().into_owned())
                     .collect(),
+                facts: spec.facts.clone(),
                 num_workers: spec.num_workers,
                 max_failures: spec.max_failures,
                 failures: 0,

@@ -1,5 +1,6 @@
 //! What to run and how patiently.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -27,6 +28,8 @@ pub struct LaunchSpec {
     pub graceful_stop: bool,
     /// How long a graceful stop may take before the workers are ended.
     pub stop_grace: Duration,
+    /// What else `run.json` tells, such as the library that computes.
+    pub facts: BTreeMap<String, String>,
 }
 
 /// Exponentially growing pauses.
@@ -83,6 +86,7 @@ impl LaunchSpec {
             },
             graceful_stop: true,
             stop_grace: Duration::from_secs(120),
+            facts: BTreeMap::new(),
         }
     }
 

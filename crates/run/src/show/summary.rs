@@ -4,11 +4,17 @@ use tandem_data::Rows;
 use tandem_mesh::DeviceMesh;
 use tandem_parallel::ShardingLevel;
 
+use crate::libtorch::Libtorch;
 use crate::prepare::Prepared;
 use crate::spec::{Checkpoints, Compute, RunSpec, Strategy};
 
 /// Lines for the reader.
-pub fn lines(spec: &RunSpec, prepared: &Prepared, run_dir: &str) -> Vec<String> {
+pub fn lines(
+    spec: &RunSpec,
+    prepared: &Prepared,
+    run_dir: &str,
+    libtorch: Option<Libtorch>,
+) -> Vec<String> {
     let Compute { engine, training } = &spec.compute;
     let mesh = engine.mesh;
     let config = &prepared.config;
@@ -76,6 +82,17 @@ pub fn lines(spec: &RunSpec, prepared: &Prepared, run_dir: &str) -> Vec<String> 
         prepared.total_steps,
     ));
     lines.push(format!("saving    {}", saving(&spec.checkpoints)));
+    // On a cluster, that is each node's own matter.
+    let Some(libtorch) = libtorch else {
+        return lines;
+    };
+    lines.push(format!("libtorch  {}", libtorch.describe()));
+    lines.extend(
+        libtorch
+            .notes()
+            .into_iter()
+            .map(|note| format!("note      {note}")),
+    );
     lines
 }
 

@@ -10,6 +10,7 @@ use tandem_trainer::{Event, EventSink};
 
 use crate::environment::{Environment, TOKEN_CACHE};
 use crate::failure::Outcome;
+use crate::libtorch::Libtorch;
 use crate::prepare::check_memory;
 use crate::show::display::Display;
 use crate::show::reporter::from_message;
@@ -21,6 +22,7 @@ use crate::start::local::{self, Supervision};
 /// Runs the whole training on this machine, with workers that get `args`. Returns the exit code.
 pub fn run(spec: &RunSpec, args: &[OsString], environment: &Environment) -> Outcome<i32> {
     let num_workers = spec.compute.engine.mesh.world_size();
+    let libtorch = Libtorch::ready(spec.compute.engine.device, num_workers)?;
     let checked = Checked::new(spec, environment)?;
     check_memory(&checked.prepared, num_workers)?;
     checked.keep_configuration(spec)?;
@@ -30,7 +32,7 @@ pub fn run(spec: &RunSpec, args: &[OsString], environment: &Environment) -> Outc
         prepared,
         mut display,
     } = checked;
-    let lines = summary::lines(spec, &prepared, &storage.location);
+    let lines = summary::lines(spec, &prepared, &storage.location, Some(libtorch));
     display.event(Event::Summary(lines));
 
     let mut show = Show {
@@ -43,6 +45,7 @@ pub fn run(spec: &RunSpec, args: &[OsString], environment: &Environment) -> Outc
         graceful_stop: true,
     };
     let result = local::run_workers(
+        libtorch,
         args,
         num_workers,
         &storage.run_dir,

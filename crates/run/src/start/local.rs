@@ -7,6 +7,7 @@ use std::time::Duration;
 use tandem_launch::controller::{Controller, ControllerEvent, LaunchSpec, Outcome as RunOutcome};
 
 use crate::failure::{Failure, Outcome};
+use crate::libtorch::Libtorch;
 
 /// How patiently workers are looked after.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,6 +31,7 @@ impl Supervision {
 
 /// Starts `num_workers` copies of this program with `args` and looks after them. Returns the exit code.
 pub fn run_workers(
+    libtorch: Libtorch,
     args: &[OsString],
     num_workers: usize,
     run_dir: &Path,
@@ -42,6 +44,7 @@ pub fn run_workers(
         .iter()
         .map(|(name, value)| (OsString::from(name), value.clone()))
         .collect();
+    spec.facts = [("libtorch".to_owned(), libtorch.describe())].into();
     spec.max_failures = supervision.max_failures;
     spec.hang_timeout = supervision.hang_timeout;
     spec.graceful_stop = supervision.graceful_stop;

@@ -29,7 +29,7 @@ pub fn run(spec: &RunSpec, ray: &Ray, environment: &Environment) -> Outcome<i32>
     checked.keep_configuration(spec)?;
     let mut lines = vec![format!("cluster   Ray, {}", ray.address)];
     let location = &checked.storage.location;
-    lines.extend(summary::lines(spec, &checked.prepared, location));
+    lines.extend(summary::lines(spec, &checked.prepared, location, None));
     checked.display.event(Event::Summary(lines));
 
     let binary = python.needs_path_of(&program, environment);
