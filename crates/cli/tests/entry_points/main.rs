@@ -13,6 +13,7 @@ mod full_disk;
 #[allow(dead_code)]
 #[path = "../../../checkpoint/tests/checkpoint/moto.rs"]
 mod moto;
+mod names;
 mod network;
 mod object_storage;
 mod other_launchers;
