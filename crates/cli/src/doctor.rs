@@ -70,7 +70,12 @@ impl Section {
 /// Prints to standard output. Returns the exit code: 2 when training cannot run here.
 pub fn run(args: &DoctorArgs, environment: &Environment) -> Outcome<i32> {
     let opened = torch::open(&Surroundings::read());
-    let mut problems: Vec<String> = opened.iter().err().map(TorchError::to_string).collect();
+    let mut problems: Vec<String> = opened
+        .as_ref()
+        .err()
+        .map(TorchError::to_string)
+        .into_iter()
+        .collect();
     let sections = vec![
         program(),
         libtorch(opened.as_ref()),

@@ -15,21 +15,29 @@ use crate::tensor::{Tensor, new_tensor};
 
 impl Tensor {
     #[track_caller]
-    fn add_scaled(&self, other: &Self, factor: f64) -> Self {
-        // A number without dimensions may lie on the host beside a tensor elsewhere.
+    fn add_scaled(&self, other: &Self, factor: i64) -> Self {
+        if !self.kind().is_floating_point() {
+            return self.add_integers(&(other * factor));
+        }
         let add = device_operator!(self, add_Tensor);
         expect(new_tensor("add", |out| {
             // SAFETY: both handles are alive.
-            unsafe { add(self.handle(), other.handle(), factor, out) }
+            unsafe { add(self.handle(), other.handle(), factor as f64, out) }
         }))
+    }
+
+    /// The C functions for addition take their factors and numbers as floats, which libtorch refuses beside integers, and
+    /// the dispatcher takes none.
+    #[track_caller]
+    fn add_integers(&self, other: &Self) -> Self {
+        Self::stack(&[self, other], 0).sum_dims(&[0], false, self.kind())
     }
 
     #[track_caller]
     fn add_scalar(&self, scalar: Scalar) -> Self {
         if let (false, Scalar::Int(value)) = (self.kind().is_floating_point(), scalar) {
-            // The C functions for addition take their numbers as floats, and the dispatcher takes none.
             let other = Self::full(self.size(), value, (self.kind(), self.device()));
-            return Self::stack(&[self, &other], 0).sum_dims(&[0], false, self.kind());
+            return self.add_integers(&other);
         }
         let add = device_operator!(self, add_Scalar);
         expect(new_tensor("add", |out| {
@@ -67,13 +75,13 @@ impl Tensor {
     /// Adds `other` in place. (The C ABI has no operator for it: the sum is a tensor of its own first.)
     #[track_caller]
     pub fn add_(&self, other: &Self) {
-        self.copy_(&self.add_scaled(other, 1.0));
+        self.copy_(&self.add_scaled(other, 1));
     }
 
     /// Subtracts `other` in place, as [`Self::add_`] adds.
     #[track_caller]
     pub fn sub_(&self, other: &Self) {
-        self.copy_(&self.add_scaled(other, -1.0));
+        self.copy_(&self.add_scaled(other, -1));
     }
 
     /// Multiplies all elements in place.
@@ -204,8 +212,8 @@ fn negative(scalar: Scalar) -> Scalar {
     }
 }
 
-infix!(Add, add, |a, b| a.add_scaled(b, 1.0), Tensor::add_scalar);
-infix!(Sub, sub, |a, b| a.add_scaled(b, -1.0), |a, number| a
+infix!(Add, add, |a, b| a.add_scaled(b, 1), Tensor::add_scalar);
+infix!(Sub, sub, |a, b| a.add_scaled(b, -1), |a, number| a
     .add_scalar(negative(number)));
 infix!(Mul, mul, Tensor::multiply, Tensor::multiply_scalar);
 infix!(Div, div, Tensor::divide, |a, number| a

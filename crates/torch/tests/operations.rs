@@ -50,7 +50,13 @@ fn elements_are_computed_one_by_one() {
     assert_eq!((&half * 0.5).kind(), Kind::BFloat16);
     assert_eq!((&half / 2.0).kind(), Kind::BFloat16);
     let ids = Tensor::from_slice(&[7i64]);
-    for (computed, expected) in [(&ids - 3i64, 4), (&ids + 3i64, 10), (&ids * 2i64, 14)] {
+    for (computed, expected) in [
+        (&ids - 3i64, 4),
+        (&ids + 3i64, 10),
+        (&ids * 2i64, 14),
+        (&ids + &ids, 14),
+        (&ids - &(&ids * 3i64), -14),
+    ] {
         assert_eq!(
             (computed.kind(), computed.int64_value()),
             (Kind::Int64, expected)
