@@ -128,6 +128,19 @@ mod tests {
         assert_eq!(minors[0], Some(version::OLDEST));
     }
 
+    /// The crate that opens libtorch says the same; xtask must not depend on it, so its source is read.
+    #[test]
+    fn what_is_fetched_is_what_programs_accept() {
+        let root = crate::workspace::Workspace::of_this_checkout();
+        let source = root.root().join("crates/torch/src/version.rs");
+        let source = std::fs::read_to_string(source).expect("the versions of the crate");
+        for (name, release) in [("OLDEST", OLDEST), ("NEWEST_TESTED", NEWEST)] {
+            let numbers = release.version.replace('.', ", ");
+            let line = format!("pub const {name}: Version = Version::new({numbers});");
+            assert!(source.contains(&line), "crates/torch lacks: {line}");
+        }
+    }
+
     #[test]
     fn a_release_that_is_not_there_is_refused_with_those_that_are() {
         for name in ["2.9", "2.9.1", "1.13", "2.1"] {
