@@ -3,16 +3,18 @@
 #![allow(clippy::unwrap_used)] // a failed helper is a failed test
 
 mod hub_server;
+// The tests of sources use more of it.
+#[allow(dead_code)]
+mod parquet_file;
 
 use std::collections::HashMap;
-use std::fs::{self, File};
+use std::fs;
 use std::path::Path;
-use std::sync::Arc;
 use std::thread;
 
-use arrow_array::{ArrayRef, RecordBatch, StringArray};
 use hub_server::{HubServer, Repository};
-use parquet::arrow::ArrowWriter;
+use parquet::file::properties::WriterProperties;
+use parquet_file::without_nulls;
 use serde_json::json;
 use tandem_data::hub::Settings;
 use tandem_data::{DatasetOptions, Hub, HubError, Source, Weights};
@@ -309,17 +311,6 @@ fn a_new_revision_is_taken_whole() {
     assert_eq!(fetch(&hub.offline()).unwrap(), new);
 }
 
-fn parquet(texts: &[&str]) -> Vec<u8> {
-    let file = tempfile::NamedTempFile::new().unwrap();
-    let column: ArrayRef = Arc::new(StringArray::from(texts.to_vec()));
-    let batch = RecordBatch::try_from_iter([("text", column)]).unwrap();
-    let mut writer =
-        ArrowWriter::try_new(File::create(file.path()).unwrap(), batch.schema(), None).unwrap();
-    writer.write(&batch).unwrap();
-    writer.close().unwrap();
-    fs::read(file.path()).unwrap()
-}
-
 #[test]
 fn wikitext_is_known_by_its_short_name() {
     let (server, home) = (HubServer::start(), tempfile::tempdir().unwrap());
@@ -328,7 +319,8 @@ fn wikitext_is_known_by_its_short_name() {
         .flat_map(|config| {
             ["test", "train", "validation"].map(|split| {
                 let name = format!("{config}/{split}-00000-of-00001.parquet");
-                (name, parquet(&["", &format!(" = {config} {split} = \n")]))
+                let texts = ["", &format!(" = {config} {split} = \n")];
+                (name, without_nulls(&texts, WriterProperties::default()))
             })
         });
     let dataset = Repository {

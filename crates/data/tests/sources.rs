@@ -2,18 +2,14 @@
 
 #![allow(clippy::unwrap_used)] // a failed helper is a failed test
 
-use std::fs::{self, File};
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+mod parquet_file;
 
-use arrow_array::types::Int32Type;
-use arrow_array::{
-    ArrayRef, DictionaryArray, Int64Array, LargeStringArray, RecordBatch, StringArray,
-    StringViewArray,
-};
-use parquet::arrow::ArrowWriter;
-use parquet::basic::Compression;
-use parquet::file::properties::WriterProperties;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use parquet::basic::{Compression, Encoding};
+use parquet::file::properties::{WriterProperties, WriterPropertiesBuilder, WriterVersion};
+use parquet_file::{with_nulls, without_nulls};
 use tandem_data::{DatasetOptions, Format, Hub, Source, SourceError};
 use tempfile::TempDir;
 
@@ -40,20 +36,14 @@ fn file(content: &[u8], name: &str) -> (TempDir, PathBuf) {
     (dir, path)
 }
 
-/// A parquet file of small row groups, with a column of numbers before that of the text.
-fn parquet(texts: ArrayRef, compression: Compression) -> (TempDir, PathBuf) {
-    let (dir, path) = file(b"", "data.parquet");
-    let numbers: ArrayRef = Arc::new(Int64Array::from_iter_values(0..texts.len() as i64));
-    let batch = RecordBatch::try_from_iter([("number", numbers), ("text", texts)]).unwrap();
-    let properties = WriterProperties::builder()
-        .set_compression(compression)
-        .set_max_row_group_row_count(Some(100))
-        .build();
-    let file = File::create(&path).unwrap();
-    let mut writer = ArrowWriter::try_new(file, batch.schema(), Some(properties)).unwrap();
-    writer.write(&batch).unwrap();
-    writer.close().unwrap();
-    (dir, path)
+fn compressed(compression: Compression) -> WriterPropertiesBuilder {
+    WriterProperties::builder().set_compression(compression)
+}
+
+/// A parquet file with these texts.
+fn parquet<T: AsRef<[u8]>>(texts: &[T]) -> (TempDir, PathBuf) {
+    let properties = compressed(Compression::SNAPPY).build();
+    file(&without_nulls(texts, properties), "data.parquet")
 }
 
 fn sentences(count: usize) -> Vec<String> {
@@ -114,47 +104,129 @@ fn broken_json_is_refused_with_its_line() {
 
 #[test]
 fn a_row_of_parquet_is_a_document() {
-    let expected = sentences(250);
-    let texts: Vec<&str> = expected.iter().map(String::as_str).collect();
-    let arrays: [ArrayRef; 4] = [
-        Arc::new(StringArray::from(texts.clone())),
-        Arc::new(LargeStringArray::from(texts.clone())),
-        Arc::new(StringViewArray::from(texts.clone())),
-        Arc::new(
-            texts
-                .iter()
-                .copied()
-                .collect::<DictionaryArray<Int32Type>>(),
-        ),
-    ];
+    // A null now and then, some texts more than once, and one that is longer than a page.
+    let mut texts = sentences(3000);
+    texts[7] = "long ".repeat(1 << 18);
+    texts[8] = "caf\u{e9} \u{1f980}".into();
+    texts[2000..].fill("the same".into());
+    let nullable: Vec<Option<&[u8]>> = texts
+        .iter()
+        .enumerate()
+        .map(|(row, text)| (row % 5 != 4).then_some(text.as_bytes()))
+        .collect();
+    let expected: Vec<&str> = texts
+        .iter()
+        .zip(&nullable)
+        .map(|(text, value)| value.map_or("", |_| text))
+        .collect();
     let compressions = [
         Compression::UNCOMPRESSED,
         Compression::SNAPPY,
         Compression::ZSTD(Default::default()),
         Compression::GZIP(Default::default()),
+        Compression::LZ4,
         Compression::LZ4_RAW,
         Compression::BROTLI(Default::default()),
     ];
-    for array in &arrays {
-        for compression in compressions {
-            let (_dir, path) = parquet(array.clone(), compression);
-            let found = read(&options(&path)).unwrap();
-            assert!(found == expected, "{} {compression}", array.data_type());
+    // Without an encoding, the values are in a dictionary as long as it is small.
+    let encodings = [
+        None,
+        Some(Encoding::PLAIN),
+        Some(Encoding::DELTA_LENGTH_BYTE_ARRAY),
+        Some(Encoding::DELTA_BYTE_ARRAY),
+    ];
+    for compression in compressions {
+        for encoding in encodings {
+            for version in [WriterVersion::PARQUET_1_0, WriterVersion::PARQUET_2_0] {
+                let mut properties = compressed(compression)
+                    .set_writer_version(version)
+                    .set_data_page_row_count_limit(30)
+                    .set_write_batch_size(10);
+                if let Some(encoding) = encoding {
+                    properties = properties
+                        .set_dictionary_enabled(false)
+                        .set_column_encoding("text".into(), encoding);
+                }
+                let properties = properties.build();
+                let what = format!("{compression}, {encoding:?}, {version:?}");
+                let (_dir, path) = file(&without_nulls(&texts, properties.clone()), "a.parquet");
+                assert!(read(&options(&path)).unwrap() == texts, "{what}");
+                let (_dir, path) = file(&with_nulls(&nullable, properties), "a.parquet");
+                assert!(read(&options(&path)).unwrap() == expected, "{what}");
+            }
         }
     }
-    let (_dir, path) = parquet(
-        Arc::new(StringArray::from(vec![Some("a"), None])),
-        compressions[0],
+}
+
+/// The file that pyarrow wrote: see `tests-data/parquet/README.md`.
+fn arrow_file() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests-data/parquet/arrow.parquet")
+}
+
+#[test]
+fn every_form_of_text_that_arrow_knows_is_read() {
+    let column = |name: &str| DatasetOptions {
+        text_column: name.into(),
+        ..options(&arrow_file())
+    };
+    for name in ["plain", "large", "view", "dictionary", "last"] {
+        let expected: Vec<String> = (0..6)
+            .map(|row| match row {
+                2 if name != "last" => String::new(),
+                _ => format!("{name} {row}"),
+            })
+            .collect();
+        assert_eq!(read(&column(name)).unwrap(), expected);
+    }
+    for (name, kind) in [
+        ("binary", "Binary"),
+        ("time", "Int64 (Timestamp)"),
+        ("list", "List"),
+        ("struct", "Struct"),
+    ] {
+        let message = refused(&column(name));
+        let expected = format!("column `{name}` holds {kind}, not text");
+        assert!(message.contains(&expected), "{message}");
+    }
+}
+
+#[test]
+fn a_page_that_differs_from_its_checksum_is_refused() {
+    let good = fs::read(arrow_file()).unwrap();
+    // One letter of a text: nothing but the checksum can tell. The first row group is read before it.
+    let place = good.windows(7).position(|bytes| bytes == b"plain 5");
+    let (_dir, path) = file(&good, "data.parquet");
+    let plain = DatasetOptions {
+        text_column: "plain".into(),
+        ..options(&path)
+    };
+    assert_eq!(read(&plain).unwrap().len(), 6);
+    let mut bad = good;
+    bad[place.unwrap()] ^= 1;
+    fs::write(&path, &bad).unwrap();
+    let message = refused(&plain);
+    assert!(
+        message.contains("data.parquet is not a valid parquet file (after row 4)")
+            && message.contains("CRC"),
+        "{message}"
     );
-    assert_eq!(read(&options(&path)).unwrap(), ["a", ""], "a null is empty");
+}
+
+#[test]
+fn bytes_that_are_no_text_are_refused_with_their_place() {
+    let mut texts: Vec<Vec<u8>> = sentences(250).into_iter().map(String::into_bytes).collect();
+    texts[240][3] = 0xff;
+    let (_dir, path) = parquet(&texts);
+    let message = refused(&options(&path));
+    assert!(
+        message.contains("(after row 200)") && message.contains("utf-8"),
+        "{message}"
+    );
 }
 
 #[test]
 fn parquet_without_the_column_says_what_there_is() {
-    let (_dir, path) = parquet(
-        Arc::new(StringArray::from(sentences(3))),
-        Compression::SNAPPY,
-    );
+    let (_dir, path) = parquet(&sentences(3));
     let column = |name: &str| DatasetOptions {
         text_column: name.into(),
         ..options(&path)
@@ -173,8 +245,7 @@ fn parquet_without_the_column_says_what_there_is() {
 
 #[test]
 fn corrupt_parquet_is_refused_and_never_worse() {
-    let texts = StringArray::from(sentences(250));
-    let (_dir, path) = parquet(Arc::new(texts), Compression::SNAPPY);
+    let (_dir, path) = parquet(&sentences(250));
     let good = fs::read(&path).unwrap();
     for length in [0, 3, 10, good.len() / 2, good.len() - 1] {
         fs::write(&path, &good[..length]).unwrap();
@@ -264,10 +335,7 @@ fn a_share_is_the_first_documents() {
         .map(|s| format!("{{\"text\": \"{s}\"}}\n"))
         .collect();
     let (_json, json) = file(json.concat().as_bytes(), "a.jsonl");
-    let (_parquet, parquet) = parquet(
-        Arc::new(StringArray::from(sentences(10))),
-        Compression::SNAPPY,
-    );
+    let (_parquet, parquet) = parquet(&sentences(10));
     for (path, format) in [
         (&text, Format::Text),
         (&json, Format::JsonLines),

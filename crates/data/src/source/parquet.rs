@@ -1,17 +1,19 @@
-//! The text column of a parquet file.
+//! The text column of a parquet file, through the `parquet` crate's column readers. Arrow, which would make arrays of the
+//! column, is not needed for that, and takes as long to compile as half of our own code.
+
+mod column;
 
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::vec::IntoIter;
 
-use arrow_array::cast::AsArray;
-use arrow_array::{Array, RecordBatch};
-use arrow_cast::cast;
-use arrow_schema::DataType;
-use parquet::arrow::ProjectionMask;
-use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
+use parquet::column::reader::{ColumnReaderImpl, get_typed_column_reader};
+use parquet::data_type::{ByteArray, ByteArrayType};
+use parquet::errors::ParquetError;
+use parquet::file::reader::{FileReader, SerializedFileReader};
 
+use self::column::{Column, NoText, find};
 use super::error::SourceError;
 use crate::panic_message::panic_message;
 
@@ -21,7 +23,8 @@ const BATCH_ROWS: usize = 1024;
 /// Reads one column, a batch of rows at a time.
 pub(super) struct ParquetRows {
     path: PathBuf,
-    batches: ParquetRecordBatchReader,
+    // In a box because it is large, beside the readers of other kinds of files.
+    decoder: Box<Decoder>,
     rows: IntoIter<String>,
     row: u64,
     total_rows: u64,
@@ -31,37 +34,28 @@ pub(super) struct ParquetRows {
 
 impl ParquetRows {
     pub(super) fn open(path: &Path, column: &str) -> Result<Self, SourceError> {
-        let (builder, file_bytes) = open(path)?;
-        let schema = builder.schema();
-        let Ok(index) = schema.index_of(column) else {
-            return Err(SourceError::NoColumn {
+        let (file, file_bytes) = open(path)?;
+        let schema = file.metadata().file_metadata().schema_descr();
+        let column = find(schema, column).map_err(|problem| match problem {
+            NoText::NoColumn { available } => SourceError::NoColumn {
                 path: path.into(),
                 line: None,
                 column: column.into(),
-                available: schema.fields().iter().map(|f| f.name().clone()).collect(),
-            });
-        };
-        let data_type = schema.field(index).data_type();
-        if !is_text(data_type) {
-            return Err(SourceError::NotText {
+                available,
+            },
+            NoText::OtherType { found } => SourceError::NotText {
                 path: path.into(),
                 line: None,
                 column: column.into(),
-                found: data_type.to_string(),
-            });
-        }
-        let only = ProjectionMask::roots(builder.parquet_schema(), [index]);
-        let total_rows = row_count(&builder);
-        let builder = builder.with_projection(only).with_batch_size(BATCH_ROWS);
-        let batches = guarded(|| builder.build())
-            .and_then(|batches| batches.map_err(|error| error.to_string()))
-            .map_err(|reason| corrupt(path, 0, reason))?;
+                found,
+            },
+        })?;
         Ok(Self {
             path: path.into(),
-            batches,
+            total_rows: row_count(&file),
+            decoder: Box::new(Decoder::new(file, column)),
             rows: Vec::new().into_iter(),
             row: 0,
-            total_rows,
             file_bytes,
             has_failed: false,
         })
@@ -77,21 +71,6 @@ impl ParquetRows {
         let share = self.row as f64 / self.total_rows.max(1) as f64;
         (self.file_bytes as f64 * share) as u64
     }
-
-    fn texts(&self, batch: &RecordBatch) -> Result<Vec<String>, SourceError> {
-        let column = cast(batch.column(0), &DataType::LargeUtf8)
-            .map_err(|error| corrupt(&self.path, self.row, error.to_string()))?;
-        let texts = column.as_string::<i64>();
-        Ok((0..texts.len())
-            .map(|row| {
-                if texts.is_null(row) {
-                    String::new()
-                } else {
-                    texts.value(row).to_owned()
-                }
-            })
-            .collect())
-    }
 }
 
 impl Iterator for ParquetRows {
@@ -106,53 +85,116 @@ impl Iterator for ParquetRows {
             if self.has_failed {
                 return None;
             }
-            let texts = match guarded(|| self.batches.next()) {
-                Ok(None) => return None,
-                Ok(Some(Ok(batch))) => self.texts(&batch),
-                Ok(Some(Err(error))) => Err(corrupt(&self.path, self.row, error.to_string())),
-                Err(reason) => Err(corrupt(&self.path, self.row, reason)),
-            };
-            match texts {
+            match guarded(|| self.decoder.next_batch()) {
+                Ok(texts) if texts.is_empty() => return None,
                 Ok(texts) => self.rows = texts.into_iter(),
-                Err(error) => {
+                Err(reason) => {
                     self.has_failed = true;
-                    return Some(Err(error));
+                    return Some(Err(corrupt(&self.path, self.row, reason)));
                 }
             }
         }
     }
 }
 
-fn open(path: &Path) -> Result<(ParquetRecordBatchReaderBuilder<File>, u64), SourceError> {
+/// Goes through the row groups of a file.
+struct Decoder {
+    file: SerializedFileReader<File>,
+    column: Column,
+    next_group: usize,
+    /// The current row group's part of the column, and how many of its rows are still to come.
+    group: Option<(ColumnReaderImpl<ByteArrayType>, usize)>,
+    // What a batch is decoded into, kept for the next one.
+    values: Vec<ByteArray>,
+    definition_levels: Vec<i16>,
+}
+
+impl Decoder {
+    fn new(file: SerializedFileReader<File>, column: Column) -> Self {
+        Self {
+            file,
+            column,
+            next_group: 0,
+            group: None,
+            values: Vec::new(),
+            definition_levels: Vec::new(),
+        }
+    }
+
+    /// The next rows, at most [`BATCH_ROWS`]; none at the end of the file.
+    fn next_batch(&mut self) -> Result<Vec<String>, ParquetError> {
+        loop {
+            match &mut self.group {
+                Some((_, 0)) => self.group = None,
+                Some((reader, rows_left)) => {
+                    self.values.clear();
+                    self.definition_levels.clear();
+                    let (rows, _, _) = reader.read_records(
+                        BATCH_ROWS.min(*rows_left),
+                        Some(&mut self.definition_levels),
+                        None,
+                        &mut self.values,
+                    )?;
+                    if rows == 0 {
+                        let problem = format!("row group {} lacks rows", self.next_group - 1);
+                        return Err(ParquetError::General(problem));
+                    }
+                    *rows_left -= rows;
+                    return self.texts();
+                }
+                None if self.next_group == self.file.num_row_groups() => return Ok(Vec::new()),
+                None => {
+                    let group = self.file.get_row_group(self.next_group)?;
+                    let rows = usize::try_from(group.metadata().num_rows())?;
+                    let reader = group.get_column_reader(self.column.leaf)?;
+                    self.group = Some((get_typed_column_reader(reader), rows));
+                    self.next_group += 1;
+                }
+            }
+        }
+    }
+
+    /// The rows in the buffers. A null is an empty text.
+    fn texts(&self) -> Result<Vec<String>, ParquetError> {
+        let text = |value: &ByteArray| value.as_utf8().map(str::to_owned);
+        if !self.column.is_nullable {
+            return self.values.iter().map(text).collect();
+        }
+        let mut values = self.values.iter();
+        let row = |level: &i16| match *level {
+            0 => Ok(String::new()),
+            _ => match values.next() {
+                Some(value) => text(value),
+                None => Err(ParquetError::EOF("fewer values than rows".into())),
+            },
+        };
+        self.definition_levels.iter().map(row).collect()
+    }
+}
+
+fn open(path: &Path) -> Result<(SerializedFileReader<File>, u64), SourceError> {
     let io = |source| SourceError::Io {
         path: path.into(),
         source,
     };
     let file = File::open(path).map_err(io)?;
     let file_bytes = file.metadata().map_err(io)?.len();
-    let builder = guarded(|| ParquetRecordBatchReaderBuilder::try_new(file))
-        .and_then(|builder| builder.map_err(|error| error.to_string()))
-        .map_err(|reason| corrupt(path, 0, reason))?;
-    Ok((builder, file_bytes))
+    let reader =
+        guarded(|| SerializedFileReader::new(file)).map_err(|reason| corrupt(path, 0, reason))?;
+    Ok((reader, file_bytes))
 }
 
-fn row_count(builder: &ParquetRecordBatchReaderBuilder<File>) -> u64 {
-    let rows = builder.metadata().file_metadata().num_rows();
+fn row_count(file: &SerializedFileReader<File>) -> u64 {
+    let rows = file.metadata().file_metadata().num_rows();
     u64::try_from(rows).unwrap_or(0)
-}
-
-fn is_text(data_type: &DataType) -> bool {
-    match data_type {
-        DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View => true,
-        DataType::Dictionary(_, values) => is_text(values),
-        _ => false,
-    }
 }
 
 /// Runs a part of the parquet reader, which panics at some corrupt metadata; that becomes its error message. What it was
 /// working on is not used after that.
-fn guarded<T>(work: impl FnOnce() -> T) -> Result<T, String> {
-    catch_unwind(AssertUnwindSafe(work)).map_err(|panic| panic_message(panic.as_ref()))
+fn guarded<T>(work: impl FnOnce() -> Result<T, ParquetError>) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(work))
+        .map_err(|panic| panic_message(panic.as_ref()))?
+        .map_err(|error| error.to_string())
 }
 
 fn corrupt(path: &Path, row: u64, reason: String) -> SourceError {
