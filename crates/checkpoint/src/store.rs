@@ -6,6 +6,10 @@
 mod fault;
 mod local;
 mod location;
+// Also for its test, which object storage would otherwise leave out.
+#[cfg(any(test, not(feature = "object-storage")))]
+mod not_built;
+#[cfg(feature = "object-storage")]
 mod remote;
 
 use std::error::Error as StdError;
@@ -16,6 +20,7 @@ use thiserror::Error;
 pub use fault::{Fault, FaultStore};
 pub use local::LocalStore;
 pub use location::{local_path, open_store};
+#[cfg(feature = "object-storage")]
 pub use remote::RemoteStore;
 
 /// A tree of files. Paths are relative, with `/` between names.

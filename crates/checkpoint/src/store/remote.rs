@@ -8,8 +8,11 @@ use object_store::path::Path;
 use object_store::{
     Error, ObjectStore, ObjectStoreExt, PutMode as RemotePutMode, PutOptions, WriteMultipart,
 };
+use rustls::crypto::ring;
 use tokio::runtime::{Builder, Runtime};
+use url::Url;
 
+use super::location::refused;
 use super::{Listed, PutMode, ReadAt, Store, StoreError, StoreErrorKind, Upload, join};
 
 /// Parts of an upload that are in flight together: one connection does not fill the line.
@@ -23,6 +26,24 @@ const MIN_PART_BYTES: u64 = 8 << 20;
 
 /// S3 takes at most ten thousand parts.
 const MAX_PARTS: u64 = 9_000;
+
+/// The store at the URL of a bucket with a prefix; `options` are those of [`open_store`](super::open_store).
+///
+/// # Errors
+/// Settings that the object store refuses. Nothing is contacted yet.
+pub(super) fn open_remote(
+    location: &str,
+    options: impl IntoIterator<Item = (String, String)>,
+) -> Result<Arc<dyn Store>, StoreError> {
+    // The HTTP client takes the process's cryptography. Where there is one already, it is as good.
+    let _ = ring::default_provider().install_default();
+    let url = Url::parse(location).map_err(|error| refused(location, error))?;
+    let (objects, prefix) =
+        object_store::parse_url_opts(&url, options).map_err(|error| refused(location, error))?;
+    let store = RemoteStore::new(objects.into(), prefix, location)
+        .map_err(|error| refused(location, error))?;
+    Ok(Arc::new(store))
+}
 
 /// Objects below one prefix of a bucket.
 ///
