@@ -54,7 +54,8 @@ const STRATEGIES: [Strategy; 2] = [
 /// the loss does not fall or if the strategies disagree.
 pub fn run(workspace: &Workspace, steps: usize) -> Result<()> {
     setup::run(workspace, false)?;
-    workspace.build_release()?;
+    // Not the release build: what is shown here is what training computes. Libraries are optimised all the same.
+    workspace.build_for_tests()?;
 
     let storage = workspace.target_dir()?.join("demo");
     match fs::remove_dir_all(&storage) {
@@ -85,7 +86,7 @@ pub fn run(workspace: &Workspace, steps: usize) -> Result<()> {
 }
 
 fn train(workspace: &Workspace, strategy: &Strategy, storage: &Path, steps: usize) -> Result<()> {
-    let mut command = Command::new(workspace.release_binary(strategy.binary)?);
+    let mut command = Command::new(workspace.tested_binary(strategy.binary)?);
     let number = |number: usize| number.to_string();
     command
         .current_dir(workspace.root())

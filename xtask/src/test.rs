@@ -15,7 +15,7 @@ use anyhow::{Context, Result, bail};
 use self::count::Count;
 use crate::python_environment;
 use crate::setup;
-use crate::workspace::Workspace;
+use crate::workspace::{TESTED_FEATURES, Workspace};
 
 /// What of the tests to run.
 #[derive(Debug, Default, PartialEq)]
@@ -86,7 +86,13 @@ fn stages(workspace: &Workspace, options: &Options) -> Result<Vec<Stage>> {
         ),
         stage(
             "crates",
-            &["test", "--workspace", "--exclude=xtask", "--no-fail-fast"],
+            &[
+                "test",
+                "--workspace",
+                "--exclude=xtask",
+                TESTED_FEATURES,
+                "--no-fail-fast",
+            ],
         ),
     ];
     let torchrun = match options.needs_torchrun() {
