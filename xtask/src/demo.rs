@@ -54,7 +54,8 @@ const STRATEGIES: [Strategy; 2] = [
 /// the loss does not fall or if the strategies disagree.
 pub fn run(workspace: &Workspace, steps: usize) -> Result<()> {
     let libtorch = setup::run(workspace, &setup::Request::default())?;
-    workspace.build_release()?;
+    // Not the release build: what is shown here is what training computes. Libraries are optimised all the same.
+    workspace.build_for_tests()?;
 
     let storage = workspace.target_dir()?.join("demo");
     match fs::remove_dir_all(&storage) {
@@ -91,7 +92,7 @@ fn train(
     storage: &Path,
     steps: usize,
 ) -> Result<()> {
-    let mut command = Command::new(workspace.release_binary(strategy.binary)?);
+    let mut command = Command::new(workspace.tested_binary(strategy.binary)?);
     libtorch.give_to(&mut command);
     let number = |number: usize| number.to_string();
     command

@@ -3,6 +3,7 @@
 //! It depends on nothing that needs libtorch, because fetching libtorch is its first task.
 
 mod bench;
+mod build_time;
 mod demo;
 mod python_environment;
 mod setup;
@@ -33,6 +34,8 @@ Usage: cargo xtask <task>
                            libtorch, with each of these versions.
   demo [--steps N]         Set up, build, then train a small model on real text with 2 x 2 workers, with one strategy and
                            with the other, and show how the loss fell.
+  build-time [--features F]
+                           Build with optimisation from nothing, and show which packages took how many CPU seconds.
   bench NAME [ARG]...      Set up, build with optimisation and measure: step, comm, checkpoint, recovery or ray.
 ";
 
@@ -43,10 +46,14 @@ enum Task {
     Setup(setup::Request),
     Test(test::Options),
     Demo { steps: usize },
+    BuildTime { features: Option<String> },
     Bench(Bench, Vec<OsString>),
 }
 
 fn main() -> ExitCode {
+    if let Some(code) = build_time::as_compiler() {
+        return code;
+    }
     let task = match parse(lexopt::Parser::from_env()) {
         Ok(task) => task,
         Err(error) => {
@@ -70,6 +77,7 @@ fn run(task: Task) -> Result<()> {
         Task::Setup(request) => drop(setup::run(&workspace, &request)?),
         Task::Test(options) => test::run(&workspace, &options)?,
         Task::Demo { steps } => demo::run(&workspace, steps)?,
+        Task::BuildTime { features } => build_time::run(&workspace, features.as_deref())?,
         Task::Bench(bench, arguments) => bench::run(&workspace, bench, &arguments)?,
     }
     Ok(())
@@ -126,6 +134,16 @@ fn parse(mut arguments: lexopt::Parser) -> Result<Task, lexopt::Error> {
                 return Err("--steps must be 2 at least, for a loss to fall".into());
             }
             Ok(Task::Demo { steps })
+        }
+        "build-time" => {
+            let mut features = None;
+            while let Some(argument) = arguments.next()? {
+                match argument {
+                    Long("features") => features = Some(arguments.value()?.string()?),
+                    other => return Err(other.unexpected()),
+                }
+            }
+            Ok(Task::BuildTime { features })
         }
         "bench" => {
             let name = arguments.value()?.string()?;
@@ -186,6 +204,13 @@ mod tests {
             Ok(Task::Test(options))
         );
         assert_eq!(parsed(&["demo", "--steps=9"]), Ok(Task::Demo { steps: 9 }));
+        let task = Task::BuildTime {
+            features: Some("object-storage".into()),
+        };
+        assert_eq!(
+            parsed(&["build-time", "--features", "object-storage"]),
+            Ok(task)
+        );
         let task = Task::Bench(Bench::Comm, vec!["--ranks".into(), "2".into()]);
         assert_eq!(parsed(&["bench", "comm", "--ranks", "2"]), Ok(task));
     }

@@ -18,11 +18,11 @@ use self::versions::Extent;
 use crate::python_environment;
 use crate::setup;
 use crate::setup::releases::Release;
-use crate::workspace::Workspace;
+use crate::workspace::{TESTED_FEATURES, Workspace};
 
 /// Chooses the packages that are tested besides xtask. All that builds them uses this: with other packages, the features of
 /// dependencies differ, and much is compiled again.
-const CRATES: [&str; 2] = ["--workspace", "--exclude=xtask"];
+const CRATES: [&str; 3] = ["--workspace", "--exclude=xtask", TESTED_FEATURES];
 
 /// What of the tests to run.
 #[derive(Debug, Default, PartialEq)]

@@ -5,6 +5,9 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
+/// What tests switch on. A library with other features is another one to cargo, and is compiled again with all that uses it.
+pub const TESTED_FEATURES: &str = "--features=tandem-cli/object-storage";
+
 /// This checkout.
 #[derive(Clone, Debug)]
 pub struct Workspace {
@@ -60,6 +63,24 @@ impl Workspace {
             bail!("`cargo build --release` failed ({status})");
         }
         Ok(())
+    }
+
+    /// Builds the binaries as the tests do, so that whichever comes second, the demo or the tests, finds them built.
+    pub fn build_for_tests(&self) -> Result<()> {
+        let status = self
+            .cargo()
+            .args(["build", "--package=tandem-cli", TESTED_FEATURES])
+            .status()
+            .context("cannot run `cargo build`")?;
+        if !status.success() {
+            bail!("`cargo build` failed ({status})");
+        }
+        Ok(())
+    }
+
+    /// The path of a binary that [`Self::build_for_tests`] has built.
+    pub fn tested_binary(&self, name: &str) -> Result<PathBuf> {
+        Ok(self.target_dir()?.join("debug").join(name))
     }
 
     /// The path of a binary that [`Self::build_release`] has built.

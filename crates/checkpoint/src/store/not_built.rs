@@ -15,8 +15,8 @@ pub(super) fn open_remote(
 ) -> Result<Arc<dyn Store>, StoreError> {
     Err(refused(
         location,
-        "this program was built without object storage: build it with `cargo build --release --features object-storage` \
-         in crates/cli, or give a folder",
+        "this program was built without object storage: build it with `cargo build --release --features object-storage`, \
+         or give a folder",
     ))
 }
 

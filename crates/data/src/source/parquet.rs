@@ -23,7 +23,8 @@ const BATCH_ROWS: usize = 1024;
 /// Reads one column, a batch of rows at a time.
 pub(super) struct ParquetRows {
     path: PathBuf,
-    decoder: Decoder,
+    // In a box because it is large, beside the readers of other kinds of files.
+    decoder: Box<Decoder>,
     rows: IntoIter<String>,
     row: u64,
     total_rows: u64,
@@ -52,7 +53,7 @@ impl ParquetRows {
         Ok(Self {
             path: path.into(),
             total_rows: row_count(&file),
-            decoder: Decoder::new(file, column),
+            decoder: Box::new(Decoder::new(file, column)),
             rows: Vec::new().into_iter(),
             row: 0,
             file_bytes,
