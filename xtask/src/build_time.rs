@@ -13,7 +13,6 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, bail};
 
-use crate::setup;
 use crate::workspace::Workspace;
 
 /// Rows of the table.
