@@ -10,7 +10,7 @@ pub mod train;
 mod tests {
     use std::path::{Path, PathBuf};
 
-    use clap::Parser;
+    use clap::{CommandFactory, Parser};
     use serde_json::{Value, json};
     use tandem_run::failure::Outcome;
     use tandem_run::spec::{RunSpec, wire};
@@ -94,6 +94,39 @@ mod tests {
             assert!(!flags.contains_key(decided), "{decided}");
         }
         assert!(!flags.values().any(Value::is_null));
+    }
+
+    /// A flag that clap knows and no conversion does would be silently ignored.
+    #[test]
+    fn every_flag_has_a_place_in_the_spec() {
+        // What is absent when it is not given.
+        let written = fsdp(&[
+            "--dataset_config=c",
+            "--recompute=full",
+            "--loss_output_dir=d",
+            "--network_interface=lo",
+        ]);
+        let object = |pointer: &str| written.pointer(pointer).unwrap().as_object().unwrap();
+        let command = FsdpFlags::command();
+        let flags: Vec<&str> = command
+            .get_arguments()
+            .map(|arg| arg.get_id().as_str())
+            .collect();
+        assert!(flags.len() > 50, "{flags:?}");
+        for flag in flags {
+            let name = match flag {
+                "experiment_name" => "name",
+                "ray_address" => "address",
+                // They end or only check.
+                "help" | "version" | "check_flags" => continue,
+                same => same,
+            };
+            let places = ["", "/flags", "/run", "/ray"];
+            assert!(
+                places.iter().any(|place| object(place).contains_key(name)),
+                "--{flag} is nowhere in {written}"
+            );
+        }
     }
 
     #[test]

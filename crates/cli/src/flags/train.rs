@@ -285,7 +285,7 @@ impl FsdpFlags {
     }
 }
 
-// Every field is read here: the compiler finds a flag that has no place.
+// A test (`flags`) finds a flag that has no place here.
 impl CommonFlags {
     fn into_spec(self, strategy: Strategy) -> Outcome<RunSpec> {
         let mesh = DeviceMesh::for_workers(self.tp_size, self.dp_size, self.num_workers)

@@ -1,7 +1,7 @@
 //! One program under three names.
 
 use std::os::unix::process::CommandExt;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use crate::demo::{Run, kill, train, wait_until, workers_of};
 
@@ -46,7 +46,7 @@ fn a_name_without_the_program_says_what_is_missing() {
 #[test]
 fn controller_and_workers_are_listed_by_the_name_of_the_entry_point() {
     let run = Run::new("deepspeed", 1, 2).args(["--num_epochs", "1000"]);
-    let mut child = train(&run).spawn().unwrap();
+    let mut child = train(&run).stderr(Stdio::null()).spawn().unwrap();
     run.wait_for_steps(1);
     let listed = |pid: u32| {
         let name = std::fs::read_to_string(format!("/proc/{pid}/comm"));
