@@ -205,7 +205,9 @@ const SMALL_SHM: u64 = 256 << 20;
 
 fn memory_section(problems: &mut Vec<String>) -> Section {
     let amount = |bytes: u64| format!("{} GB", gb(bytes));
-    let total = line_of("/proc/meminfo", "MemTotal");
+    let total = line_of("/proc/meminfo", "MemTotal")
+        .and_then(|text| text.trim_end_matches(" kB").parse::<u64>().ok())
+        .map(|kib| amount(kib * 1024));
     let shm = statvfs("/dev/shm").ok();
     let free_shm = shm.as_ref().map(|shm| shm.f_bavail * shm.f_frsize);
     if let Some(free) = free_shm
@@ -235,7 +237,11 @@ fn control_group_limit() -> Option<String> {
     let text = files
         .iter()
         .find_map(|file| fs::read_to_string(file).ok())?;
-    Some(text.trim().to_owned())
+    Some(match text.trim().parse::<u64>() {
+        // Version 1 says "none" with the largest multiple of a page.
+        Ok(bytes) if bytes < 1 << 62 => format!("{} GB", gb(bytes)),
+        _ => "none".to_owned(),
+    })
 }
 
 fn limits() -> Section {
