@@ -59,17 +59,12 @@ pub fn backward_weight(d_weight: &Tensor, d_y: &Tensor, x: &Tensor, accumulate: 
         return;
     }
     if d_y.kind() == d_weight.kind() {
-        let target = d_weight.shallow_clone();
+        // Writes straight into the flat gradient buffer, without a temporary.
         match accumulate {
-            // Writes straight into the flat gradient buffer, without a temporary.
-            Accumulate::First => {
-                d_y_t.mm_out(&target, x);
-            }
-            Accumulate::Add => {
-                target.addmm_(&d_y_t, x);
-            }
+            Accumulate::First => d_y_t.mm_out(d_weight, x),
+            Accumulate::Add => d_weight.addmm_(&d_y_t, x),
         }
-    } else {
+    } else if accumulate == Accumulate::Add || !d_y_t.mm_out_fp32(d_weight, x) {
         backward_weight_in_blocks(d_weight, d_y, x, accumulate);
     }
 }

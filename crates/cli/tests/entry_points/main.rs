@@ -10,6 +10,7 @@ mod demo;
 mod export;
 mod full_disk;
 // That crate's tests use more of it.
+mod libtorch;
 #[allow(dead_code)]
 #[path = "../../../checkpoint/tests/checkpoint/moto.rs"]
 mod moto;

@@ -136,7 +136,11 @@ impl Drop for Workers {
 /// Removes what a launcher that runs this test may have set.
 pub fn clean(command: &mut Command) {
     for (name, _) in std::env::vars() {
-        if LAUNCHERS.iter().any(|prefix| name.starts_with(prefix)) || TORCHRUN.contains(&&*name) {
+        // Which libtorch computes is no launcher's business.
+        let is_libtorch = name == "TANDEM_LIBTORCH";
+        let is_launchers =
+            LAUNCHERS.iter().any(|prefix| name.starts_with(prefix)) || TORCHRUN.contains(&&*name);
+        if is_launchers && !is_libtorch {
             command.env_remove(name);
         }
     }
