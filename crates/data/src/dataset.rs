@@ -45,6 +45,8 @@ enum Layout {
     /// `short` holds the documents without a row, in order: they are few, where an index of all rows would be large.
     Padded {
         short: Arc<[u64]>,
+        /// Documents that are longer than a row.
+        cut: u64,
     },
 }
 
@@ -112,7 +114,10 @@ impl TokenDataset {
             if short.len() as u64 == documents {
                 return Err(DatasetError::NoTargets { documents });
             }
-            Layout::Padded { short }
+            let cut = (0..documents)
+                .filter(|&index| cache.document(index).len() > seq_length)
+                .count() as u64;
+            Layout::Padded { short, cut }
         };
         Ok(Self {
             cache,
@@ -129,6 +134,14 @@ impl TokenDataset {
             Layout::Padded { .. } => "ended",
         };
         format!("{}-{layout}-{}", self.cache.key(), self.seq_length)
+    }
+
+    /// Documents whose ends no row has, because they are longer than one.
+    pub fn cut_documents(&self) -> u64 {
+        match self.layout {
+            Layout::Packed => 0,
+            Layout::Padded { cut, .. } => cut,
+        }
     }
 
     fn fill_packed(&self, sample: u64, input_ids: &mut [i64]) {
@@ -148,7 +161,7 @@ impl Rows for TokenDataset {
     fn len(&self) -> u64 {
         match &self.layout {
             Layout::Packed => self.cache.stream_len() / self.seq_length as u64,
-            Layout::Padded { short } => self.cache.documents() - short.len() as u64,
+            Layout::Padded { short, .. } => self.cache.documents() - short.len() as u64,
         }
     }
 
@@ -163,7 +176,7 @@ impl Rows for TokenDataset {
                 labels.copy_from_slice(input_ids);
                 mask.fill(1);
             }
-            Layout::Padded { short } => {
+            Layout::Padded { short, .. } => {
                 let document = self.cache.document(Self::document_of(short, sample));
                 let tokens = document.iter().copied().chain(self.cache.end_of_document());
                 input_ids.fill(i64::from(self.cache.pad_id()));
@@ -216,7 +229,9 @@ mod tests {
     #[test]
     fn without_packing_a_document_and_its_end_are_a_row() {
         let cache = cache_of(&[&[5, 6, 7, 8, 9], &[8], &[9, 10], &[1, 3, 4, 5]], 2);
-        let rows = rows(&TokenDataset::new(cache, 4, false).unwrap());
+        let dataset = TokenDataset::new(cache, 4, false).unwrap();
+        assert_eq!(dataset.cut_documents(), 1);
+        let rows = rows(&dataset);
         let none = IGNORED_LABEL;
         assert_eq!(
             rows,
