@@ -9,7 +9,7 @@ pub const IGNORED_LABEL: i64 = -100;
 /// One micro-batch of one data parallel rank.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Batch {
-    /// Sequences.
+    /// Sequences, as many in every batch; see [`Self::step_samples`].
     pub rows: usize,
     /// Tokens of each.
     pub seq: usize,
@@ -26,6 +26,9 @@ pub struct Batch {
     pub step_in_epoch: u64,
     /// Position of this batch's first row in the epoch's order.
     pub first_sample: u64,
+    /// Samples of the whole optimizer step, over all ranks and micro-batches. Rows beyond them, in the last step of an
+    /// epoch, are nothing but padding.
+    pub step_samples: u64,
     /// Whether this step is the last of its epoch.
     pub ends_epoch: bool,
     /// Hash of `input_ids` and `labels`, the same on every machine: ranks that must see the same batch compare it.
@@ -93,6 +96,7 @@ mod tests {
             epoch: 0,
             step_in_epoch: 0,
             first_sample: 0,
+            step_samples: 2,
             ends_epoch: false,
             hash: 0,
         };

@@ -7,6 +7,7 @@ mod build;
 mod format;
 mod key;
 
+use std::ffi::OsStr;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -31,7 +32,7 @@ pub struct TokenCache {
 /// How far to trust a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verify {
-    /// Checks the header and the file's size. For a file that another process of this run has just verified.
+    /// Checks the header, its key and the file's size. For a file that another process of this run has just verified.
     Header,
     /// Checks every byte too.
     Full,
@@ -94,8 +95,21 @@ impl TokenCache {
     /// Opens the file of a cache that was built before: its [`Self::path`].
     ///
     /// # Errors
-    /// A file that cannot be read, or is damaged as far as `verify` looks.
+    /// A file that cannot be read, is damaged as far as `verify` looks, or holds other tokens than its name says.
     pub fn open(path: &Path, verify: Verify) -> Result<Self, CacheError> {
+        let cache = Self::open_any(path, verify)?;
+        // The name is a promise that anyone can give to any file; the header's key is part of what was written.
+        if path.file_stem().and_then(OsStr::to_str) != Some(&cache.key()) {
+            return Err(CacheError::Damaged {
+                path: path.into(),
+                reason: "it holds the tokens of other data or another tokenizer than its name says",
+            });
+        }
+        Ok(cache)
+    }
+
+    /// Opens a cache under whatever name.
+    fn open_any(path: &Path, verify: Verify) -> Result<Self, CacheError> {
         let data = mmap_guard::map_file(path).map_err(|source| match source.kind() {
             io::ErrorKind::InvalidInput => CacheError::Damaged {
                 path: path.into(),
@@ -145,6 +159,11 @@ impl TokenCache {
     /// The token that fills incomplete rows.
     pub fn pad_id(&self) -> u32 {
         self.header.pad_id
+    }
+
+    /// The token that follows each document, unless the documents end with it themselves: EOS.
+    pub fn end_of_document(&self) -> Option<u32> {
+        (self.header.separator == 1).then_some(self.header.eos_id)
     }
 
     /// The tokens of document `index`.
@@ -203,8 +222,18 @@ pub(crate) mod tests {
 
     /// A cache of these documents; its file is gone when this returns, and its mapping stays.
     pub(crate) fn cache_of(documents: &[&[u32]], eos_id: u32) -> Arc<TokenCache> {
+        joined(documents, eos_id, 1)
+    }
+
+    /// The same, of documents that end with EOS themselves.
+    pub(crate) fn ended_cache_of(documents: &[&[u32]], eos_id: u32) -> Arc<TokenCache> {
+        joined(documents, eos_id, 0)
+    }
+
+    fn joined(documents: &[&[u32]], eos_id: u32, separator: u64) -> Arc<TokenCache> {
         let dir = tempfile::tempdir().unwrap();
-        Arc::new(TokenCache::open(&write(dir.path(), documents, eos_id, 1), Verify::Full).unwrap())
+        let path = write(dir.path(), documents, eos_id, separator);
+        Arc::new(TokenCache::open_any(&path, Verify::Full).unwrap())
     }
 
     fn write(dir: &Path, documents: &[&[u32]], eos_id: u32, separator: u64) -> PathBuf {
@@ -249,12 +278,30 @@ pub(crate) mod tests {
     fn nothing_is_put_between_documents_that_end_with_eos_already() {
         let dir = tempfile::tempdir().unwrap();
         let path = write(dir.path(), &[&[1, 9], &[2, 9]], 9, 0);
-        let cache = TokenCache::open(&path, Verify::Full).unwrap();
+        let cache = TokenCache::open_any(&path, Verify::Full).unwrap();
         let mut out = vec![0; cache.stream_len() as usize];
         cache.copy_stream(0, &mut out);
         assert_eq!(out, [1, 9, 2, 9]);
         cache.copy_stream(1, &mut out[..2]);
         assert_eq!(out[..2], [9, 2]);
+    }
+
+    #[test]
+    fn a_cache_under_the_name_of_another_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = write(dir.path(), &[&[1, 2, 3]], 9, 1);
+        let key = TokenCache::open_any(&path, Verify::Full).unwrap().key();
+        let named = |name: &str| {
+            let copy = dir.path().join(format!("{name}.tokens"));
+            fs::copy(&path, &copy).unwrap();
+            copy
+        };
+        let (own, other) = (named(&key), named(&"0".repeat(64)));
+        for verify in [Verify::Header, Verify::Full] {
+            assert_eq!(TokenCache::open(&own, verify).unwrap().key(), key);
+            let error = TokenCache::open(&other, verify).unwrap_err().to_string();
+            assert!(error.contains("of other data"), "{error}");
+        }
     }
 
     #[test]
@@ -265,7 +312,7 @@ pub(crate) mod tests {
         let damaged = dir.path().join("damaged");
         let check = |bytes: &[u8], what: &str| {
             fs::write(&damaged, bytes).unwrap();
-            let error = TokenCache::open(&damaged, Verify::Full).expect_err(what);
+            let error = TokenCache::open_any(&damaged, Verify::Full).expect_err(what);
             assert!(
                 matches!(error, CacheError::Damaged { .. }),
                 "{what}: {error}"

@@ -29,8 +29,9 @@ pub trait Rows: Send + Sync {
 ///
 /// - **Packed**: the documents, each followed by EOS, are one stream of tokens that is cut into windows of `seq_length`;
 ///   what does not fill the last window is left out. Every position but a row's first is a target.
-/// - **Not packed**: one document a row, as the tokenizer gives it, truncated to `seq_length`, padded on the right with
-///   labels that the loss ignores. Documents of fewer than two tokens have no target and no row.
+/// - **Not packed**: one document a row, followed by EOS where there is room for it, truncated to `seq_length`, padded on
+///   the right with labels that the loss ignores. EOS is a target like any other token, also where it is the token that
+///   pads. Documents that have fewer than two tokens with it have no target and no row.
 #[derive(Debug, Clone)]
 pub struct TokenDataset {
     cache: Arc<TokenCache>,
@@ -44,6 +45,8 @@ enum Layout {
     /// `short` holds the documents without a row, in order: they are few, where an index of all rows would be large.
     Padded {
         short: Arc<[u64]>,
+        /// Documents that are longer than a row.
+        cut: u64,
     },
 }
 
@@ -104,13 +107,17 @@ impl TokenDataset {
             Layout::Packed
         } else {
             let documents = cache.documents();
+            let end = usize::from(cache.end_of_document().is_some());
             let short: Arc<[u64]> = (0..documents)
-                .filter(|&index| cache.document(index).len() < 2)
+                .filter(|&index| cache.document(index).len() + end < 2)
                 .collect();
             if short.len() as u64 == documents {
                 return Err(DatasetError::NoTargets { documents });
             }
-            Layout::Padded { short }
+            let cut = (0..documents)
+                .filter(|&index| cache.document(index).len() > seq_length)
+                .count() as u64;
+            Layout::Padded { short, cut }
         };
         Ok(Self {
             cache,
@@ -121,11 +128,20 @@ impl TokenDataset {
 
     /// What the rows depend on, as text: equal fingerprints have equal rows. A resumed run compares it.
     pub fn fingerprint(&self) -> String {
+        // Rows that ended with the document's last token were "padded".
         let layout = match self.layout {
             Layout::Packed => "packed",
-            Layout::Padded { .. } => "padded",
+            Layout::Padded { .. } => "ended",
         };
         format!("{}-{layout}-{}", self.cache.key(), self.seq_length)
+    }
+
+    /// Documents whose ends no row has, because they are longer than one.
+    pub fn cut_documents(&self) -> u64 {
+        match self.layout {
+            Layout::Packed => 0,
+            Layout::Padded { cut, .. } => cut,
+        }
     }
 
     fn fill_packed(&self, sample: u64, input_ids: &mut [i64]) {
@@ -145,7 +161,7 @@ impl Rows for TokenDataset {
     fn len(&self) -> u64 {
         match &self.layout {
             Layout::Packed => self.cache.stream_len() / self.seq_length as u64,
-            Layout::Padded { short } => self.cache.documents() - short.len() as u64,
+            Layout::Padded { short, .. } => self.cache.documents() - short.len() as u64,
         }
     }
 
@@ -160,14 +176,16 @@ impl Rows for TokenDataset {
                 labels.copy_from_slice(input_ids);
                 mask.fill(1);
             }
-            Layout::Padded { short } => {
+            Layout::Padded { short, .. } => {
                 let document = self.cache.document(Self::document_of(short, sample));
-                let kept = document.len().min(self.seq_length);
+                let tokens = document.iter().copied().chain(self.cache.end_of_document());
                 input_ids.fill(i64::from(self.cache.pad_id()));
                 labels.fill(IGNORED_LABEL);
                 mask.fill(0);
-                for (index, token) in document[..kept].iter().enumerate() {
-                    input_ids[index] = i64::from(*token);
+                let mut kept = 0;
+                for (place, token) in input_ids.iter_mut().zip(tokens) {
+                    *place = i64::from(token);
+                    kept += 1;
                 }
                 labels[..kept].copy_from_slice(&input_ids[..kept]);
                 mask[..kept].fill(1);
@@ -179,7 +197,7 @@ impl Rows for TokenDataset {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cache::tests::cache_of;
+    use crate::cache::tests::{cache_of, ended_cache_of};
     use proptest::prelude::*;
 
     type Row = (Vec<i64>, Vec<i64>, Vec<u8>);
@@ -209,16 +227,36 @@ mod tests {
     }
 
     #[test]
-    fn without_packing_a_document_is_a_row() {
-        let cache = cache_of(&[&[5, 6, 7, 8, 9], &[8], &[9, 10], &[1]], 2);
-        let rows = rows(&TokenDataset::new(cache, 4, false).unwrap());
+    fn without_packing_a_document_and_its_end_are_a_row() {
+        let cache = cache_of(&[&[5, 6, 7, 8, 9], &[8], &[9, 10], &[1, 3, 4, 5]], 2);
+        let dataset = TokenDataset::new(cache, 4, false).unwrap();
+        assert_eq!(dataset.cut_documents(), 1);
+        let rows = rows(&dataset);
         let none = IGNORED_LABEL;
         assert_eq!(
             rows,
             [
                 (vec![5, 6, 7, 8], vec![5, 6, 7, 8], vec![1; 4]),
-                (vec![9, 10, 2, 2], vec![9, 10, none, none], vec![1, 1, 0, 0]),
+                (vec![8, 2, 2, 2], vec![8, 2, none, none], vec![1, 1, 0, 0]),
+                (vec![9, 10, 2, 2], vec![9, 10, 2, none], vec![1, 1, 1, 0]),
+                // No room for the end.
+                (vec![1, 3, 4, 5], vec![1, 3, 4, 5], vec![1; 4]),
             ]
+        );
+    }
+
+    #[test]
+    fn documents_that_end_themselves_get_no_second_end() {
+        let cache = ended_cache_of(&[&[5, 2], &[2], &[6, 7, 2]], 2);
+        let rows = rows(&TokenDataset::new(cache, 4, false).unwrap());
+        let none = IGNORED_LABEL;
+        assert_eq!(
+            rows,
+            [
+                (vec![5, 2, 2, 2], vec![5, 2, none, none], vec![1, 1, 0, 0]),
+                (vec![6, 7, 2, 2], vec![6, 7, 2, none], vec![1, 1, 1, 0]),
+            ],
+            "an end alone has no target"
         );
     }
 
@@ -230,7 +268,8 @@ mod tests {
             error.to_string().contains("4 tokens in all, 2 fewer"),
             "{error}"
         );
-        let error = TokenDataset::new(cache.clone(), 6, false).unwrap_err();
+        let ends = ended_cache_of(&[&[2], &[2]], 2);
+        let error = TokenDataset::new(ends, 6, false).unwrap_err();
         assert_eq!(error, DatasetError::NoTargets { documents: 2 });
         let error = TokenDataset::new(cache, 1, true).unwrap_err();
         assert_eq!(error, DatasetError::SeqLength { seq_length: 1 });
@@ -275,10 +314,9 @@ mod tests {
         #[test]
         fn padded_rows_are_the_documents(documents in documents(), seq_length in 2usize..12) {
             let slices: Vec<&[u32]> = documents.iter().map(Vec::as_slice).collect();
-            let expected: Vec<Vec<i64>> = documents.iter().filter(|document| document.len() > 1)
-                .map(|document| document.iter().take(seq_length).map(|token| i64::from(*token)).collect())
+            let expected: Vec<Vec<i64>> = documents.iter()
+                .map(|document| document.iter().chain(&[2]).take(seq_length).map(|token| i64::from(*token)).collect())
                 .collect();
-            prop_assume!(!expected.is_empty());
             let dataset = TokenDataset::new(cache_of(&slices, 2), seq_length, false)?;
             for ((ids, labels, mask), expected) in rows(&dataset).into_iter().zip(&expected) {
                 let kept: Vec<i64> = ids.iter().zip(&mask).filter(|(_, m)| **m == 1).map(|(id, _)| *id).collect();

@@ -108,7 +108,31 @@ fn local_dir(name: &str) -> Result<Option<PathBuf>, HubError> {
     if path.is_file() {
         return Err(HubError::NotAFolder { path: path.into() });
     }
-    Ok(path.is_dir().then(|| path.into()))
+    if path.exists() && !path.is_dir() {
+        return Err(HubError::NotAFile { path: path.into() });
+    }
+    if !path.is_dir() {
+        return Ok(None);
+    }
+    only_regular_files(path)?;
+    Ok(Some(path.into()))
+}
+
+/// Refuses a local folder in which something that is no regular file has the name of a model's file.
+fn only_regular_files(dir: &Path) -> Result<(), HubError> {
+    // A folder that cannot be listed may still have files that can be read.
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        let path = entry.path();
+        let is_of_model = path.extension().is_some_and(|ending| {
+            ["json", "safetensors", "txt", "jinja"]
+                .iter()
+                .any(|e| ending == *e)
+        });
+        if is_of_model && path.exists() && !path.is_file() && !path.is_dir() {
+            return Err(HubError::NotAFile { path });
+        }
+    }
+    Ok(())
 }
 
 /// Whether this could name a repository: `name` or `owner/name`, of letters, digits and `-_.`, and no path.
@@ -158,5 +182,16 @@ mod tests {
         std::fs::write(&file, "").unwrap();
         let error = hub.model_dir(&file, Weights::Needed, &mut ()).unwrap_err();
         assert!(error.to_string().contains("is a file"), "{error}");
+        // Whoever opened it would wait for ever.
+        let pipe = format!("{name}/config.json");
+        let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+        assert!(made.unwrap().success());
+        let error = hub.model_dir(name, Weights::Needed, &mut ()).unwrap_err();
+        assert!(
+            error.to_string().contains("config.json is no regular file"),
+            "{error}"
+        );
+        let error = hub.model_dir(&pipe, Weights::Needed, &mut ()).unwrap_err();
+        assert!(error.to_string().contains("no regular file"), "{error}");
     }
 }

@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! hub        name -> local files                     local path, or Hugging Face hub through its cache
-//! source     files -> documents (strings)            .txt, .jsonl, .parquet, one at a time
+//! source     files -> documents (strings)            text, JSON, CSV, parquet; one at a time
 //! tokenizer  document -> tokens
 //! cache      all documents -> one file of tokens     built once in parallel, then memory-mapped
 //! dataset    tokens -> rows of `seq_length`          packed, or one document a row
@@ -43,5 +43,5 @@ pub use progress::Progress;
 pub use recorded::{RecordedArrays, RecordedBatches, RecordedError};
 pub use sampler::{EpochLimit, Position, Sampler, SamplerError};
 pub use share::{Share, ShareError};
-pub use source::{DatasetOptions, Documents, Format, SelectError, Source, SourceError};
+pub use source::{DatasetOptions, Documents, Format, SelectError, Source, SourceError, file_list};
 pub use tokenizer::{Tokenizer, TokenizerError};

@@ -6,7 +6,7 @@ use std::thread::{Builder, JoinHandle};
 
 use thiserror::Error;
 
-use crate::batch::{Batch, BatchSource};
+use crate::batch::{Batch, BatchSource, IGNORED_LABEL};
 use crate::dataset::Rows;
 use crate::error::DataError;
 use crate::panic_message::panic_message;
@@ -173,7 +173,10 @@ fn build_batch(
 ) -> Batch {
     let seq = rows.seq_length();
     let cells = share.batch_size * seq;
-    let (mut input_ids, mut labels, mut mask) = (vec![0; cells], vec![0; cells], vec![0; cells]);
+    // Rows that the last step of an epoch lacks have no targets: they add nothing to the loss, which is a mean over targets,
+    // nor to any gradient. So all ranks do the same collectives whatever they have, and every mesh gives the same numbers.
+    let (mut input_ids, mut mask) = (vec![0; cells], vec![0; cells]);
+    let mut labels = vec![IGNORED_LABEL; cells];
     let range = share.rows(index);
     let samples = sampler.samples(start, range.start as u64..range.end as u64);
     let row_slices = input_ids
@@ -193,6 +196,7 @@ fn build_batch(
         epoch: start.epoch,
         step_in_epoch: start.sample / sampler.global_batch(),
         first_sample: start.sample + range.start as u64,
+        step_samples: sampler.batch_at(start),
         ends_epoch: sampler.ends_epoch(start),
     }
 }
@@ -325,6 +329,63 @@ mod tests {
                 }
             }
             assert_eq!(joined, batch.input_ids);
+        }
+    }
+
+    #[test]
+    fn the_last_step_of_an_epoch_has_what_is_left() {
+        for (dp_size, batch_size, micro_batches) in [(1, 4, 1), (1, 2, 2), (2, 2, 1), (4, 1, 1)] {
+            let mut steps: Vec<(u64, Vec<i64>)> = Vec::new();
+            for dp_rank in 0..dp_size {
+                let share = Share {
+                    dp_rank,
+                    dp_size,
+                    batch_size,
+                    micro_batches,
+                };
+                let options = LoaderOptions {
+                    share,
+                    start: Position::default(),
+                };
+                let sampler = Sampler::of_all(9, 5, 4).unwrap();
+                let mut loader = Loader::new(numbers(9, None), sampler, options).unwrap();
+                assert_eq!(loader.steps_per_epoch(), 3);
+                let mut step = 0;
+                while let Some(batches) = loader.next_step().unwrap() {
+                    steps.resize(steps.len().max(step + 1), (0, Vec::new()));
+                    for batch in batches {
+                        assert_eq!(
+                            (batch.rows, batch.labels.len()),
+                            (batch_size, 3 * batch_size)
+                        );
+                        steps[step].0 = batch.step_samples;
+                        let rows = batch.labels.chunks(3).zip(batch.attention_mask.chunks(3));
+                        for (labels, mask) in rows {
+                            if mask == [1; 3] {
+                                steps[step].1.push(labels[0] - 1000);
+                            } else {
+                                assert_eq!((labels, mask), (&[IGNORED_LABEL; 3][..], &[0; 3][..]));
+                            }
+                        }
+                    }
+                    step += 1;
+                }
+            }
+            let order = crate::permutation::Permutation::new(9, 5, 0);
+            let expected: Vec<i64> = (0..9).map(|sample| order.at(sample) as i64).collect();
+            let expected = [
+                (4, &expected[..4]),
+                (4, &expected[4..8]),
+                (1, &expected[8..]),
+            ];
+            assert_eq!(steps.len(), 3);
+            for ((samples, rows), expected) in steps.iter().zip(expected) {
+                assert_eq!(
+                    (*samples, &rows[..]),
+                    expected,
+                    "{dp_size} x {batch_size} x {micro_batches}"
+                );
+            }
         }
     }
 

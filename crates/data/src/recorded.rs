@@ -167,6 +167,7 @@ impl BatchSource for RecordedBatches {
                     epoch: 0,
                     step_in_epoch: self.step as u64,
                     first_sample: (first_row + rows.start) as u64,
+                    step_samples: arrays.global_batch as u64,
                     ends_epoch: self.step + 1 == arrays.steps,
                 }
             })

@@ -47,15 +47,18 @@ pub struct Sampler {
     seed: u64,
     global_batch: u64,
     limit: EpochLimit,
+    /// Whether an epoch ends with what fills a global batch.
+    drops_last: bool,
 }
 
 /// Why there is no order.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum SamplerError {
-    /// Not even one step.
+    /// Not even one step of its full size.
     #[error(
         "the dataset has {len} samples, {missing} fewer than one global batch of {global_batch}: \
-         use more data, a smaller seq_length, batch_size or gradient_accumulation_steps, or fewer data parallel ranks"
+         use more data, a smaller seq_length, batch_size or gradient_accumulation_steps, fewer data parallel ranks, or \
+         no drop_last"
     )]
     TooSmall {
         /// Samples there are.
@@ -68,17 +71,19 @@ pub enum SamplerError {
     /// A step without samples.
     #[error("the global batch is 0: it must be at least 1")]
     ZeroBatch,
+    /// Nothing to give an order to.
+    #[error("the dataset has no samples")]
+    NoSamples,
 }
 
 impl Sampler {
-    /// An order of `len` samples, for one epoch.
+    /// An order of `len` samples, for one epoch, of which each step has a full global batch: what is left of an epoch is
+    /// left out.
     ///
     /// # Errors
     /// Fewer samples than one global batch; a global batch of 0.
     pub fn new(len: u64, seed: u64, global_batch: u64) -> Result<Self, SamplerError> {
-        if global_batch == 0 {
-            return Err(SamplerError::ZeroBatch);
-        }
+        let sampler = Self::of_all(len, seed, global_batch)?;
         if len < global_batch {
             return Err(SamplerError::TooSmall {
                 len,
@@ -87,10 +92,28 @@ impl Sampler {
             });
         }
         Ok(Self {
+            drops_last: true,
+            ..sampler
+        })
+    }
+
+    /// An order of `len` samples, for one epoch, whose last step has as many as are left.
+    ///
+    /// # Errors
+    /// No samples; a global batch of 0.
+    pub fn of_all(len: u64, seed: u64, global_batch: u64) -> Result<Self, SamplerError> {
+        if global_batch == 0 {
+            return Err(SamplerError::ZeroBatch);
+        }
+        if len == 0 {
+            return Err(SamplerError::NoSamples);
+        }
+        Ok(Self {
             len,
             seed,
             global_batch,
             limit: EpochLimit::default(),
+            drops_last: false,
         })
     }
 
@@ -99,17 +122,41 @@ impl Sampler {
         Self { limit, ..self }
     }
 
-    /// Samples of one optimizer step, over all ranks.
+    /// Samples of one full optimizer step, over all ranks.
     pub fn global_batch(&self) -> u64 {
         self.global_batch
     }
 
-    /// Optimizer steps of one epoch from its start. What does not fill a global batch is left out.
+    /// Optimizer steps of one epoch from its start.
     pub fn steps_per_epoch(&self) -> u64 {
-        let full = self.len / self.global_batch;
+        let steps = self.steps_of(self.len);
         self.limit
             .steps_per_epoch
-            .map_or(full, |limit| full.min(limit))
+            .map_or(steps, |limit| steps.min(limit))
+    }
+
+    /// Samples of every epoch that no step has.
+    pub fn left_out(&self) -> u64 {
+        self.len
+            - self
+                .steps_per_epoch()
+                .saturating_mul(self.global_batch)
+                .min(self.len)
+    }
+
+    /// Steps that `samples` in a row are enough for.
+    fn steps_of(&self, samples: u64) -> u64 {
+        match self.drops_last {
+            true => samples / self.global_batch,
+            false => samples.div_ceil(self.global_batch),
+        }
+    }
+
+    /// Samples of the step that begins at `start`, a result of [`Self::next_batch`]: a global batch, or what is left of the
+    /// epoch.
+    pub fn batch_at(&self, start: Position) -> u64 {
+        let left = self.epoch_end().saturating_sub(start.sample);
+        left.min(self.global_batch)
     }
 
     /// Optimizer steps from the start to the end of the last epoch.
@@ -123,10 +170,8 @@ impl Sampler {
         if self.steps_per_epoch() == 0 {
             return None;
         }
-        let fits = position
-            .sample
-            .checked_add(self.global_batch)
-            .is_some_and(|after| after <= self.epoch_end());
+        let left = self.epoch_end().saturating_sub(position.sample);
+        let fits = self.steps_of(left) > 0;
         let start = if fits {
             position
         } else {
@@ -141,7 +186,7 @@ impl Sampler {
     /// Optimizer steps from `position` to the end of the last epoch.
     pub fn steps_left(&self, position: Position) -> u64 {
         self.next_batch(position).map_or(0, |start| {
-            let of_this_epoch = (self.epoch_end() - start.sample) / self.global_batch;
+            let of_this_epoch = self.steps_of(self.epoch_end() - start.sample);
             let later_epochs = self.limit.epochs - start.epoch - 1;
             of_this_epoch.saturating_add(later_epochs.saturating_mul(self.steps_per_epoch()))
         })
@@ -151,7 +196,9 @@ impl Sampler {
     /// what is left is counted in samples.
     fn epoch_end(&self) -> u64 {
         match self.limit.steps_per_epoch {
-            Some(_) => self.steps_per_epoch() * self.global_batch,
+            Some(_) => self
+                .len
+                .min(self.steps_per_epoch().saturating_mul(self.global_batch)),
             None => self.len,
         }
     }
@@ -159,7 +206,7 @@ impl Sampler {
     /// How far a run is after the global batch that begins at `start`.
     pub fn after(&self, start: Position) -> Position {
         Position {
-            sample: start.sample + self.global_batch,
+            sample: start.sample + self.batch_at(start),
             ..start
         }
     }
@@ -170,10 +217,12 @@ impl Sampler {
             .is_none_or(|next| next.epoch != start.epoch)
     }
 
-    /// Indices into the dataset of `rows` of the global batch that begins at `start`, a result of [`Self::next_batch`].
+    /// Indices into the dataset of `rows` of the global batch that begins at `start`, a result of [`Self::next_batch`], as
+    /// far as the batch has them.
     pub fn samples(&self, start: Position, rows: Range<u64>) -> impl Iterator<Item = u64> + use<> {
         let order = Permutation::new(self.len, self.seed, start.epoch);
-        rows.map(move |row| order.at(start.sample + row))
+        let end = rows.end.min(self.batch_at(start));
+        (rows.start..end).map(move |row| order.at(start.sample + row))
     }
 }
 
@@ -204,6 +253,30 @@ mod tests {
             samples.sort_unstable();
             samples.dedup();
             prop_assert_eq!(samples.len() as u64, len / batch * batch);
+        }
+
+        #[test]
+        fn an_epoch_may_have_every_sample_once(len in 1u64..500, seed: u64, batch in 1u64..600, epochs in 1u64..4) {
+            let limit = EpochLimit { epochs, steps_per_epoch: None };
+            let sampler = Sampler::of_all(len, seed, batch)?.limited(limit);
+            let mut samples = run(&sampler, Position::default());
+            prop_assert_eq!(samples.len() as u64, len * epochs);
+            prop_assert_eq!(sampler.left_out(), 0);
+            prop_assert_eq!(sampler.total_steps(), len.div_ceil(batch) * epochs);
+            // Every step but an epoch's last is full, and the last one ends it.
+            let (mut position, mut steps) = (Position::default(), 0);
+            while let Some(start) = sampler.next_batch(position) {
+                prop_assert_eq!(sampler.steps_left(position), sampler.total_steps() - steps);
+                let is_last = start.sample + sampler.batch_at(start) == len;
+                prop_assert_eq!(sampler.ends_epoch(start), is_last);
+                prop_assert!(is_last || sampler.batch_at(start) == batch);
+                position = sampler.after(start);
+                steps += 1;
+            }
+            prop_assert_eq!(steps, sampler.total_steps());
+            samples.sort_unstable();
+            samples.dedup();
+            prop_assert_eq!(samples.len() as u64, len * epochs);
         }
 
         #[test]
@@ -296,6 +369,28 @@ mod tests {
     }
 
     #[test]
+    fn a_limited_epoch_of_all_samples_has_no_more_than_there_are() {
+        let limited = |steps| {
+            let limit = EpochLimit {
+                epochs: 2,
+                steps_per_epoch: Some(steps),
+            };
+            Sampler::of_all(10, 7, 4).unwrap().limited(limit)
+        };
+        for (steps, samples, left_out) in [(1, 4, 6), (2, 8, 2), (3, 10, 0), (9, 10, 0)] {
+            let sampler = limited(steps);
+            assert_eq!(run(&sampler, Position::default()).len(), 2 * samples);
+            assert_eq!(sampler.left_out(), left_out);
+        }
+        let endless = EpochLimit {
+            epochs: u64::MAX,
+            steps_per_epoch: None,
+        };
+        let sampler = Sampler::of_all(10, 7, 4).unwrap().limited(endless);
+        assert_eq!(sampler.steps_left(Position::default()), u64::MAX);
+    }
+
+    #[test]
     fn too_little_data_is_refused_with_the_numbers() {
         let message = Sampler::new(5, 0, 8).unwrap_err().to_string();
         assert!(
@@ -303,5 +398,10 @@ mod tests {
             "{message}"
         );
         assert_eq!(Sampler::new(5, 0, 0).unwrap_err(), SamplerError::ZeroBatch);
+        assert_eq!(
+            Sampler::of_all(0, 0, 8).unwrap_err(),
+            SamplerError::NoSamples
+        );
+        assert_eq!(Sampler::of_all(5, 0, 8).unwrap().total_steps(), 1);
     }
 }

@@ -1,21 +1,36 @@
 //! A dataset as a stream of documents, whatever files it lies in.
 
+mod csv;
 mod documents;
 mod error;
-mod jsonl;
+mod input;
+mod json;
+mod kind;
+mod left_out;
 mod lines;
 mod parquet;
+mod places;
 mod select;
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 pub use documents::Documents;
 pub use error::SourceError;
-pub use select::{Format, SelectError};
+pub use kind::Format;
+pub use places::file_list;
+pub use select::SelectError;
 
 use crate::hub::Hub;
 use crate::progress::Progress;
+pub(crate) use input::BYTE_ORDER_MARK;
+pub(crate) use kind::Kind;
+use select::Selected;
+
+/// The longest line or record. A file that is not what its name says may be one line; this is what it can cost.
+const MAX_DOCUMENT_BYTES: u64 = 256 << 20;
+
+/// The column that is read when nobody names one.
+const TEXT_COLUMN: &str = "text";
 
 /// The hub's name of the dataset that `wikitext` stands for.
 const WIKITEXT: (&str, &str) = ("Salesforce/wikitext", "wikitext-2-raw-v1");
@@ -23,14 +38,14 @@ const WIKITEXT: (&str, &str) = ("Salesforce/wikitext", "wikitext-2-raw-v1");
 /// Which text to train on.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DatasetOptions {
-    /// A local file, a local folder, or a name on the hub. `wikitext` is Salesforce/wikitext with the configuration
-    /// wikitext-2-raw-v1.
+    /// A local file, a local folder, a list of local files and patterns (`a.jsonl,more/*.jsonl`), or a name on the hub.
+    /// `wikitext` is Salesforce/wikitext with the configuration wikitext-2-raw-v1.
     pub name: String,
-    /// The folder, inside the dataset, to which its files are limited.
+    /// The folder, inside the dataset, to which its files are limited; `all` stands for all folders.
     pub config: Option<String>,
-    /// The split, `train` for example. A single local file is taken whole.
+    /// The split, `train` for example. Files that are named one by one are taken whole.
     pub split: String,
-    /// The column of a .jsonl or .parquet file that holds the text.
+    /// The column that holds the text, in files that have columns.
     pub text_column: String,
     /// How much of the documents, from the first, in percent: above 0, at most 100. The number of documents is rounded
     /// to the nearest.
@@ -44,7 +59,7 @@ impl DatasetOptions {
             name: name.into(),
             config: None,
             split: "train".into(),
-            text_column: "text".into(),
+            text_column: TEXT_COLUMN.into(),
             percentage: 100.0,
         }
     }
@@ -53,7 +68,8 @@ impl DatasetOptions {
 /// The files of a dataset, all on this machine and all of one kind.
 ///
 /// What counts as a document: a line of a .txt file (the `text` loader of Hugging Face `datasets`), the text column of a
-/// line of a .jsonl file, the text column of a row of a .parquet file. A null is an empty document.
+/// JSON object (one a line, one after the other, or in an array), of a row of a .csv file or of a .parquet file. A null is an
+/// empty document.
 #[derive(Debug, Clone)]
 pub struct Source {
     place: String,
@@ -61,16 +77,18 @@ pub struct Source {
     format: Format,
     text_column: String,
     percentage: f64,
+    left_out: String,
 }
 
 impl Source {
     /// Finds the files that `options` ask for, and downloads those that are on the hub and not in its cache.
     ///
     /// In a folder, and so on the hub, a file belongs to the split that it or a folder above it is named after; where no
-    /// file is named after a split, all belong to `train`. Without `config`, the files may lie in one folder only.
+    /// file is named after a split, all belong to `train`. Without `config`, the files may lie in one folder only, or in
+    /// folders such as `year=2024`.
     ///
     /// # Errors
-    /// Nothing there, or not what was asked for; a download that failed.
+    /// Nothing there, or not what was asked for; a download that failed; what is not a regular file.
     pub fn resolve(
         options: &DatasetOptions,
         hub: &Hub,
@@ -82,22 +100,28 @@ impl Source {
             });
         }
         let path = Path::new(&options.name);
-        let (format, files) = if path.is_file() {
-            single_file(path, options)?
-        } else if path.is_dir() {
-            let names = walk(path)?;
-            let config = options.config.as_deref();
-            let (format, chosen) = select_in(&names, &options.name, config, &options.split)?;
-            (format, chosen.iter().map(|name| path.join(name)).collect())
+        let (selected, files) = if path.is_dir() {
+            folder(path, options)?
+        } else if path.exists() {
+            one_file(path, options)?
+        } else if let Some(parts) = file_list(&options.name) {
+            several_files(&parts, options)?
         } else {
             from_hub(options, hub, progress)?
         };
+        if selected.format == Format::Text && options.text_column != TEXT_COLUMN {
+            return Err(SourceError::ColumnOfText {
+                path: files[0].clone(),
+                column: options.text_column.clone(),
+            });
+        }
         Ok(Self {
             place: options.name.clone(),
             files,
-            format,
+            format: selected.format,
             text_column: options.text_column.clone(),
             percentage: options.percentage,
+            left_out: selected.left_out.to_string(),
         })
     }
 
@@ -126,6 +150,11 @@ impl Source {
         self.percentage
     }
 
+    /// What of the folder is not read and why, in one line; `None` where all is read.
+    pub fn left_out(&self) -> Option<&str> {
+        (!self.left_out.is_empty()).then_some(&self.left_out)
+    }
+
     /// Reads the documents one after the other; what is in memory is one line, or one batch of rows.
     ///
     /// # Errors
@@ -135,26 +164,70 @@ impl Source {
     }
 }
 
-fn single_file(
+fn folder(path: &Path, options: &DatasetOptions) -> Result<(Selected, Vec<PathBuf>), SourceError> {
+    let walk = places::walk(path)?;
+    let config = options.config.as_deref();
+    let mut selected = select_in(&walk.names, &options.name, config, &options.split)?;
+    for link in &walk.links {
+        selected.left_out.add("links to what is read anyway", link);
+    }
+    let files = selected.files.iter().map(|name| path.join(name)).collect();
+    Ok((selected, files))
+}
+
+fn one_file(
     path: &Path,
     options: &DatasetOptions,
-) -> Result<(Format, Vec<PathBuf>), SourceError> {
-    if let Some(config) = &options.config {
-        return Err(SourceError::ConfigOfFile {
-            path: path.into(),
-            config: config.clone(),
-        });
+) -> Result<(Selected, Vec<PathBuf>), SourceError> {
+    input::refuse_special(path)?;
+    if Format::of(&options.name).is_none() {
+        return Err(SourceError::Kind { path: path.into() });
     }
-    let format =
-        Format::of(&options.name).ok_or_else(|| SourceError::Kind { path: path.into() })?;
-    Ok((format, vec![path.into()]))
+    whole(vec![path.into()], options)
+}
+
+fn several_files(
+    parts: &[&str],
+    options: &DatasetOptions,
+) -> Result<(Selected, Vec<PathBuf>), SourceError> {
+    // What somebody names must be read; what a pattern matches may have other things among it.
+    if let Some(part) = parts
+        .iter()
+        .find(|part| Path::new(part).is_file() && Format::of(part).is_none())
+    {
+        return Err(SourceError::Kind { path: part.into() });
+    }
+    whole(places::listed(&options.name, parts)?, options)
+}
+
+/// Files that were named, whatever split they may belong to.
+fn whole(
+    files: Vec<PathBuf>,
+    options: &DatasetOptions,
+) -> Result<(Selected, Vec<PathBuf>), SourceError> {
+    let place = options.name.clone();
+    if let Some(config) = options.config.clone() {
+        return Err(SourceError::ConfigOfFile { place, config });
+    }
+    let names: Vec<String> = files
+        .iter()
+        .map(|file| file.to_string_lossy().into_owned())
+        .collect();
+    let split = &options.split;
+    if split != "train" && !names.iter().all(|name| select::is_of_split(name, split)) {
+        let split = split.clone();
+        return Err(SourceError::SplitOfFile { place, split });
+    }
+    let selected = select::all(&names).map_err(|source| SourceError::Select { place, source })?;
+    let files = selected.files.iter().map(PathBuf::from).collect();
+    Ok((selected, files))
 }
 
 fn from_hub(
     options: &DatasetOptions,
     hub: &Hub,
     progress: &mut dyn Progress,
-) -> Result<(Format, Vec<PathBuf>), SourceError> {
+) -> Result<(Selected, Vec<PathBuf>), SourceError> {
     let (name, default_config) = match options.name.as_str() {
         "wikitext" => (WIKITEXT.0, Some(WIKITEXT.1)),
         name => (name, None),
@@ -166,13 +239,14 @@ fn from_hub(
     } else {
         name.to_owned()
     };
-    let (format, chosen) = select_in(snapshot.files(), &place, config, &options.split)?;
-    let files = chosen
+    let selected = select_in(snapshot.files(), &place, config, &options.split)?;
+    let files = selected
+        .files
         .iter()
         .map(|name| snapshot.bring(name, progress))
         .collect::<Result<_, _>>()?;
     snapshot.commit()?;
-    Ok((format, files))
+    Ok((selected, files))
 }
 
 fn select_in(
@@ -180,39 +254,9 @@ fn select_in(
     place: &str,
     config: Option<&str>,
     split: &str,
-) -> Result<(Format, Vec<String>), SourceError> {
+) -> Result<Selected, SourceError> {
     select::select(names, config, split).map_err(|source| SourceError::Select {
         place: place.into(),
         source,
     })
-}
-
-/// The files below `root`, relative to it, with `/` between components. Hidden ones are left out.
-fn walk(root: &Path) -> Result<Vec<String>, SourceError> {
-    let mut names = Vec::new();
-    let mut pending = vec![String::new()];
-    while let Some(folder) = pending.pop() {
-        let path = root.join(&folder);
-        let read = |source| SourceError::Io {
-            path: path.clone(),
-            source,
-        };
-        for entry in fs::read_dir(&path).map_err(read)? {
-            let entry = entry.map_err(read)?;
-            let name = entry.file_name().to_string_lossy().into_owned();
-            if name.starts_with('.') {
-                continue;
-            }
-            // Through the path and not the entry, because a file of the hub's cache is a symbolic link.
-            let is_dir = entry.path().is_dir();
-            let name = format!("{folder}{name}");
-            if is_dir {
-                pending.push(name + "/");
-            } else {
-                names.push(name);
-            }
-        }
-    }
-    names.sort();
-    Ok(names)
 }

@@ -1,5 +1,7 @@
 //! The tokenizer of a Hugging Face model folder.
 
+mod pieces;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -22,6 +24,8 @@ pub struct Tokenizer {
     eos_id: u32,
     pad_id: u32,
     appends_eos: bool,
+    /// Special tokens before and after a text; `None` where they are not that simple.
+    around: Option<(Vec<u32>, Vec<u32>)>,
     vocab_size: usize,
     fingerprint: blake3::Hash,
 }
@@ -75,6 +79,17 @@ pub enum TokenizerError {
         /// `eos_token` or `pad_token`.
         role: &'static str,
     },
+    /// Text that would take more memory than should be needed for one document.
+    #[error(
+        "a document has a part of more than {limit} bytes, {beginning:?}..., that this tokenizer cannot take in pieces: \
+         split the document into several"
+    )]
+    Uncuttable {
+        /// The first characters of the part.
+        beginning: String,
+        /// What a part may have.
+        limit: usize,
+    },
     /// Text that the tokenizer does not take.
     #[error("the tokenizer refuses a document that begins with {beginning:?}: {reason}")]
     Encode {
@@ -121,20 +136,45 @@ impl Tokenizer {
             eos_id,
             pad_id,
             appends_eos: false,
+            around: None,
             vocab_size,
             fingerprint: fingerprint(&bytes, eos_id, pad_id),
         };
-        tokenizer.appends_eos = tokenizer.encode("a")?.last() == Some(&eos_id);
+        let (ended, plain) = (tokenizer.encode("a")?, tokenizer.encode_plain("a")?);
+        tokenizer.appends_eos = ended.last() == Some(&eos_id);
+        tokenizer.around = around(&ended, &plain);
         Ok(tokenizer)
     }
 
     /// The tokens of one document, with the special tokens that the tokenizer itself puts around a text (for example
-    /// Llama's BOS).
+    /// Llama's BOS). A long one is taken in pieces, for the memory's sake, with the same tokens as a result.
     ///
     /// # Errors
-    /// Text that the tokenizer refuses.
+    /// Text that the tokenizer refuses; a text of many megabytes that can be cut nowhere.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
-        let encoding = self.pipeline.encode_fast(text, true);
+        let sizes = pieces::Sizes::default();
+        match &self.around {
+            Some((before, after)) if text.len() > sizes.piece => {
+                let mut tokens = before.clone();
+                tokens.append(&mut pieces::encode(self, text, sizes)?);
+                tokens.extend(after);
+                Ok(tokens)
+            }
+            _ if text.len() > sizes.max_piece => Err(TokenizerError::Uncuttable {
+                beginning: text.chars().take(40).collect(),
+                limit: sizes.max_piece,
+            }),
+            _ => self.encode_whole(text, true),
+        }
+    }
+
+    /// The tokens of a text without special ones.
+    fn encode_plain(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+        self.encode_whole(text, false)
+    }
+
+    fn encode_whole(&self, text: &str, with_special: bool) -> Result<Vec<u32>, TokenizerError> {
+        let encoding = self.pipeline.encode_fast(text, with_special);
         let encoding = encoding.map_err(|reason| TokenizerError::Encode {
             beginning: text.chars().take(40).collect(),
             reason: reason.to_string(),
@@ -166,6 +206,20 @@ impl Tokenizer {
     pub fn fingerprint(&self) -> &blake3::Hash {
         &self.fingerprint
     }
+}
+
+/// What is before and after the tokens of a text.
+fn around(with_special: &[u32], plain: &[u32]) -> Option<(Vec<u32>, Vec<u32>)> {
+    if plain.is_empty() {
+        return None;
+    }
+    let mut places = with_special.windows(plain.len());
+    let before = places.position(|part| part == plain)?;
+    let after = before + plain.len();
+    Some((
+        with_special[..before].to_vec(),
+        with_special[after..].to_vec(),
+    ))
 }
 
 fn fingerprint(tokenizer_json: &[u8], eos_id: u32, pad_id: u32) -> blake3::Hash {

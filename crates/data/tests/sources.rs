@@ -376,6 +376,6 @@ fn what_is_not_there_is_named() {
         message.contains("missing.txt`: no such file or folder"),
         "{message}"
     );
-    let (_dir, csv) = file(b"a,b\n", "a.csv");
-    assert!(refused(&options(&csv)).contains("neither .txt, .jsonl nor .parquet"));
+    let (_dir, xml) = file(b"<a/>\n", "a.xml");
+    assert!(refused(&options(&xml)).contains("neither .txt, .jsonl nor .parquet"));
 }

@@ -155,6 +155,25 @@ fn a_damaged_cache_is_built_again() {
 }
 
 #[test]
+fn a_whole_cache_of_other_data_is_not_taken_for_this_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = some_text(dir.path());
+    let other = dir.path().join("other.txt");
+    fs::write(&other, "Other words altogether.\n".repeat(50)).unwrap();
+    let build = |text: &Path| {
+        TokenCache::build_or_open(&source_of(text), &tokenizer(), dir.path(), &mut ()).unwrap()
+    };
+    let path = build(&text).path().to_owned();
+    let good = fs::read(&path).unwrap();
+    fs::copy(build(&other).path(), &path).unwrap();
+    // A worker looks at the header only.
+    let error = TokenCache::open(&path, Verify::Header).unwrap_err();
+    assert!(error.to_string().contains("of other data"), "{error}");
+    assert_eq!(build(&text).path(), path);
+    assert!(fs::read(&path).unwrap() == good, "it is built again");
+}
+
+#[test]
 fn datasets_without_text_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let build = |content: &str| {

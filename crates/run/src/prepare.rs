@@ -28,6 +28,8 @@ pub struct Prepared {
     pub tree: ModuleTree,
     /// How it is cut.
     pub strategy: Strategy,
+    /// What of the data is not trained on and why, a line each.
+    pub left_out: Vec<String>,
     /// The tokens.
     pub dataset: Arc<TokenDataset>,
     /// The file they are in.
@@ -78,12 +80,13 @@ pub fn prepare(
         engine.recompute(),
         engine.head_chunk_rows,
     );
-    let cache = token_cache(spec, environment, &model_dir, &config, &hub, sink)?;
+    let (cache, mut left_out) = token_cache(spec, environment, &model_dir, &config, &hub, sink)?;
     let token_cache = cache.path().to_owned();
     let dataset = TokenDataset::new(Arc::new(cache), selection.seq_length, selection.packing)
         .map_err(Failure::other)?;
     let dataset = Arc::new(dataset);
     let sampler = sampler(training, selection.seed, mesh, dataset.len())?;
+    left_out.extend(left_out_of(training, &dataset, &sampler));
     let total_steps = match training.max_steps {
         0 => sampler.total_steps(),
         limit => sampler.total_steps().min(limit),
@@ -93,6 +96,7 @@ pub fn prepare(
         config,
         tree,
         strategy,
+        left_out,
         dataset,
         token_cache,
         sampler,
@@ -154,7 +158,7 @@ fn token_cache(
     config: &ModelConfig,
     hub: &Hub,
     sink: &mut dyn EventSink,
-) -> Outcome<TokenCache> {
+) -> Outcome<(TokenCache, Vec<String>)> {
     let selection = &spec.identity.selection;
     let tokenizer = Tokenizer::load(model_dir).map_err(Failure::other)?;
     if tokenizer.vocab_size() > config.vocab_size {
@@ -177,14 +181,20 @@ fn token_cache(
         .as_deref()
         .filter(|path| path.is_file())
     {
-        Some(path) => TokenCache::open(path, Verify::Header).map_err(Failure::other)?,
+        // Whoever built it has said what is left out.
+        Some(path) => (
+            TokenCache::open(path, Verify::Header).map_err(Failure::other)?,
+            Vec::new(),
+        ),
         None => {
             // In shared storage, all hosts of a cluster and all runs use one cache.
             let cache_dir = spec.output.local_folder().join("token_cache");
             let mut shown = Shown(sink, String::new());
             let source = Source::resolve(&options, hub, &mut shown).map_err(Failure::other)?;
-            TokenCache::build_or_open(&source, &tokenizer, &cache_dir, &mut shown)
-                .map_err(Failure::other)?
+            let cache = TokenCache::build_or_open(&source, &tokenizer, &cache_dir, &mut shown)
+                .map_err(Failure::other)?;
+            let files = source.left_out().map(|files| format!("files: {files}"));
+            (cache, files.into_iter().collect())
         }
     };
     Ok(cache)
@@ -192,11 +202,41 @@ fn token_cache(
 
 fn sampler(training: &Training, seed: u64, mesh: DeviceMesh, rows: u64) -> Outcome<Sampler> {
     let global_batch = mesh.dp_size() * training.batch_size * training.gradient_accumulation_steps;
-    let sampler = Sampler::new(rows, seed, global_batch as u64).map_err(Failure::other)?;
-    Ok(sampler.limited(EpochLimit {
-        epochs: training.num_epochs,
+    let sampler = match training.drop_last {
+        true => Sampler::new(rows, seed, global_batch as u64),
+        false => Sampler::of_all(rows, seed, global_batch as u64),
+    };
+    Ok(sampler.map_err(Failure::other)?.limited(EpochLimit {
+        epochs: match training.num_epochs {
+            0 => u64::MAX,
+            epochs => epochs,
+        },
         steps_per_epoch: (training.debug_steps > 0).then_some(training.debug_steps),
     }))
+}
+
+/// What the cut into rows and steps leaves out.
+fn left_out_of(training: &Training, dataset: &TokenDataset, sampler: &Sampler) -> Vec<String> {
+    let mut lines = Vec::new();
+    let (cut, seq) = (dataset.cut_documents(), dataset.seq_length());
+    if cut > 0 {
+        lines.push(format!(
+            "the ends of {cut} of {} documents, which are longer than a row of {seq} tokens",
+            dataset.len()
+        ));
+    }
+    let rows = sampler.left_out();
+    if rows > 0 {
+        let why = match training.debug_steps {
+            0 => "they do not fill a step (--drop_last)",
+            _ => "--debug_steps ends it",
+        };
+        lines.push(format!(
+            "{rows} of {} rows in every epoch: {why}",
+            dataset.len()
+        ));
+    }
+    lines
 }
 
 /// The data crate's progress as events.

@@ -150,12 +150,14 @@ pub struct Training {
     pub batch_size: usize,
     /// Forward and backward passes per step.
     pub gradient_accumulation_steps: usize,
-    /// Passes over the data.
+    /// Passes over the data; 0 is as many as `max_steps` takes.
     pub num_epochs: u64,
     /// Steps in all; 0 is no limit.
     pub max_steps: u64,
     /// Steps per epoch; 0 is no limit.
     pub debug_steps: u64,
+    /// Leave out the rows that do not fill an epoch's last step.
+    pub drop_last: bool,
     /// The peak.
     pub learning_rate: f64,
     /// Its shape after the warm-up.

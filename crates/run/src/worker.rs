@@ -230,7 +230,8 @@ impl Worker<'_> {
 
     fn settings(&self, state: &TrainState, next: DataPosition) -> LoopSettings {
         let training = &self.spec.compute.training;
-        let last_step = state.global_step + self.prepared.sampler.steps_left(next);
+        let steps_left = self.prepared.sampler.steps_left(next);
+        let last_step = state.global_step.saturating_add(steps_left);
         let last_step = match training.max_steps {
             0 => last_step,
             limit => last_step.min(limit),

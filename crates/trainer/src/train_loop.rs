@@ -112,11 +112,12 @@ pub fn train_loop(
         }
 
         checkpoints.add_wait(report.waited_for_copy);
-        let own_tokens: usize = micro_batches.iter().map(|micro| micro.tokens).sum();
-        let tokens = (own_tokens * engine.dp.size()) as u64;
+        // The last step of an epoch may have fewer rows than the ranks have room for.
+        let samples = batches.first().map_or(0, |batch| batch.step_samples);
+        let tokens = samples * engine.seq as u64;
         position.step = step;
         position.tokens_seen += tokens;
-        position.samples_seen += tokens / engine.seq as u64;
+        position.samples_seen += samples;
         if step == 1 || step.is_multiple_of(MEMORY_INTERVAL) || step == settings.last_step {
             peaks = peak_memory_mb(engine)?;
         }

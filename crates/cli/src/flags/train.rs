@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use clap::builder::ArgPredicate;
 use clap::{ArgAction, Args, Parser};
 use tandem_mesh::DeviceMesh;
 use tandem_run::failure::{Failure, Outcome};
@@ -120,16 +121,18 @@ pub struct CommonFlags {
     #[arg(long, default_value_t = 1, help_heading = "Batch")]
     pub gradient_accumulation_steps: usize,
 
-    /// Join documents with the end-of-text token and cut them into rows of seq_length; false: one document a row,
-    /// truncated or padded.
+    /// Join documents with the end-of-text token and cut them into rows of seq_length; false: one document and its
+    /// end-of-text token a row, truncated or padded.
     #[arg(long, num_args = 0..=1, default_value_t = true, default_missing_value = "true", action = ArgAction::Set, help_heading = "Batch")]
     pub packing: bool,
 
-    /// A hub name (`wikitext` is Salesforce/wikitext), or a file or folder of .txt, .jsonl or .parquet.
+    /// A hub name (`wikitext` is Salesforce/wikitext), a folder, a file, or a list of files and patterns with commas
+    /// between them. Files are .txt, .jsonl, .ndjson, .json, .csv, .tsv (also with .gz or .zst after it) or .parquet.
     #[arg(long, default_value = "wikitext", help_heading = "Data")]
     pub dataset_name: String,
 
-    /// The dataset's configuration on the hub; wikitext's default is wikitext-2-raw-v1.
+    /// The dataset's configuration on the hub, or a folder in a folder; `all`: all of them. wikitext's default is
+    /// wikitext-2-raw-v1.
     #[arg(long, help_heading = "Data")]
     pub dataset_config: Option<String>,
 
@@ -145,13 +148,26 @@ pub struct CommonFlags {
     #[arg(long, default_value = "text", help_heading = "Data")]
     pub text_column: String,
 
-    /// Passes over the data.
-    #[arg(long, default_value_t = 3, help_heading = "Training")]
+    /// Passes over the data; 0, which is the default beside --max_steps: as many as that takes. With both flags, the run ends
+    /// with what comes first.
+    #[arg(
+        long,
+        default_value = "3",
+        default_value_ifs([
+            ("max_steps", ArgPredicate::Equals("0".into()), "3"),
+            ("max_steps", ArgPredicate::IsPresent, "0"),
+        ]),
+        help_heading = "Training"
+    )]
     pub num_epochs: u64,
 
     /// Optimizer steps in all; 0: no limit.
     #[arg(long, default_value_t = 0, value_name = "N", help_heading = "Training")]
     pub max_steps: u64,
+
+    /// Leave out the rows that do not fill an epoch's last step, instead of training on them in a smaller step.
+    #[arg(long, num_args = 0..=1, default_value_t = false, default_missing_value = "true", action = ArgAction::Set, help_heading = "Training")]
+    pub drop_last: bool,
 
     /// Optimizer steps per epoch; 0: no limit.
     #[arg(long, default_value_t = 0, value_name = "N", help_heading = "Training")]
@@ -352,6 +368,7 @@ impl CommonFlags {
             num_epochs: self.num_epochs,
             max_steps: self.max_steps,
             debug_steps: self.debug_steps,
+            drop_last: self.drop_last,
             learning_rate: self.learning_rate,
             lr_scheduler: self.lr_scheduler,
             warmup_steps: self.warmup_steps,
@@ -426,6 +443,28 @@ mod tests {
     }
 
     #[test]
+    fn max_steps_alone_decides_how_long_a_run_is() {
+        for (extra, epochs) in [
+            (&[][..], 3),
+            (&["--max_steps", "0"], 3),
+            (&["--max_steps", "9"], 0),
+            (&["--max_steps", "9", "--num_epochs", "2"], 2),
+            (&["--max_steps", "9", "--num_epochs", "0"], 0),
+            (&["--num_epochs", "2"], 2),
+        ] {
+            let training = fsdp(extra).unwrap().compute.training;
+            assert_eq!(training.num_epochs, epochs, "{extra:?}");
+        }
+        let endless = fsdp(&["--num_epochs", "0"]).unwrap_err();
+        assert!(
+            endless.message.contains("--num_epochs is 0")
+                && endless.message.contains("--max_steps"),
+            "{}",
+            endless.message
+        );
+    }
+
+    #[test]
     fn impossible_flags_are_usage_errors_that_name_the_flag() {
         for (extra, word) in [
             (vec!["--num_workers", "3"], "--num_workers 4"),
@@ -494,6 +533,7 @@ mod tests {
             "dataset_split",
             "debug_steps",
             "device",
+            "drop_last",
             "dtype",
             "gradient_accumulation_steps",
             "hang_timeout_s",

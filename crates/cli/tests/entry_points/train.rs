@@ -173,3 +173,82 @@ fn a_loss_that_is_no_number_stops_the_run_before_the_update() {
     assert!(text.contains("at step") && text.contains("rank"), "{text}");
     assert!(text.contains("NaN") || text.contains("inf"), "{text}");
 }
+
+/// Ten documents, one a row: three steps of four rows, of which the last has two.
+fn ten_documents(run: Run) -> (Run, tempfile::TempDir) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("ten.jsonl");
+    let line = |n: usize| format!("{{\"text\": \"{}\"}}\n", "In the beginning ".repeat(n + 1));
+    std::fs::write(&path, (0..10).map(line).collect::<String>()).unwrap();
+    let run = run
+        .args(["--dataset_name", path.to_str().unwrap(), "--dtype", "fp32"])
+        .args(["--dataset_percentage", "100", "--packing", "false"]);
+    (run, dir)
+}
+
+/// The ranks of the last step have other numbers of rows, or none, on every mesh.
+#[test]
+fn a_smaller_last_step_has_the_same_loss_on_every_mesh() {
+    let splits = [
+        ("fsdp", 1, 1, 4, 1),
+        ("fsdp", 1, 2, 2, 1),
+        ("fsdp", 2, 2, 1, 2),
+        ("deepspeed", 1, 4, 1, 1),
+        ("deepspeed", 2, 1, 1, 4),
+    ];
+    let mut reference: Option<(Vec<f64>, String)> = None;
+    for (strategy, tp, dp, rows, accumulation) in splits {
+        let (run, _data) = ten_documents(Run::new(strategy, tp, dp));
+        let run = run
+            .args(["--num_epochs", "2", "--learning_rate", "1e-3"])
+            .args(["--batch_size", &rows.to_string()])
+            .args(["--gradient_accumulation_steps", &accumulation.to_string()]);
+        let dir = run.succeed();
+        let found = losses(&dir);
+        let tokens: Vec<String> = std::fs::read_to_string(dir.join("metrics.jsonl"))
+            .unwrap()
+            .lines()
+            .map(|line| {
+                let line: serde_json::Value = serde_json::from_str(line).unwrap();
+                format!("{} {}", line["n_tokens"], line["tokens_seen"])
+            })
+            .collect();
+        println!("{strategy} {tp}x{dp}, {accumulation} x {rows}: {found:?} {tokens:?}");
+        assert_eq!(found.len(), 6);
+        assert!(tokens[5].ends_with(" 1280"), "20 rows of 64 tokens");
+        let (losses, counts) = reference.get_or_insert_with(|| (found.clone(), tokens.join(", ")));
+        assert_eq!(&tokens.join(", "), counts);
+        for (a, b) in found.iter().zip(losses.iter()) {
+            assert!((a - b).abs() < 2e-5, "{strategy} {tp}x{dp}: {a} {b}");
+        }
+    }
+}
+
+#[test]
+fn max_steps_alone_goes_through_the_data_as_often_as_it_takes() {
+    let steps = |extra: &[&str]| {
+        let (run, _data) = ten_documents(Run::new("fsdp", 1, 1));
+        let run = run.args(["--batch_size", "4"]).args(extra);
+        let output = train(&run).stdout(Stdio::piped()).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{said}");
+        let said = said + &String::from_utf8_lossy(&output.stdout);
+        let line = said.lines().find(|line| line.contains("ends the run"));
+        (
+            losses(&run.dir()).len(),
+            line.unwrap_or_default().to_owned(),
+        )
+    };
+    let (done, said) = steps(&["--max_steps", "11"]);
+    assert_eq!(done, 11);
+    assert!(
+        said.contains("max_steps ends the run, in epoch 4"),
+        "{said}"
+    );
+    let (done, said) = steps(&["--max_steps", "11", "--num_epochs", "2", "--drop_last"]);
+    assert_eq!(done, 4);
+    assert!(
+        said.contains("epoch 2 ends the run, before max_steps 11"),
+        "{said}"
+    );
+}

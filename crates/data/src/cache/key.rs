@@ -1,8 +1,12 @@
 //! What the tokens of a cache depend on, as one hash.
 
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
 use super::CacheError;
 use super::format::VERSION;
-use crate::source::Source;
+use crate::source::{BYTE_ORDER_MARK, Kind, Source};
 use crate::tokenizer::Tokenizer;
 
 /// Separates this hash from any other of the same bytes.
@@ -30,6 +34,28 @@ pub(super) fn key(source: &Source, tokenizer: &Tokenizer) -> Result<blake3::Hash
                 source,
             })?;
         key.update(content.finalize().as_bytes());
+        read_otherwise(path, &mut key)?;
     }
     Ok(key.finalize())
+}
+
+/// Adds what makes the same bytes other documents. A file of text that is neither packed nor marked adds nothing, so that
+/// caches of before there were others stay.
+fn read_otherwise(path: &Path, key: &mut blake3::Hasher) -> Result<(), CacheError> {
+    let kind = Kind::of(&path.to_string_lossy());
+    if let Some(kind) = kind.filter(|kind| kind.compression.is_some() || kind.has_tabs) {
+        key.update(format!("{:?} {}", kind.compression, kind.has_tabs).as_bytes());
+    }
+    let mut first = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(3).read_to_end(&mut first))
+        .map_err(|source| CacheError::Io {
+            action: "read",
+            path: path.into(),
+            source,
+        })?;
+    if first == BYTE_ORDER_MARK {
+        key.update(b"without its mark");
+    }
+    Ok(())
 }

@@ -20,6 +20,12 @@ pub enum HubError {
         /// The file.
         path: PathBuf,
     },
+    /// A pipe, socket or device where a model has a file: whoever reads it may wait for ever.
+    #[error("{} is no regular file: the files of a model must be", path.display())]
+    NotAFile {
+        /// What should be a file.
+        path: PathBuf,
+    },
     /// A variable of the environment that is not understood.
     #[error("{variable} is `{value}`: it must be {expected}")]
     Setting {

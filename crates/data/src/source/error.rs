@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
+use super::MAX_DOCUMENT_BYTES;
+use super::kind::ENDINGS;
 use super::select::SelectError;
 use crate::hub::HubError;
 
@@ -22,16 +24,88 @@ pub enum SourceError {
         source: SelectError,
     },
     /// A single file of a kind that is not read.
-    #[error("{} is neither .txt, .jsonl nor .parquet", path.display())]
+    #[error(
+        "{} is neither .txt, .jsonl nor .parquet, nor another kind that is read: {ENDINGS}",
+        path.display()
+    )]
     Kind {
         /// The file.
         path: PathBuf,
     },
-    /// A file has no configurations.
-    #[error("dataset_config is `{config}`, but {} is one file: leave dataset_config out", path.display())]
-    ConfigOfFile {
+    /// A pipe, for example.
+    #[error("{} is {found}: a dataset's files must be regular files", path.display())]
+    NotAFile {
+        /// What should be a file.
+        path: PathBuf,
+        /// What it is.
+        found: &'static str,
+    },
+    /// A pattern, or a part of a list, that stands for nothing.
+    #[error("dataset_name {name}: {}", no_match(part))]
+    NoMatch {
+        /// The whole list.
+        name: String,
+        /// The path or pattern.
+        part: String,
+    },
+    /// A pattern that is none.
+    #[error("dataset_name {name}: {part} is no pattern: {reason}")]
+    Pattern {
+        /// The whole list.
+        name: String,
+        /// The pattern.
+        part: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// Files that were named one by one belong to no split.
+    #[error(
+        "dataset_split is `{split}`, but {place} is taken whole: leave dataset_split out, or pass a folder whose files \
+         are named after splits"
+    )]
+    SplitOfFile {
+        /// The file or files.
+        place: String,
+        /// The split.
+        split: String,
+    },
+    /// Lines of text have no columns.
+    #[error(
+        "text_column is `{column}`, but {} has no columns: each of its lines is a document; leave text_column out",
+        path.display()
+    )]
+    ColumnOfText {
+        /// A file.
+        path: PathBuf,
+        /// The column.
+        column: String,
+    },
+    /// More than should be held in memory, of which many threads hold several at a time.
+    #[error(
+        "{}, line {line}: a line or record of more than {} MiB: split it into several documents",
+        path.display(), MAX_DOCUMENT_BYTES >> 20
+    )]
+    TooLong {
         /// The file.
         path: PathBuf,
+        /// From 1.
+        line: u64,
+    },
+    /// A record that does not fit its header.
+    #[error("{}, line {line}: not a valid record: {reason}", path.display())]
+    Csv {
+        /// The file.
+        path: PathBuf,
+        /// From 1.
+        line: u64,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A file has no configurations.
+    #[error("dataset_config is `{config}`, but {place} is no folder: leave dataset_config out")]
+    ConfigOfFile {
+        /// The file or files.
+        place: String,
         /// The configuration.
         config: String,
     },
@@ -57,7 +131,7 @@ pub enum SourceError {
         /// From 1.
         line: u64,
     },
-    /// A line that is not a JSON object.
+    /// Something that is not a JSON object.
     #[error("{}, line {line}: not a JSON object: {reason}", path.display())]
     Json {
         /// The file.
@@ -85,7 +159,7 @@ pub enum SourceError {
     NoColumn {
         /// The file.
         path: PathBuf,
-        /// The line, from 1, of a .jsonl file.
+        /// The line, from 1, of a file of JSON.
         line: Option<u64>,
         /// The column that was asked for.
         column: String,
@@ -100,7 +174,7 @@ pub enum SourceError {
     NotText {
         /// The file.
         path: PathBuf,
-        /// The line, from 1, of a .jsonl file.
+        /// The line, from 1, of a file of JSON.
         line: Option<u64>,
         /// The column.
         column: String,
@@ -127,6 +201,13 @@ pub enum SourceError {
         /// Documents in all.
         documents: u64,
     },
+}
+
+fn no_match(part: &str) -> String {
+    match part.contains(['*', '?', '[']) {
+        true => format!("no file matches {part}"),
+        false => format!("there is no file {part}"),
+    }
 }
 
 fn at_line(line: Option<u64>) -> String {

@@ -1,40 +1,37 @@
 //! Lines of a UTF-8 file, with their numbers.
 
-use std::fs::File;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, Read};
 use std::path::{Path, PathBuf};
 
+use super::MAX_DOCUMENT_BYTES;
 use super::error::SourceError;
-
-/// Large reads, because a dataset is read from front to back.
-const BUFFER_BYTES: usize = 1 << 20;
+use super::input::Input;
 
 /// Reads a file line by line.
 pub(super) struct Lines {
     path: PathBuf,
-    reader: BufReader<File>,
+    input: Input,
     /// Lines read so far, and so the number of the last one, from 1.
     pub(super) number: u64,
-    /// Bytes read so far.
-    pub(super) bytes: u64,
 }
 
 impl Lines {
     pub(super) fn open(path: &Path) -> Result<Self, SourceError> {
-        let file = File::open(path).map_err(|source| SourceError::Io {
-            path: path.into(),
-            source,
-        })?;
-        Ok(Self {
-            path: path.into(),
-            reader: BufReader::with_capacity(BUFFER_BYTES, file),
-            number: 0,
-            bytes: 0,
-        })
+        Ok(Self::of(path, Input::open(path)?))
     }
 
-    pub(super) fn path(&self) -> &Path {
-        &self.path
+    /// The lines of what is left of an input.
+    pub(super) fn of(path: &Path, input: Input) -> Self {
+        Self {
+            path: path.into(),
+            input,
+            number: 0,
+        }
+    }
+
+    /// Bytes of the file read so far.
+    pub(super) fn bytes(&self) -> u64 {
+        self.input.bytes()
     }
 }
 
@@ -43,25 +40,33 @@ impl Iterator for Lines {
 
     /// The next line without its end, which is `\n` or `\r\n`.
     fn next(&mut self) -> Option<Self::Item> {
+        let path = || self.path.clone();
         let mut line = Vec::new();
-        match self.reader.read_until(b'\n', &mut line) {
+        let mut limited = (&mut self.input.reader).take(MAX_DOCUMENT_BYTES + 1);
+        match limited.read_until(b'\n', &mut line) {
             Ok(0) => return None,
-            Ok(count) => self.bytes += count as u64,
+            Ok(_) => {}
             Err(source) => {
-                let path = self.path.clone();
+                let path = path();
                 return Some(Err(SourceError::Io { path, source }));
             }
         }
         self.number += 1;
+        let line_number = self.number;
         if line.ends_with(b"\n") {
             line.pop();
             if line.ends_with(b"\r") {
                 line.pop();
             }
+        } else if line.len() as u64 > MAX_DOCUMENT_BYTES {
+            return Some(Err(SourceError::TooLong {
+                path: path(),
+                line: line_number,
+            }));
         }
         Some(String::from_utf8(line).map_err(|_| SourceError::NotUtf8 {
-            path: self.path.clone(),
-            line: self.number,
+            path: path(),
+            line: line_number,
         }))
     }
 }

@@ -7,15 +7,27 @@ use std::collections::BTreeSet;
 
 use thiserror::Error;
 
-/// Kinds of files that are read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Format {
-    /// A document a line.
-    Text,
-    /// A JSON object a line.
-    JsonLines,
-    /// A document a row.
-    Parquet,
+use super::kind::{Format, bare};
+use super::left_out::LeftOut;
+
+/// What datasets of the hub and saved ones have beside their data.
+const INFORMATION: [&str; 5] = [
+    "config.json",
+    "dataset_dict.json",
+    "dataset_info.json",
+    "dataset_infos.json",
+    "state.json",
+];
+
+/// The configuration that stands for all of them, where none has its name.
+const ALL: &str = "all";
+
+/// Files of a split.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Selected {
+    pub(super) format: Format,
+    pub(super) files: Vec<String>,
+    pub(super) left_out: LeftOut,
 }
 
 /// Why no set of files is the one that was asked for.
@@ -23,7 +35,7 @@ pub enum Format {
 pub enum SelectError {
     /// Nothing that is read.
     #[error(
-        "no .txt, .jsonl or .parquet file ({}){}",
+        "no .txt, .jsonl or .parquet file, and no other that is read ({}){}",
         seen(found),
         script_hint(found)
     )]
@@ -43,7 +55,10 @@ pub enum SelectError {
         available: Vec<String>,
     },
     /// Several configurations and no word which.
-    #[error("several configurations: choose one of {} with dataset_config", available.join(", "))]
+    #[error(
+        "several configurations: choose one of {} with dataset_config, or `{ALL}` for the files of all folders",
+        available.join(", ")
+    )]
     ManyConfigs {
         /// Folders with data.
         available: Vec<String>,
@@ -76,44 +91,76 @@ pub enum SelectError {
     },
 }
 
-impl Format {
-    /// The kind that a file's name tells.
-    pub fn of(name: &str) -> Option<Self> {
-        match name.rsplit_once('.')?.1 {
-            "txt" => Some(Self::Text),
-            "jsonl" => Some(Self::JsonLines),
-            "parquet" => Some(Self::Parquet),
-            _ => None,
-        }
-    }
-}
-
-/// The files among `names` (relative paths) of this configuration and split, sorted, and their kind.
+/// The files among `names` (relative paths) of this configuration and split, sorted, and what is left out.
 pub(super) fn select(
     names: &[String],
     config: Option<&str>,
     split: &str,
-) -> Result<(Format, Vec<String>), SelectError> {
-    let data: Vec<&str> = names
-        .iter()
-        .map(String::as_str)
-        .filter(|name| Format::of(name).is_some())
-        .collect();
+) -> Result<Selected, SelectError> {
+    let mut left_out = LeftOut::default();
+    let data = data_of(names, &mut left_out)?;
+    let data = left_out.others("of other configurations", data, |data| {
+        of_config(data, config)
+    })?;
+    let data = left_out.others("of other splits", data, |data| of_split(data, split))?;
+    let (format, mut files) = of_one_kind(data, &mut left_out)?;
+    files.sort_unstable();
+    check_series(&files)?;
+    Ok(Selected {
+        format,
+        files: files.into_iter().map(str::to_owned).collect(),
+        left_out,
+    })
+}
+
+/// All files with data among `names`, in their order: those that a pattern matched, of which no split is chosen.
+pub(super) fn all(names: &[String]) -> Result<Selected, SelectError> {
+    let mut left_out = LeftOut::default();
+    let data = data_of(names, &mut left_out)?;
+    let (format, files) = of_one_kind(data, &mut left_out)?;
+    Ok(Selected {
+        format,
+        files: files.into_iter().map(str::to_owned).collect(),
+        left_out,
+    })
+}
+
+fn data_of<'a>(names: &'a [String], left_out: &mut LeftOut) -> Result<Vec<&'a str>, SelectError> {
+    let mut data = Vec::new();
+    for name in names {
+        let file = name.rsplit('/').next().unwrap_or(name);
+        // As `datasets` has it: Python's caches, for example.
+        let is_special = folders_of(name).any(|folder| folder.starts_with("__"));
+        if Format::of(name).is_none() || is_special {
+            left_out.add("of other kinds", name);
+        } else if INFORMATION.contains(&file) {
+            left_out.add("about the dataset", name);
+        } else {
+            data.push(name.as_str());
+        }
+    }
     if data.is_empty() {
         return Err(SelectError::NoData {
             found: names.to_vec(),
         });
     }
-    let data = of_config(&data, config)?;
-    let mut data = of_split(&data, split)?;
-    data.sort_unstable();
-    let format = one_kind(&data)?;
-    check_series(&data)?;
-    Ok((format, data.into_iter().map(str::to_owned).collect()))
+    Ok(data)
 }
 
 fn of_config<'a>(data: &[&'a str], config: Option<&str>) -> Result<Vec<&'a str>, SelectError> {
-    let folders: BTreeSet<String> = data.iter().map(|name| config_folder(name)).collect();
+    // A licence beside the folders is not one more configuration.
+    let is_beside = |name: &str| {
+        Format::of(name) == Some(Format::Text)
+            && !name.contains('/')
+            && data.iter().any(|other| {
+                other.contains('/') && Format::of(other).is_some_and(|kind| kind != Format::Text)
+            })
+    };
+    let folders: BTreeSet<String> = data
+        .iter()
+        .filter(|name| !is_beside(name))
+        .map(|name| config_folder(name))
+        .collect();
     let available = || {
         let named = folders.iter().filter(|folder| !folder.is_empty());
         named.cloned().collect()
@@ -131,19 +178,28 @@ fn of_config<'a>(data: &[&'a str], config: Option<&str>) -> Result<Vec<&'a str>,
         .copied()
         .filter(|name| config_folder(name) == config || folders_of(name).any(|f| f == config))
         .collect();
-    if chosen.is_empty() {
-        return Err(SelectError::NoConfig {
-            config: config.into(),
-            available: available(),
-        });
+    if !chosen.is_empty() {
+        return Ok(chosen);
     }
-    Ok(chosen)
+    if config == ALL {
+        return Ok(data.to_vec());
+    }
+    Err(SelectError::NoConfig {
+        config: config.into(),
+        available: available(),
+    })
 }
 
-/// The folder of a file without what says nothing about its configuration.
+/// The folder of a file without what says nothing about its configuration: splits, and parts such as `year=2024`.
 fn config_folder(name: &str) -> String {
-    let folders = folders_of(name).filter(|folder| *folder != "data" && keyword(folder).is_none());
+    let folders = folders_of(name)
+        .filter(|folder| *folder != "data" && keyword(folder).is_none() && !folder.contains('='));
     folders.collect::<Vec<_>>().join("/")
+}
+
+/// Whether a file is named after `split`.
+pub(super) fn is_of_split(name: &str, split: &str) -> bool {
+    of_split(&[name], split).is_ok()
 }
 
 fn of_split<'a>(data: &[&'a str], split: &str) -> Result<Vec<&'a str>, SelectError> {
@@ -207,37 +263,48 @@ fn folders_of(name: &str) -> impl Iterator<Item = &str> {
 
 /// A file's name without folders, extension and place in a series.
 fn stem(name: &str) -> &str {
-    let file = name.rsplit('/').next().unwrap_or(name);
-    match series(name) {
-        Some((stem, _)) => stem,
-        None => file.rsplit_once('.').map_or(file, |(stem, _)| stem),
-    }
+    series(name).map_or_else(|| bare(name), |(stem, _)| stem)
 }
 
 /// The stem and length of the series of `STEM-00000-of-00004.EXT`.
 fn series(name: &str) -> Option<(&str, usize)> {
-    let file = name.rsplit('/').next()?;
-    let (rest, total) = file.rsplit_once('.')?.0.rsplit_once("-of-")?;
+    let (rest, total) = bare(name).rsplit_once("-of-")?;
     // Newer files have a hash after the number.
     let total = total.split('-').next()?.parse().ok()?;
     let (stem, number) = rest.rsplit_once('-')?;
     number.parse::<usize>().ok().map(|_| (stem, total))
 }
 
-fn one_kind(data: &[&str]) -> Result<Format, SelectError> {
-    let mut kinds: Vec<(Format, &str)> = Vec::new();
-    for name in data {
-        if let Some(format) = Format::of(name)
-            && kinds.iter().all(|(known, _)| *known != format)
-        {
-            kinds.push((format, name));
+/// The format of most of the files, and those that have it. As for `datasets`, text beside other data is no data (a licence,
+/// a list of words); anything else could be, and is refused.
+fn of_one_kind<'a>(
+    data: Vec<&'a str>,
+    left_out: &mut LeftOut,
+) -> Result<(Format, Vec<&'a str>), SelectError> {
+    let mut kinds: Vec<(Format, Vec<&str>)> = Vec::new();
+    for &name in &data {
+        let Some(format) = Format::of(name) else {
+            continue;
+        };
+        match kinds.iter_mut().find(|(known, _)| *known == format) {
+            Some((_, names)) => names.push(name),
+            None => kinds.push((format, vec![name])),
         }
     }
-    match kinds.as_slice() {
-        [(format, _)] => Ok(*format),
-        kinds => Err(SelectError::MixedKinds {
-            files: kinds.iter().map(|(_, name)| (*name).into()).collect(),
-        }),
+    kinds.sort_by_key(|(format, _)| *format == Format::Text);
+    match kinds.as_mut_slice() {
+        [(format, names)] => Ok((*format, std::mem::take(names))),
+        [(format, names), (Format::Text, text)] if text.len() <= names.len() => {
+            text.iter()
+                .for_each(|name| left_out.add("text beside other data", name));
+            Ok((*format, std::mem::take(names)))
+        }
+        _ => {
+            let mut files: Vec<String> =
+                kinds.iter().map(|(_, names)| names[0].to_owned()).collect();
+            files.sort();
+            Err(SelectError::MixedKinds { files })
+        }
     }
 }
 
@@ -301,7 +368,7 @@ mod tests {
 
     #[track_caller]
     fn chosen(files: &[&str], config: Option<&str>, split: &str) -> Vec<String> {
-        select(&names(files), config, split).unwrap().1
+        select(&names(files), config, split).unwrap().files
     }
 
     #[track_caller]
@@ -388,9 +455,66 @@ mod tests {
     }
 
     #[test]
+    fn folders_of_ones_own_are_taken_together() {
+        let dates = ["year=2024/a.jsonl", "year=2025/month=1/b.jsonl.gz"];
+        assert_eq!(chosen(&dates, None, "train"), dates, "parts of one table");
+        let topics = ["books/a.jsonl", "c.jsonl", "wiki/b.jsonl"];
+        assert!(refused(&topics, None, "train").contains("or `all` for the files of all"));
+        assert_eq!(chosen(&topics, Some("all"), "train"), topics);
+        let own = ["all/a.jsonl", "wiki/b.jsonl"];
+        assert_eq!(
+            chosen(&own, Some("all"), "train"),
+            own[..1],
+            "a folder of that name"
+        );
+        let beside = ["LICENSE.txt", "corpus/a.jsonl"];
+        assert_eq!(chosen(&beside, None, "train"), beside[1..]);
+    }
+
+    #[test]
+    fn what_is_left_out_is_counted() {
+        let said = |files: &[&str], split| {
+            let selected = select(&names(files), None, split).unwrap();
+            (selected.files, selected.left_out.to_string())
+        };
+        let files = [
+            "LICENSE.txt",
+            "README.md",
+            "a.JSONL",
+            "b.jsonl.gz",
+            "c.json",
+            "dataset_infos.json",
+            "notes.docx",
+        ];
+        let (chosen, left_out) = said(&files, "train");
+        assert_eq!(chosen, ["a.JSONL", "b.jsonl.gz", "c.json"]);
+        assert_eq!(
+            left_out,
+            "2 of other kinds (README.md, notes.docx), 1 about the dataset (dataset_infos.json), \
+             1 text beside other data (LICENSE.txt)"
+        );
+        let (chosen, left_out) = said(&["extra.csv", "test.csv", "train.csv"], "train");
+        assert_eq!(chosen, ["train.csv"]);
+        assert_eq!(left_out, "2 of other splits (extra.csv, test.csv)");
+        assert_eq!(said(&["a.csv"], "train").1, "");
+    }
+
+    #[test]
+    fn compressed_series_are_told_too() {
+        let files = [
+            "en/train-00000-of-00002.json.gz",
+            "en/train-00001-of-00002.json.gz",
+            "en/validation-00000-of-00001.json.gz",
+        ];
+        assert_eq!(chosen(&files, None, "train"), files[..2]);
+        let message = refused(&files[1..], None, "train");
+        assert!(message.contains("1 of the 2 files"), "{message}");
+    }
+
+    #[test]
     fn what_is_not_data_is_refused() {
         assert!(refused(&[], None, "train").contains("no files"));
-        assert!(refused(&["a.csv"], None, "train").contains("it has a.csv"));
+        assert!(refused(&["a.xml"], None, "train").contains("it has a.xml"));
         assert!(refused(&["load.py", "a.zip"], None, "train").contains("loading script"));
         let message = refused(&["a.txt", "b.parquet", "c.txt"], None, "train");
         assert!(

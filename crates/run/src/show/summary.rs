@@ -6,7 +6,7 @@ use tandem_parallel::ShardingLevel;
 
 use crate::libtorch::Libtorch;
 use crate::prepare::Prepared;
-use crate::spec::{Checkpoints, Compute, RunSpec, Strategy};
+use crate::spec::{Checkpoints, Compute, RunSpec, Strategy, Training};
 
 /// Lines for the reader.
 pub fn lines(
@@ -76,11 +76,18 @@ pub fn lines(
     ));
     let rows_per_step = training.batch_size * training.gradient_accumulation_steps * mesh.dp_size();
     lines.push(format!(
-        "data      {} rows of {} tokens; {rows_per_step} rows a step, {} steps",
+        "data      {} rows of {} tokens; {rows_per_step} rows a step, {} steps; {}",
         prepared.dataset.len(),
         spec.identity.selection.seq_length,
         prepared.total_steps,
+        end(training, prepared),
     ));
+    lines.extend(
+        prepared
+            .left_out
+            .iter()
+            .map(|what| format!("left out  {what}")),
+    );
     lines.push(format!("saving    {}", saving(&spec.checkpoints)));
     // On a cluster, that is each node's own matter.
     let Some(libtorch) = libtorch else {
@@ -94,6 +101,26 @@ pub fn lines(
             .map(|note| format!("note      {note}")),
     );
     lines
+}
+
+/// Which of the two limits ends the run.
+fn end(training: &Training, prepared: &Prepared) -> String {
+    let of_epochs = prepared.sampler.total_steps();
+    let per_epoch = prepared.sampler.steps_per_epoch().max(1);
+    let (steps, epochs) = (training.max_steps, training.num_epochs);
+    if steps > 0 && steps < of_epochs {
+        let epoch = steps.div_ceil(per_epoch);
+        let of = match epochs {
+            0 => String::new(),
+            epochs => format!(" of {epochs}"),
+        };
+        return format!("max_steps ends the run, in epoch {epoch}{of}");
+    }
+    let before = match steps {
+        0 => String::new(),
+        steps => format!(", before max_steps {steps}"),
+    };
+    format!("the end of epoch {epochs} ends the run{before}")
 }
 
 fn saving(checkpoints: &Checkpoints) -> String {

@@ -53,7 +53,6 @@ fn check_counts(spec: &RunSpec) -> Outcome<()> {
             "gradient_accumulation_steps",
             training.gradient_accumulation_steps as u64,
         ),
-        ("num_epochs", training.num_epochs),
         ("comm_timeout_s", engine.comm_timeout_s),
         ("log_interval", spec.output.shown.log_interval),
     ];
@@ -63,6 +62,11 @@ fn check_counts(spec: &RunSpec) -> Outcome<()> {
                 "--{flag} is 0; it must be at least 1"
             )));
         }
+    }
+    if training.num_epochs == 0 && training.max_steps == 0 {
+        return Err(Failure::usage(
+            "--num_epochs is 0, which is no limit; pass 1 or more, or --max_steps",
+        ));
     }
     if seq_length < 2 {
         return Err(Failure::usage(format!(

@@ -134,6 +134,12 @@ impl RunSpec {
             // A name on a hub stays as it is.
             if Path::new(path).exists() {
                 *path = absolute(flag, path)?;
+            } else if let Some(parts) = tandem_data::file_list(path)
+                && flag == "dataset_name"
+            {
+                let parts: Outcome<Vec<String>> =
+                    parts.into_iter().map(|part| absolute(flag, part)).collect();
+                *path = parts?.join(",");
             }
         }
         let storage_path = &mut output.experiment.storage_path;

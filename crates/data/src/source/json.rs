@@ -1,0 +1,194 @@
+//! The text column of a file of JSON objects.
+
+mod values;
+
+use std::borrow::Cow;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde_json::Value;
+use serde_json::de::StrRead;
+
+use self::values::Values;
+use super::error::SourceError;
+
+/// Reads one column and skips the others without keeping them.
+pub(super) struct JsonRows {
+    path: PathBuf,
+    values: Values,
+    column: String,
+    has_failed: bool,
+}
+
+impl JsonRows {
+    pub(super) fn open(path: &Path, column: &str) -> Result<Self, SourceError> {
+        Ok(Self {
+            path: path.into(),
+            values: Values::open(path)?,
+            column: column.into(),
+            has_failed: false,
+        })
+    }
+
+    /// Objects of a file, none of which is parsed.
+    pub(super) fn count(path: &Path) -> Result<u64, SourceError> {
+        let mut count = 0;
+        for value in Values::open(path)? {
+            value?;
+            count += 1;
+        }
+        Ok(count)
+    }
+
+    /// Bytes of the file read so far.
+    pub(super) fn bytes(&self) -> u64 {
+        self.values.bytes()
+    }
+
+    fn text_of(&self, object: &str, line: u64) -> Result<String, SourceError> {
+        let json = |error: serde_json::Error| SourceError::Json {
+            path: self.path.clone(),
+            line: line + (error.line() as u64).saturating_sub(1),
+            reason: reason(&error),
+        };
+        let value =
+            parse(object, |parser| Column(&self.column).deserialize(parser)).map_err(json)?;
+        match value {
+            Some(Value::String(text)) => Ok(text),
+            Some(Value::Null) => Ok(String::new()),
+            Some(other) => Err(SourceError::NotText {
+                path: self.path.clone(),
+                line: Some(line),
+                column: self.column.clone(),
+                found: kind_of(&other).into(),
+            }),
+            None => {
+                let object = parse(object, |parser| {
+                    <serde_json::Map<String, Value> as serde::Deserialize>::deserialize(parser)
+                });
+                Err(SourceError::NoColumn {
+                    path: self.path.clone(),
+                    line: Some(line),
+                    column: self.column.clone(),
+                    available: object.map_err(json)?.keys().cloned().collect(),
+                })
+            }
+        }
+    }
+}
+
+impl Iterator for JsonRows {
+    type Item = Result<String, SourceError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.has_failed {
+            return None;
+        }
+        let text = match self.values.next()? {
+            Ok((object, line)) => self.text_of(&object, line),
+            Err(error) => Err(error),
+        };
+        self.has_failed = text.is_err();
+        Some(text)
+    }
+}
+
+/// Parses one whole value. NaN and Infinity, which JSON does not have and Python's `json` writes, count as 0: nobody looks
+/// at numbers here.
+fn parse<T>(
+    text: &str,
+    read: impl Fn(&mut serde_json::Deserializer<StrRead<'_>>) -> serde_json::Result<T>,
+) -> serde_json::Result<T> {
+    let whole = |text: &str| {
+        let mut parser = serde_json::Deserializer::from_str(text);
+        let value = read(&mut parser)?;
+        parser.end().map(|()| value)
+    };
+    whole(text).or_else(|error| match without_nan(text) {
+        Cow::Owned(text) => whole(&text),
+        Cow::Borrowed(_) => Err(error),
+    })
+}
+
+/// The same text with numbers as long as the words in their place, so that columns stay.
+fn without_nan(text: &str) -> Cow<'_, str> {
+    let mut out: Option<String> = None;
+    let (mut in_string, mut is_escaped) = (false, false);
+    let mut copied = 0;
+    for (at, byte) in text.bytes().enumerate() {
+        match byte {
+            _ if is_escaped => is_escaped = false,
+            b'\\' if in_string => is_escaped = true,
+            b'"' => in_string = !in_string,
+            b'N' | b'I' if !in_string => {
+                let words = [("NaN", "0.0"), ("Infinity", "0.000000")];
+                for (word, number) in words {
+                    if text[at..].starts_with(word) {
+                        let out = out.get_or_insert_with(String::new);
+                        out.push_str(&text[copied..at]);
+                        out.push_str(number);
+                        copied = at + word.len();
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    match out {
+        Some(mut out) => {
+            out.push_str(&text[copied..]);
+            Cow::Owned(out)
+        }
+        None => Cow::Borrowed(text),
+    }
+}
+
+/// Takes one value out of an object.
+struct Column<'a>(&'a str);
+
+impl<'de> DeserializeSeed<'de> for Column<'_> {
+    type Value = Option<Value>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Column<'_> {
+    type Value = Option<Value>;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut object: A) -> Result<Self::Value, A::Error> {
+        let mut found = None;
+        while let Some(key) = object.next_key::<String>()? {
+            if key == self.0 {
+                found = Some(object.next_value()?);
+            } else {
+                object.next_value::<IgnoredAny>()?;
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// What the parser says, without its own count of lines, which sees only one.
+fn reason(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    let what = text.split(" at line ").next().unwrap_or_default();
+    format!("{what} (column {})", error.column())
+}
+
+fn kind_of(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "text",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+}
