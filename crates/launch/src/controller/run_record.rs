@@ -11,13 +11,15 @@ use jiff::Timestamp;
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::fs::Permissions;
+use std::fs::{File, Permissions};
 use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 const FILE_NAME: &str = "run.json";
+/// The file until it is whole.
+const PARTIAL_NAME: &str = ".run.json.partial";
 const VERSION: u32 = 1;
 
 /// More attempts than anybody reads; a run that is restarted for ever must not grow its file for ever.
@@ -76,7 +78,7 @@ impl RunRecord {
     /// The record of a new controller, after the attempts of earlier ones. The second value is a warning when those
     /// cannot be read.
     pub(super) fn begin(spec: &LaunchSpec) -> Result<(Self, Option<String>), RunFailure> {
-        let path = spec.run_dir.join(FILE_NAME);
+        let path = Self::path_in(&spec.run_dir);
         let (earlier, warning) = match read(&path) {
             Ok(earlier) => (earlier, None),
             Err(error) => {
@@ -123,6 +125,15 @@ impl RunRecord {
         Ok((record, warning))
     }
 
+    /// Whether the run is over, as far as the file says.
+    pub(super) fn is_over(&self) -> bool {
+        self.file.state.is_final()
+    }
+
+    pub(super) fn path_in(run_dir: &Path) -> PathBuf {
+        run_dir.join(FILE_NAME)
+    }
+
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
@@ -132,10 +143,7 @@ impl RunRecord {
         self.file.reason = reason;
         self.file.failures = failures;
         self.file.updated_at = now();
-        if matches!(
-            state,
-            RunState::Finished | RunState::Errored | RunState::Aborted
-        ) {
+        if state.is_final() {
             self.file.ended_at = Some(now());
         }
     }
@@ -184,16 +192,27 @@ impl RunRecord {
 
     /// Replaces the file.
     pub(super) fn save(&self) -> io::Result<()> {
-        let folder = self.path.parent().unwrap_or(Path::new("."));
-        let mut file = tempfile::Builder::new()
-            .prefix(".run.json.")
-            .permissions(Permissions::from_mode(0o644))
-            .tempfile_in(folder)?;
-        file.write_all(&serde_json::to_vec_pretty(&self.file)?)?;
-        file.write_all(b"\n")?;
-        file.as_file().sync_data()?;
-        file.persist(&self.path)?;
-        Ok(())
+        // One name, so that a controller which is killed here leaves nothing that the next one does not replace; the lock
+        // sees to it that there is no other writer. Made anew: what lies there may be a link to somewhere else.
+        let partial = self.path.with_file_name(PARTIAL_NAME);
+        match std::fs::remove_file(&partial) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let mut file = File::create_new(&partial)?;
+        let mut write = || {
+            file.write_all(&serde_json::to_vec_pretty(&self.file)?)?;
+            file.write_all(b"\n")?;
+            file.set_permissions(Permissions::from_mode(0o644))?;
+            file.sync_data()?;
+            std::fs::rename(&partial, &self.path)
+        };
+        let result = write();
+        if result.is_err() {
+            // What it is about is worse than a file that stays.
+            let _ = std::fs::remove_file(&partial);
+        }
+        result
     }
 
     /// Kills workers that an earlier controller on this host left behind, and returns their process ids.
@@ -229,6 +248,20 @@ impl RunRecord {
         }
         Ok(orphans.iter().map(|orphan| orphan.pid).collect())
     }
+}
+
+/// State, reason and last step of the file at `path`, which may be of another version.
+pub(super) fn summary(path: &Path) -> Option<(RunState, Option<String>, Option<u64>)> {
+    #[derive(Deserialize)]
+    struct Summary {
+        state: RunState,
+        #[serde(default)]
+        reason: Option<String>,
+        #[serde(default)]
+        last_step: Option<u64>,
+    }
+    let found: Summary = serde_json::from_slice(&std::fs::read(path).ok()?).ok()?;
+    Some((found.state, found.reason, found.last_step))
 }
 
 fn read(path: &Path) -> io::Result<Option<RecordFile>> {
