@@ -139,7 +139,7 @@ pub enum CheckpointError {
     NothingToKeep,
     /// A link where a file of the run's own should be.
     #[error(
-        "{location} is a link to another file, which is not followed; put the file itself there"
+        "{location} is a link to somewhere else, which is not followed; put there what it leads to"
     )]
     Link {
         /// The link.

@@ -226,8 +226,9 @@ impl RunDir {
     /// Keeps a file of the model (config.json, the tokenizer's) with the experiment.
     ///
     /// # Errors
-    /// The store refuses.
+    /// The store refuses, or the folder of these files is a link.
     pub fn put_model_file(&self, file: &ModelFile) -> Result<(), CheckpointError> {
+        refuse_link(self.store.as_ref(), "", MODEL_FOLDER)?;
         let path = join(MODEL_FOLDER, &file.name);
         Ok(self.store.put(&path, &file.bytes, PutMode::Replace)?)
     }
@@ -285,15 +286,15 @@ impl RunDir {
 /// The files of the model that were kept at the root of `store`, without a look at the checkpoints.
 ///
 /// # Errors
-/// The store refuses.
+/// The store refuses, or there is a link to elsewhere among them.
 pub fn model_files(store: &dyn Store) -> Result<Vec<ModelFile>, CheckpointError> {
+    refuse_link(store, "", MODEL_FOLDER)?;
     let listed = store.list(MODEL_FOLDER)?;
     let files = listed.into_iter().filter(|listed| listed.size.is_some());
     files
         .map(|file| {
             if file.is_link {
-                let location = store.locate(&join(MODEL_FOLDER, &file.name));
-                return Err(CheckpointError::Link { location });
+                return Err(link(store, MODEL_FOLDER, &file.name));
             }
             let bytes = store.read(&join(MODEL_FOLDER, &file.name))?;
             Ok(ModelFile {
@@ -302,4 +303,18 @@ pub fn model_files(store: &dyn Store) -> Result<Vec<ModelFile>, CheckpointError>
             })
         })
         .collect()
+}
+
+fn refuse_link(store: &dyn Store, folder: &str, name: &str) -> Result<(), CheckpointError> {
+    let listed = store.list(folder)?;
+    if listed.iter().any(|l| l.name == name && l.is_link) {
+        return Err(link(store, folder, name));
+    }
+    Ok(())
+}
+
+fn link(store: &dyn Store, folder: &str, name: &str) -> CheckpointError {
+    CheckpointError::Link {
+        location: store.locate(&join(folder, name)),
+    }
 }

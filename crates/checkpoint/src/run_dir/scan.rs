@@ -86,6 +86,16 @@ pub(super) fn scan(
         }
     }
     let checkpoints = &mut found.checkpoints;
+    // A save that was cut off before it was listed is newer than all that are. An older one was put there by somebody.
+    let newest_listed = checkpoints
+        .iter()
+        .filter(|entry| snapshot.lists(&entry.name))
+        .map(|entry| entry.created_unix_us)
+        .max();
+    checkpoints.retain(|entry| {
+        snapshot.lists(&entry.name)
+            || newest_listed.is_none_or(|newest| entry.created_unix_us > newest)
+    });
     checkpoints.sort_by(|a, b| (a.created_unix_us, &a.name).cmp(&(b.created_unix_us, &b.name)));
     Ok(found)
 }

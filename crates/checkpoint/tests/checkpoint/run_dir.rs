@@ -488,12 +488,28 @@ fn what_a_user_has_put_beside_the_checkpoints_is_left_alone() {
         [(root.join(&first).join("notes.txt"), b"mine".to_vec())]
     );
 
+    // An older checkpoint that nobody has listed was put there: another run's, or one from an archive.
+    let foreign = RunDir::open(
+        Arc::new(LocalStore::new(outer.path().join("other"))),
+        Retention::default(),
+    )
+    .unwrap();
+    let archived = foreign.begin();
+    save(foreign.store().as_ref(), &archived, 9, MESH).unwrap();
+    save_and_register(&mut run, 4, MESH).unwrap();
+    let place = root.join(&archived.folder);
+    copy(&outer.path().join("other").join(&archived.folder), &place);
+    let mut run = RunDir::open(store.clone(), retention(Some(1), None)).unwrap();
+    assert_eq!(steps(&run), [4]);
+    save_and_register(&mut run, 5, MESH).unwrap();
+    assert_eq!(content(&place).len(), kept.len());
+
     // A checkpoint of ours whose place a link has taken is not deleted through the link.
     let last = run.latest().unwrap().name.clone();
     fs::rename(root.join(&last), outer.path().join("moved")).unwrap();
     std::os::unix::fs::symlink(outer.path().join("moved"), root.join(&last)).unwrap();
     let moved = content(&outer.path().join("moved"));
-    save_and_register(&mut run, 4, MESH).unwrap();
+    save_and_register(&mut run, 6, MESH).unwrap();
     assert_eq!(content(&outer.path().join("moved")), moved);
 }
 
@@ -512,4 +528,18 @@ fn links_are_not_read_or_written_through() {
     let error = run.model_files().unwrap_err().to_string();
     assert!(error.contains("model/tokenizer.json is a link"), "{error}");
     assert_eq!(fs::read(&secret).unwrap(), b"secret");
+
+    fs::rename(root.join("model"), outer.path().join("elsewhere")).unwrap();
+    std::os::unix::fs::symlink(outer.path().join("elsewhere"), root.join("model")).unwrap();
+    let file = ModelFile {
+        name: "config.json".into(),
+        bytes: b"{}".to_vec(),
+    };
+    for error in [
+        run.model_files().unwrap_err(),
+        run.put_model_file(&file).unwrap_err(),
+    ] {
+        assert!(matches!(error, CheckpointError::Link { .. }), "{error}");
+    }
+    assert!(!outer.path().join("elsewhere/config.json").exists());
 }

@@ -6,6 +6,7 @@
 use super::run_lock::host_name;
 use super::{LaunchSpec, RunFailure, RunState};
 use crate::env::RUN_DIR;
+use crate::output::redacted;
 use crate::process_table::{ProcessId, was_started_with};
 use jiff::Timestamp;
 use rustix::process::{Pid, Signal, kill_process_group};
@@ -105,7 +106,7 @@ impl RunRecord {
                 args: spec
                     .args
                     .iter()
-                    .map(|arg| arg.to_string_lossy().into_owned())
+                    .map(|arg| redacted(&arg.to_string_lossy()).into_owned())
                     .collect(),
                 facts: spec.facts.clone(),
                 num_workers: spec.num_workers,
@@ -140,7 +141,7 @@ impl RunRecord {
 
     pub(super) fn enter(&mut self, state: RunState, reason: Option<String>, failures: u32) {
         self.file.state = state;
-        self.file.reason = reason;
+        self.file.reason = reason.map(|text| redacted(&text).into_owned());
         self.file.failures = failures;
         self.file.updated_at = now();
         if state.is_final() {
@@ -177,7 +178,7 @@ impl RunRecord {
         {
             attempt.ended_at = Some(now());
             attempt.outcome = Some(outcome.to_owned());
-            attempt.reason = reason;
+            attempt.reason = reason.map(|text| redacted(&text).into_owned());
         }
     }
 

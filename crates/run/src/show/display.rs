@@ -5,7 +5,7 @@ use std::io::{Error, IsTerminal};
 use std::time::Duration;
 
 use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
-use tandem_launch::output::to_stderr;
+use tandem_launch::output::{redacted, to_stderr};
 use tandem_trainer::{Event, EventSink, StepMetrics};
 
 /// Shows events on standard error (standard output stays free for results).
@@ -71,7 +71,7 @@ impl Display {
             }
         }
         if let Some(bar) = &self.bar {
-            bar.set_prefix(what.to_owned());
+            bar.set_prefix(redacted(what).into_owned());
             bar.set_length(total);
             bar.set_position(done);
         }

@@ -3,6 +3,7 @@
 use tandem_checkpoint::{RunDir, TrainState};
 use tandem_data::Position;
 use tandem_launch::experiment;
+use tandem_launch::output::redacted;
 
 use crate::environment::Environment;
 use crate::failure::{Failure, Outcome};
@@ -79,7 +80,10 @@ impl Checked {
     /// Writes the spec into the run's folder.
     pub fn keep_configuration(&self, spec: &RunSpec) -> Outcome<()> {
         let text = serde_json::to_string_pretty(spec).map_err(Failure::other)?;
-        write_whole(&self.storage.run_dir.join("run_config.json"), &text)
+        write_whole(
+            &self.storage.run_dir.join("run_config.json"),
+            &redacted(&text),
+        )
     }
 }
 
