@@ -13,6 +13,7 @@ use crate::manifest::{
     CHUNK_BYTES, COMMIT_FILE, CommitRecord, FORMAT, FORMAT_VERSION, FileRecord, MANIFEST_FILE,
     Manifest, PieceRecord, TensorRecord,
 };
+use crate::names::FileName;
 use crate::piece::Role;
 use crate::shard::{ShardReport, WrittenPiece};
 use crate::store::{PutMode, Store, StoreError, StoreErrorKind, join};
@@ -75,7 +76,7 @@ pub fn commit(
         global_step: manifest.state.global_step,
         metrics: manifest.state.metrics.clone(),
         manifest: FileRecord {
-            name: MANIFEST_FILE.to_owned(),
+            name: FileName::fixed(MANIFEST_FILE),
             bytes: manifest_json.len() as u64,
             blake3: Digest::of(&manifest_json),
         },

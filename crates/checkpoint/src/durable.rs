@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 /// What a file is called until it is whole.
-const PARTIAL_SUFFIX: &str = ".partial";
+pub(crate) const PARTIAL_SUFFIX: &str = ".partial";
 
 /// A file that takes its name when it is whole. Dropped before that, it leaves nothing.
 #[derive(Debug)]
@@ -22,8 +22,13 @@ impl PartialFile {
         let mut partial = target.as_os_str().to_owned();
         partial.push(PARTIAL_SUFFIX);
         let partial = PathBuf::from(partial);
+        // Made anew: what lies there may be a link to another file, which must not be written to.
+        match fs::remove_file(&partial) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
         Ok(Self {
-            file: File::create(&partial)?,
+            file: File::create_new(&partial)?,
             partial,
             target: target.to_owned(),
             finished: false,

@@ -4,6 +4,7 @@ use thiserror::Error;
 
 use crate::coverage::CoverageError;
 use crate::hf::WeightsError;
+use crate::names::NameError;
 use crate::piece::Role;
 use crate::store::StoreError;
 
@@ -136,6 +137,17 @@ pub enum CheckpointError {
     /// Retention that makes no sense.
     #[error("num_to_keep must be 1 at least")]
     NothingToKeep,
+    /// A link where a file of the run's own should be.
+    #[error(
+        "{location} is a link to somewhere else, which is not followed; put there what it leads to"
+    )]
+    Link {
+        /// The link.
+        location: String,
+    },
+    /// The name of something that is no checkpoint.
+    #[error(transparent)]
+    Name(#[from] NameError),
     /// A Hugging Face folder could not be written.
     #[error(transparent)]
     Weights(#[from] WeightsError),

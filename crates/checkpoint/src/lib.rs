@@ -32,6 +32,7 @@ mod header;
 mod hf;
 mod inspect;
 mod manifest;
+mod names;
 mod piece;
 mod read_plan;
 mod reader;
@@ -55,12 +56,10 @@ pub use inspect::{Contents, FileCheck};
 pub use manifest::{
     CHUNK_BYTES, CommitRecord, FORMAT_VERSION, FileRecord, Manifest, PieceRecord, TensorRecord,
 };
+pub use names::{CHECKPOINT_PREFIX, CheckpointName, FileName, NameError};
 pub use piece::{Piece, Role};
 pub use reader::{ReadRequest, Reader};
-pub use run_dir::{
-    CHECKPOINT_PREFIX, CheckpointEntry, Registered, Retention, RunDir, Score, ScoreOrder,
-    model_files,
-};
+pub use run_dir::{CheckpointEntry, Registered, Retention, RunDir, Score, ScoreOrder, model_files};
 pub use safetensors::Dtype;
 pub use shard::{ShardReport, WrittenPiece, write_shard};
 pub use store::{Store, local_path, open_store};

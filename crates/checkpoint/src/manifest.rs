@@ -11,6 +11,7 @@ use tandem_mesh::ShardSlice;
 
 use crate::digest::Digest;
 use crate::error::CheckpointError;
+use crate::names::FileName;
 use crate::piece::Role;
 use crate::train_state::TrainState;
 
@@ -50,7 +51,7 @@ pub struct Manifest {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileRecord {
     /// Its name in the checkpoint's folder.
-    pub name: String,
+    pub name: FileName,
     /// Its size.
     pub bytes: u64,
     /// Digest of all of it.
@@ -72,7 +73,7 @@ pub struct TensorRecord {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PieceRecord {
     /// The file's name.
-    pub file: String,
+    pub file: FileName,
     /// The safetensors key in it.
     pub key: String,
     /// Where the rectangle starts in the tensor, per dimension.
@@ -147,9 +148,6 @@ impl Manifest {
             .iter()
             .map(|file| (file.name.as_str(), file.bytes))
             .collect();
-        if let Some(file) = self.files.iter().find(|file| file.name.contains('/')) {
-            return Some(format!("{:?} is not a file's name", file.name));
-        }
         for (name, tensor, role, piece) in self.pieces() {
             let here = |problem: &str| Some(format!("{role} of tensor {name:?} {problem}"));
             if tensor.dtype != "F32" {

@@ -358,5 +358,14 @@ fn read_manifest(
         });
     }
     let manifest = Manifest::parse(&bytes, &location)?;
+    if commit.global_step != manifest.state.global_step {
+        return Err(CheckpointError::Damaged {
+            location: store.locate(&join(folder, COMMIT_FILE)),
+            problem: format!(
+                "it is of step {}, and its manifest of step {}",
+                commit.global_step, manifest.state.global_step
+            ),
+        });
+    }
     Ok((commit, manifest))
 }

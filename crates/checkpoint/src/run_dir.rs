@@ -7,7 +7,7 @@ mod manager_snapshot;
 mod retention;
 mod scan;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -16,13 +16,13 @@ use serde_json::Value;
 use crate::commit::NewCheckpoint;
 use crate::error::CheckpointError;
 use crate::export::ModelFile;
-use crate::manifest::COMMIT_FILE;
+use crate::names::CheckpointName;
 use crate::reader::{Reader, read_commit};
 use crate::store::{PutMode, Store, StoreError, join};
 use manager_snapshot::{ManagerSnapshot, TrainingResult};
+use scan::delete_checkpoint;
 
 pub use retention::{Retention, Score, ScoreOrder};
-pub use scan::PREFIX as CHECKPOINT_PREFIX;
 
 /// Config and tokenizer of the model are kept here, so that a checkpoint can be exported without the model's origin.
 const MODEL_FOLDER: &str = "model";
@@ -35,7 +35,9 @@ pub struct RunDir {
     snapshot: ManagerSnapshot,
     /// Oldest first.
     checkpoints: Vec<CheckpointEntry>,
-    torn: Vec<String>,
+    torn: Vec<CheckpointName>,
+    /// What is left of checkpoints whose deletion was begun.
+    deleting: Vec<CheckpointName>,
     warnings: Vec<String>,
 }
 
@@ -43,7 +45,7 @@ pub struct RunDir {
 #[derive(Debug, Clone, PartialEq)]
 pub struct CheckpointEntry {
     /// Its folder's name.
-    pub name: String,
+    pub name: CheckpointName,
     /// When its save began, in microseconds since 1970, UTC.
     pub created_unix_us: i64,
     /// Optimizer steps that were done.
@@ -58,9 +60,9 @@ pub struct CheckpointEntry {
 #[derive(Debug, Default)]
 pub struct Registered {
     /// Names of the checkpoints that are gone.
-    pub deleted: Vec<String>,
+    pub deleted: Vec<CheckpointName>,
     /// Checkpoints that should be gone, and why they are not. They are tried again at the next [`RunDir::clean`].
-    pub not_deleted: Vec<(String, StoreError)>,
+    pub not_deleted: Vec<(CheckpointName, StoreError)>,
 }
 
 impl RunDir {
@@ -73,13 +75,18 @@ impl RunDir {
             return Err(CheckpointError::NothingToKeep);
         }
         let (snapshot, warning) = ManagerSnapshot::read(store.as_ref())?;
-        let scan::Found { checkpoints, torn } = scan::scan(store.as_ref(), &snapshot.deleting)?;
+        let scan::Found {
+            checkpoints,
+            torn,
+            deleting,
+        } = scan::scan(store.as_ref(), &snapshot)?;
         Ok(Self {
             store,
             retention,
             snapshot,
             checkpoints,
             torn,
+            deleting,
             warnings: warning.into_iter().collect(),
         })
     }
@@ -100,7 +107,7 @@ impl RunDir {
     }
 
     /// Folders that saves or deletions have left half done, which [`RunDir::clean`] will remove.
-    pub fn torn(&self) -> &[String] {
+    pub fn torn(&self) -> &[CheckpointName] {
         &self.torn
     }
 
@@ -122,7 +129,7 @@ impl RunDir {
     ///
     /// # Errors
     /// The store refuses; the call can be repeated.
-    pub fn remove_torn(&mut self) -> Result<Vec<String>, CheckpointError> {
+    pub fn remove_torn(&mut self) -> Result<Vec<CheckpointName>, CheckpointError> {
         for name in &self.torn {
             delete_checkpoint(self.store.as_ref(), name)?;
         }
@@ -134,15 +141,15 @@ impl RunDir {
     ///
     /// # Errors
     /// The store refuses; the call can be repeated.
-    pub fn clean(&mut self) -> Result<Vec<String>, CheckpointError> {
-        let mut removed = self.snapshot.deleting.clone();
+    pub fn clean(&mut self) -> Result<Vec<CheckpointName>, CheckpointError> {
+        let mut removed = self.deleting.clone();
         removed.extend(self.torn.iter().cloned());
         removed.sort();
-        removed.dedup();
         for name in &removed {
             delete_checkpoint(self.store.as_ref(), name)?;
         }
         self.torn.clear();
+        self.deleting.clear();
         self.snapshot.deleting.clear();
         self.update_results()?;
         // Also when nothing has changed: an old Ray may have left out what a newer one demands.
@@ -172,10 +179,11 @@ impl RunDir {
     /// The checkpoint is not committed, or the snapshot cannot be written; nothing is deleted then, and the checkpoint is
     /// found all the same when the folder is opened again.
     pub fn register(&mut self, name: &str) -> Result<Registered, CheckpointError> {
+        let name = &CheckpointName::new(name)?;
         let commit = read_commit(self.store.as_ref(), name)?;
-        self.checkpoints.retain(|entry| entry.name != name);
+        self.checkpoints.retain(|entry| entry.name != *name);
         self.checkpoints.push(CheckpointEntry {
-            name: name.to_owned(),
+            name: name.clone(),
             created_unix_us: commit.created_unix_us,
             global_step: commit.global_step,
             metrics: commit.metrics,
@@ -187,7 +195,8 @@ impl RunDir {
         let superfluous = self.superfluous();
         self.checkpoints
             .retain(|entry| !superfluous.contains(&entry.name));
-        self.snapshot.retain(|name| !superfluous.contains(name));
+        let going: BTreeSet<&str> = superfluous.iter().map(CheckpointName::as_str).collect();
+        self.snapshot.retain(|name| !going.contains(name.as_str()));
         self.snapshot.deleting.extend(superfluous.iter().cloned());
         self.snapshot.write(self.store.as_ref())?;
 
@@ -210,14 +219,16 @@ impl RunDir {
     /// # Errors
     /// The store refuses; [`RunDir::clean`] will try again.
     pub fn discard(&self, new: &NewCheckpoint) -> Result<(), CheckpointError> {
-        Ok(delete_checkpoint(self.store.as_ref(), &new.folder)?)
+        let name = CheckpointName::new(&new.folder)?;
+        Ok(delete_checkpoint(self.store.as_ref(), &name)?)
     }
 
     /// Keeps a file of the model (config.json, the tokenizer's) with the experiment.
     ///
     /// # Errors
-    /// The store refuses.
+    /// The store refuses, or the folder of these files is a link.
     pub fn put_model_file(&self, file: &ModelFile) -> Result<(), CheckpointError> {
+        refuse_link(self.store.as_ref(), "", MODEL_FOLDER)?;
         let path = join(MODEL_FOLDER, &file.name);
         Ok(self.store.put(&path, &file.bytes, PutMode::Replace)?)
     }
@@ -243,7 +254,7 @@ impl RunDir {
         self.snapshot.retain(|name| folders.contains(name));
         for entry in &self.checkpoints {
             self.snapshot.add(TrainingResult {
-                checkpoint_dir_name: entry.name.clone(),
+                checkpoint_dir_name: entry.name.to_string(),
                 metrics: entry.metrics.clone().into_iter().collect(),
                 rest: serde_json::Map::new(),
             });
@@ -257,13 +268,17 @@ impl RunDir {
     }
 
     /// Checkpoints that retention no longer wants.
-    fn superfluous(&self) -> Vec<String> {
-        let ours: HashSet<&str> = self.checkpoints.iter().map(|c| c.name.as_str()).collect();
+    fn superfluous(&self) -> Vec<CheckpointName> {
         let latest = self.latest().map(|latest| latest.name.as_str());
+        let ours = |name: &str| {
+            let mut own = self.checkpoints.iter();
+            own.find(|entry| entry.name == name)
+                .map(|entry| entry.name.clone())
+        };
         self.snapshot
             .beyond(self.retention.num_to_keep)
-            .filter(|name| ours.contains(name) && Some(*name) != latest)
-            .map(str::to_owned)
+            .filter(|name| Some(*name) != latest)
+            .filter_map(ours)
             .collect()
     }
 }
@@ -271,12 +286,16 @@ impl RunDir {
 /// The files of the model that were kept at the root of `store`, without a look at the checkpoints.
 ///
 /// # Errors
-/// The store refuses.
+/// The store refuses, or there is a link to elsewhere among them.
 pub fn model_files(store: &dyn Store) -> Result<Vec<ModelFile>, CheckpointError> {
+    refuse_link(store, "", MODEL_FOLDER)?;
     let listed = store.list(MODEL_FOLDER)?;
     let files = listed.into_iter().filter(|listed| listed.size.is_some());
     files
         .map(|file| {
+            if file.is_link {
+                return Err(link(store, MODEL_FOLDER, &file.name));
+            }
             let bytes = store.read(&join(MODEL_FOLDER, &file.name))?;
             Ok(ModelFile {
                 name: file.name,
@@ -286,8 +305,16 @@ pub fn model_files(store: &dyn Store) -> Result<Vec<ModelFile>, CheckpointError>
         .collect()
 }
 
-/// The commit record goes first: from then on the rest is no checkpoint, however much of it is left.
-fn delete_checkpoint(store: &dyn Store, name: &str) -> Result<(), StoreError> {
-    store.delete(&join(name, COMMIT_FILE))?;
-    store.delete_folder(name)
+fn refuse_link(store: &dyn Store, folder: &str, name: &str) -> Result<(), CheckpointError> {
+    let listed = store.list(folder)?;
+    if listed.iter().any(|l| l.name == name && l.is_link) {
+        return Err(link(store, folder, name));
+    }
+    Ok(())
+}
+
+fn link(store: &dyn Store, folder: &str, name: &str) -> CheckpointError {
+    CheckpointError::Link {
+        location: store.locate(&join(folder, name)),
+    }
 }

@@ -11,6 +11,7 @@ use crate::digest::Digest;
 use crate::error::CheckpointError;
 use crate::header::Header;
 use crate::manifest::{CHUNK_BYTES, FileRecord};
+use crate::names::FileName;
 use crate::piece::{Piece, Role};
 use crate::store::{Store, StoreError, StoreErrorKind, join};
 
@@ -70,7 +71,7 @@ pub fn write_shard(
         });
     }
 
-    let name = format!("{SHARD_PREFIX}{rank:05}{SHARD_SUFFIX}");
+    let name = shard_name(rank);
     let path = join(folder, &name);
     let keys = keys(&pieces);
     let shapes: Vec<Vec<usize>> = pieces
@@ -125,6 +126,10 @@ pub fn write_shard(
     })
 }
 
+fn shard_name(rank: usize) -> FileName {
+    FileName::numbered(SHARD_PREFIX, rank, SHARD_SUFFIX)
+}
+
 fn write_file(
     store: &dyn Store,
     path: &str,
@@ -175,9 +180,12 @@ fn chunks<'a>(piece: &Piece<'a>) -> impl Iterator<Item = &'a [u8]> {
 const SHARD_PREFIX: &str = "shard-";
 const SHARD_SUFFIX: &str = ".safetensors";
 
-/// Whether a file of this name is one that a save may have left behind.
+/// Whether a shard may have this name.
 pub(crate) fn is_shard_name(name: &str) -> bool {
-    name.starts_with(SHARD_PREFIX) && name.contains(SHARD_SUFFIX)
+    let rank = name
+        .strip_prefix(SHARD_PREFIX)
+        .and_then(|rest| rest.strip_suffix(SHARD_SUFFIX));
+    rank.is_some_and(|rank| rank.len() >= 5 && rank.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 /// `role.tensor`, with a number where a rank owns several pieces of one tensor.

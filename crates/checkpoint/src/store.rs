@@ -60,11 +60,12 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// The store refuses.
     fn delete(&self, path: &str) -> Result<(), StoreError>;
 
-    /// Deletes `folder` with all that is in it, in no certain order; one that is absent is no error.
+    /// Deletes the files directly in `folder` whose names `chosen` accepts, in no certain order, and the folder when nothing
+    /// else is in it. Sub-folders and links stay. A folder that is absent is no error.
     ///
     /// # Errors
-    /// The store refuses. Part of the folder may then be gone.
-    fn delete_folder(&self, folder: &str) -> Result<(), StoreError>;
+    /// The store refuses, or `folder` is a link to one. Part of the files may then be gone.
+    fn delete_folder(&self, folder: &str, chosen: &dyn Fn(&str) -> bool) -> Result<(), StoreError>;
 
     /// The sizes that the files `names` in `folder` have, `None` for those that are absent.
     ///
@@ -142,10 +143,24 @@ pub enum PutMode {
 /// Something in a folder.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Listed {
-    /// Its name, without the folder's.
+    /// Its name, without the folder's. What is no Unicode in it is replaced, so that it is no name of ours.
     pub name: String,
-    /// Bytes of a file; `None` for a folder.
+    /// Bytes of a file; `None` for a folder. Of a link, what it leads to has.
     pub size: Option<u64>,
+    /// Whether it is a link to something elsewhere, which is not ours to follow.
+    pub is_link: bool,
+}
+
+impl Listed {
+    /// Whether it is a file of its own.
+    pub fn is_file(&self) -> bool {
+        self.size.is_some() && !self.is_link
+    }
+
+    /// Whether it is a folder of its own.
+    pub fn is_folder(&self) -> bool {
+        self.size.is_none() && !self.is_link
+    }
 }
 
 /// An operation that a store did not carry out.

@@ -8,6 +8,7 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 use tandem_comm::all_gather_numbers;
 use tandem_launch::env::WorkerEnv;
+use tandem_launch::say;
 use tandem_mesh::DeviceMesh;
 use tandem_model::{ModelConfig, ModuleTree};
 use tandem_parallel::RandomInit;
@@ -177,20 +178,26 @@ pub fn run(args: &BenchStepArgs, line: &[OsString]) -> Outcome<i32> {
         }
         let text = std::fs::read_to_string(scratch.path().join(RESULT)).map_err(Failure::other)?;
         if args.json {
-            println!("{text}");
+            say!("{text}")?;
         } else {
-            print(args, &serde_json::from_str(&text).map_err(Failure::other)?);
+            print(args, &serde_json::from_str(&text).map_err(Failure::other)?)?;
         }
     }
     Ok(0)
 }
 
-fn print(args: &BenchStepArgs, m: &Measurement) {
-    println!(
+fn print(args: &BenchStepArgs, m: &Measurement) -> Outcome<()> {
+    say!(
         "Qwen2-0.5B, {} layers, seq {}, batch {}, {:?}, tp {} x dp {}, {:?}",
-        args.layers, args.seq, args.batch, args.dtype, m.tp, m.dp, args.strategy
-    );
-    println!(
+        args.layers,
+        args.seq,
+        args.batch,
+        args.dtype,
+        m.tp,
+        m.dp,
+        args.strategy
+    )?;
+    say!(
         "  step {:.3} s median ({:.3} to {:.3})   {:.0} tokens/s   {:.2} x the floor: {:.3} s of products, {:.3} s of memory",
         m.step_time_s,
         m.step_time_min_s,
@@ -199,27 +206,27 @@ fn print(args: &BenchStepArgs, m: &Measurement) {
         m.floor_ratio,
         m.gemm_floor_s,
         m.memory_floor_s
-    );
+    )?;
     let peaks: Vec<String> = m
         .peak_memory_mb
         .iter()
         .map(|mb| format!("{mb:.0}"))
         .collect();
-    println!(
+    say!(
         "  {:.3} s of processor time and {:.0} page faults in a step, all ranks",
-        m.cpu_s_per_step, m.page_faults_per_step
-    );
-    println!(
+        m.cpu_s_per_step,
+        m.page_faults_per_step
+    )?;
+    say!(
         "  peak memory per rank, MB: {}   loss {:.4} -> {:.4}",
         peaks.join(" "),
         m.loss_first,
         m.loss_last
-    );
+    )?;
     for (name, count, tokens, inputs, outputs, rate) in &m.gemms {
-        println!(
-            "  {count:>3} x {name:<14} [{tokens}, {inputs}] -> {outputs:<6} {rate:>7.0} GFLOP/s"
-        );
+        say!("  {count:>3} x {name:<14} [{tokens}, {inputs}] -> {outputs:<6} {rate:>7.0} GFLOP/s")?;
     }
+    Ok(())
 }
 
 /// What this process has used so far.

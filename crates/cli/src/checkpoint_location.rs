@@ -3,8 +3,10 @@
 use std::sync::Arc;
 
 use tandem_checkpoint::{
-    CHECKPOINT_PREFIX, ModelFile, Reader, Retention, RunDir, Store, model_files, open_store,
+    CHECKPOINT_PREFIX, ModelFile, Reader, Retention, RunDir, Store, local_path, model_files,
+    open_store,
 };
+use tandem_launch::controller::RunStatus;
 use tandem_run::environment::Environment;
 use tandem_run::failure::{Failure, Outcome};
 
@@ -13,6 +15,8 @@ pub struct Located {
     /// The checkpoint.
     pub reader: Reader,
     store: Arc<dyn Store>,
+    /// The experiment's folder or URL.
+    place: String,
 }
 
 impl Located {
@@ -24,7 +28,11 @@ impl Located {
         if name.starts_with(CHECKPOINT_PREFIX) {
             let store = open(parent)?;
             let reader = Reader::open(store.clone(), name).map_err(Failure::other)?;
-            return Ok(Self { reader, store });
+            return Ok(Self {
+                reader,
+                store,
+                place: parent.to_owned(),
+            });
         }
         let store = open(trimmed)?;
         let run = RunDir::open(store.clone(), Retention::default()).map_err(Failure::other)?;
@@ -34,7 +42,16 @@ impl Located {
             )));
         };
         let reader = run.reader(&latest.name).map_err(Failure::other)?;
-        Ok(Self { reader, store })
+        Ok(Self {
+            reader,
+            store,
+            place: trimmed.to_owned(),
+        })
+    }
+
+    /// What the run does, where its controller has left word beside the checkpoint.
+    pub fn run_status(&self) -> Option<RunStatus> {
+        RunStatus::of(local_path(&self.place)?)
     }
 
     /// Config and tokenizer of the model, which are kept with the experiment.

@@ -8,6 +8,7 @@ use rustix::fs::statvfs;
 use rustix::process::{Resource, getrlimit};
 use serde::Serialize;
 use tandem_launch::exit_code;
+use tandem_launch::say;
 use tandem_run::environment::Environment;
 use tandem_run::failure::{Failure, Outcome};
 use tandem_tensor::memory;
@@ -93,9 +94,9 @@ pub fn run(args: &DoctorArgs, environment: &Environment) -> Outcome<i32> {
     let report = Report { sections, problems };
     if args.json {
         let text = serde_json::to_string_pretty(&report).map_err(Failure::other)?;
-        println!("{text}");
+        say!("{text}")?;
     } else {
-        print!("{}", text(&report));
+        say!("{}", text(&report).trim_end())?;
     }
     Ok(code)
 }

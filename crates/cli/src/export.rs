@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use tandem_checkpoint::{DEFAULT_SHARD_BYTES, FloatKind, export};
+use tandem_launch::say;
 use tandem_run::environment::Environment;
 use tandem_run::failure::{Failure, Outcome};
 
@@ -60,11 +61,11 @@ pub fn run(args: &ExportArgs, environment: &Environment) -> Outcome<i32> {
     );
     bar.finish_and_clear();
     result.map_err(Failure::other)?;
-    println!(
+    say!(
         "{}: {tensors} tensors of {}, after step {}",
         args.output.display(),
         reader.location(),
         reader.state().global_step
-    );
+    )?;
     Ok(0)
 }

@@ -3,6 +3,7 @@
 use clap::{ArgAction, Args};
 use tandem_checkpoint::{Reader, TrainState};
 use tandem_launch::exit_code;
+use tandem_launch::say;
 use tandem_run::environment::Environment;
 use tandem_run::failure::Outcome;
 
@@ -27,30 +28,34 @@ pub struct InspectArgs {
 
 /// Prints to standard output. Returns the exit code: 1 when something is damaged.
 pub fn run(args: &InspectArgs, environment: &Environment) -> Outcome<i32> {
-    let reader = Located::open(&args.checkpoint, environment)?.reader;
-    println!("{}", reader.location());
+    let located = Located::open(&args.checkpoint, environment)?;
+    if let Some(status) = located.run_status() {
+        say!("run: {status}")?;
+    }
+    let reader = located.reader;
+    say!("{}", reader.location())?;
     for line in state(reader.state()) {
-        println!("  {line}");
+        say!("  {line}")?;
     }
     let contents = reader.manifest().contents();
-    println!(
+    say!(
         "  holds      {} tensors, {:.1} MB in {} files",
         contents.shapes.len(),
         contents.bytes as f64 / 1e6,
         contents.files.len()
-    );
+    )?;
     for (role, elements) in &contents.elements {
-        println!("             {elements} elements of {role}");
+        say!("             {elements} elements of {role}")?;
     }
     if args.tensors {
         for (name, shape) in &contents.shapes {
-            println!("  {name}  {shape:?}");
+            say!("  {name}  {shape:?}")?;
         }
     }
     if !args.verify {
         return Ok(exit_code::OK);
     }
-    Ok(if verify(&reader) {
+    Ok(if verify(&reader)? {
         exit_code::OK
     } else {
         exit_code::FAILURE
@@ -87,18 +92,18 @@ fn state(state: &TrainState) -> Vec<String> {
 }
 
 /// Whether all files are what was written; says which are not.
-fn verify(reader: &Reader) -> bool {
+fn verify(reader: &Reader) -> Outcome<bool> {
     let mut good = true;
     for check in reader.verify(|_| {}) {
         if check.problems.is_empty() {
-            println!("  {}  {} bytes, whole", check.file.name, check.file.bytes);
+            say!("  {}  {} bytes, whole", check.file.name, check.file.bytes)?;
             continue;
         }
         good = false;
-        println!("  {}  DAMAGED", check.file.name);
+        say!("  {}  DAMAGED", check.file.name)?;
         for problem in check.problems {
-            println!("    {problem}");
+            say!("    {problem}")?;
         }
     }
-    good
+    Ok(good)
 }

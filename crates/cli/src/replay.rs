@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use clap::{ArgAction, Args, ValueEnum};
 use tandem_checkpoint::HfWeights;
 use tandem_launch::env::WorkerEnv;
+use tandem_launch::say;
 use tandem_mesh::DeviceMesh;
 use tandem_model::{ModelConfig, ModuleTree};
 use tandem_parallel::OptimizerState;
@@ -252,14 +253,14 @@ pub fn check(args: &ReplayArgs, case: &Case) -> Outcome<()> {
         &mask,
         tolerances,
     ));
-    println!("{}", verdict::table(&verdicts));
+    say!("{}", verdict::table(&verdicts))?;
     let missed: Vec<_> = verdicts
         .iter()
         .filter(|v| !v.passes())
         .map(|v| v.metric)
         .collect();
     if missed.is_empty() {
-        println!("all within tolerance");
+        say!("all within tolerance")?;
         Ok(())
     } else {
         Err(Failure::other(format!(

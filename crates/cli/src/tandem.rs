@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use tandem_launch::exit_code;
+use tandem_launch::say;
 use tandem_run::environment::Environment;
 use tandem_run::failure::{Failure, Outcome};
 use tandem_run::libtorch::Libtorch;
@@ -104,6 +105,6 @@ fn replay_with_workers(args: &ReplayArgs, line: &[OsString]) -> Outcome<i32> {
 
 fn print_schema() -> Outcome<i32> {
     let text = serde_json::to_string_pretty(&wire::request_schema()).map_err(Failure::other)?;
-    println!("{text}");
+    say!("{text}")?;
     Ok(exit_code::OK)
 }

@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! INITIALIZING ─► SCHEDULING ─► RUNNING ─► FINISHED      every worker ended with exit code 0
-//!                     ▲            ├─────► ABORTED       SIGINT or SIGTERM
+//!                     ▲            ├─────► ABORTED       SIGINT, SIGTERM or SIGHUP
 //!                     │            ├─────► ERRORED       more failures than max_failures, or one that a restart cannot cure
 //!                     └─ RESTARTING ◄──────              a failure; all workers are gone, back-off
 //! ```
@@ -15,9 +15,8 @@
 //! healthy.
 //!
 //! # Signals
-//! The first SIGINT or SIGTERM asks the workers to stop (or, without `graceful_stop`, ends them), the second one kills
-//! them at once. SIGUSR1 asks them to save a checkpoint. SIGHUP is left alone: by default it ends the controller, and
-//! under nohup it does nothing. Workers are in process groups of their own, so a terminal's
+//! The first SIGINT, SIGTERM or SIGHUP asks the workers to stop (or, without `graceful_stop`, ends them), the second one
+//! kills them at once. SIGUSR1 asks them to save a checkpoint. Under nohup, which ignores SIGHUP, that stays ignored. Workers are in process groups of their own, so a terminal's
 //! Ctrl-C reaches the controller only. A controller that dies takes its workers along, provided they call
 //! [`die_with_parent`](crate::parent::die_with_parent).
 //!
@@ -32,6 +31,7 @@ mod failure_policy;
 mod run_failure;
 mod run_lock;
 mod run_record;
+mod run_status;
 mod signals;
 mod spec;
 mod worker_exit;
@@ -42,6 +42,7 @@ pub use event::{ControllerEvent, Outcome, RunState, StopSignal};
 pub use failure::{Failure, FailureCause, RankError};
 pub use run_failure::RunFailure;
 pub use run_lock::{LockError, LockOwner};
+pub use run_status::RunStatus;
 pub use spec::{Backoff, LaunchSpec, SpecError};
 pub use worker_exit::WorkerExit;
 
@@ -65,7 +66,7 @@ impl Controller {
     /// Linux takes the end of the *thread* that started a worker for the death of its parent, so this thread must not
     /// end before the call returns (which it cannot, short of dying with the process).
     ///
-    /// Handlers for SIGINT, SIGTERM, SIGUSR1 and SIGCHLD are installed for the time of the call. Afterwards these
+    /// Handlers for SIGINT, SIGTERM, SIGHUP, SIGUSR1 and SIGCHLD are installed for the time of the call. Afterwards these
     /// signals are ignored rather than deadly: the program is expected to end soon.
     ///
     /// # Errors
@@ -97,6 +98,12 @@ impl Controller {
             run.emit(ControllerEvent::LockTakenOver { owner });
         }
         let result = run.run_attempts();
+        if let Err(error) = &result
+            && !run.record.is_over()
+        {
+            run.enter(RunState::Errored, Some(error.to_string()));
+        }
+        drop(run);
         drop(lock);
         result
     }
@@ -269,6 +276,20 @@ impl Run<'_> {
 
     fn emit(&mut self, event: ControllerEvent) {
         (self.on_event)(&event);
+    }
+}
+
+impl Drop for Run<'_> {
+    /// A panic of whoever is told of events ends the run, and the file must not say otherwise.
+    fn drop(&mut self) {
+        if std::thread::panicking() && !self.record.is_over() {
+            let reason = Some("the controller panicked".to_owned());
+            self.record.end_attempt("failed", reason.clone());
+            self.record
+                .enter(RunState::Errored, reason, self.policy.failures());
+            // The panic is the news.
+            let _ = self.record.save();
+        }
     }
 }
 

@@ -1,8 +1,9 @@
 //! A program that does this one's work in its place: it gets its request on standard input, what it prints is passed on
 //! line by line, and the signals that ask this process to end or to save go to it.
 
+use crate::stop_signals::hang_up_is_ignored;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
-use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -16,14 +17,18 @@ const TICK: Duration = Duration::from_millis(100);
 /// Runs `command` to its end, in a process group of its own, and returns its exit code (128 + the number of the signal
 /// that ended it, as shells do).
 ///
-/// SIGINT, SIGTERM and SIGUSR1 of this process are passed on, each time they come. A terminal's Ctrl-C reaches this process only,
+/// SIGINT, SIGTERM and SIGUSR1 of this process are passed on, each time they come, and SIGHUP, unless it is ignored, as SIGTERM. A terminal's Ctrl-C reaches this process only,
 /// so the program gets it once. After the call these signals do nothing: this process is expected to end soon.
 ///
 /// # Errors
 /// What the system said when the program could not be started or waited for.
 pub fn run(command: &mut Command, input: &[u8], on_line: &mut dyn FnMut(&str)) -> io::Result<i32> {
     // Installed first, so that a signal which comes while the program starts is not lost.
-    let mut signals = Signals::new([SIGINT, SIGTERM, SIGUSR1])?;
+    let mut passed_on = vec![SIGINT, SIGTERM, SIGUSR1];
+    if !hang_up_is_ignored() {
+        passed_on.push(SIGHUP);
+    }
+    let mut signals = Signals::new(passed_on)?;
     let handle = signals.handle();
     let mut child = command
         .stdin(Stdio::piped())
@@ -36,6 +41,7 @@ pub fn run(command: &mut Command, input: &[u8], on_line: &mut dyn FnMut(&str)) -
             let signal = match number {
                 SIGINT => Signal::INT,
                 SIGUSR1 => Signal::USR1,
+                // A driver does for SIGTERM what a hang-up means here.
                 _ => Signal::TERM,
             };
             // It may have ended in the same moment.

@@ -85,7 +85,8 @@ pub fn create_run_dir(storage_path: &Path, name: &str) -> Result<PathBuf, Experi
     let run_dir = storage_path.join(name);
     std::fs::create_dir_all(&run_dir).map_err(not_writable)?;
     // Permissions do not tell (root, read-only mounts, quotas): writing does.
-    tempfile::NamedTempFile::new_in(&run_dir)
+    // Without a name, so that a process which is killed here leaves nothing.
+    tempfile::tempfile_in(&run_dir)
         .and_then(|mut probe| io::Write::write_all(&mut probe, b"probe"))
         .map_err(not_writable)?;
     std::path::absolute(&run_dir).map_err(not_writable)

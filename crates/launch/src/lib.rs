@@ -14,6 +14,7 @@ pub mod delegate;
 pub mod env;
 pub mod exit_code;
 pub mod experiment;
+pub mod output;
 pub mod parent;
 mod process_table;
 pub mod protocol;

@@ -2,6 +2,7 @@
 
 use tandem_comm::CommError;
 use tandem_launch::exit_code;
+use tandem_launch::output::OutputError;
 use tandem_trainer::TrainError;
 
 /// A message for the user and the exit code that goes with it.
@@ -60,6 +61,12 @@ impl Failure {
             secondary: false,
             step: None,
         }
+    }
+}
+
+impl From<OutputError> for Failure {
+    fn from(error: OutputError) -> Self {
+        Self::other(error)
     }
 }
 

@@ -4,6 +4,7 @@ use tandem_checkpoint::{Digest, TrainState};
 use tandem_model::{ModelConfig, ModuleTree};
 
 use crate::prepare::Prepared;
+use crate::resume::DATA_SIZE;
 use crate::spec::RunSpec;
 
 /// Everything of a checkpoint's state that is no progress.
@@ -21,6 +22,7 @@ pub fn identity(spec: &RunSpec, prepared: &Prepared) -> TrainState {
         seed: selection.seed,
         seq_length: selection.seq_length,
         settings: spec.settings(),
+        extra: [(DATA_SIZE.to_owned(), prepared.data_size())].into(),
         ..TrainState::default()
     }
 }

@@ -11,10 +11,11 @@ use crate::failure::{Failure, Outcome};
 const CONFIG: &str = "config.json";
 
 /// What transformers looks for beside the weights.
-const NAMES: [&str; 9] = [
+const NAMES: [&str; 10] = [
     CONFIG,
     "generation_config.json",
     "tokenizer.json",
+    "tokenizer.model",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",

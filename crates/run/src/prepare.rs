@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use serde_json::{Value, json};
 use tandem_data::{
     DatasetOptions, EpochLimit, Hub, Progress, Rows, Sampler, Source, TokenCache, TokenDataset,
     Tokenizer, Verify, Weights,
@@ -32,6 +33,8 @@ pub struct Prepared {
     pub left_out: Vec<String>,
     /// The tokens.
     pub dataset: Arc<TokenDataset>,
+    /// Documents and tokens of the dataset.
+    pub documents_and_tokens: (u64, u64),
     /// The file they are in.
     pub token_cache: PathBuf,
     /// Which of them when.
@@ -42,6 +45,14 @@ pub struct Prepared {
     pub memory: MemoryEstimate,
     /// The units of tp_rank 0, for their sizes.
     pub layouts: Vec<UnitLayout>,
+}
+
+impl Prepared {
+    /// How much data there is, for a checkpoint to remember.
+    pub fn data_size(&self) -> Value {
+        let (documents, tokens) = self.documents_and_tokens;
+        json!({"documents": documents, "tokens": tokens})
+    }
 }
 
 /// Fetches, reads and checks everything. `sink` sees how far the slow parts are.
@@ -82,6 +93,7 @@ pub fn prepare(
     );
     let (cache, mut left_out) = token_cache(spec, environment, &model_dir, &config, &hub, sink)?;
     let token_cache = cache.path().to_owned();
+    let documents_and_tokens = (cache.documents(), cache.tokens());
     let dataset = TokenDataset::new(Arc::new(cache), selection.seq_length, selection.packing)
         .map_err(Failure::other)?;
     let dataset = Arc::new(dataset);
@@ -98,6 +110,7 @@ pub fn prepare(
         strategy,
         left_out,
         dataset,
+        documents_and_tokens,
         token_cache,
         sampler,
         total_steps,

@@ -1,9 +1,15 @@
 //! Continuing from a checkpoint: finding it, checking that it is of this run, loading it on all ranks.
 
-use tandem_checkpoint::{Reader, RunDir, TrainState, differences};
+mod mismatch;
+
+pub use mismatch::DATA_SIZE;
+
+use tandem_checkpoint::{CheckpointName, Reader, RunDir, TrainState, differences};
+use tandem_data::Rows;
 use tandem_trainer::{Engine, Event, EventSink, gather_problems};
 
 use crate::failure::{Failure, Outcome};
+use crate::prepare::Prepared;
 use crate::ranks::Ranks;
 use crate::storage::Storage;
 
@@ -17,6 +23,20 @@ pub struct Resumed {
     pub older: Vec<String>,
 }
 
+/// What a run continues from, and as what.
+pub struct Origin<'a> {
+    /// What the run is, besides its progress.
+    pub identity: &'a TrainState,
+    /// What its data are.
+    pub prepared: &'a Prepared,
+    /// The checkpoint that the user has named.
+    pub chosen: Option<&'a CheckpointName>,
+    /// See [`RESUMED_AT`](crate::environment::RESUMED_AT).
+    pub resumed_at: Option<i64>,
+    /// Pass over checkpoints that are damaged.
+    pub fallback: bool,
+}
+
 /// Loads the newest checkpoint of the experiment into `engine`; `None` when there is none. With `fallback`, one that is
 /// damaged is passed over, and all ranks say so.
 ///
@@ -27,17 +47,19 @@ pub fn resume(
     ranks: &Ranks,
     storage: &Storage,
     run: Option<&RunDir>,
-    identity: &TrainState,
-    fallback: bool,
+    from: &Origin<'_>,
     sink: &mut dyn EventSink,
 ) -> Outcome<Option<Resumed>> {
-    let names = candidates(ranks, run)?;
+    let Origin {
+        identity, fallback, ..
+    } = *from;
+    let names = candidates(ranks, run, from)?;
     if names.is_empty() {
         return Ok(None);
     }
     let mut problems = Vec::new();
     for (index, name) in names.iter().enumerate() {
-        let own = load(engine, storage, name, identity, sink);
+        let own = load(engine, storage, name, from, sink);
         match agree(ranks, own)? {
             Ok(state) => {
                 engine.publish().map_err(Failure::train)?;
@@ -62,15 +84,22 @@ pub fn resume(
     )))
 }
 
-/// The checkpoints, newest first, as rank 0 sees them.
-fn candidates(ranks: &Ranks, run: Option<&RunDir>) -> Outcome<Vec<String>> {
-    let own: Vec<&str> = run
+/// The checkpoints, newest first, as rank 0 sees them. With one that the user has named, only those that were saved since,
+/// and then that one.
+fn candidates(ranks: &Ranks, run: Option<&RunDir>, from: &Origin<'_>) -> Outcome<Vec<String>> {
+    let since = match (from.chosen, from.resumed_at) {
+        (None, _) => i64::MIN,
+        (Some(_), moment) => moment.unwrap_or(i64::MAX),
+    };
+    let mut own: Vec<&str> = run
         .map(RunDir::checkpoints)
         .unwrap_or_default()
         .iter()
         .rev()
+        .filter(|entry| entry.created_unix_us >= since)
         .map(|entry| entry.name.as_str())
         .collect();
+    own.extend(from.chosen.map(CheckpointName::as_str));
     let names = ranks.text_of_first(&own.join("\n"))?;
     Ok(names.lines().map(str::to_owned).collect())
 }
@@ -79,11 +108,12 @@ fn load(
     engine: &mut Engine,
     storage: &Storage,
     name: &str,
-    identity: &TrainState,
+    from: &Origin<'_>,
     sink: &mut dyn EventSink,
 ) -> Outcome<TrainState> {
     let reader = Reader::open(storage.store.clone(), name).map_err(Failure::other)?;
-    check_same_run(reader.state(), identity, &reader.location())?;
+    check_same_run(reader.state(), from.identity, &reader.location())?;
+    check_progress(reader.state(), from.prepared, &reader.location())?;
     let mut progress = |done, total| {
         sink.event(Event::Progress {
             what: format!("loading {name}"),
@@ -99,15 +129,39 @@ fn load(
 
 /// Refuses to continue a run as another one.
 pub fn check_same_run(saved: &TrainState, identity: &TrainState, location: &str) -> Outcome<()> {
-    let refused = differences(saved, identity).refused;
-    if refused.is_empty() {
+    let lines = mismatch::lines(saved, identity);
+    if lines.is_empty() {
         return Ok(());
     }
-    let lines: Vec<String> = refused.iter().map(|one| format!("  {one}")).collect();
     Err(Failure::usage(format!(
-        "this run cannot continue from {location}, because it is not the same run:\n{}\nPass the values of the checkpoint, or \
+        "this run cannot continue from {location}, because it is not the same run:\n{}\nGive it what the checkpoint had, or \
          start a new experiment with another --experiment_name",
         lines.join("\n")
+    )))
+}
+
+/// Refuses progress that these data cannot have had: what a file says is not believed because it is there.
+pub fn check_progress(saved: &TrainState, prepared: &Prepared, location: &str) -> Outcome<()> {
+    let rows = prepared.dataset.len();
+    let TrainState {
+        epoch,
+        next_sample,
+        global_step,
+        next_global_sample,
+        ..
+    } = *saved;
+    let most = epoch
+        .checked_add(1)
+        .and_then(|epochs| epochs.checked_mul(rows));
+    let is_possible = next_sample <= rows
+        && most.is_some_and(|most| next_global_sample <= most)
+        && global_step <= next_global_sample;
+    if is_possible {
+        return Ok(());
+    }
+    Err(Failure::other(format!(
+        "{location} is damaged: step {global_step} with {next_global_sample} samples, then sample {next_sample} of epoch \
+         {epoch}, cannot be where a run on {rows} rows stood"
     )))
 }
 

@@ -7,6 +7,7 @@ use tandem_launch::env::WorkerEnv;
 use tandem_launch::exit_code;
 use tandem_launch::parent::die_with_parent;
 use tandem_launch::protocol::{Event, Metrics};
+use tandem_launch::tell;
 
 use crate::environment::Environment;
 use crate::failure::{Failure, Outcome};
@@ -65,7 +66,7 @@ pub fn end_worker(env: &WorkerEnv, control: ControlClient, result: Outcome<Ended
                     exit_code: failure.exit_code,
                 });
             }
-            eprintln!("rank {}: {}", env.rank, failure.message);
+            tell!("rank {}: {}", env.rank, failure.message);
             failure.exit_code
         }
     };
@@ -78,7 +79,7 @@ pub fn end(result: Outcome<i32>) -> ExitCode {
     match result {
         Ok(code) => to_exit_code(code),
         Err(failure) => {
-            eprintln!("error: {}", failure.message);
+            tell!("error: {}", failure.message);
             to_exit_code(failure.exit_code)
         }
     }

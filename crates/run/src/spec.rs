@@ -19,6 +19,7 @@
 //! Serialised ([`wire`]), a spec is `run_config.json` and the request to Ray.
 
 mod check;
+mod continued;
 mod ray;
 mod strategy;
 pub mod wire;
@@ -28,7 +29,7 @@ use std::path::PathBuf;
 
 use serde::{Serialize, Serializer};
 use serde_json::{Map, Value};
-use tandem_checkpoint::{Retention, Score, ScoreOrder, TrainState};
+use tandem_checkpoint::{CheckpointName, Retention, Score, ScoreOrder, TrainState};
 use tandem_comm::Transport;
 use tandem_mesh::DeviceMesh;
 use tandem_model::Recompute;
@@ -219,6 +220,8 @@ pub struct Experiment {
     pub storage_path: String,
     /// Which one.
     pub name: Name,
+    /// The checkpoint that it goes on from, where one is named; otherwise from the newest.
+    pub checkpoint: Option<CheckpointName>,
 }
 
 /// Which experiment.

@@ -19,14 +19,36 @@ pub struct Storage {
     pub run_dir: PathBuf,
     /// How a person would name it.
     pub location: String,
+    /// Whether the local folder was not there before.
+    is_new: bool,
 }
 
 impl Storage {
     /// The places of the experiment `name`; the local folder is made and proven to be writable.
     pub fn open(output: &Output, environment: &Environment, name: &str) -> Outcome<Self> {
-        let run_dir = experiment::create_run_dir(&output.local_folder(), name)
+        let folder = output.local_folder();
+        experiment::validate_name(name).map_err(|error| Failure::usage(error.to_string()))?;
+        let is_new = !folder.join(name).exists();
+        if is_new && !output.is_remote() && output.experiment.name.continued().is_some() {
+            return Err(nothing_to_continue(
+                name,
+                &folder.join(name).display().to_string(),
+            ));
+        }
+        let run_dir = experiment::create_run_dir(&folder, name)
             .map_err(|error| Failure::other(explained(output, &error)))?;
-        Self::at(output, environment, run_dir)
+        Ok(Self {
+            is_new,
+            ..Self::at(output, environment, run_dir)?
+        })
+    }
+
+    /// Leaves no empty folder of a run that does not begin.
+    pub fn give_up(&self) {
+        if self.is_new {
+            // Only an empty folder goes.
+            let _ = std::fs::remove_dir(&self.run_dir);
+        }
     }
 
     /// The places of the experiment whose local folder is `run_dir`, which is there already.
@@ -43,6 +65,7 @@ impl Storage {
             store: open_store(&location, environment.variables()).map_err(Failure::other)?,
             run_dir,
             location,
+            is_new: false,
         })
     }
 
@@ -62,6 +85,14 @@ impl Output {
     fn is_remote(&self) -> bool {
         local_path(&self.experiment.storage_path).is_none()
     }
+}
+
+/// The error of a run that is not there.
+pub fn nothing_to_continue(name: &str, location: &str) -> Failure {
+    Failure::usage(format!(
+        "--resume_from {name}: there is no checkpoint in {location}; it takes the name of an experiment in --storage_path, the \
+         folder of an experiment, or the folder of one of its checkpoints"
+    ))
 }
 
 fn explained(output: &Output, error: &experiment::ExperimentError) -> String {

@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use tandem_checkpoint::{HfWeights, RunDir, TrainState};
+use tandem_checkpoint::{CheckpointName, HfWeights, RunDir, TrainState};
 use tandem_comm::Observer;
 use tandem_data::{Loader, LoaderOptions, Position as DataPosition, Share};
 use tandem_launch::client::ControlClient;
@@ -24,12 +24,12 @@ use crate::identity::identity;
 use crate::model_files;
 use crate::prepare::{Prepared, check_memory, prepare};
 use crate::ranks::Ranks;
-use crate::resume::{Resumed, resume};
+use crate::resume::{Origin, Resumed, resume};
 use crate::session::Ended;
 use crate::show::reporter::{Reporter, saved_metrics};
 use crate::show::summary;
 use crate::spec::{Init, RunSpec};
-use crate::storage::Storage;
+use crate::storage::{Storage, nothing_to_continue};
 use crate::weights::HfSource;
 
 /// Trains to the end, or until it is asked to stop.
@@ -41,11 +41,11 @@ pub fn run(
 ) -> Outcome<Ended> {
     if !control.is_connected() {
         // Nobody translates signals into commands, so they come here (torchrun, Slurm, Kubernetes).
-        control
-            .stop_flag()
-            .set_by_signals()
-            .map_err(|error| Failure::other(format!("cannot install signal handlers: {error}")))?;
+        control.stop_flag().set_by_signals()
+    } else {
+        control.stop_flag().set_by_hang_up()
     }
+    .map_err(|error| Failure::other(format!("cannot install signal handlers: {error}")))?;
     let mut reporter = Reporter::new(control, env.rank, spec.output.shown.log_interval);
     reporter.event(Event::Phase("preparing".to_owned()));
     let prepared = prepare(spec, environment, &mut reporter)?;
@@ -129,18 +129,20 @@ impl Worker<'_> {
             self.ranks,
             storage,
             run.as_ref(),
-            &identity,
-            spec.output.local.resume_fallback,
+            &Origin {
+                identity: &identity,
+                prepared,
+                chosen: self.chosen(run.as_ref())?,
+                resumed_at: self.environment.resumed_at,
+                fallback: spec.output.local.resume_fallback,
+            },
             reporter,
         )?;
         let state = match &resumed {
             Some(resumed) => resumed.state.clone(),
             None => {
                 if let Some(name) = spec.output.experiment.name.continued() {
-                    return Err(Failure::usage(format!(
-                        "--resume_from {name}: there is no checkpoint in {}",
-                        storage.location
-                    )));
+                    return Err(nothing_to_continue(name, &storage.location));
                 }
                 if let Some(run) = &run {
                     // Wherever there is a checkpoint, they are there already.
@@ -156,6 +158,26 @@ impl Worker<'_> {
             state,
             resumed,
         })
+    }
+
+    /// The checkpoint that the user has named. A launcher that starts workers again would begin at it again and again, so
+    /// there it must be the newest, which is what the run goes on from anyway.
+    fn chosen(&self, run: Option<&RunDir>) -> Outcome<Option<&CheckpointName>> {
+        let Some(chosen) = &self.spec.output.experiment.checkpoint else {
+            return Ok(None);
+        };
+        if self.environment.resumed_at.is_some() {
+            return Ok(Some(chosen));
+        }
+        match run {
+            Some(run) if run.latest().is_none_or(|latest| latest.name != *chosen) => {
+                Err(Failure::usage(format!(
+                    "--resume_from {chosen}: under a launcher, a run goes on from the newest of its checkpoints; leave the \
+                     checkpoint's name out, or start with --num_workers and no launcher"
+                )))
+            }
+            _ => Ok(None),
+        }
     }
 
     /// The loop, from where the run stands to its last step.

@@ -116,14 +116,17 @@ pub fn write_whole(path: &Path, contents: &str) -> std::io::Result<()> {
 
 /// Cuts the metrics of `path` after step `done`, and returns the losses of what is left.
 fn keep_until(path: &Path, done: u64) -> std::io::Result<Vec<LossPoint>> {
-    let text = match std::fs::read_to_string(path) {
+    let bytes = match std::fs::read(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
         result => result?,
     };
     let mut losses = Vec::new();
     let mut kept = String::new();
-    for line in text.split_inclusive('\n') {
-        // The last line of a killed process may be cut off.
+    for line in bytes.split_inclusive(|byte| *byte == b'\n') {
+        // The last line of a killed process may be cut off, and a crash of the machine may leave anything.
+        let Ok(line) = std::str::from_utf8(line) else {
+            continue;
+        };
         match serde_json::from_str::<LossPoint>(line) {
             Ok(point) if point.step <= done && line.ends_with('\n') => {
                 losses.push(point);
@@ -132,7 +135,7 @@ fn keep_until(path: &Path, done: u64) -> std::io::Result<Vec<LossPoint>> {
             _ => {}
         }
     }
-    if kept.len() < text.len() {
+    if kept.len() < bytes.len() {
         write_whole(path, &kept)?;
     }
     Ok(losses)
@@ -149,7 +152,11 @@ mod tests {
         let path = folder.join("metrics.jsonl");
         let line = |step| format!("{{\"step\":{step},\"epoch\":0,\"loss\":1.5,\"lr\":0.1}}\n");
         let cut = "{\"step\":4,\"epo";
-        std::fs::write(&path, [line(1), line(2), line(3), cut.to_owned()].concat()).unwrap();
+        let mut bytes = [line(1), line(2), line(3), cut.to_owned()]
+            .concat()
+            .into_bytes();
+        bytes.splice(line(1).len()..line(1).len(), *b"{\"step\":1,\"\xff\":1}\n");
+        std::fs::write(&path, bytes).unwrap();
         let recorder = Recorder::create(&folder, Some(&folder), 2).unwrap();
         assert_eq!(std::fs::read_to_string(&path).unwrap(), line(1) + &line(2));
         recorder.finish().unwrap();

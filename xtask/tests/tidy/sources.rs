@@ -39,6 +39,21 @@ fn complaints(path: &Path, text: &str) -> Vec<String> {
             &format!("is longer than {MAX_LINES} lines: split it by concept"),
         );
     }
+    let is_program =
+        path.starts_with("crates") && path.components().any(|part| part.as_os_str() == "src");
+    for (line, number) in text.lines().zip(1..length + 1) {
+        let code = line.split("//").next().unwrap_or_default();
+        // The ends of all four names.
+        let prints = |name: &str| {
+            code.contains(&format!("{name}!(")) || code.contains(&format!("{name}! {{"))
+        };
+        if is_program && (prints("print") || prints("println")) {
+            complain(
+                number,
+                "panics where nobody takes the output: print with `say!` or `tell!` (tandem_launch::output)",
+            );
+        }
+    }
     let stem = path.file_stem().unwrap_or_default().to_string_lossy();
     if VAGUE_NAMES.contains(&stem.as_ref()) {
         complain(1, "has a name that says nothing of what it is about");
@@ -136,6 +151,19 @@ fn broken_rules_are_noticed() {
             found[0].starts_with("crates/model/src/rope.rs:2: "),
             "{found:?}"
         );
+    }
+
+    for line in [
+        "println!(\"x\");",
+        "eprintln!(\"x\");",
+        "    print!(\"x\");",
+    ] {
+        let found = of(&format!("//! A file.\n{line}\n"));
+        assert_eq!(found.len(), 1, "{line}: {found:?}");
+        let tests = format!("//! A file.\n#[cfg(test)]\nmod tests {{\n{line}\n}}\n");
+        assert_none(&of(&tests));
+        let elsewhere = format!("//! A file.\n{line}\n");
+        assert_none(&complaints(Path::new("xtask/src/demo.rs"), &elsewhere));
     }
 
     let long = format!("//! A file.\n{}", "fn f() {}\n".repeat(MAX_LINES));

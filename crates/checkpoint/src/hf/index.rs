@@ -1,21 +1,22 @@
 //! `model.safetensors.index.json`: which file holds which tensor.
 
 use std::collections::BTreeMap;
-use std::path::{Component, Path};
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::WeightsError;
+use crate::names::FileName;
 
-/// The index as it is in the file.
+/// The index as it is in the file, where a file is named by `N`.
 #[derive(Debug, Default, Serialize, Deserialize)]
-pub(super) struct Index {
+pub(super) struct Index<N = FileName> {
     /// `total_size` and whatever else its writer noted.
     #[serde(default)]
     pub metadata: BTreeMap<String, Value>,
     /// Tensor name to file name.
-    pub weight_map: BTreeMap<String, String>,
+    pub weight_map: BTreeMap<String, N>,
 }
 
 impl Index {
@@ -30,21 +31,22 @@ impl Index {
             file: path.to_owned(),
             problem,
         };
-        let index: Self = serde_json::from_slice(&text)
+        let index: Index<String> = serde_json::from_slice(&text)
             .map_err(|error| problem(format!("not an index: {error}")))?;
         if index.weight_map.is_empty() {
             return Err(problem("it names no tensor".to_owned()));
         }
-        for (tensor, file) in &index.weight_map {
-            let mut components = Path::new(file).components();
-            let is_plain = matches!(components.next(), Some(Component::Normal(_)))
-                && components.next().is_none();
-            if !is_plain {
-                return Err(problem(format!(
+        let named = index.weight_map.into_iter().map(|(tensor, file)| {
+            let name = FileName::new(&file).map_err(|_| {
+                problem(format!(
                     "tensor {tensor:?} is said to be in {file:?}, which is not the name of a file beside the index"
-                )));
-            }
-        }
-        Ok(index)
+                ))
+            })?;
+            Ok((tensor, name))
+        });
+        Ok(Self {
+            metadata: index.metadata,
+            weight_map: named.collect::<Result<_, WeightsError>>()?,
+        })
     }
 }

@@ -9,6 +9,7 @@ use tandem_mesh::ShardSlice;
 use super::index::Index;
 use super::{INDEX_FILE, SINGLE_FILE, WeightsError, tensor_list};
 use crate::header::Entry;
+use crate::names::FileName;
 use crate::tensor_file::TensorFile;
 
 /// The tensors of a Hugging Face model folder. Only headers are in memory; [`HfWeights::read`] fetches what a rank needs.
@@ -37,7 +38,7 @@ impl HfWeights {
             return Err(no_weights(folder));
         }
         let index = Index::read(&index_path)?;
-        let mut names: Vec<&String> = index.weight_map.values().collect();
+        let mut names: Vec<&FileName> = index.weight_map.values().collect();
         names.sort();
         names.dedup();
         let mut files = Vec::with_capacity(names.len());
@@ -47,7 +48,7 @@ impl HfWeights {
                 let tensor = index.weight_map.iter().find(|(_, file)| *file == name);
                 return Err(WeightsError::IndexedFileMissing {
                     index: index_path,
-                    file: name.clone(),
+                    file: name.to_string(),
                     tensor: tensor.map(|(tensor, _)| tensor.clone()).unwrap_or_default(),
                 });
             }
@@ -60,7 +61,7 @@ impl HfWeights {
             if !has_it {
                 return Err(WeightsError::IndexedTensorMissing {
                     index: index_path,
-                    file: name.clone(),
+                    file: name.to_string(),
                     tensor: tensor.clone(),
                 });
             }

@@ -13,6 +13,7 @@ use super::{INDEX_FILE, SINGLE_FILE, WeightsError};
 use crate::durable::{PartialFile, sync_folder, sync_parent};
 use crate::element::FloatKind;
 use crate::header::Header;
+use crate::names::FileName;
 
 /// Elements that [`HfWriter`] holds at a time.
 const WINDOW_ELEMENTS: usize = 4 << 20;
@@ -200,11 +201,12 @@ impl HfWriter {
     /// Adds a small file, such as config.json, to the folder.
     ///
     /// # Errors
-    /// The file cannot be written.
+    /// The name leads elsewhere or is taken, or the file cannot be written.
     pub fn add_file(&mut self, name: &str, bytes: &[u8]) -> Result<(), WeightsError> {
         let path = self.building.join(name);
         let write = || {
-            let mut file = File::create(&path)?;
+            FileName::new(name).map_err(io::Error::other)?;
+            let mut file = File::create_new(&path)?;
             file.write_all(bytes)?;
             file.sync_all()
         };
@@ -273,7 +275,7 @@ impl HfWriter {
         end().map_err(|source| self.cannot_write(shard, source))
     }
 
-    fn index(&self) -> Index {
+    fn index(&self) -> Index<String> {
         let total: usize = self.shards.iter().map(|shard| shard.bytes).sum();
         let weight_map = self
             .shards

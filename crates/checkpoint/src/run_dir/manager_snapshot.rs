@@ -6,11 +6,12 @@
 //! an old one did not write is made up for when it is read. Ray ignores fields that it does not know, and so do we, but we
 //! hand them on.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
 use super::retention::Retention;
 use crate::error::CheckpointError;
+use crate::names::CheckpointName;
 use crate::store::{PutMode, Store, StoreError, StoreErrorKind};
 
 /// Ray's name for it.
@@ -42,8 +43,8 @@ pub(super) struct ManagerSnapshot {
     #[serde(default)]
     failed_validation_checkpoint_dir_names: Vec<String>,
     /// Ours: checkpoints whose deletion was begun.
-    #[serde(default, rename = "tandem_deleting")]
-    pub deleting: Vec<String>,
+    #[serde(default, rename = "tandem_deleting", deserialize_with = "names")]
+    pub deleting: Vec<CheckpointName>,
     /// What only Ray knows the meaning of.
     #[serde(flatten)]
     rest: Map<String, Value>,
@@ -92,6 +93,12 @@ impl ManagerSnapshot {
             source: error.into(),
         })?;
         store.put(SNAPSHOT_FILE, &json, PutMode::Replace)
+    }
+
+    /// Whether it has this checkpoint.
+    pub fn lists(&self, name: &str) -> bool {
+        let mut results = self.checkpoint_results.iter();
+        results.any(|result| result.checkpoint_dir_name == name)
     }
 
     /// Enters a checkpoint as the next report, unless it is listed already.
@@ -189,4 +196,13 @@ impl ManagerSnapshot {
         self.pending_validation_specs
             .resize(self.pending_training_results.len(), Value::Bool(true));
     }
+}
+
+/// Names of checkpoints. What is none is passed over: nothing of ours has such a name, and the list is still good for the rest.
+fn names<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<CheckpointName>, D::Error> {
+    let names = Vec::<String>::deserialize(deserializer)?;
+    Ok(names
+        .into_iter()
+        .filter_map(|name| CheckpointName::new(name).ok())
+        .collect())
 }

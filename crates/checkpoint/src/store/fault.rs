@@ -203,13 +203,13 @@ impl Store for FaultStore {
         }
     }
 
-    fn delete_folder(&self, folder: &str) -> Result<(), StoreError> {
+    fn delete_folder(&self, folder: &str, chosen: &dyn Fn(&str) -> bool) -> Result<(), StoreError> {
         match self.trouble.next(0) {
-            Verdict::Works => return self.inner.delete_folder(folder),
+            Verdict::Works => return self.inner.delete_folder(folder, chosen),
             Verdict::Fails => {}
             Verdict::HalfThenFails => {
                 let listed = self.inner.list(folder)?;
-                let files = listed.iter().filter(|listed| listed.size.is_some());
+                let files = listed.iter().filter(|l| l.is_file() && chosen(&l.name));
                 for file in files.step_by(2) {
                     self.inner.delete(&join(folder, &file.name))?;
                 }

@@ -72,6 +72,11 @@ impl Store for LocalStore {
     fn open(&self, path: &str) -> Result<Box<dyn ReadAt>, StoreError> {
         let path = self.path(path);
         let open = || {
+            // Opening a pipe that somebody has put there would wait for ever.
+            let metadata = fs::metadata(&path)?;
+            if !metadata.is_file() {
+                return Err(io::Error::other("it is not a file"));
+            }
             let file = File::open(&path)?;
             let size = file.metadata()?.len();
             Ok((file, size))
@@ -88,18 +93,25 @@ impl Store for LocalStore {
             let mut listed = Vec::new();
             for entry in fs::read_dir(&path)? {
                 let entry = entry?;
-                // Names that are not UTF-8 are none of ours.
-                let Ok(name) = entry.file_name().into_string() else {
-                    continue;
-                };
-                let metadata = match fs::metadata(entry.path()) {
-                    Ok(metadata) => metadata,
-                    // Deleted since the folder was read, or a dangling link.
+                let name = entry.file_name().to_string_lossy().into_owned();
+                let is_link = match entry.file_type() {
+                    Ok(kind) => kind.is_symlink(),
                     Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                     Err(error) => return Err(error),
                 };
-                let size = (!metadata.is_dir()).then_some(metadata.len());
-                listed.push(Listed { name, size });
+                let size = match fs::metadata(entry.path()) {
+                    Ok(metadata) => (!metadata.is_dir()).then_some(metadata.len()),
+                    // A link to what is not there, or to what may not be seen.
+                    Err(_) if is_link => Some(0),
+                    // Deleted since the folder was read.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                    Err(error) => return Err(error),
+                };
+                listed.push(Listed {
+                    name,
+                    size,
+                    is_link,
+                });
             }
             listed.sort();
             Ok(listed)
@@ -120,9 +132,26 @@ impl Store for LocalStore {
         unless_absent(delete()).map_err(|error| failed("delete", &path, error))
     }
 
-    fn delete_folder(&self, folder: &str) -> Result<(), StoreError> {
+    fn delete_folder(&self, folder: &str, chosen: &dyn Fn(&str) -> bool) -> Result<(), StoreError> {
         let path = self.path(folder);
-        unless_absent(fs::remove_dir_all(&path)).map_err(|error| failed("delete", &path, error))
+        let delete = || {
+            if fs::symlink_metadata(&path)?.is_symlink() {
+                return Err(io::Error::other("it is a link to a folder elsewhere"));
+            }
+            for entry in fs::read_dir(&path)? {
+                let entry = entry?;
+                let is_chosen = entry.file_name().to_str().is_some_and(chosen);
+                if is_chosen && entry.file_type()?.is_file() {
+                    unless_absent(fs::remove_file(entry.path()))?;
+                }
+            }
+            match fs::remove_dir(&path) {
+                // What somebody else has put there keeps the folder.
+                Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
+                result => result,
+            }
+        };
+        unless_absent(delete()).map_err(|error| failed("delete", &path, error))
     }
 }
 

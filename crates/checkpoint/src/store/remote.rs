@@ -178,12 +178,14 @@ impl Store for RemoteStore {
             Some(Listed {
                 name: name(&object.location)?,
                 size: Some(object.size),
+                is_link: false,
             })
         });
         let folders = found.common_prefixes.iter().filter_map(|prefix| {
             Some(Listed {
                 name: name(prefix)?,
                 size: None,
+                is_link: false,
             })
         });
         let mut listed: Vec<Listed> = files.chain(folders).collect();
@@ -199,12 +201,10 @@ impl Store for RemoteStore {
         }
     }
 
-    fn delete_folder(&self, folder: &str) -> Result<(), StoreError> {
-        for Listed { name, size } in self.list(folder)? {
-            let path = join(folder, &name);
-            match size {
-                Some(_) => self.delete(&path)?,
-                None => self.delete_folder(&path)?,
+    fn delete_folder(&self, folder: &str, chosen: &dyn Fn(&str) -> bool) -> Result<(), StoreError> {
+        for listed in self.list(folder)? {
+            if listed.is_file() && chosen(&listed.name) {
+                self.delete(&join(folder, &listed.name))?;
             }
         }
         Ok(())

@@ -81,7 +81,7 @@ fn a_flipped_bit_of_any_piece_is_found_and_named() {
                 panic!("{error}");
             };
             assert!(
-                location.ends_with(&piece.file) && tensor == name && found == role,
+                location.ends_with(piece.file.as_str()) && tensor == name && found == role,
                 "{error}"
             );
             let checks = reader.verify(|_| {});

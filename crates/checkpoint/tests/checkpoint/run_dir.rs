@@ -258,23 +258,20 @@ fn leftovers_go_and_what_is_not_ours_stays() {
         fs::create_dir_all(path.parent().expect("a folder")).expect("creates");
         fs::write(path, "x").expect("writes");
     };
-    file("checkpoint_1/shard-00000.safetensors");
-    file("checkpoint_2/shard-00003.safetensors.partial");
-    file("checkpoint_2/manifest.json");
-    file("checkpoint_3/commit.json.partial");
-    fs::create_dir(root.path().join("checkpoint_4")).unwrap();
+    let torn = [1, 2, 3, 4].map(|number| format!("checkpoint_2026-11-25_10-00-0{number}.000000"));
+    file(&format!("{}/shard-00000.safetensors", torn[0]));
+    file(&format!("{}/shard-00003.safetensors.partial", torn[1]));
+    file(&format!("{}/manifest.json", torn[1]));
+    file(&format!("{}/commit.json.partial", torn[2]));
+    fs::create_dir(root.path().join(&torn[3])).unwrap();
+    // A copy that was not finished is the user's, whatever is in it.
+    file("checkpoint_best/shard-00000.safetensors");
     file("checkpoint_theirs/shard-00000.safetensors");
     file("checkpoint_theirs/readme.md");
     file("logs/rank0.log");
     file("checkpoint_notes.txt");
     let mut run = RunDir::open(store, Retention::default()).unwrap();
     assert!(run.latest().is_none());
-    let torn = [
-        "checkpoint_1",
-        "checkpoint_2",
-        "checkpoint_3",
-        "checkpoint_4",
-    ];
     assert_eq!(run.torn(), torn);
     assert_eq!(run.clean().unwrap(), torn);
     let mut left: Vec<_> = fs::read_dir(root.path())
@@ -286,6 +283,7 @@ fn leftovers_go_and_what_is_not_ours_stays() {
     assert_eq!(
         left,
         [
+            "checkpoint_best",
             snapshot,
             "checkpoint_notes.txt",
             "checkpoint_theirs",
@@ -368,4 +366,180 @@ fn files_of_the_model_are_kept() {
             .torn()
             .is_empty()
     );
+}
+
+/// All files below `folder`, with what is in them.
+fn content(folder: &Path) -> Vec<(std::path::PathBuf, Vec<u8>)> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() {
+            files.extend(content(&path));
+        } else {
+            files.push((path.clone(), fs::read(&path).expect("a file")));
+        }
+    }
+    files.sort();
+    files
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir(to).expect("creates");
+    for entry in fs::read_dir(from).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        fs::copy(&path, to.join(path.file_name().expect("a name"))).expect("copies");
+    }
+}
+
+#[test]
+fn a_snapshot_cannot_order_the_deletion_of_anything_but_a_checkpoint() {
+    let outer = TempDir::new().unwrap();
+    let root = outer.path().join("run");
+    let store: Arc<dyn Store> = Arc::new(LocalStore::new(&root));
+    let mut run = RunDir::open(store.clone(), Retention::default()).unwrap();
+    let first = save_and_register(&mut run, 1, MESH).unwrap();
+    let second = save_and_register(&mut run, 2, MESH).unwrap();
+    copy(&root.join(&second), &root.join("checkpoint_best"));
+    copy(
+        &root.join(&second),
+        &outer.path().join("checkpoint_2026-01-01_00-00-00.000000"),
+    );
+    for folder in [
+        "../victim",
+        "model",
+        "checkpoint_notes",
+        "checkpoint_2026-01-01_00-00-00.000000",
+    ] {
+        fs::create_dir_all(root.join(folder)).unwrap();
+        fs::write(root.join(folder).join("file"), "x").unwrap();
+    }
+    let victim = outer.path().join("victim");
+    let mut state = snapshot(&root);
+    let names = [
+        "../victim",
+        victim.to_str().unwrap(),
+        "..",
+        "",
+        ".",
+        "model",
+        "checkpoint_best",
+        "checkpoint_notes",
+        "checkpoint_/../model",
+        "checkpoint_2026-01-01_00-00-00.000000",
+        &first,
+    ];
+    state["tandem_deleting"] = json!(names);
+    let file = root.join("checkpoint_manager_snapshot.json");
+    fs::write(&file, state.to_string()).unwrap();
+    let before = content(outer.path());
+
+    let mut run = RunDir::open(store, Retention::default()).unwrap();
+    assert_eq!(
+        steps(&run),
+        [2],
+        "what was being deleted is no checkpoint any more"
+    );
+    assert_eq!(run.clean().unwrap(), [first.as_str()]);
+    let gone = |path: &Path| path.starts_with(root.join(&first)) || path == file;
+    let kept: Vec<_> = before.into_iter().filter(|(path, _)| !gone(path)).collect();
+    let mut after = content(outer.path());
+    after.retain(|(path, _)| *path != file);
+    assert_eq!(after, kept);
+}
+
+#[test]
+fn what_a_user_has_put_beside_the_checkpoints_is_left_alone() {
+    let outer = TempDir::new().unwrap();
+    let root = outer.path().join("run");
+    let store: Arc<dyn Store> = Arc::new(LocalStore::new(&root));
+    let mut run = RunDir::open(store.clone(), retention(Some(1), None)).unwrap();
+    let first = save_and_register(&mut run, 1, MESH).unwrap();
+    let elsewhere = outer.path().join(&first);
+    copy(&root.join(&first), &elsewhere);
+    let copies = [
+        "checkpoint_best",
+        "checkpoint_2026-11-25_10-00-00.000000",
+        "checkpoint_2026-11-25_10-00-00.000000_copy",
+    ];
+    for name in copies {
+        copy(&root.join(&first), &root.join(name));
+    }
+    // A checkpoint that was moved to another disk, and one of another run.
+    let links = ["checkpoint_2027-01-01_00-00-00.000000", "checkpoint_link"];
+    for name in links {
+        std::os::unix::fs::symlink(&elsewhere, root.join(name)).unwrap();
+    }
+    let kept = content(&elsewhere);
+
+    let mut run = RunDir::open(store.clone(), retention(Some(1), None)).unwrap();
+    assert_eq!(run.latest().unwrap().name, first, "it goes on from its own");
+    assert!(run.clean().unwrap().is_empty());
+    fs::write(root.join(&first).join("notes.txt"), "mine").unwrap();
+    save_and_register(&mut run, 2, MESH).unwrap();
+    save_and_register(&mut run, 3, MESH).unwrap();
+    assert_eq!(steps(&run), [3]);
+    assert_eq!(content(&elsewhere), kept);
+    for name in copies.into_iter().chain(links) {
+        assert_eq!(content(&root.join(name)).len(), kept.len(), "{name}");
+    }
+    let notes = content(&root.join(&first));
+    assert_eq!(
+        notes,
+        [(root.join(&first).join("notes.txt"), b"mine".to_vec())]
+    );
+
+    // An older checkpoint that nobody has listed was put there: another run's, or one from an archive.
+    let foreign = RunDir::open(
+        Arc::new(LocalStore::new(outer.path().join("other"))),
+        Retention::default(),
+    )
+    .unwrap();
+    let archived = foreign.begin();
+    save(foreign.store().as_ref(), &archived, 9, MESH).unwrap();
+    save_and_register(&mut run, 4, MESH).unwrap();
+    let place = root.join(&archived.folder);
+    copy(&outer.path().join("other").join(&archived.folder), &place);
+    let mut run = RunDir::open(store.clone(), retention(Some(1), None)).unwrap();
+    assert_eq!(steps(&run), [4]);
+    save_and_register(&mut run, 5, MESH).unwrap();
+    assert_eq!(content(&place).len(), kept.len());
+
+    // A checkpoint of ours whose place a link has taken is not deleted through the link.
+    let last = run.latest().unwrap().name.clone();
+    fs::rename(root.join(&last), outer.path().join("moved")).unwrap();
+    std::os::unix::fs::symlink(outer.path().join("moved"), root.join(&last)).unwrap();
+    let moved = content(&outer.path().join("moved"));
+    save_and_register(&mut run, 6, MESH).unwrap();
+    assert_eq!(content(&outer.path().join("moved")), moved);
+}
+
+#[test]
+fn links_are_not_read_or_written_through() {
+    let outer = TempDir::new().unwrap();
+    let root = outer.path().join("run");
+    let secret = outer.path().join("secret");
+    fs::write(&secret, "secret").unwrap();
+    fs::create_dir_all(root.join("model")).unwrap();
+    let link = |name: &str| std::os::unix::fs::symlink(&secret, root.join(name)).unwrap();
+    link("model/tokenizer.json");
+    link("checkpoint_manager_snapshot.json.partial");
+    let mut run = RunDir::open(Arc::new(LocalStore::new(&root)), Retention::default()).unwrap();
+    save_and_register(&mut run, 1, MESH).unwrap();
+    let error = run.model_files().unwrap_err().to_string();
+    assert!(error.contains("model/tokenizer.json is a link"), "{error}");
+    assert_eq!(fs::read(&secret).unwrap(), b"secret");
+
+    fs::rename(root.join("model"), outer.path().join("elsewhere")).unwrap();
+    std::os::unix::fs::symlink(outer.path().join("elsewhere"), root.join("model")).unwrap();
+    let file = ModelFile {
+        name: "config.json".into(),
+        bytes: b"{}".to_vec(),
+    };
+    for error in [
+        run.model_files().unwrap_err(),
+        run.put_model_file(&file).unwrap_err(),
+    ] {
+        assert!(matches!(error, CheckpointError::Link { .. }), "{error}");
+    }
+    assert!(!outer.path().join("elsewhere/config.json").exists());
 }

@@ -29,9 +29,9 @@ pub struct CheckpointFlags {
     #[arg(long, value_enum, default_value_t = Order::Max)]
     pub checkpoint_score_order: Order,
 
-    /// Continue the experiment of this name in the storage path, at the exact next sample; on any mesh, with either
-    /// strategy.
-    #[arg(long, value_name = "NAME")]
+    /// Continue an experiment at the exact next sample, on any mesh, with either strategy: its name in the storage path, its
+    /// folder, or the folder of one of its checkpoints, which is then the one to continue from.
+    #[arg(long, value_name = "NAME|DIR")]
     pub resume_from: Option<String>,
 
     /// When the newest checkpoint is damaged, take the one before it.

@@ -25,10 +25,11 @@ Started by itself, this program is the controller: it starts num_workers copies 
 with RANK and WORLD_SIZE set (torchrun), under Slurm or Open MPI, it is one worker. With --cluster ray, Ray Train starts
 the workers on a Ray cluster.
 
-Ctrl-C, SIGTERM: all workers finish their step, save and leave; a second time: they leave at once. SIGUSR1: save now and go on.
+Ctrl-C, SIGTERM, SIGHUP (a terminal that is closed; not under nohup): all workers finish their step, save and leave; a
+second time: they leave at once. SIGUSR1: save now and go on.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 75 stopped after saving (--resume_from continues), 130 interrupted and 143
-terminated without saving.";
+Exit codes: 0 done, 1 failed, 2 wrong usage, 75 stopped after saving (--resume_from continues), 129 hung up, 130 interrupted
+and 143 terminated without saving.";
 
 /// Trains with tensor parallelism inferred from the model (AutoTP) and ZeRO over the data parallel group.
 #[derive(Debug, Clone, Parser)]
@@ -322,12 +323,13 @@ impl CommonFlags {
             head_chunk_rows: HEAD_CHUNK_ROWS,
         };
         let output = Output {
-            experiment: Experiment {
-                storage_path: self.storage_path,
-                name: experiment(resume.from, self.experiment_name)?,
-            },
+            experiment: experiment(
+                at_home(self.storage_path),
+                resume.from.map(at_home),
+                self.experiment_name,
+            )?,
             local: Local {
-                local_path: self.local_path,
+                local_path: at_home(self.local_path.to_string_lossy().into_owned()).into(),
                 loss_output_dir: self.loss_output_dir,
                 resume_fallback: resume.fallback,
             },
@@ -389,15 +391,37 @@ impl CommonFlags {
     }
 }
 
-/// Which experiment the two flags with a name mean.
-fn experiment(resume_from: Option<String>, experiment_name: Option<String>) -> Outcome<Name> {
-    match (resume_from, experiment_name) {
-        (Some(resume), Some(name)) if resume != name => Err(Failure::usage(format!(
+/// Which experiment the flags mean.
+fn experiment(
+    storage_path: String,
+    resume_from: Option<String>,
+    experiment_name: Option<String>,
+) -> Outcome<Experiment> {
+    let Some(resume) = resume_from else {
+        return Ok(Experiment {
+            storage_path,
+            name: Name::New(experiment_name),
+            checkpoint: None,
+        });
+    };
+    let continued = Experiment::continued(storage_path, &resume)?;
+    match experiment_name {
+        Some(name) if continued.name.continued() != Some(&name) => Err(Failure::usage(format!(
             "--resume_from {resume} continues that experiment in place, but --experiment_name is {name}; leave \
              --experiment_name out"
         ))),
-        (Some(resume), _) => Ok(Name::Continued(resume)),
-        (None, name) => Ok(Name::New(name)),
+        _ => Ok(continued),
+    }
+}
+
+/// `~/x` in the user's home, which shells put there only where a word begins with it (not in `--flag=~/x`).
+fn at_home(path: String) -> String {
+    let rest = path
+        .strip_prefix('~')
+        .filter(|rest| rest.is_empty() || rest.starts_with('/'));
+    match (rest, std::env::home_dir()) {
+        (Some(rest), Some(home)) => format!("{}{rest}", home.display()),
+        _ => path,
     }
 }
 

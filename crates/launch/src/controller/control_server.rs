@@ -2,15 +2,26 @@
 //!
 //! Every attempt has a socket of its own, in a private folder in the system's temporary folder: the run's folder may be
 //! on a file system without sockets, and its path longer than the about 100 bytes that a socket's may have. The folder
-//! is deleted as soon as all ranks are connected, so that a killed controller rarely leaves one behind.
+//! is deleted as soon as all ranks are connected, so that a killed controller rarely leaves one behind; the next controller
+//! removes what one has left.
 
+use super::run_lock::LockOwner;
 use crate::protocol::{Command, Event, MAX_LINE_BYTES, Parsed, VERSION, encode, parse_event};
 use rustix::fd::{AsFd, BorrowedFd};
+use rustix::net::sockopt::socket_peercred;
+use rustix::process::geteuid;
 use std::collections::HashSet;
+use std::fs::Permissions;
 use std::io::{self, Read, Write};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use tempfile::TempDir;
+
+const FOLDER_PREFIX: &str = "tandem-";
+const SOCKET_FILE: &str = "control.sock";
+/// Says which process has made the folder.
+const OWNER_FILE: &str = "owner.json";
 
 #[derive(Debug)]
 pub(super) struct ControlServer {
@@ -37,9 +48,20 @@ pub(super) enum Incoming {
 
 impl ControlServer {
     pub(super) fn open(num_workers: usize) -> io::Result<Self> {
-        // Only this user may enter the folder, so only this user can talk to the controller.
-        let folder = tempfile::Builder::new().prefix("tandem-").tempdir()?;
-        let listener = UnixListener::bind(folder.path().join("control.sock"))?;
+        Self::open_in(&std::env::temp_dir(), num_workers)
+    }
+
+    fn open_in(temporary: &Path, num_workers: usize) -> io::Result<Self> {
+        remove_abandoned(temporary);
+        // Only this user may enter the folder, whatever the umask; who talks to the controller is looked at besides.
+        let folder = tempfile::Builder::new()
+            .prefix(FOLDER_PREFIX)
+            .permissions(Permissions::from_mode(0o700))
+            .tempdir_in(temporary)?;
+        std::fs::set_permissions(folder.path(), Permissions::from_mode(0o700))?;
+        let owner = serde_json::to_vec(&LockOwner::this_process())?;
+        std::fs::write(folder.path().join(OWNER_FILE), owner)?;
+        let listener = UnixListener::bind(folder.path().join(SOCKET_FILE))?;
         listener.set_nonblocking(true)?;
         Ok(Self {
             door: Some(Door { listener, folder }),
@@ -52,7 +74,7 @@ impl ControlServer {
     /// The path for `TANDEM_CONTROL`; empty once all ranks are connected.
     pub(super) fn path(&self) -> PathBuf {
         match &self.door {
-            Some(door) => door.folder.path().join("control.sock"),
+            Some(door) => door.folder.path().join(SOCKET_FILE),
             None => PathBuf::new(),
         }
     }
@@ -99,6 +121,7 @@ impl ControlServer {
         let Some(door) = &self.door else { return };
         loop {
             let accepted = door.listener.accept().and_then(|(socket, _)| {
+                check_peer(&socket)?;
                 socket.set_nonblocking(true)?;
                 Ok(socket)
             });
@@ -113,6 +136,54 @@ impl ControlServer {
             }
         }
     }
+}
+
+/// Refuses what another user's process says.
+fn check_peer(socket: &UnixStream) -> io::Result<()> {
+    let peer = socket_peercred(socket)?;
+    if peer.uid == geteuid() {
+        return Ok(());
+    }
+    let who = format!("process {:?} of user {:?}", peer.pid, peer.uid);
+    Err(io::Error::new(
+        io::ErrorKind::PermissionDenied,
+        format!("refused {who}, who is not the user of this controller"),
+    ))
+}
+
+/// Removes the folders of controllers that were killed before all of their workers were connected: those with our name, of
+/// this user, that say inside whose they are, and whose owner on this host is no more. Of what is in them, only what we
+/// have put there is removed. It is a courtesy: what cannot be removed stays.
+fn remove_abandoned(temporary: &Path) {
+    let Ok(entries) = std::fs::read_dir(temporary) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let is_ours = name
+            .as_encoded_bytes()
+            .starts_with(FOLDER_PREFIX.as_bytes());
+        if is_ours && is_abandoned(&entry.path()) {
+            for file in [SOCKET_FILE, OWNER_FILE] {
+                let _ = std::fs::remove_file(entry.path().join(file));
+            }
+            let _ = std::fs::remove_dir(entry.path());
+        }
+    }
+}
+
+fn is_abandoned(folder: &Path) -> bool {
+    let is_own_folder = std::fs::symlink_metadata(folder)
+        .is_ok_and(|found| found.is_dir() && found.uid() == geteuid().as_raw());
+    let file = folder.join(OWNER_FILE);
+    let is_file = || std::fs::symlink_metadata(&file).is_ok_and(|found| found.is_file());
+    if !is_own_folder || !is_file() {
+        return false;
+    }
+    let owner = std::fs::read(&file)
+        .ok()
+        .and_then(|text| serde_json::from_slice::<LockOwner>(&text).ok());
+    owner.is_some_and(|owner| !owner.may_be_alive())
 }
 
 #[derive(Debug)]

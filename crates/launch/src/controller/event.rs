@@ -85,6 +85,14 @@ pub enum RunState {
     Aborted,
 }
 
+impl RunState {
+    /// Whether nothing follows it.
+    #[must_use]
+    pub fn is_final(self) -> bool {
+        matches!(self, Self::Errored | Self::Finished | Self::Aborted)
+    }
+}
+
 /// A run's end that is not a failure.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Outcome {
@@ -112,6 +120,8 @@ pub enum StopSignal {
     Interrupt,
     /// SIGTERM, as sent by batch systems before they take a machine away.
     Terminate,
+    /// SIGHUP, as sent when a terminal is closed or a connection drops.
+    HangUp,
 }
 
 impl Outcome {
@@ -131,6 +141,7 @@ impl StopSignal {
         match self {
             Self::Interrupt => Signal::INT,
             Self::Terminate => Signal::TERM,
+            Self::HangUp => Signal::HUP,
         }
     }
 }
@@ -140,6 +151,7 @@ impl fmt::Display for StopSignal {
         formatter.write_str(match self {
             Self::Interrupt => "SIGINT",
             Self::Terminate => "SIGTERM",
+            Self::HangUp => "SIGHUP",
         })
     }
 }

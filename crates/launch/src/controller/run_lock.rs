@@ -115,7 +115,7 @@ impl Drop for RunLock {
 }
 
 impl LockOwner {
-    fn this_process() -> Self {
+    pub(super) fn this_process() -> Self {
         let pid = std::process::id();
         Self {
             pid,
@@ -125,7 +125,7 @@ impl LockOwner {
         }
     }
 
-    fn may_be_alive(&self) -> bool {
+    pub(super) fn may_be_alive(&self) -> bool {
         let process = ProcessId {
             pid: self.pid,
             start_ticks: self.start_ticks,
@@ -141,6 +141,11 @@ impl fmt::Display for LockOwner {
         } = self;
         write!(formatter, "process {pid} on {host}, since {since}")
     }
+}
+
+/// Who holds, or held and did not leave in good order, the lock of `run_dir`.
+pub(super) fn owner_of(run_dir: &Path) -> Option<LockOwner> {
+    serde_json::from_slice(&std::fs::read(run_dir.join(FILE_NAME)).ok()?).ok()
 }
 
 pub(super) fn host_name() -> String {

@@ -6,18 +6,21 @@
 use super::run_lock::host_name;
 use super::{LaunchSpec, RunFailure, RunState};
 use crate::env::RUN_DIR;
+use crate::output::redacted;
 use crate::process_table::{ProcessId, was_started_with};
 use jiff::Timestamp;
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::fs::Permissions;
+use std::fs::{File, Permissions};
 use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 const FILE_NAME: &str = "run.json";
+/// The file until it is whole.
+const PARTIAL_NAME: &str = ".run.json.partial";
 const VERSION: u32 = 1;
 
 /// More attempts than anybody reads; a run that is restarted for ever must not grow its file for ever.
@@ -76,7 +79,7 @@ impl RunRecord {
     /// The record of a new controller, after the attempts of earlier ones. The second value is a warning when those
     /// cannot be read.
     pub(super) fn begin(spec: &LaunchSpec) -> Result<(Self, Option<String>), RunFailure> {
-        let path = spec.run_dir.join(FILE_NAME);
+        let path = Self::path_in(&spec.run_dir);
         let (earlier, warning) = match read(&path) {
             Ok(earlier) => (earlier, None),
             Err(error) => {
@@ -103,7 +106,7 @@ impl RunRecord {
                 args: spec
                     .args
                     .iter()
-                    .map(|arg| arg.to_string_lossy().into_owned())
+                    .map(|arg| redacted(&arg.to_string_lossy()).into_owned())
                     .collect(),
                 facts: spec.facts.clone(),
                 num_workers: spec.num_workers,
@@ -123,19 +126,25 @@ impl RunRecord {
         Ok((record, warning))
     }
 
+    /// Whether the run is over, as far as the file says.
+    pub(super) fn is_over(&self) -> bool {
+        self.file.state.is_final()
+    }
+
+    pub(super) fn path_in(run_dir: &Path) -> PathBuf {
+        run_dir.join(FILE_NAME)
+    }
+
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
 
     pub(super) fn enter(&mut self, state: RunState, reason: Option<String>, failures: u32) {
         self.file.state = state;
-        self.file.reason = reason;
+        self.file.reason = reason.map(|text| redacted(&text).into_owned());
         self.file.failures = failures;
         self.file.updated_at = now();
-        if matches!(
-            state,
-            RunState::Finished | RunState::Errored | RunState::Aborted
-        ) {
+        if state.is_final() {
             self.file.ended_at = Some(now());
         }
     }
@@ -169,7 +178,7 @@ impl RunRecord {
         {
             attempt.ended_at = Some(now());
             attempt.outcome = Some(outcome.to_owned());
-            attempt.reason = reason;
+            attempt.reason = reason.map(|text| redacted(&text).into_owned());
         }
     }
 
@@ -184,16 +193,27 @@ impl RunRecord {
 
     /// Replaces the file.
     pub(super) fn save(&self) -> io::Result<()> {
-        let folder = self.path.parent().unwrap_or(Path::new("."));
-        let mut file = tempfile::Builder::new()
-            .prefix(".run.json.")
-            .permissions(Permissions::from_mode(0o644))
-            .tempfile_in(folder)?;
-        file.write_all(&serde_json::to_vec_pretty(&self.file)?)?;
-        file.write_all(b"\n")?;
-        file.as_file().sync_data()?;
-        file.persist(&self.path)?;
-        Ok(())
+        // One name, so that a controller which is killed here leaves nothing that the next one does not replace; the lock
+        // sees to it that there is no other writer. Made anew: what lies there may be a link to somewhere else.
+        let partial = self.path.with_file_name(PARTIAL_NAME);
+        match std::fs::remove_file(&partial) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let mut file = File::create_new(&partial)?;
+        let mut write = || {
+            file.write_all(&serde_json::to_vec_pretty(&self.file)?)?;
+            file.write_all(b"\n")?;
+            file.set_permissions(Permissions::from_mode(0o644))?;
+            file.sync_data()?;
+            std::fs::rename(&partial, &self.path)
+        };
+        let result = write();
+        if result.is_err() {
+            // What it is about is worse than a file that stays.
+            let _ = std::fs::remove_file(&partial);
+        }
+        result
     }
 
     /// Kills workers that an earlier controller on this host left behind, and returns their process ids.
@@ -229,6 +249,20 @@ impl RunRecord {
         }
         Ok(orphans.iter().map(|orphan| orphan.pid).collect())
     }
+}
+
+/// State, reason and last step of the file at `path`, which may be of another version.
+pub(super) fn summary(path: &Path) -> Option<(RunState, Option<String>, Option<u64>)> {
+    #[derive(Deserialize)]
+    struct Summary {
+        state: RunState,
+        #[serde(default)]
+        reason: Option<String>,
+        #[serde(default)]
+        last_step: Option<u64>,
+    }
+    let found: Summary = serde_json::from_slice(&std::fs::read(path).ok()?).ok()?;
+    Some((found.state, found.reason, found.last_step))
 }
 
 fn read(path: &Path) -> io::Result<Option<RecordFile>> {

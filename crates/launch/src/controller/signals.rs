@@ -1,9 +1,10 @@
 //! Signals as something to wait for, together with sockets.
 
 use super::StopSignal;
+use crate::stop_signals::hang_up_is_ignored;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, BorrowedFd};
-use signal_hook::consts::{SIGCHLD, SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::backend::SignalDelivery;
 use signal_hook::iterator::exfiltrator::SignalOnly;
 use std::io;
@@ -25,7 +26,10 @@ pub(super) enum Received {
 impl Signals {
     pub(super) fn install() -> io::Result<Self> {
         let (read, write) = UnixStream::pair()?;
-        let signals = [SIGINT, SIGTERM, SIGUSR1, SIGCHLD];
+        let mut signals = vec![SIGINT, SIGTERM, SIGUSR1, SIGCHLD];
+        if !hang_up_is_ignored() {
+            signals.push(SIGHUP);
+        }
         let delivery = SignalDelivery::with_pipe(read, write, SignalOnly, signals)?;
         Ok(Self { delivery })
     }
@@ -52,6 +56,7 @@ impl Signals {
             .filter_map(|signal| match signal {
                 SIGINT => Some(Received::Stop(StopSignal::Interrupt)),
                 SIGTERM => Some(Received::Stop(StopSignal::Terminate)),
+                SIGHUP => Some(Received::Stop(StopSignal::HangUp)),
                 SIGUSR1 => Some(Received::SaveNow),
                 _ => None,
             })

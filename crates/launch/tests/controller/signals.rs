@@ -7,7 +7,7 @@ use std::fs;
 
 #[test]
 fn a_graceful_stop_saves_and_says_so() {
-    for signal in [Signal::INT, Signal::TERM] {
+    for signal in [Signal::INT, Signal::TERM, Signal::HUP] {
         let bench = Bench::new();
         let mut controller = bench.start_controller(|_| {});
         controller.wait_for_steps(3);
@@ -44,7 +44,7 @@ fn a_second_signal_does_not_wait() {
 
 #[test]
 fn without_grace_the_workers_end_at_once() {
-    for (signal, code) in [(Signal::INT, 130), (Signal::TERM, 143)] {
+    for (signal, code) in [(Signal::INT, 130), (Signal::TERM, 143), (Signal::HUP, 129)] {
         let bench = Bench::new();
         let mut controller = bench.start_controller(|script| script.graceful_stop = false);
         controller.wait_for_steps(3);

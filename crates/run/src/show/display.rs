@@ -1,9 +1,11 @@
 //! What a person sees while a run goes: a progress bar on a terminal, plain lines elsewhere.
 
-use std::io::IsTerminal;
+use std::cell::RefCell;
+use std::io::{Error, IsTerminal};
 use std::time::Duration;
 
 use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use tandem_launch::output::{redacted, to_stderr};
 use tandem_trainer::{Event, EventSink, StepMetrics};
 
 /// Shows events on standard error (standard output stays free for results).
@@ -13,6 +15,8 @@ pub struct Display {
     is_terminal: bool,
     log_interval: u64,
     last_step: u64,
+    /// Why a line could not be written.
+    lost: RefCell<Option<Error>>,
 }
 
 impl Display {
@@ -24,14 +28,27 @@ impl Display {
             is_terminal: std::io::stderr().is_terminal(),
             log_interval: log_interval.max(1),
             last_step: 0,
+            lost: RefCell::default(),
+        }
+    }
+
+    /// Why the first line that could not be written was not, once.
+    pub fn take_lost(&mut self) -> Option<Error> {
+        self.lost.take()
+    }
+
+    fn print(&self, line: &str) {
+        if let Err(error) = to_stderr(format_args!("{line}")) {
+            // It is dropped: the run goes on without anybody who sees it.
+            self.lost.borrow_mut().get_or_insert(error);
         }
     }
 
     /// Shows a line, above the bar if there is one.
     pub fn line(&self, text: &str) {
         match &self.bar {
-            Some(bar) => bar.suspend(|| eprintln!("{text}")),
-            None => eprintln!("{text}"),
+            Some(bar) => bar.suspend(|| self.print(text)),
+            None => self.print(text),
         }
     }
 
@@ -50,11 +67,11 @@ impl Display {
             if self.is_terminal {
                 self.bar = Some(styled_bar(total, "{prefix} [{wide_bar}] {percent}%"));
             } else {
-                eprintln!("{what} ...");
+                self.print(&format!("{what} ..."));
             }
         }
         if let Some(bar) = &self.bar {
-            bar.set_prefix(what.to_owned());
+            bar.set_prefix(redacted(what).into_owned());
             bar.set_length(total);
             bar.set_position(done);
         }
@@ -90,14 +107,14 @@ impl Display {
                 if due {
                     let left = self.last_step.saturating_sub(metrics.step);
                     let left = Duration::from_secs_f64(left as f64 * metrics.step_time_s);
-                    eprintln!(
+                    self.print(&format!(
                         "step {}/{}  epoch {}  {}  {} left",
                         metrics.step,
                         self.last_step,
                         metrics.epoch,
                         numbers(metrics),
                         HumanDuration(left),
-                    );
+                    ));
                 }
             }
         }

@@ -1,14 +1,18 @@
 //! The controller's side: check everything, start the workers, show how they do.
 
 use std::ffi::OsString;
+use std::fs::File;
+use std::io::Write;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use tandem_launch::controller::ControllerEvent;
 use tandem_launch::exit_code;
 use tandem_launch::protocol::Event as Message;
+use tandem_launch::tell;
 use tandem_trainer::{Event, EventSink};
 
-use crate::environment::{Environment, TOKEN_CACHE};
+use crate::environment::{Environment, RESUMED_AT, TOKEN_CACHE};
 use crate::failure::Outcome;
 use crate::libtorch::Libtorch;
 use crate::prepare::check_memory;
@@ -31,6 +35,7 @@ pub fn run(spec: &RunSpec, args: &[OsString], environment: &Environment) -> Outc
         storage,
         prepared,
         mut display,
+        resumed_at,
     } = checked;
     let lines = summary::lines(spec, &prepared, &storage.location, Some(libtorch));
     display.event(Event::Summary(lines));
@@ -38,29 +43,35 @@ pub fn run(spec: &RunSpec, args: &[OsString], environment: &Environment) -> Outc
     let mut show = Show {
         display,
         started: false,
+        log: storage.run_dir.join("logs").join("controller.log"),
+        is_noted: false,
     };
     let supervision = Supervision {
         max_failures: spec.checkpoints.kept.max_failures,
         hang_timeout: Duration::from_secs(spec.checkpoints.watch.hang_timeout_s),
         graceful_stop: true,
     };
+    let mut variables = vec![(TOKEN_CACHE, prepared.token_cache.into())];
+    if let Some(moment) = resumed_at {
+        variables.push((RESUMED_AT, moment.to_string().into()));
+    }
     let result = local::run_workers(
         libtorch,
         args,
         num_workers,
         &storage.run_dir,
-        &[(TOKEN_CACHE, prepared.token_cache.into())],
+        &variables,
         supervision,
         &mut |event| show.event(event),
     );
     show.display.finish();
     let code = result?;
     match code {
-        exit_code::OK => eprintln!(
+        exit_code::OK => tell!(
             "done; metrics and logs are in {}",
             storage.run_dir.display()
         ),
-        exit_code::STOPPED_AFTER_SAVING => eprintln!("--resume_from {name} continues"),
+        exit_code::STOPPED_AFTER_SAVING => tell!("--resume_from {name} continues"),
         _ => {}
     }
     Ok(code)
@@ -70,6 +81,9 @@ pub fn run(spec: &RunSpec, args: &[OsString], environment: &Environment) -> Outc
 struct Show {
     display: Display,
     started: bool,
+    /// Where is noted that there is nobody any more who sees the run.
+    log: PathBuf,
+    is_noted: bool,
 }
 
 impl Show {
@@ -97,6 +111,24 @@ impl Show {
                 "took over the run from a controller that is gone: {owner}"
             )),
             _ => {}
+        }
+        self.note_lost_output();
+    }
+
+    /// Output that cannot be written is dropped; that it was is said once, where it can be found.
+    fn note_lost_output(&mut self) {
+        if self.is_noted {
+            return;
+        }
+        if let Some(error) = self.display.take_lost() {
+            self.is_noted = true;
+            let line = format!(
+                "standard error cannot be written to any more ({error}); the run goes on, and metrics.jsonl has its steps\n"
+            );
+            let mut options = File::options();
+            let file = options.create(true).append(true).open(&self.log);
+            // The disk of the run's folder may be the one that is full.
+            let _ = file.and_then(|mut file| file.write_all(line.as_bytes()));
         }
     }
 

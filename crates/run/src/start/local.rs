@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tandem_launch::controller::{Controller, ControllerEvent, LaunchSpec, Outcome as RunOutcome};
+use tandem_launch::tell;
 
 use crate::failure::{Failure, Outcome};
 use crate::libtorch::Libtorch;
@@ -51,8 +52,8 @@ pub fn run_workers(
     match Controller::run(&spec, on_event) {
         Ok(outcome) => {
             match &outcome {
-                RunOutcome::Aborted { signal } => eprintln!("stopped by {signal}"),
-                RunOutcome::StoppedAfterSaving { .. } => eprintln!("stopped after saving"),
+                RunOutcome::Aborted { signal } => tell!("stopped by {signal}"),
+                RunOutcome::StoppedAfterSaving { .. } => tell!("stopped after saving"),
                 RunOutcome::Finished { .. } => {}
             }
             Ok(outcome.exit_code())

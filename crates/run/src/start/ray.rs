@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::Value;
+use tandem_launch::tell;
 use tandem_launch::{delegate, exit_code};
 use tandem_trainer::{Event, EventSink};
 
@@ -73,18 +74,18 @@ fn drive(python: &Python, request: &[u8], checked: &Checked) -> Outcome<i32> {
         match serde_json::from_str::<Value>(line) {
             Ok(value) if value["status"].is_string() => outcome = Some(value),
             // Standard output stays free for results, as under the local controller.
-            _ => eprintln!("{line}"),
+            _ => tell!("{line}"),
         }
     })
     .map_err(|error| Failure::other(format!("cannot run {}: {error}", python.program.display())))?;
     match (code, outcome) {
         (exit_code::OK, Some(outcome)) => {
-            eprintln!(
+            tell!(
                 "done; metrics and checkpoints are in {}",
                 shown(&outcome["path"])
             );
         }
-        (exit_code::STOPPED_AFTER_SAVING, Some(outcome)) => eprintln!(
+        (exit_code::STOPPED_AFTER_SAVING, Some(outcome)) => tell!(
             "stopped after saving {}; --resume_from {name} continues",
             shown(&outcome["checkpoint"]),
         ),

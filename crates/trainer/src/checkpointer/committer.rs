@@ -104,7 +104,7 @@ fn commit_and_register(
     // The checkpoint exists now, whatever happens to the list: it is made anew from the folders at the next start.
     Ok(match run.register(&new.folder) {
         Ok(registered) => Committed {
-            deleted: registered.deleted,
+            deleted: registered.deleted.into_iter().map(String::from).collect(),
             warnings: registered
                 .not_deleted
                 .into_iter()

@@ -1,6 +1,7 @@
 //! A second name of the program `tandem`: a file so small that it costs nothing to link, because it has nothing of the
 //! engine in it.
 
+use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
 
@@ -15,7 +16,9 @@ pub fn become_tandem(name: &str) -> ExitCode {
         format!("cannot start {}: {error}", program.display())
     });
     let problem = started.unwrap_or_else(|error| format!("cannot find its own file: {error}"));
-    eprintln!(
+    // Where it cannot be written, the exit code says it.
+    let _ = writeln!(
+        std::io::stderr(),
         "error: {name} is a name of the program tandem, and {problem}; build (cargo build) or install both into one folder"
     );
     ExitCode::FAILURE

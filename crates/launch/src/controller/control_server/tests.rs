@@ -131,3 +131,42 @@ fn a_stop_reaches_those_who_come_later() {
         "a save before its time is over"
     );
 }
+
+#[test]
+fn nobody_else_may_enter_and_what_a_dead_controller_left_goes() {
+    use std::os::unix::fs::PermissionsExt;
+    let temporary = tempfile::tempdir().unwrap();
+    let folder_with = |name: &str, owner: Option<&str>| {
+        let folder = temporary.path().join(name);
+        std::fs::create_dir(&folder).unwrap();
+        std::fs::write(folder.join("control.sock"), "").unwrap();
+        if let Some(owner) = owner {
+            std::fs::write(folder.join("owner.json"), owner).unwrap();
+        }
+        folder
+    };
+    let alive = serde_json::to_string(&super::LockOwner::this_process()).unwrap();
+    let dead = alive.replace("\"start_ticks\":", "\"start_ticks\":9");
+    let abandoned = folder_with("tandem-1", Some(&dead));
+    let kept = [
+        folder_with("tandem-2", Some(&alive)),
+        folder_with("tandem-3", None),
+        folder_with("tandem-4", Some("{}")),
+        folder_with("mine", Some(&dead)),
+    ];
+    let with_more = folder_with("tandem-5", Some(&dead));
+    std::fs::write(with_more.join("notes"), "mine").unwrap();
+    std::os::unix::fs::symlink(&kept[3], temporary.path().join("tandem-6")).unwrap();
+
+    let server = ControlServer::open_in(temporary.path(), 1).unwrap();
+    let folder = server.path().parent().unwrap().to_owned();
+    let mode = std::fs::metadata(&folder).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o700);
+    assert!(!abandoned.exists());
+    for folder in kept {
+        assert!(folder.join("control.sock").exists(), "{folder:?}");
+    }
+    assert!(with_more.join("notes").exists());
+    drop(server);
+    assert!(!folder.exists());
+}
