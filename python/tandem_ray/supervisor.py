@@ -24,7 +24,7 @@ _DRAIN_S: Final = 2.0
 # Ray acts on the first error that it sees, looking every 2 s. A failure that only follows from another rank's is held
 # back for that long and a little more, so that the error which ends the run is the root cause.
 SECONDARY_DELAY_S: Final = 5.0
-# Ranks agree to stop, so a worker may have left before its own supervisor has seen the request that another one passed on.
+# Ranks agree to stop: a worker may have left before its own supervisor has seen the request that another one passed on.
 STOP_NEWS_S: Final = 30.0
 
 
