@@ -24,6 +24,8 @@ _DRAIN_S: Final = 2.0
 # Ray acts on the first error that it sees, looking every 2 s. A failure that only follows from another rank's is held
 # back for that long and a little more, so that the error which ends the run is the root cause.
 SECONDARY_DELAY_S: Final = 5.0
+# Ranks agree to stop: a worker may have left before its own supervisor has seen the request that another one passed on.
+STOP_NEWS_S: Final = 30.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,7 +164,7 @@ class Supervisor:
                 pass
 
     def _outcome(self, status: int, process: WorkerProcess) -> dict[str, Any]:
-        stopped = status == exit_codes.STOPPED_AFTER_SAVING and self._stop_deadline is not None
+        stopped = status == exit_codes.STOPPED_AFTER_SAVING and self._stop_was_requested()
         if status == exit_codes.OK or stopped:
             self._reporter.finish()
             return {"status": "stopped" if stopped else "finished", "metrics": self._last_metrics()}
@@ -172,6 +174,15 @@ class Supervisor:
         if failure.secondary:
             self._killed.wait(SECONDARY_DELAY_S)
         raise WorkerFailedError(failure)
+
+    def _stop_was_requested(self) -> bool:
+        if self._stop_deadline is not None:
+            return True
+        latest = time.monotonic() + STOP_NEWS_S
+        while not self._signs.stop_requested():
+            if time.monotonic() >= latest or self._killed.wait(_TICK_S):
+                return False
+        return True
 
     def _failure(self, status: int, process: WorkerProcess) -> Failure:
         exit_code = status if status >= 0 else 128 - status

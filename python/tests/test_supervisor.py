@@ -168,6 +168,27 @@ def test_a_program_that_never_connects_is_quoted(rig: Rig) -> None:
         supervisor.run(["/bin/sh", "-c", "echo libtorch_cpu.so: cannot open >&2; exit 127"], {})
 
 
+def test_a_worker_that_left_before_the_request_was_seen_here_has_stopped(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = 0
+
+    def seen_late() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked > 20
+
+    leave = ["/bin/sh", "-c", "exit 75"]
+    supervisor = Supervisor(0, rig.reporter, Signs(seen_late, lambda: False), Patience(60, 0))
+    assert supervisor.run(leave, {})["status"] == "stopped"
+
+    # Nobody asked: it did not stop, it failed.
+    monkeypatch.setattr(supervisor_module, "STOP_NEWS_S", 0.5)
+    supervisor = Supervisor(0, rig.reporter, Signs(lambda: False, lambda: False), Patience(60, 0))
+    with pytest.raises(WorkerFailedError, match="code 75 without saying why"):
+        supervisor.run(leave, {})
+
+
 def test_a_failure_of_the_report_ends_the_worker(rig: Rig) -> None:
     def refuse(_metrics: dict[str, Any], _name: str | None) -> None:
         raise ValueError("storage is full")

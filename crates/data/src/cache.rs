@@ -327,6 +327,5 @@ pub(crate) mod tests {
             check(&good[..length], &format!("length {length}"));
         }
         check(&[&good[..], &[0]].concat(), "one byte more");
-        println!("{} bytes flipped and cut", good.len());
     }
 }

@@ -129,7 +129,7 @@ impl<'r, 'a> Attempt<'r, 'a> {
 
     fn on_signal(&mut self, received: Received) {
         let signal = match received {
-            Received::SaveNow => return self.server.broadcast(Command::SaveNow),
+            Received::SaveNow => return self.server.tell_one(Command::SaveNow),
             Received::Stop(signal) => signal,
         };
         if let Some(stop) = &mut self.stop {

@@ -117,6 +117,18 @@ impl ControlServer {
         }
     }
 
+    /// Sends `command` to the lowest rank that is connected. What ranks agree on needs one of them to be told; all of them, at
+    /// different moments, could do it twice.
+    pub(super) fn tell_one(&mut self, command: Command) {
+        let connected = self.connections.iter_mut();
+        let lowest = connected
+            .filter(|connection| connection.rank.is_some())
+            .min_by_key(|connection| connection.rank);
+        if let Some(connection) = lowest {
+            connection.send(command);
+        }
+    }
+
     fn accept(&mut self, incoming: &mut Vec<Incoming>) {
         let Some(door) = &self.door else { return };
         loop {

@@ -55,7 +55,7 @@ impl FlatUnit {
             }
         }
         if let Some(shard) = self.separate_compute_copy() {
-            shard.shallow_clone().copy_(&self.master);
+            shard.copy_(&self.master);
         }
         Ok(())
     }
@@ -107,7 +107,7 @@ impl FlatUnit {
     /// When a peer fails.
     pub fn publish(&mut self) -> Result<(), ParallelError> {
         if let Some(shard) = self.separate_compute_copy() {
-            shard.shallow_clone().copy_(&self.master);
+            shard.copy_(&self.master);
         }
         self.start_refresh()?;
         if let Some(work) = self.gathering.take() {

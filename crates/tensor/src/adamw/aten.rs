@@ -15,6 +15,6 @@ pub fn step(state: &AdamWState<'_>, step: &AdamWStep) {
     p.mul_scalar_(f64::from(c.decay));
     p.sub_(&(m / denominator * f64::from(c.step_size)));
     if let Some(out) = state.compute {
-        out.shallow_clone().copy_(state.master);
+        out.copy_(state.master);
     }
 }

@@ -170,3 +170,24 @@ fn nobody_else_may_enter_and_what_a_dead_controller_left_goes() {
     drop(server);
     assert!(!folder.exists());
 }
+
+#[test]
+fn what_one_is_told_only_the_lowest_rank_hears() {
+    let mut server = ControlServer::open(3).unwrap();
+    server.tell_one(Command::SaveNow);
+    let connect = |server: &mut ControlServer, rank| {
+        let mut socket = UnixStream::connect(server.path()).unwrap();
+        socket.write_all(&hello(rank, 1)).unwrap();
+        server.receive();
+        socket
+    };
+    let mut sockets = [2, 1].map(|rank| connect(&mut server, rank));
+    server.tell_one(Command::SaveNow);
+    drop(server);
+    let heard = sockets.each_mut().map(|socket| {
+        let mut text = String::new();
+        socket.read_to_string(&mut text).unwrap();
+        text
+    });
+    assert_eq!(heard, ["", "{\"command\":\"save_now\"}\n"]);
+}
