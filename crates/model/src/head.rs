@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
-use tandem_tensor::linear::{self, Accumulate};
 use tandem_tensor::scratch::Scratch;
+use tandem_tensor::{Accumulate, linear};
 use tandem_tensor::{Kind, Tensor, cross_entropy, rms_norm};
 
 use crate::error::ModelError;

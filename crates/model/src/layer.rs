@@ -5,7 +5,7 @@ mod mlp;
 
 use std::rc::Rc;
 
-use tandem_tensor::linear::Accumulate;
+use tandem_tensor::Accumulate;
 use tandem_tensor::rms_norm::{self, Residual};
 use tandem_tensor::{Kind, Tensor, attention::AttentionSpec};
 

@@ -12,8 +12,8 @@ use tandem_model::{
     DecoderLayer, Embedding, Head, HeadTensors, LayerDims, LayerTensors, ModelConfig, ModuleTree,
     Recompute, RopeTable, SingleRank,
 };
+use tandem_tensor::Accumulate;
 use tandem_tensor::attention::AttentionSpec;
-use tandem_tensor::linear::Accumulate;
 use tandem_tensor::scratch::Scratch;
 use tandem_tensor::{Device, Kind, Tensor, random};
 

@@ -11,7 +11,7 @@ use std::hint::black_box;
 use rustix::time::{ClockId, clock_gettime};
 use tandem_tensor::adamw::{self, AdamWState, AdamWStep};
 use tandem_tensor::attention::{self, AttentionSpec};
-use tandem_tensor::linear::{self, Accumulate};
+use tandem_tensor::{Accumulate, linear};
 use tandem_tensor::{
     Device, Kind, Tensor, cross_entropy, device, embedding, rms_norm, rope, swiglu,
 };

@@ -77,6 +77,14 @@ pub fn set_threads(threads: usize) {
         .build_global();
 }
 
+/// Waits until a device has done all that it was given: on CUDA an operation returns when it is launched, on the CPU when
+/// it is done.
+pub fn synchronize(device: Device) {
+    if let Device::Cuda(index) = device {
+        tandem_torch::cuda::synchronize(index);
+    }
+}
+
 fn cuda_device(local_rank: usize) -> Result<Device, DeviceError> {
     let torch = tandem_torch::open(&Surroundings::read())?;
     match tandem_torch::cuda::device_count(torch)? {

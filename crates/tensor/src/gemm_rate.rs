@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use tandem_torch::{Device, Kind, Tensor};
 
+use crate::device::synchronize;
 use crate::linear;
 
 /// Floating point operations per second of `[m, k] x [k, n]` products in `kind`, the best of `repeats` runs.
@@ -17,9 +18,7 @@ pub fn measure(m: i64, k: i64, n: i64, kind: Kind, device: Device, repeats: usiz
     let run = || {
         let start = Instant::now();
         linear::forward_into(&out, &a, &b);
-        if let Device::Cuda(index) = device {
-            tandem_torch::cuda::synchronize(index);
-        }
+        synchronize(device);
         start.elapsed().as_secs_f64()
     };
     // The first run pays for code generation and page faults.

@@ -4,6 +4,25 @@
 //! Nothing here records an autograd graph (no tensor ever requires a gradient): each operation has a function
 //! for its output and one for its gradients, and the caller says what is kept between the two.
 //! Matrices are row-major; activations are `[tokens, features]`.
+//!
+//! ```
+//! use tandem_tensor::{Accumulate, Device, Kind, Tensor, linear};
+//!
+//! // Two tokens of two features, and a layer with three outputs: weights are `[out, in]`.
+//! let x = Tensor::from_slice(&[1f32, 2., 3., 4.]).view([2, 2]);
+//! let weight = Tensor::from_slice(&[1f32, 0., 0., 1., 1., 1.]).view([3, 2]);
+//! let y = linear::forward(&x, &weight, None);
+//! assert_eq!(tandem_tensor::cpu::read_f32(&y), [1., 2., 3., 3., 4., 7.]);
+//!
+//! // The gradient of the sum of all outputs. That of the weight goes into a buffer, which may hold another's already.
+//! let d_y = Tensor::ones([2, 3], (Kind::Float, Device::Cpu));
+//! let d_x = linear::backward_input(&d_y, &weight);
+//! assert_eq!(tandem_tensor::cpu::read_f32(&d_x), [2., 2., 2., 2.]);
+//! let d_weight = Tensor::zeros([3, 2], (Kind::Float, Device::Cpu));
+//! linear::backward_weight(&d_weight, &d_y, &x, Accumulate::First);
+//! linear::backward_weight(&d_weight, &d_y, &x, Accumulate::Add);
+//! assert_eq!(tandem_tensor::cpu::read_f32(&d_weight), [8., 12., 8., 12., 8., 12.]);
+//! ```
 
 pub mod adamw;
 pub mod attention;
@@ -23,7 +42,7 @@ pub mod sum_of_squares;
 pub mod swiglu;
 
 pub use device::{DeviceChoice, DeviceError};
-pub use tandem_kernels::random;
+pub use tandem_kernels::{Accumulate, random};
 /// Which libtorch this process computes with.
 pub use tandem_torch as torch;
 pub use tandem_torch::{Device, HostElement, Kind, Tensor};

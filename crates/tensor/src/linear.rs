@@ -5,7 +5,7 @@
 pub mod aten;
 mod fused;
 
-pub use tandem_kernels::Accumulate;
+use tandem_kernels::Accumulate;
 use tandem_torch::Tensor;
 
 use crate::matmul;

@@ -6,7 +6,7 @@
 
 use tandem_torch::Tensor;
 
-use crate::linear::Accumulate;
+use tandem_kernels::Accumulate;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use x86::instructions;
 
@@ -56,7 +56,7 @@ mod x86 {
     use tandem_torch::{Device, Kind, Tensor};
 
     use crate::cpu::element::{slice, span, span_mut};
-    use crate::linear::Accumulate;
+    use tandem_kernels::Accumulate;
 
     pub(super) fn product(
         out: &Tensor,

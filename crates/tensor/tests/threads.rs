@@ -2,7 +2,7 @@
 
 use rayon::ThreadPoolBuilder;
 use tandem_tensor::adamw::{self, AdamWState, AdamWStep};
-use tandem_tensor::linear::{self, Accumulate};
+use tandem_tensor::{Accumulate, linear};
 use tandem_tensor::{
     Device, Kind, Tensor, cross_entropy, embedding, fingerprint, rms_norm, rope, swiglu,
 };

@@ -2,7 +2,7 @@
 //! (row-parallel).
 
 use tandem_tensor::attention::{self, AttentionOutput};
-use tandem_tensor::linear::{self, Accumulate};
+use tandem_tensor::{Accumulate, linear};
 use tandem_tensor::{Kind, Tensor, rms_norm, rope};
 
 use super::DecoderLayer;

@@ -1,7 +1,7 @@
 //! The SwiGLU block: norm, gate|up (column-parallel), down (row-parallel).
 
-use tandem_tensor::linear::{self, Accumulate};
 use tandem_tensor::rms_norm::Residual;
+use tandem_tensor::{Accumulate, linear};
 use tandem_tensor::{Tensor, rms_norm, swiglu};
 
 use super::{DecoderLayer, add_residual};

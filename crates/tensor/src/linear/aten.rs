@@ -3,7 +3,7 @@
 
 use tandem_torch::{Kind, Tensor};
 
-use super::Accumulate;
+use tandem_kernels::Accumulate;
 
 /// As [`super::backward_bias`].
 pub fn backward_bias(d_bias: &Tensor, d_y: &Tensor, accumulate: Accumulate) {

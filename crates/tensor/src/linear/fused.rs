@@ -3,8 +3,8 @@
 use tandem_kernels::linear;
 use tandem_torch::Tensor;
 
-use super::Accumulate;
 use crate::cpu::element::{is_plain, slice, slice_mut, with_element};
+use tandem_kernels::Accumulate;
 
 /// As [`super::store`]; `None`, with nothing written, where the kernel does not apply.
 pub(super) fn store(gradient: &Tensor, value: &Tensor, accumulate: Accumulate) -> Option<()> {
