@@ -21,8 +21,8 @@ use std::sync::Arc;
 use tandem_comm::{ProcessGroup, ReduceOp, Work};
 use tandem_mesh::partition_aligned;
 use tandem_tensor::adamw::{self, AdamWState, AdamWStep};
-use tandem_tensor::linear::{self, Accumulate};
 use tandem_tensor::sum_of_squares::sum_of_squares;
+use tandem_tensor::{Accumulate, linear};
 use tandem_tensor::{Device, Kind, Tensor};
 
 use crate::buffer_pool::BufferPool;
@@ -217,24 +217,59 @@ impl FlatUnit {
         }
     }
 
-    /// Starts summing the gradient over the mesh: over the row where ranks hold parts (small), and over the column.
-    /// Up to level `Optimizer` this happens after the last micro-batch only.
+    /// Whether the gradient is reduced after a micro-batch: where it is cut after each, otherwise after the last.
+    pub fn reduces_after(&self, last_micro_batch: bool) -> bool {
+        last_micro_batch || self.cuts_gradients()
+    }
+
+    /// Sums over the row the gradients of which every rank has a part, all of them side by side in one small
+    /// all-reduce. Comes before [`Self::start_reduce`].
     ///
     /// # Errors
     /// When a peer fails.
-    pub fn start_reduce(
-        &mut self,
-        first_micro_batch: bool,
-        last_micro_batch: bool,
-    ) -> Result<(), ParallelError> {
-        if !self.cuts_gradients() && !last_micro_batch {
+    pub fn sum_partial_gradients(&self) -> Result<(), ParallelError> {
+        let partial = || {
+            let replicas = self.layout.replicas.iter();
+            replicas.filter(|replica| replica.partial_gradient)
+        };
+        let total: usize = partial().map(|replica| replica.len).sum();
+        if total == 0 {
             return Ok(());
         }
-        let Some(gradient) = self.gradient.as_ref().map(Tensor::shallow_clone) else {
-            unreachable!("backward has written a gradient");
-        };
-        self.sum_partial_gradients(&gradient)?;
+        let gradient = self.written_gradient();
+        let buffer = Tensor::zeros([total as i64], (Kind::Float, self.setup.device));
+        let mut slot = 0;
+        let mut copies = Vec::new();
+        for replica in partial() {
+            if let Some(flat) = &replica.flat {
+                let here = gradient.narrow(0, flat.start as i64, flat.len() as i64);
+                copies.push((buffer.narrow(0, slot, replica.len as i64), here));
+            }
+            slot += replica.len as i64;
+        }
+        for (slot, here) in &mut copies {
+            slot.copy_(here);
+        }
+        self.setup.tp.all_reduce(&buffer, ReduceOp::Sum)?.wait()?;
+        for (slot, here) in &mut copies {
+            here.copy_(slot);
+        }
+        Ok(())
+    }
 
+    fn written_gradient(&self) -> &Tensor {
+        match &self.gradient {
+            Some(gradient) => gradient,
+            None => unreachable!("backward has written a gradient"),
+        }
+    }
+
+    /// Starts summing the gradient over the column: to its owners, or (at level `Replicated`) to all ranks.
+    ///
+    /// # Errors
+    /// When a peer fails.
+    pub fn start_reduce(&mut self, first_micro_batch: bool) -> Result<(), ParallelError> {
+        let gradient = self.written_gradient().shallow_clone();
         let dp = &self.setup.dp;
         let accumulate = if first_micro_batch || !self.cuts_gradients() {
             Accumulate::First
@@ -296,39 +331,6 @@ impl FlatUnit {
             && let Some(gradient) = self.gradient.take()
         {
             pool.give(&gradient);
-        }
-        Ok(())
-    }
-
-    /// Sums over the row the gradients of which every rank has a part: all of them side by side in one small
-    /// all-reduce.
-    fn sum_partial_gradients(&self, gradient: &Tensor) -> Result<(), ParallelError> {
-        let partial: Vec<_> = self
-            .layout
-            .replicas
-            .iter()
-            .filter(|replica| replica.partial_gradient)
-            .collect();
-        let total: usize = partial.iter().map(|replica| replica.len).sum();
-        if total == 0 {
-            return Ok(());
-        }
-        let buffer = Tensor::zeros([total as i64], (Kind::Float, self.setup.device));
-        let mut slot = 0;
-        let mut copies = Vec::new();
-        for replica in &partial {
-            if let Some(flat) = &replica.flat {
-                let here = gradient.narrow(0, flat.start as i64, flat.len() as i64);
-                copies.push((buffer.narrow(0, slot, replica.len as i64), here));
-            }
-            slot += replica.len as i64;
-        }
-        for (slot, here) in &mut copies {
-            slot.copy_(here);
-        }
-        self.setup.tp.all_reduce(&buffer, ReduceOp::Sum)?.wait()?;
-        for (slot, here) in &mut copies {
-            here.copy_(slot);
         }
         Ok(())
     }

@@ -6,7 +6,7 @@ use std::ops::Range;
 use tandem_mesh::ShardSlice;
 use tandem_model::{ModelConfig, ModuleTree, ParamSpec, UnitTree};
 
-use crate::plan::{Plan, Style};
+use crate::plan::{self, Axis, Plan, Style};
 use crate::replicas::Replica;
 use crate::tp_slices::TpSlices;
 
@@ -61,15 +61,6 @@ pub fn layouts(
         sequence_parallel,
     };
     tree.units.iter().map(|unit| rank.unit(unit)).collect()
-}
-
-/// What dimension of the model a sharded dimension runs over.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Axis {
-    QHeads,
-    KvHeads,
-    Intermediate,
-    Vocab,
 }
 
 struct RankView<'a> {
@@ -135,13 +126,7 @@ impl RankView<'_> {
     /// The dimension of `spec` that is cut over the row, and what it runs over.
     fn sharded_dim(&self, spec: &ParamSpec) -> Option<(usize, Axis)> {
         let module = spec.module();
-        let axis = match module.rsplit('.').next().unwrap_or_default() {
-            "q_proj" | "o_proj" => Axis::QHeads,
-            "k_proj" | "v_proj" => Axis::KvHeads,
-            "gate_proj" | "up_proj" | "down_proj" => Axis::Intermediate,
-            "embed_tokens" | "lm_head" => Axis::Vocab,
-            _ => return None,
-        };
+        let axis = plan::axis(module)?;
         match self.plan.styles.get(module)? {
             Style::Colwise | Style::VocabParallel => Some((0, axis)),
             Style::Rowwise if spec.shape.len() == 2 => Some((1, axis)),
@@ -165,22 +150,23 @@ impl RankView<'_> {
         if self.slices.tp_size() == 1 {
             return Vec::new();
         }
-        let name = &param.spec.name;
         match self.sharded_dim(&param.spec) {
-            None => {
-                let per_head = name.ends_with("q_norm.weight") || name.ends_with("k_norm.weight");
-                vec![Replica {
-                    name: name.clone(),
-                    len: param.slice.numel(),
-                    flat: Some(param.span()),
-                    // Norms and row-parallel biases see all tokens, unless tokens are cut over the row; the norms of q
-                    // and k see only this rank's heads.
-                    partial_gradient: per_head || self.sequence_parallel,
-                }]
-            }
+            None => vec![Replica {
+                name: param.spec.name.clone(),
+                len: param.slice.numel(),
+                flat: Some(param.span()),
+                // Norms and row-parallel biases see all tokens, unless tokens are cut over the row.
+                partial_gradient: self.sees_own_part(param.spec.module()) || self.sequence_parallel,
+            }],
             Some((_, Axis::KvHeads)) => self.shared_heads(param),
             Some(_) => Vec::new(),
         }
+    }
+
+    /// Whether a module that every rank holds whole is given only this rank's part of an axis.
+    fn sees_own_part(&self, module: &str) -> bool {
+        let is_whole = self.plan.styles.get(module) == Some(&Style::Replicate);
+        is_whole && plan::axis(module).is_some()
     }
 
     /// One replica for each key/value head that several ranks hold.

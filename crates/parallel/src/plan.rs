@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use tandem_model::{ModuleKind, ModuleTree};
+use tandem_model::{Module, ModuleKind, ModuleTree};
 
 /// How a module's parameters lie across a tensor parallel row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,6 +27,19 @@ impl fmt::Display for Style {
             Self::VocabParallel => "vocab-parallel",
         })
     }
+}
+
+/// What a dimension of a module runs over where it is cut over the row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Axis {
+    /// Query heads.
+    QHeads,
+    /// Key/value heads: neighbouring ranks may share one.
+    KvHeads,
+    /// Columns of the MLP.
+    Intermediate,
+    /// Vocabulary entries.
+    Vocab,
 }
 
 /// A style for every module of a model.
@@ -59,35 +72,42 @@ pub enum PlanError {
     },
 }
 
-/// The plan as one would declare it for PyTorch's `parallelize_module`: by the end of the module's path.
-const DECLARED: &[(&str, Style)] = &[
-    ("embed_tokens", Style::VocabParallel),
-    ("input_layernorm", Style::Replicate),
-    ("self_attn.q_proj", Style::Colwise),
-    ("self_attn.k_proj", Style::Colwise),
-    ("self_attn.v_proj", Style::Colwise),
-    ("self_attn.q_norm", Style::Replicate),
-    ("self_attn.k_norm", Style::Replicate),
-    ("self_attn.o_proj", Style::Rowwise),
-    ("post_attention_layernorm", Style::Replicate),
-    ("mlp.gate_proj", Style::Colwise),
-    ("mlp.up_proj", Style::Colwise),
-    ("mlp.down_proj", Style::Rowwise),
-    ("model.norm", Style::Replicate),
-    ("lm_head", Style::VocabParallel),
+/// The plan as one would declare it for PyTorch's `parallelize_module`, by the end of the module's path, and what the cut
+/// dimension runs over. The norms of q and k are whole on every rank, but see the heads of their rank only.
+const DECLARED: &[(&str, Style, Option<Axis>)] = &[
+    ("embed_tokens", Style::VocabParallel, Some(Axis::Vocab)),
+    ("input_layernorm", Style::Replicate, None),
+    ("self_attn.q_proj", Style::Colwise, Some(Axis::QHeads)),
+    ("self_attn.k_proj", Style::Colwise, Some(Axis::KvHeads)),
+    ("self_attn.v_proj", Style::Colwise, Some(Axis::KvHeads)),
+    ("self_attn.q_norm", Style::Replicate, Some(Axis::QHeads)),
+    ("self_attn.k_norm", Style::Replicate, Some(Axis::KvHeads)),
+    ("self_attn.o_proj", Style::Rowwise, Some(Axis::QHeads)),
+    ("post_attention_layernorm", Style::Replicate, None),
+    ("mlp.gate_proj", Style::Colwise, Some(Axis::Intermediate)),
+    ("mlp.up_proj", Style::Colwise, Some(Axis::Intermediate)),
+    ("mlp.down_proj", Style::Rowwise, Some(Axis::Intermediate)),
+    ("model.norm", Style::Replicate, None),
+    ("lm_head", Style::VocabParallel, Some(Axis::Vocab)),
 ];
+
+/// The axis that the table above gives a module.
+pub(crate) fn axis(module: &str) -> Option<Axis> {
+    declared(module).and_then(|(_, axis)| axis)
+}
+
+fn declared(module: &str) -> Option<(Style, Option<Axis>)> {
+    let row = DECLARED.iter().find(|(end, ..)| module.ends_with(end));
+    row.map(|(_, style, axis)| (*style, *axis))
+}
 
 impl Plan {
     /// The declared plan, for the modules that `tree` has.
     pub fn declared(tree: &ModuleTree) -> Self {
-        let style_of = |path: &str| DECLARED.iter().find(|(end, _)| path.ends_with(end));
+        let planned =
+            |module: &Module| declared(&module.path).map(|(style, _)| (module.path.clone(), style));
         Self {
-            styles: tree
-                .modules()
-                .filter_map(|module| {
-                    style_of(&module.path).map(|(_, style)| (module.path.clone(), *style))
-                })
-                .collect(),
+            styles: tree.modules().filter_map(planned).collect(),
         }
     }
 

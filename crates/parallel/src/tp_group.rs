@@ -17,18 +17,21 @@ pub struct TpGroup {
 }
 
 /// The row, for micro-batches of a known number of tokens.
-pub struct TpTokens<'a> {
-    row: &'a TpGroup,
-    /// Tokens per rank where the residual stream is cut.
+pub struct TpTokens {
+    group: Arc<dyn ProcessGroup>,
+    /// Whether the residual stream is cut over the row by token.
+    cuts_tokens: bool,
+    /// Tokens per rank where it is.
     counts: Vec<usize>,
 }
 
 impl TpGroup {
     /// The conversations over `tokens` tokens.
-    pub fn for_tokens(&self, tokens: usize) -> TpTokens<'_> {
+    pub fn for_tokens(&self, tokens: usize) -> TpTokens {
         let size = self.group.size();
         TpTokens {
-            row: self,
+            group: Arc::clone(&self.group),
+            cuts_tokens: self.sequence_parallel && size > 1,
             counts: (0..size)
                 .map(|rank| partition(tokens, size, rank).len())
                 .collect(),
@@ -36,11 +39,7 @@ impl TpGroup {
     }
 }
 
-impl TpTokens<'_> {
-    fn cuts_tokens(&self) -> bool {
-        self.row.sequence_parallel && self.row.group.size() > 1
-    }
-
+impl TpTokens {
     /// Elements per rank of a tensor with `features` columns.
     fn elements(&self, features: i64) -> Vec<usize> {
         self.counts
@@ -50,14 +49,14 @@ impl TpTokens<'_> {
     }
 
     fn start(&self, partial: Tensor) -> Result<Reducing, TpError> {
-        let group = &self.row.group;
+        let group = &self.group;
         if group.size() == 1 {
             return Ok(Reducing {
                 work: None,
                 result: partial,
             });
         }
-        if !self.cuts_tokens() {
+        if !self.cuts_tokens {
             let work = group
                 .all_reduce(&partial, ReduceOp::Sum)
                 .map_err(tp_error)?;
@@ -79,16 +78,15 @@ impl TpTokens<'_> {
     }
 }
 
-impl TpContext for TpTokens<'_> {
+impl TpContext for TpTokens {
     fn gather_tokens(&self, local: &Tensor) -> Result<Tensor, TpError> {
-        if !self.cuts_tokens() {
+        if !self.cuts_tokens {
             return Ok(local.shallow_clone());
         }
         let features = local.size()[1];
         let tokens: usize = self.counts.iter().sum();
         let all = Tensor::empty([tokens as i64, features], (local.kind(), local.device()));
-        self.row
-            .group
+        self.group
             .all_gather_into(&all, &local.contiguous(), &self.elements(features))
             .and_then(Work::wait)
             .map_err(tp_error)?;
@@ -108,7 +106,7 @@ impl TpContext for TpTokens<'_> {
     }
 
     fn gather_stats(&self, stats: &Tensor) -> Result<Tensor, TpError> {
-        let group = &self.row.group;
+        let group = &self.group;
         let mut size = vec![group.size() as i64];
         size.extend(stats.size());
         let all = Tensor::empty(size, (stats.kind(), stats.device()));
