@@ -293,7 +293,7 @@ pub fn run_worker(args: &BenchStepArgs, env: &WorkerEnv, environment: &Environme
         &ranks,
         memory::peak_resident_bytes().unwrap_or(0) as f64 / 1e6,
     )?;
-    let shapes = gemm_floor::shapes(&engine, args.batch * args.seq);
+    let shapes = gemm_floor::shapes(&engine.dimensions(), args.batch * args.seq);
     let bytes = memory_floor::bytes(&engine) as f64;
     let kind = engine.strategy.precision.matmul;
     drop(engine);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use tandem_checkpoint::{CheckpointName, HfWeights, RunDir, TrainState};
 use tandem_comm::Observer;
-use tandem_data::{Loader, LoaderOptions, Position as DataPosition, Share};
+use tandem_data::{Loader, LoaderOptions, Position, Share};
 use tandem_launch::client::ControlClient;
 use tandem_launch::env::WorkerEnv;
 use tandem_launch::experiment;
@@ -14,7 +14,7 @@ use tandem_launch::protocol::{Event as Message, Metrics};
 use tandem_parallel::RandomInit;
 use tandem_trainer::{
     CheckpointSetup, Checkpointer, Engine, Event, EventSink, LearningRate, LoopEnd, LoopSettings,
-    Position, Profiler, Recorder, Requests, Watcher, train_loop,
+    Profiler, Recorder, Requests, RunCounters, Watcher, train_loop,
 };
 
 use crate::engine::engine;
@@ -189,7 +189,7 @@ impl Worker<'_> {
         reporter: &mut Reporter<'_>,
     ) -> Outcome<LoopEnd> {
         let state = &start.state;
-        let next = DataPosition {
+        let next = Position {
             epoch: state.epoch,
             sample: state.next_sample,
         };
@@ -208,7 +208,7 @@ impl Worker<'_> {
             self.report_again(resumed);
         }
         let mut loader = self.loader(engine.coords.dp_rank, next)?;
-        let position = Position {
+        let counters = RunCounters {
             step: state.global_step,
             tokens_seen: state.tokens_seen,
             samples_seen: state.next_global_sample,
@@ -231,7 +231,7 @@ impl Worker<'_> {
             &mut loader,
             &settings,
             &mut checkpoints,
-            position,
+            counters,
             &mut watcher,
         )
         .map_err(Failure::train)
@@ -250,7 +250,7 @@ impl Worker<'_> {
         })
     }
 
-    fn settings(&self, state: &TrainState, next: DataPosition) -> LoopSettings {
+    fn settings(&self, state: &TrainState, next: Position) -> LoopSettings {
         let training = &self.spec.compute.training;
         let steps_left = self.prepared.sampler.steps_left(next);
         let last_step = state.global_step.saturating_add(steps_left);
@@ -271,7 +271,7 @@ impl Worker<'_> {
         }
     }
 
-    fn loader(&self, dp_rank: usize, start: DataPosition) -> Outcome<Loader> {
+    fn loader(&self, dp_rank: usize, start: Position) -> Outcome<Loader> {
         let training = &self.spec.compute.training;
         let share = Share {
             dp_rank,
@@ -299,7 +299,8 @@ impl Worker<'_> {
         if steps == 0 {
             return;
         }
-        let profiler = Arc::new(Profiler::new(steps, storage.run_dir.join("profile")));
+        let folder = storage.run_dir.join("profile");
+        let profiler = Arc::new(Profiler::new(steps, folder, engine.device));
         self.ranks
             .world
             .observe(Arc::clone(&profiler) as Arc<dyn Observer>);
@@ -392,8 +393,8 @@ fn ended(end: &LoopEnd) -> Ended {
         return Ended::StoppedAfterSaving;
     }
     let mut metrics: Metrics = [
-        ("step", end.position.step as f64),
-        ("tokens_seen", end.position.tokens_seen as f64),
+        ("step", end.counters.step as f64),
+        ("tokens_seen", end.counters.tokens_seen as f64),
     ]
     .into_iter()
     .collect();

@@ -25,7 +25,7 @@ use crate::agreement::{Agreement, Stage, gather_problems};
 use crate::engine::Engine;
 use crate::error::TrainError;
 use crate::events::SavedCheckpoint;
-use crate::progress::Progress;
+use crate::progress::ResumePoint;
 use committer::Committer;
 
 /// While training waits for a save, ranks look at each other this often: far below the time-out of a collective.
@@ -50,7 +50,7 @@ pub struct CheckpointSetup {
     pub keeps_list: bool,
     /// What every checkpoint holds.
     pub tensors: Vec<TensorSpec>,
-    /// Who writes: everything of [`TrainState`] that is no progress.
+    /// What the run is: what a [`TrainState`] says besides how far it has come.
     pub identity: TrainState,
     /// When and how.
     pub rule: SaveRule,
@@ -244,7 +244,7 @@ impl Checkpointer {
     pub(crate) fn save(
         &mut self,
         engine: &Engine,
-        progress: &Progress,
+        point: &ResumePoint,
         alive: &mut dyn FnMut(),
     ) -> Result<Vec<SaveOutcome>, TrainError> {
         let begun = Instant::now();
@@ -257,11 +257,11 @@ impl Checkpointer {
             .writer
             .start_copying(&new.folder, rank, move |snapshot| views.copy_to(snapshot))
             .map(|copying| engine.copying.set(Some(copying)));
-        self.begun = Some(progress.position.step);
+        self.begun = Some(point.counters.step);
         self.problem = None;
         self.in_flight = Some(InFlight {
             new,
-            state: self.state(progress),
+            state: self.state(point),
             phase: Phase::Writing(started.err().map(|error| Err(error.to_string()))),
             begun,
             blocked: begun.elapsed(),
@@ -332,20 +332,20 @@ impl Checkpointer {
         from_json(&bytes)
     }
 
-    fn state(&self, progress: &Progress) -> TrainState {
-        let Progress {
-            position,
+    fn state(&self, point: &ResumePoint) -> TrainState {
+        let ResumePoint {
+            counters,
             next,
             metrics,
-        } = progress;
+        } = point;
         TrainState {
             epoch: next.epoch,
             next_sample: next.sample,
-            global_step: position.step,
-            next_global_sample: position.samples_seen,
-            tokens_seen: position.tokens_seen,
+            global_step: counters.step,
+            next_global_sample: counters.samples_seen,
+            tokens_seen: counters.tokens_seen,
             scheduler: BTreeMap::from([
-                ("last_step".to_owned(), Value::from(position.step)),
+                ("last_step".to_owned(), Value::from(counters.step)),
                 ("last_learning_rate".to_owned(), Value::from(metrics.lr)),
             ]),
             metrics: metrics.to_saved(),

@@ -7,19 +7,17 @@ use std::sync::Arc;
 use tandem_checkpoint::Copying;
 use tandem_comm::ProcessGroup;
 use tandem_mesh::{Coords, DeviceMesh};
-use tandem_model::{
-    DecoderLayer, Embedding, Head, HeadTensors, LayerTensors, ModelConfig, ModuleTree, Recompute,
-    RopeTable,
-};
+use tandem_model::{DecoderLayer, Embedding, Head, ModelConfig, ModuleTree, Recompute, RopeTable};
 use tandem_parallel::{
     BufferPool, FlatUnit, Strategy, TpGroup, TpSlices, UnitSetup, WeightSource, layouts,
 };
+use tandem_tensor::Device;
 use tandem_tensor::attention::AttentionSpec;
 use tandem_tensor::scratch::Scratch;
-use tandem_tensor::{Device, Tensor};
 
 use crate::error::TrainError;
-use crate::profile::Profiler;
+use crate::gemm_floor::Dimensions;
+use crate::profile::{self, Activity, Profiler};
 
 /// What an engine is built from.
 pub struct EngineSetup {
@@ -187,35 +185,19 @@ impl Engine {
         Ok(())
     }
 
-    /// The unit that holds the output head.
-    pub(crate) fn head_unit(&self) -> usize {
-        if self.config.tie_word_embeddings {
-            0
-        } else {
-            self.units.len() - 1
+    /// Sizes of what this rank computes.
+    pub fn dimensions(&self) -> Dimensions {
+        Dimensions {
+            layer: self.layers.first().map(|layer| layer.dims.clone()),
+            layers: self.layers.len(),
+            vocab: (self.head.vocab.end - self.head.vocab.start) as usize,
+            head_chunk_rows: self.head.chunk_rows,
         }
     }
 
-    /// The embedding's rows in unit 0's buffer, `[local vocabulary, hidden]`.
-    pub(crate) fn table(&self, flat: &Tensor) -> Tensor {
-        let rows = self.embedding.vocab.end - self.embedding.vocab.start;
-        let hidden = self.config.hidden_size as i64;
-        flat.narrow(0, 0, rows * hidden).view([rows, hidden])
-    }
-
-    pub(crate) fn head_tensors(&self, flat: &Tensor) -> HeadTensors {
-        let rows = (self.head.vocab.end - self.head.vocab.start) as usize;
-        let tied = self.config.tie_word_embeddings;
-        match HeadTensors::view(flat, self.config.hidden_size, rows, tied) {
-            Some(tensors) => tensors,
-            None => unreachable!("the layout and the head's views have one order"),
-        }
-    }
-
-    pub(crate) fn layer_tensors(&self, layer: usize, flat: &Tensor) -> LayerTensors {
-        match LayerTensors::view(flat, &self.layers[layer].dims) {
-            Some(tensors) => tensors,
-            None => unreachable!("the layout and the layer's views have one order"),
-        }
+    /// Does `work`, which a profiler, if there is one, writes down as `activity`.
+    pub(crate) fn during<T>(&mut self, activity: Activity, work: impl FnOnce(&mut Self) -> T) -> T {
+        let _span = profile::span(&self.profiler, activity);
+        work(self)
     }
 }

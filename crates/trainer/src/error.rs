@@ -37,9 +37,6 @@ pub enum TrainError {
         /// The optimizer step.
         step: u64,
     },
-    /// The model does not fit.
-    #[error("{0}")]
-    Memory(String),
     /// The mesh cannot run this model.
     #[error("{0}")]
     Unsuitable(String),

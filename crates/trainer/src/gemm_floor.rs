@@ -4,10 +4,8 @@
 use std::time::Instant;
 
 use tandem_model::LayerDims;
-use tandem_tensor::linear::{self, Accumulate};
-use tandem_tensor::{Device, Kind, Tensor};
-
-use crate::engine::Engine;
+use tandem_tensor::device::synchronize;
+use tandem_tensor::{Accumulate, Device, Kind, Tensor, linear};
 
 /// One linear layer of the step.
 #[derive(Debug, Clone, PartialEq)]
@@ -51,21 +49,33 @@ impl LinearTime {
     }
 }
 
-/// The linear layers that this rank computes in a micro-batch of `tokens` tokens.
-pub fn shapes(engine: &Engine, tokens: usize) -> Vec<LinearShape> {
-    let layers = engine.layers.len();
-    let Some(layer) = engine.layers.first() else {
+/// What the sizes of a rank's matrix products follow from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Dimensions {
+    /// The slice of a layer that it computes; all layers are alike.
+    pub layer: Option<LayerDims>,
+    /// Layers.
+    pub layers: usize,
+    /// Rows of the head's matrix: its part of the vocabulary.
+    pub vocab: usize,
+    /// Rows of activations that the head multiplies at a time.
+    pub head_chunk_rows: usize,
+}
+
+/// The linear layers that a rank computes in a micro-batch of `tokens` tokens.
+pub fn shapes(dimensions: &Dimensions, tokens: usize) -> Vec<LinearShape> {
+    let Dimensions {
+        layer: Some(layer),
+        layers,
+        vocab,
+        head_chunk_rows,
+    } = dimensions
+    else {
         return Vec::new();
     };
-    let LayerDims {
-        hidden,
-        head_dim,
-        q_heads,
-        intermediate,
-        ..
-    } = layer.dims;
-    let vocab = (engine.head.vocab.end - engine.head.vocab.start) as usize;
-    let rows = engine.head.chunk_rows.min(tokens);
+    let (hidden, intermediate) = (layer.hidden, layer.intermediate);
+    let heads = layer.q_heads * layer.head_dim;
+    let rows = (*head_chunk_rows).min(tokens).max(1);
     let shape = |name, tokens, inputs, outputs, count| LinearShape {
         name,
         tokens,
@@ -74,11 +84,11 @@ pub fn shapes(engine: &Engine, tokens: usize) -> Vec<LinearShape> {
         count,
     };
     vec![
-        shape("q|k|v", tokens, hidden, layer.dims.qkv_width(), layers),
-        shape("attention out", tokens, q_heads * head_dim, hidden, layers),
-        shape("gate|up", tokens, hidden, 2 * intermediate, layers),
-        shape("down", tokens, intermediate, hidden, layers),
-        shape("head", rows, hidden, vocab, tokens.div_ceil(rows)),
+        shape("q|k|v", tokens, hidden, layer.qkv_width(), *layers),
+        shape("attention out", tokens, heads, hidden, *layers),
+        shape("gate|up", tokens, hidden, 2 * intermediate, *layers),
+        shape("down", tokens, intermediate, hidden, *layers),
+        shape("head", rows, hidden, *vocab, tokens.div_ceil(rows)),
     ]
 }
 
@@ -90,6 +100,8 @@ pub fn measure(
     device: Device,
     repeats: usize,
 ) -> Vec<LinearTime> {
+    let wait = || synchronize(device);
+    let best = |run: &dyn Fn()| best(repeats, &wait, run);
     shapes
         .iter()
         .map(|shape| {
@@ -103,9 +115,9 @@ pub fn measure(
             let (x, w, d_y, d_w) = (filled(n, i), filled(o, i), filled(n, o), filled(o, i));
             LinearTime {
                 shape: shape.clone(),
-                forward_s: best(repeats, &|| drop(linear::forward(&x, &w, None))),
-                input_gradient_s: best(repeats, &|| drop(linear::backward_input(&d_y, &w))),
-                weight_gradient_s: best(repeats, &|| {
+                forward_s: best(&|| drop(linear::forward(&x, &w, None))),
+                input_gradient_s: best(&|| drop(linear::backward_input(&d_y, &w))),
+                weight_gradient_s: best(&|| {
                     linear::backward_weight(&d_w, &d_y, &x, Accumulate::First);
                 }),
             }
@@ -113,13 +125,39 @@ pub fn measure(
         .collect()
 }
 
-fn best(repeats: usize, run: &dyn Fn()) -> f64 {
+/// Seconds of the best of `repeats` runs, after one that warms up. `wait` returns when the device has done what `run` has
+/// given it to do.
+fn best(repeats: usize, wait: &dyn Fn(), run: &dyn Fn()) -> f64 {
     run();
+    wait();
     (0..repeats.max(1))
         .map(|_| {
             let start = Instant::now();
             run();
+            wait();
             start.elapsed().as_secs_f64()
         })
         .fold(f64::INFINITY, f64::min)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::RefCell;
+
+    /// Else, the time of a launch would be taken for that of the work.
+    #[test]
+    fn the_device_is_waited_for_before_the_clock_is_read() {
+        let log = RefCell::new(String::new());
+        let seconds = best(
+            2,
+            &|| {
+                std::thread::sleep(std::time::Duration::from_millis(5));
+                log.borrow_mut().push_str("wait ");
+            },
+            &|| log.borrow_mut().push_str("run "),
+        );
+        assert_eq!(log.take(), "run wait run wait run wait ");
+        assert!(seconds >= 5e-3, "{seconds}");
+    }
 }

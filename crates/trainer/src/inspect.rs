@@ -8,7 +8,7 @@ use tandem_tensor::{Device, Kind, Tensor, cpu};
 use crate::engine::Engine;
 use crate::error::TrainError;
 use crate::micro_batch::MicroBatch;
-use crate::train_step::forward;
+use crate::train_step::{Turn, forward};
 
 /// One whole tensor, put together from the pieces of all ranks; the same on every rank.
 ///
@@ -45,14 +45,13 @@ pub fn gather_tensor(
 /// When a peer fails.
 pub fn first_row_logits(engine: &mut Engine, row: &[i64]) -> Result<Vec<f32>, TrainError> {
     let micro = MicroBatch::new(row, row, row.len(), 0, engine.device);
-    let (x, _) = forward(engine, &micro)?;
-    let tp_row = engine.tp.clone();
-    let tp = tp_row.for_tokens(micro.tokens);
-    let unit = engine.head_unit();
-    let flat = engine.units[unit].unshard(&mut engine.pool)?;
-    let local = engine.head.logits(&engine.head_tensors(&flat), &x, &tp)?;
-    for unit in &mut engine.units {
-        unit.reshard(&mut engine.pool);
+    let turn = Turn::only(engine, &micro);
+    let (x, _) = forward(engine, &turn)?;
+    let flat = engine.unshard(engine.head_unit())?;
+    let weights = engine.head_tensors(&flat);
+    let local = engine.head.logits(&weights, &x, &turn.tp)?;
+    for unit in 0..engine.units.len() {
+        engine.reshard(unit);
     }
 
     // Every column of the row fills its part of the vocabulary.

@@ -2,6 +2,12 @@
 //!
 //! Start reading at [`train_step`]: it is the path of the data through one optimizer step, top to bottom, with every
 //! collective where it happens.
+//!
+//! `examples/tiny_model.rs` is the least that trains:
+//!
+//! ```
+#![doc = include_str!("../examples/tiny_model.rs")]
+//! ```
 
 mod agreement;
 mod checkpointer;
@@ -21,6 +27,7 @@ mod recorder;
 mod schedule;
 mod train_loop;
 mod train_step;
+mod units;
 
 pub use agreement::{Requests, gather_problems};
 pub use checkpointer::{CheckpointSetup, Checkpointer, SaveRule};
@@ -31,7 +38,7 @@ pub use events::{Event, EventSink, SavedCheckpoint, StepMetrics};
 pub use inspect::{first_row_logits, gather_tensor};
 pub use micro_batch::MicroBatch;
 pub use profile::Profiler;
-pub use progress::Position;
+pub use progress::RunCounters;
 pub use recorder::{Recorder, write_whole};
 pub use schedule::{LearningRate, Schedule};
 pub use train_loop::{LoopEnd, LoopSettings, Watcher, train_loop};

@@ -2,8 +2,8 @@
 
 use std::time::Instant;
 
-use tandem_tensor::linear::{self, Accumulate};
-use tandem_tensor::{Device, Kind, Tensor};
+use tandem_tensor::device::synchronize;
+use tandem_tensor::{Accumulate, Device, Kind, Tensor, linear};
 
 use crate::engine::Engine;
 
@@ -33,9 +33,11 @@ pub fn rate(device: Device, repeats: usize) -> f64 {
     const BYTES: f64 = 3.0 * 4.0 * ELEMENTS as f64;
     let filled = |value: f64| Tensor::full([ELEMENTS], value, (Kind::Float, device));
     let (a, b) = (filled(1.0), filled(1e-3));
+    synchronize(device);
     let seconds = (0..repeats.max(1)).map(|_| {
         let start = Instant::now();
         linear::store(&a, &b, Accumulate::Add);
+        synchronize(device);
         start.elapsed().as_secs_f64()
     });
     BYTES / seconds.fold(f64::INFINITY, f64::min)

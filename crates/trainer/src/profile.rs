@@ -1,6 +1,7 @@
 //! `--profile`: what a rank did when, for a few steps, as a trace for Perfetto (or chrome://tracing) and as a table.
 //!
-//! Without a profiler the step pays one branch per span.
+//! Without a profiler the step pays one branch per span. With one, the beginning and the end of a span wait for the device:
+//! what it was given before is none of the span's work, and what a span has launched is.
 
 mod report;
 mod trace;
@@ -11,10 +12,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use tandem_comm::{Event as Operation, Observer};
+use tandem_tensor::Device;
+use tandem_tensor::device::synchronize;
 
-use crate::engine::Engine;
 use crate::error::TrainError;
-use crate::gemm_floor;
+use crate::gemm_floor::LinearTime;
 
 /// Steps before the first that is recorded: buffers are allocated and kernels are generated in them.
 const WARM_UP: u64 = 2;
@@ -77,7 +79,6 @@ struct Record {
 }
 
 /// Records the steps of a window; shared with the process groups, which tell it what they do.
-#[derive(Debug)]
 pub struct Profiler {
     /// Steps to record.
     length: u64,
@@ -86,12 +87,19 @@ pub struct Profiler {
     record: Mutex<Record>,
     /// One moment on two clocks: spans are told by the first, and traces of several ranks agree on the second.
     origin: (Instant, SystemTime),
+    /// Returns when the device has done what it was given.
+    wait: Box<dyn Fn() + Send + Sync>,
 }
 
 impl Profiler {
-    /// Records `length` steps, after two that warm up; traces go to `folder`.
-    pub fn new(length: u64, folder: PathBuf) -> Self {
+    /// Records `length` steps on `device`, after two that warm up; traces go to `folder`.
+    pub fn new(length: u64, folder: PathBuf, device: Device) -> Self {
+        Self::waiting(length, folder, move || synchronize(device))
+    }
+
+    fn waiting(length: u64, folder: PathBuf, wait: impl Fn() + Send + Sync + 'static) -> Self {
         Self {
+            wait: Box::new(wait),
             length,
             folder,
             recording: AtomicBool::new(false),
@@ -105,7 +113,7 @@ impl Profiler {
         let spare = (last + 1).saturating_sub(first).saturating_sub(self.length);
         let start = first + WARM_UP.min(spare);
         if (start..start + self.length).contains(&step) {
-            let now = Instant::now();
+            let now = self.now();
             self.lock().steps.push(Step {
                 number: step,
                 start: now,
@@ -118,12 +126,36 @@ impl Profiler {
     /// The step ends. Returns true when the record is complete: it was the last step to be recorded, or the last of all.
     pub(crate) fn end_step(&self, is_end: bool) -> bool {
         let was_recording = self.recording.swap(false, Ordering::Relaxed);
+        let now = was_recording.then(|| self.now());
         let mut record = self.lock();
-        if was_recording && let Some(step) = record.steps.last_mut() {
-            step.end = Instant::now();
+        if let (Some(now), Some(step)) = (now, record.steps.last_mut()) {
+            step.end = now;
         }
         let is_long_enough = record.steps.len() as u64 == self.length;
         (was_recording && is_long_enough) || (is_end && !record.steps.is_empty())
+    }
+
+    /// Writes this rank's trace, `rank_{r}.json`.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub(crate) fn write_trace(&self, rank: usize) -> Result<(), TrainError> {
+        let path = self.folder.join(format!("rank_{rank}.json"));
+        trace::write(&self.lock(), self.origin, &path, rank)
+    }
+
+    /// The table: times by kind, communication, and how much of the computation is matrix products, whose rates are
+    /// `products`.
+    pub(crate) fn table(&self, products: &[LinearTime], micro_batches: usize) -> Vec<String> {
+        let mut lines = report::lines(&self.lock(), products, micro_batches);
+        lines.push(format!("traces are in {}", self.folder.display()));
+        lines
+    }
+
+    /// The moment at which the device has done all that it was given.
+    fn now(&self) -> Instant {
+        (self.wait)();
+        Instant::now()
     }
 
     fn lock(&self) -> MutexGuard<'_, Record> {
@@ -133,30 +165,6 @@ impl Profiler {
     fn is_recording(&self) -> bool {
         self.recording.load(Ordering::Relaxed)
     }
-}
-
-/// Writes this rank's trace, `rank_{r}.json`, and makes the table: times by kind, communication, and how much of the
-/// computation is matrix products, whose rates are measured now. All ranks call it together.
-///
-/// # Errors
-/// When the file cannot be written, or a peer fails.
-pub(crate) fn finish(
-    engine: &Engine,
-    profiler: &Profiler,
-    tokens: usize,
-    micro_batches: usize,
-) -> Result<Vec<String>, TrainError> {
-    let rank = engine.world.rank();
-    let path = profiler.folder.join(format!("rank_{rank}.json"));
-    trace::write(&profiler.lock(), profiler.origin, &path, rank)?;
-    // All at the same time, as they compute at the same time.
-    engine.world.barrier()?.wait()?;
-    let kind = engine.strategy.precision.matmul;
-    let shapes = gemm_floor::shapes(engine, tokens);
-    let products = gemm_floor::measure(&shapes, kind, engine.device, 3);
-    let mut lines = report::lines(&profiler.lock(), &products, micro_batches);
-    lines.push(format!("traces are in {}", profiler.folder.display()));
-    Ok(lines)
 }
 
 /// A span that ends when it is dropped.
@@ -170,9 +178,9 @@ pub(crate) struct OpenSpan {
 pub(crate) fn span(profiler: &Option<Arc<Profiler>>, activity: Activity) -> Option<OpenSpan> {
     let profiler = profiler.as_ref().filter(|it| it.is_recording())?;
     Some(OpenSpan {
+        start: profiler.now(),
         profiler: Arc::clone(profiler),
         activity,
-        start: Instant::now(),
     })
 }
 
@@ -181,7 +189,7 @@ impl Drop for OpenSpan {
         let span = Span {
             activity: self.activity,
             start: self.start,
-            end: Instant::now(),
+            end: self.profiler.now(),
         };
         self.profiler.lock().spans.push(span);
     }
@@ -220,12 +228,13 @@ impl Record {
 mod tests {
     use super::*;
     use crate::gemm_floor::{LinearShape, LinearTime};
+    use std::sync::atomic::AtomicUsize;
     use tandem_comm::Collective;
 
     const MS: Duration = Duration::from_millis(1);
 
     fn recorded(length: u64, first: u64, last: u64) -> Vec<u64> {
-        let profiler = Profiler::new(length, PathBuf::new());
+        let profiler = Profiler::new(length, PathBuf::new(), Device::Cpu);
         let is_complete = (first..=last).any(|step| {
             profiler.begin_step(step, first, last);
             profiler.end_step(step == last)
@@ -245,16 +254,37 @@ mod tests {
 
     #[test]
     fn nothing_is_recorded_outside_the_window() {
-        let profiler = Arc::new(Profiler::new(1, PathBuf::new()));
+        let profiler = Arc::new(Profiler::new(1, PathBuf::new(), Device::Cpu));
         assert!(span(&None, Activity::Data).is_none());
         assert!(span(&Some(Arc::clone(&profiler)), Activity::Data).is_none());
         profiler.waited(&"tp".into(), Instant::now(), Instant::now());
         assert!(profiler.lock().waits.is_empty());
     }
 
+    /// On a device that returns when work is launched, clocks are read when it is done.
+    #[test]
+    fn spans_and_steps_wait_for_the_device_while_recording() {
+        let waits = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&waits);
+        let wait = move || {
+            count.fetch_add(1, Ordering::Relaxed);
+        };
+        let profiler = Some(Arc::new(Profiler::waiting(1, PathBuf::new(), wait)));
+        let step = |number| {
+            let it = profiler.as_ref().unwrap();
+            it.begin_step(number, 1, 100);
+            drop(span(&profiler, Activity::Data));
+            drop(span(&profiler, Activity::Optimizer));
+            it.end_step(false);
+            waits.swap(0, Ordering::Relaxed)
+        };
+        // Two warm up, one is recorded: itself and two spans, each with a beginning and an end.
+        assert_eq!([1, 2, 3, 4].map(step), [0, 0, 6, 0]);
+    }
+
     /// One step of 100 ms: a layer of 60 ms, 10 of which it waits, and 30 ms of optimizer.
     fn sample() -> Profiler {
-        let profiler = Profiler::new(1, PathBuf::new());
+        let profiler = Profiler::new(1, PathBuf::new(), Device::Cpu);
         let start = profiler.origin.0;
         let group: Arc<str> = "tp".into();
         let at = |ms: u32| start + MS * ms;

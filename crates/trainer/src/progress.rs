@@ -1,12 +1,12 @@
 //! How far a run has come.
 
-use tandem_data::Position as DataPosition;
+use tandem_data::Position;
 
 use crate::events::StepMetrics;
 
 /// What is counted over all steps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Position {
+pub struct RunCounters {
     /// Optimizer steps done.
     pub step: u64,
     /// Tokens of all steps so far.
@@ -17,10 +17,10 @@ pub struct Position {
 
 /// Where a run is after a step: what a checkpoint says besides the tensors.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Progress {
-    pub position: Position,
+pub(crate) struct ResumePoint {
+    pub counters: RunCounters,
     /// The sample to continue with.
-    pub next: DataPosition,
+    pub next: Position,
     /// Of the step.
     pub metrics: StepMetrics,
 }

@@ -1,28 +1,25 @@
 //! The loop around the step: batches in, metrics out, checks now and then.
 
-use std::time::{Duration, Instant};
+mod meter;
 
-use tandem_comm::{ReduceOp, all_gather_numbers};
+use std::time::Instant;
+
 use tandem_data::BatchSource;
-use tandem_model::ModuleTree;
 use tandem_parallel::check_replicas;
-use tandem_tensor::{Kind, Tensor, gemm_rate, memory};
 
 use crate::agreement::{Agreement, Requests};
 use crate::checkpointer::{Checkpointer, SaveOutcome};
 use crate::engine::Engine;
 use crate::error::TrainError;
-use crate::events::{Event, EventSink, StepMetrics};
-use crate::flops;
+use crate::events::{Event, EventSink};
+use crate::gemm_floor;
 use crate::micro_batch::MicroBatch;
-use crate::profile::{self, Activity, span};
-use crate::progress::{Position, Progress};
+use crate::profile::{Activity, Profiler};
+use crate::progress::{ResumePoint, RunCounters};
 use crate::recorder::Recorder;
 use crate::schedule::LearningRate;
-use crate::train_step::{UpdateRule, train_step};
-
-/// Between two looks at the memory of all ranks.
-const MEMORY_INTERVAL: u64 = 10;
+use crate::train_step::{StepReport, UpdateRule, train_step};
+use meter::{Meter, StepFacts};
 
 /// What the loop needs to know besides the engine.
 #[derive(Debug, Clone, Copy)]
@@ -41,7 +38,7 @@ pub struct LoopSettings {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LoopEnd {
     /// How far it came.
-    pub position: Position,
+    pub counters: RunCounters,
     /// Whether it was asked to stop before its end. Everything is saved.
     pub stopped: bool,
     /// Loss of the last step, if there was one.
@@ -60,8 +57,8 @@ pub struct Watcher<'a> {
     pub requests: &'a dyn Fn() -> Requests,
 }
 
-/// Trains from `position` to the last step or the end of the data, and saves when it is due, when it is asked for, and in
-/// the end.
+/// Trains on from `counters` to the last step or the end of the data, and saves when it is due, when it is asked for, and
+/// in the end.
 ///
 /// # Errors
 /// Whatever ends a step, or a last checkpoint that cannot be written; the metrics of all finished steps are on disk then.
@@ -70,158 +67,246 @@ pub fn train_loop(
     source: &mut dyn BatchSource,
     settings: &LoopSettings,
     checkpoints: &mut Checkpointer,
-    position: Position,
+    counters: RunCounters,
     watcher: &mut Watcher<'_>,
 ) -> Result<LoopEnd, TrainError> {
-    let mut position = position;
-    let (mut stopped, mut loss) = (false, None);
-    let mut unsaved = None;
-    let mut saving = Duration::ZERO;
-    let mesh_gemm_rate = measure_gemm_rate(engine)?;
-    let tree = ModuleTree::new(&engine.config);
-    let mut peaks = Vec::new();
-    watcher.sink.event(Event::Begin {
-        first_step: position.step + 1,
-        last_step: settings.last_step,
-    });
-    let first_step = position.step + 1;
-    let mut last_end = Instant::now();
-    while position.step < settings.last_step && !stopped {
-        let step = position.step + 1;
-        if let Some(profiler) = &engine.profiler {
-            profiler.begin_step(step, first_step, settings.last_step);
-        }
-        let data = span(&engine.profiler, Activity::Data);
-        let batches = source
-            .next_step()
-            .map_err(|e| TrainError::Data(Box::new(e)))?;
-        let Some(batches) = batches else { break };
-        let epoch = batches.first().map_or(0, |batch| batch.epoch);
-        let micro_batches: Vec<MicroBatch> = batches
-            .iter()
-            .map(|b| MicroBatch::new(&b.input_ids, &b.labels, engine.seq, b.hash, engine.device))
-            .collect();
-        drop(data);
-        (watcher.on_step)(step);
-        let lr = settings.learning_rate.at(step);
-        let report = train_step(engine, &micro_batches, lr, &settings.rule, step)?;
-        if settings.check_interval > 0 && step.is_multiple_of(settings.check_interval) {
-            settle(engine)?;
-            let (tp, dp) = (engine.tp.group.as_ref(), engine.dp.as_ref());
-            check_replicas(&engine.units, tp, dp, step, engine.device)?;
-        }
-
-        checkpoints.add_wait(report.waited_for_copy);
-        // The last step of an epoch may have fewer rows than the ranks have room for.
-        let samples = batches.first().map_or(0, |batch| batch.step_samples);
-        let tokens = samples * engine.seq as u64;
-        position.step = step;
-        position.tokens_seen += tokens;
-        position.samples_seen += samples;
-        if step == 1 || step.is_multiple_of(MEMORY_INTERVAL) || step == settings.last_step {
-            peaks = peak_memory_mb(engine)?;
-        }
-        let seconds = last_end.elapsed().as_secs_f64();
-        last_end = Instant::now();
-        let flops = flops::per_step(&engine.config, &tree, tokens, engine.seq as u64);
-        let metrics = StepMetrics {
-            step,
-            epoch,
-            loss: report.loss,
-            lr,
-            grad_norm: report.grad_norm,
-            tokens_per_s: tokens as f64 / seconds,
-            step_time_s: seconds,
-            saving_s: (std::mem::take(&mut saving) + report.waited_for_copy).as_secs_f64(),
-            tokens_seen: position.tokens_seen,
-            n_tokens: report.n_tokens,
-            gemm_fraction: flops / seconds / mesh_gemm_rate,
-            peak_memory_mb: peaks.clone(),
+    let mut training = Training {
+        meter: Meter::start(engine)?,
+        engine,
+        source,
+        settings,
+        checkpoints,
+        watcher,
+        first_step: counters.step + 1,
+        counters,
+        loss: None,
+        stopped: false,
+        unsaved: None,
+    };
+    training.begin();
+    while let Some(step) = training.next_step() {
+        let Some(batch) = training.batch(step)? else {
+            break;
         };
-        watcher.recorder.step(&metrics)?;
-        watcher.sink.event(Event::Step(metrics.clone()));
-        loss = Some(metrics.loss);
-        let progress = Progress {
-            position,
-            next: source.position(),
+        let report = training.train(step, &batch)?;
+        training.check_replicas(step)?;
+        let point = training.record(step, &batch, &report)?;
+        training.agree_and_save(&batch, point)?;
+        training.end_profile(&batch)?;
+    }
+    training.end()
+}
+
+/// A run between its first step and its end.
+struct Training<'a, 'w> {
+    engine: &'a mut Engine,
+    source: &'a mut dyn BatchSource,
+    settings: &'a LoopSettings,
+    checkpoints: &'a mut Checkpointer,
+    watcher: &'a mut Watcher<'w>,
+    meter: Meter,
+    /// The first step of this loop.
+    first_step: u64,
+    /// How far it has come.
+    counters: RunCounters,
+    /// Loss of the last step.
+    loss: Option<f64>,
+    /// Whether it was asked to stop before its end.
+    stopped: bool,
+    /// Where it stands, if no save of that has begun.
+    unsaved: Option<ResumePoint>,
+}
+
+/// This rank's part of a step's global batch, on the device.
+struct StepBatch {
+    micro_batches: Vec<MicroBatch>,
+    epoch: u64,
+    /// Samples of the global batch: the last step of an epoch may have fewer rows than the ranks have room for.
+    samples: u64,
+    /// Whether it is the last of its epoch.
+    ends_epoch: bool,
+}
+
+impl Training<'_, '_> {
+    fn begin(&mut self) {
+        self.watcher.sink.event(Event::Begin {
+            first_step: self.first_step,
+            last_step: self.settings.last_step,
+        });
+        self.meter.restart_clock();
+    }
+
+    /// The step to do, if there is one.
+    fn next_step(&self) -> Option<u64> {
+        let is_left = self.counters.step < self.settings.last_step && !self.stopped;
+        is_left.then_some(self.counters.step + 1)
+    }
+
+    fn is_last(&self, step: u64) -> bool {
+        step == self.settings.last_step
+    }
+
+    /// Takes a batch from the source; `None` at the end of the data.
+    fn batch(&mut self, step: u64) -> Result<Option<StepBatch>, TrainError> {
+        if let Some(profiler) = &self.engine.profiler {
+            profiler.begin_step(step, self.first_step, self.settings.last_step);
+        }
+        self.engine.during(Activity::Data, |engine| {
+            let batches = self.source.next_step();
+            let batches = batches.map_err(|error| TrainError::Data(Box::new(error)))?;
+            let on_device = |batches: Vec<tandem_data::Batch>| StepBatch {
+                epoch: batches.first().map_or(0, |batch| batch.epoch),
+                samples: batches.first().map_or(0, |batch| batch.step_samples),
+                ends_epoch: batches.iter().any(|batch| batch.ends_epoch),
+                micro_batches: batches
+                    .iter()
+                    .map(|it| {
+                        let (ids, labels) = (&it.input_ids, &it.labels);
+                        MicroBatch::new(ids, labels, engine.seq, it.hash, engine.device)
+                    })
+                    .collect(),
+            };
+            Ok(batches.map(on_device))
+        })
+    }
+
+    fn train(&mut self, step: u64, batch: &StepBatch) -> Result<StepReport, TrainError> {
+        (self.watcher.on_step)(step);
+        let lr = self.settings.learning_rate.at(step);
+        let rule = &self.settings.rule;
+        let report = train_step(self.engine, &batch.micro_batches, lr, rule, step)?;
+        self.checkpoints.add_wait(report.waited_for_copy);
+        self.loss = Some(report.loss);
+        Ok(report)
+    }
+
+    /// Compares what ranks have copies of, every `check_interval` steps.
+    fn check_replicas(&mut self, step: u64) -> Result<(), TrainError> {
+        let interval = self.settings.check_interval;
+        if interval == 0 || !step.is_multiple_of(interval) {
+            return Ok(());
+        }
+        settle(self.engine)?;
+        let engine = &*self.engine;
+        let (tp, dp) = (engine.tp.group.as_ref(), engine.dp.as_ref());
+        check_replicas(&engine.units, tp, dp, step, engine.device)?;
+        Ok(())
+    }
+
+    /// Counts the step, and writes down and tells its metrics. Returns where the run stands.
+    fn record(
+        &mut self,
+        step: u64,
+        batch: &StepBatch,
+        report: &StepReport,
+    ) -> Result<ResumePoint, TrainError> {
+        let tokens = batch.samples * self.engine.seq as u64;
+        self.counters.step = step;
+        self.counters.tokens_seen += tokens;
+        self.counters.samples_seen += batch.samples;
+        let facts = StepFacts {
+            report,
+            epoch: batch.epoch,
+            learning_rate: self.settings.learning_rate.at(step),
+            tokens,
+            counters: self.counters,
+            is_last: self.is_last(step),
+        };
+        let metrics = self.meter.end_step(self.engine, &facts)?;
+        self.watcher.recorder.step(&metrics)?;
+        self.watcher.sink.event(Event::Step(metrics.clone()));
+        Ok(ResumePoint {
+            counters: self.counters,
+            next: self.source.position(),
             metrics,
-        };
+        })
+    }
 
+    /// Agrees with all ranks on what was asked for and on the save under way; and begins a save if one is due.
+    fn agree_and_save(&mut self, batch: &StepBatch, point: ResumePoint) -> Result<(), TrainError> {
+        let step = point.counters.step;
         let own = Agreement {
-            requests: (watcher.requests)(),
-            stage: checkpoints.stage(),
+            requests: (self.watcher.requests)(),
+            stage: self.checkpoints.stage(),
         };
-        let agreed = own.reach(engine.world.as_ref(), engine.device)?;
-        tell(
-            checkpoints.advance(engine, agreed.stage)?,
-            None,
-            watcher.sink,
-        );
-        let is_last = step == settings.last_step;
-        stopped = agreed.requests.stop && !is_last;
-        let is_asked_for = agreed.requests.save_now || stopped || is_last;
-        let ends_epoch = batches.iter().any(|batch| batch.ends_epoch);
-        if checkpoints.is_due(step, is_asked_for || ends_epoch) {
+        let agreed = own.reach(self.engine.world.as_ref(), self.engine.device)?;
+        let ended = self.checkpoints.advance(self.engine, agreed.stage)?;
+        self.tell(ended, None);
+        self.stopped = agreed.requests.stop && !self.is_last(step);
+        let is_asked_for = agreed.requests.save_now || self.is_end(step) || batch.ends_epoch;
+        if self.checkpoints.is_due(step, is_asked_for) {
             let begun = Instant::now();
-            let _span = span(&engine.profiler, Activity::Save);
-            let end = (stopped || is_last).then_some(step);
-            save(engine, checkpoints, &progress, end, watcher.sink)?;
-            saving = begun.elapsed();
-            unsaved = None;
+            self.save(&point, self.is_end(step).then_some(step))?;
+            self.meter.add_saving(begun.elapsed());
+            self.unsaved = None;
         } else {
-            unsaved = Some(progress);
+            self.unsaved = Some(point);
         }
-        let is_end = stopped || is_last;
-        if let Some(profiler) = engine.profiler.take_if(|it| it.end_step(is_end)) {
-            let tokens = micro_batches.first().map_or(0, |micro| micro.tokens);
-            let lines = profile::finish(engine, &profiler, tokens, micro_batches.len())?;
-            watcher.sink.event(Event::Profile(lines));
-            last_end = Instant::now();
-        }
+        Ok(())
     }
-    let end = Some(position.step);
-    if let Some(progress) = unsaved {
-        save(engine, checkpoints, &progress, end, watcher.sink)?;
-    }
-    watcher.sink.event(Event::Saving);
-    let last = checkpoints.finish(engine, &mut || watcher.sink.event(Event::Saving))?;
-    tell(last, end, watcher.sink);
-    // Without a checkpoint of its last step, the work since the one before would be lost.
-    if let Some(error) = checkpoints.last_problem(position.step) {
-        return Err(error);
-    }
-    watcher.recorder.finish()?;
-    watcher.sink.event(Event::End);
-    Ok(LoopEnd {
-        position,
-        stopped,
-        loss,
-    })
-}
 
-fn save(
-    engine: &Engine,
-    checkpoints: &mut Checkpointer,
-    progress: &Progress,
-    end: Option<u64>,
-    sink: &mut dyn EventSink,
-) -> Result<(), TrainError> {
-    let ended = checkpoints.save(engine, progress, &mut || sink.event(Event::Saving))?;
-    for outcome in ended {
-        tell(Some(outcome), end, sink);
+    /// Whether no step follows `step`, as far as one knows without looking at the data.
+    fn is_end(&self, step: u64) -> bool {
+        self.stopped || self.is_last(step)
     }
-    Ok(())
-}
 
-/// Tells how a save ended. That the run's last one failed, after the step `end`, is an error, which tells it itself.
-fn tell(outcome: Option<SaveOutcome>, end: Option<u64>, sink: &mut dyn EventSink) {
-    match outcome {
-        Some(SaveOutcome::Saved(saved)) => sink.event(Event::Saved(saved)),
-        Some(SaveOutcome::Failed { step, .. }) if Some(step) == end => {}
-        Some(SaveOutcome::Failed { step, problem }) => {
-            sink.event(Event::SaveFailed { step, problem });
+    fn save(&mut self, point: &ResumePoint, end: Option<u64>) -> Result<(), TrainError> {
+        let (checkpoints, sink) = (&mut *self.checkpoints, &mut *self.watcher.sink);
+        let ended = self.engine.during(Activity::Save, |engine| {
+            checkpoints.save(engine, point, &mut || sink.event(Event::Saving))
+        })?;
+        for outcome in ended {
+            self.tell(Some(outcome), end);
         }
-        None => {}
+        Ok(())
+    }
+
+    /// Tells how a save ended. That the run's last one failed, after the step `end`, is an error, which tells it itself.
+    fn tell(&mut self, outcome: Option<SaveOutcome>, end: Option<u64>) {
+        let sink = &mut *self.watcher.sink;
+        match outcome {
+            Some(SaveOutcome::Saved(saved)) => sink.event(Event::Saved(saved)),
+            Some(SaveOutcome::Failed { step, .. }) if Some(step) == end => {}
+            Some(SaveOutcome::Failed { step, problem }) => {
+                sink.event(Event::SaveFailed { step, problem });
+            }
+            None => {}
+        }
+    }
+
+    /// When the last step to be profiled is done: the trace, and the table.
+    fn end_profile(&mut self, batch: &StepBatch) -> Result<(), TrainError> {
+        let is_end = self.is_end(self.counters.step);
+        if let Some(profiler) = self.engine.profiler.take_if(|it| it.end_step(is_end)) {
+            let lines = finish_profile(self.engine, &profiler, &batch.micro_batches)?;
+            self.watcher.sink.event(Event::Profile(lines));
+            self.meter.restart_clock();
+        }
+        Ok(())
+    }
+
+    /// Saves what is not saved, and waits for the last save.
+    fn end(mut self) -> Result<LoopEnd, TrainError> {
+        let end = Some(self.counters.step);
+        if let Some(point) = self.unsaved.take() {
+            self.save(&point, end)?;
+        }
+        let sink = &mut *self.watcher.sink;
+        sink.event(Event::Saving);
+        let alive = &mut || sink.event(Event::Saving);
+        let last = self.checkpoints.finish(self.engine, alive)?;
+        self.tell(last, end);
+        // Without a checkpoint of its last step, the work since the one before would be lost.
+        if let Some(error) = self.checkpoints.last_problem(self.counters.step) {
+            return Err(error);
+        }
+        self.watcher.recorder.finish()?;
+        self.watcher.sink.event(Event::End);
+        Ok(LoopEnd {
+            counters: self.counters,
+            stopped: self.stopped,
+            loss: self.loss,
+        })
     }
 }
 
@@ -235,20 +320,19 @@ fn settle(engine: &mut Engine) -> Result<(), TrainError> {
     Ok(())
 }
 
-/// What the mesh's ranks can do together, all measuring at once: ranks that share cores share the rate.
-fn measure_gemm_rate(engine: &Engine) -> Result<f64, TrainError> {
+/// Writes this rank's trace, and makes the table, for which the rates of matrix products are measured now. All ranks call
+/// it together.
+fn finish_profile(
+    engine: &Engine,
+    profiler: &Profiler,
+    micro_batches: &[MicroBatch],
+) -> Result<Vec<String>, TrainError> {
+    profiler.write_trace(engine.world.rank())?;
+    // All at the same time, as they compute at the same time.
     engine.world.barrier()?.wait()?;
+    let tokens = micro_batches.first().map_or(0, |micro| micro.tokens);
+    let shapes = gemm_floor::shapes(&engine.dimensions(), tokens);
     let kind = engine.strategy.precision.matmul;
-    let own = gemm_rate::measure(256, 1024, 1024, kind, engine.device, 5);
-    let sum = Tensor::from_slice(&[own])
-        .to_kind(Kind::Double)
-        .to_device(engine.device);
-    engine.world.all_reduce(&sum, ReduceOp::Sum)?.wait()?;
-    Ok(sum.get(0).double_value())
-}
-
-/// Every rank's largest resident set so far.
-fn peak_memory_mb(engine: &Engine) -> Result<Vec<f64>, TrainError> {
-    let own = memory::peak_resident_bytes().unwrap_or(0) as f64 / 1e6;
-    Ok(all_gather_numbers(engine.world.as_ref(), &[own], engine.device)?.concat())
+    let products = gemm_floor::measure(&shapes, kind, engine.device, 3);
+    Ok(profiler.table(&products, micro_batches.len()))
 }

@@ -1,24 +1,74 @@
 //! One optimizer step: the path of the data, top to bottom, with every collective where it happens.
 //!
-//! Collectives over the **row** (tensor parallel) are inside the modules, at `tp.reduce_tokens` (one per attention, MLP
-//! and embedding, forward and backward) and `tp.gather_stats` (one per chunk of the loss): see `crates/model`.
-//! Collectives over the **column** (data parallel) are the calls on units here: `unshard` (all-gather), `start_reduce`
-//! (reduce-scatter or all-reduce) and `update` (all-gather of what was updated); which of them talk depends on the
-//! sharding level: see the table in `crates/parallel/src/flat_unit.rs`.
+//! These are all of them, in the order of the step, as one rank sees them. `tp` is its row of the mesh, `dp` its column and
+//! `world` all ranks; a group of one rank says nothing.
+//!
+//! | when                        | only at    | times   | group | operation      | bytes     | in                       |
+//! |-----------------------------|------------|---------|-------|----------------|-----------|--------------------------|
+//! | is the row's batch one?     |            | 1       | tp    | all_gather     | 8·tp      | parallel/checks.rs       |
+//! | targets of the global batch |            | 1       | dp    | all_reduce     | 8         | trainer/train_step.rs    |
+//! | unshard for forward         | 3          | m       | dp    | all_gather     | p·unit    | parallel/flat_unit.rs    |
+//! | embedding                   |            | m       | tp    | reduce_tokens  | r·T·H     | model/embedding.rs       |
+//! | attention                   |            | m·L     | tp    | gather_tokens  | c·T·H     | model/layer/attention.rs |
+//! |                             |            | m·L     | tp    | reduce_tokens  | c·T·H     | model/layer/attention.rs |
+//! | MLP                         |            | m·L     | tp    | gather_tokens  | c·T·H     | model/layer/mlp.rs       |
+//! |                             |            | m·L     | tp    | reduce_tokens  | c·T·H     | model/layer/mlp.rs       |
+//! | head: its input             |            | m       | tp    | gather_tokens  | c·T·H     | model/head.rs            |
+//! | head: softmax of a chunk    |            | m·C     | tp    | all_gather     | 12·tp·R   | model/head.rs            |
+//! | head: its input's gradient  |            | m       | tp    | reduce_tokens  | c·T·H     | model/head.rs            |
+//! | unshard for backward        | 3, reshard | m·(L-1) | dp    | all_gather     | p·layer   | parallel/flat_unit.rs    |
+//! | attention once more         | full       | m·L     | tp    | gather_tokens  | c·T·H     | model/layer/attention.rs |
+//! |                             | full       | m·L     | tp    | reduce_tokens  | c·T·H     | model/layer/attention.rs |
+//! | MLP once more               | full       | m·L     | tp    | gather_tokens  | c·T·H     | model/layer/mlp.rs       |
+//! |                             | full       | m·L     | tp    | reduce_tokens  | c·T·H     | model/layer/mlp.rs       |
+//! | MLP backward                |            | m·L     | tp    | gather_tokens  | c·T·H     | model/layer/mlp.rs       |
+//! |                             |            | m·L     | tp    | reduce_tokens  | c·T·H     | model/layer/mlp.rs       |
+//! | its norm once more          | light      | m·L     | tp    | gather_tokens  | c·T·H     | model/layer.rs           |
+//! | attention backward          |            | m·L     | tp    | gather_tokens  | c·T·H     | model/layer/attention.rs |
+//! |                             |            | m·L     | tp    | reduce_tokens  | c·T·H     | model/layer/attention.rs |
+//! | its norm once more          | light      | m·L     | tp    | gather_tokens  | c·T·H     | model/layer.rs           |
+//! | embedding backward          |            | m       | tp    | gather_tokens  | r·T·H     | model/embedding.rs       |
+//! | sum of partial gradients    | 0, 1       | 1       | tp    | all_reduce     | 4·partial | parallel/flat_unit.rs    |
+//! |                             | 2, 3       | m       | tp    | all_reduce     | 4·partial | parallel/flat_unit.rs    |
+//! | reduction of gradients      | 0          | 1       | dp    | all_reduce     | g·unit    | parallel/flat_unit.rs    |
+//! |                             | 1          | 1       | dp    | reduce_scatter | g·unit    | parallel/flat_unit.rs    |
+//! |                             | 2, 3       | m       | dp    | reduce_scatter | g·unit    | parallel/flat_unit.rs    |
+//! | loss                        |            | 1       | dp    | all_reduce     | 8         | trainer/train_step.rs    |
+//! | norm of the gradient        |            | 1       | world | all_reduce     | 8         | parallel/grad_norm.rs    |
+//! | updated parameters          | 1, 2       | 1       | dp    | all_gather     | p·unit    | parallel/flat_unit.rs    |
+//!
+//! *Operation.* `reduce_tokens` and `gather_tokens` are the row's conversations about the residual stream (`TpContext`):
+//! an all_reduce and nothing; with sequence parallelism a reduce_scatter and an all_gather.
+//!
+//! *Only at.* The level of sharding, of 0 to 3: as in ZeRO, and 3 is FSDP. It is a unit's own
+//! (`ShardingLevel::of_units`), and 0 where the column is one rank. `light` and `full` say what is computed again
+//! (`Recompute`), `reshard` is the strategy's `reshard_after_forward`.
+//!
+//! *Times.* `m` micro-batches, `L` layers, `C` chunks of the head's rows. A row with `unit` or `partial` is for each unit.
+//!
+//! *Bytes* are those of the whole tensor. `T` tokens of a micro-batch, `H` width of the residual stream, `R` rows of a
+//! chunk; elements on this rank of a `unit`, of a `layer`'s unit, and of what is `partial` in a unit: where each rank of
+//! the row has a part of the gradient's sum. Of an element in its kind (`Precision`): `p` of parameters, `c` of matrix
+//! products, `r` of the residual stream, `g` of reduced gradients.
+//!
+//! *In* `crates/*/src`.
+//!
+//! `tests/collectives` records whole steps and holds them against this table, which it reads from this file. Only a step
+//! that fails says more: it asks which ranks have the number that is not finite.
 
 use std::time::Duration;
 
 use tandem_comm::{ReduceOp, all_gather_numbers};
 use tandem_model::LayerSaved;
-use tandem_parallel::{check_same_batch, global_grad_norm};
+use tandem_parallel::{TpTokens, check_same_batch, global_grad_norm};
 use tandem_tensor::adamw::AdamWStep;
-use tandem_tensor::linear::Accumulate;
-use tandem_tensor::{Kind, Tensor};
+use tandem_tensor::{Accumulate, Kind, Tensor};
 
 use crate::engine::Engine;
 use crate::error::TrainError;
 use crate::micro_batch::MicroBatch;
-use crate::profile::{Activity, span};
+use crate::profile::Activity;
+use crate::units::{self, EMBEDDING};
 
 /// How the gradient becomes an update.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -35,7 +85,7 @@ pub struct UpdateRule {
     pub max_grad_norm: f64,
 }
 
-/// What a step leaves to tell.
+/// What a step reports.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct StepReport {
     /// Mean cross entropy over all valid targets of the global batch, before the update.
@@ -48,11 +98,25 @@ pub struct StepReport {
     pub waited_for_copy: Duration,
 }
 
-/// Which of the step's micro-batches this is.
-#[derive(Debug, Clone, Copy)]
-struct Position {
-    first: bool,
-    last: bool,
+/// One micro-batch's turn in the step.
+pub(crate) struct Turn<'a> {
+    micro: &'a MicroBatch,
+    /// The row, for this many tokens.
+    pub(crate) tp: TpTokens,
+    is_first: bool,
+    is_last: bool,
+}
+
+impl<'a> Turn<'a> {
+    /// The turn of a micro-batch that is alone.
+    pub(crate) fn only(engine: &Engine, micro: &'a MicroBatch) -> Self {
+        Self {
+            micro,
+            tp: engine.tp.for_tokens(micro.tokens),
+            is_first: true,
+            is_last: true,
+        }
+    }
 }
 
 /// Trains on one global batch, of which `micro_batches` is this rank's part. `step` counts from 1.
@@ -69,42 +133,27 @@ pub fn train_step(
     rule: &UpdateRule,
     step: u64,
 ) -> Result<StepReport, TrainError> {
-    let hash = micro_batches
-        .iter()
-        .fold(0u64, |hash, micro| hash.rotate_left(17) ^ micro.hash);
-    let agreement = span(&engine.profiler, Activity::Agreement);
-    check_same_batch(engine.tp.group.as_ref(), hash, step, engine.device)?;
-    let n_tokens = count_targets(engine, micro_batches, step)?;
-    drop(agreement);
+    let n_tokens = engine.during(Activity::Agreement, |engine| {
+        agree(engine, micro_batches, step)
+    })?;
     let scale = 1.0 / n_tokens as f64;
 
     let mut loss_sum = Tensor::zeros([], (Kind::Double, engine.device));
     for (index, micro) in micro_batches.iter().enumerate() {
-        let position = Position {
-            first: index == 0,
-            last: index + 1 == micro_batches.len(),
+        let turn = Turn {
+            is_first: index == 0,
+            is_last: index + 1 == micro_batches.len(),
+            ..Turn::only(engine, micro)
         };
-        let (x, saved) = forward(engine, micro)?;
-        let d_x = loss_and_head(engine, micro, position, &x, scale, &mut loss_sum)?;
+        let (x, saved) = forward(engine, &turn)?;
+        let d_x = loss_and_head(engine, &turn, &x, scale, &mut loss_sum)?;
         drop(x);
-        backward(engine, micro, position, saved, d_x)?;
+        backward(engine, &turn, saved, d_x)?;
     }
 
-    let norm = span(&engine.profiler, Activity::GradientNorm);
-    let own_loss = loss_sum.double_value();
-    engine.dp.all_reduce(&loss_sum, ReduceOp::Sum)?.wait()?;
-    let loss = loss_sum.double_value() * scale;
-    let grad_norm = global_grad_norm(&engine.units, engine.world.as_ref(), engine.device)?;
-    refuse_non_finite(engine, "loss", loss, own_loss.is_finite(), step)?;
-    refuse_non_finite(
-        engine,
-        "gradient norm",
-        grad_norm,
-        own_gradient_is_finite(engine),
-        step,
-    )?;
-
-    drop(norm);
+    let (loss, grad_norm) = engine.during(Activity::GradientNorm, |engine| {
+        loss_and_norm(engine, &loss_sum, scale, step)
+    })?;
 
     // The clip factor is folded into the update: no pass over the gradients for it.
     let gradient_scale = match rule.max_grad_norm {
@@ -121,13 +170,11 @@ pub fn train_step(
         gradient_scale,
     };
     // A save may still be copying what the update is about to change.
-    let copy = span(&engine.profiler, Activity::Save);
-    let waited_for_copy = engine.wait_until_copied();
-    drop(copy);
-    let _optimizer = span(&engine.profiler, Activity::Optimizer);
-    for unit in &mut engine.units {
-        unit.update(&update)?;
-    }
+    let waited_for_copy = engine.during(Activity::Save, |engine| engine.wait_until_copied());
+    engine.during(Activity::Optimizer, |engine| {
+        let mut units = engine.units.iter_mut();
+        units.try_for_each(|unit| unit.update(&update))
+    })?;
     Ok(StepReport {
         loss,
         grad_norm,
@@ -136,12 +183,14 @@ pub fn train_step(
     })
 }
 
-/// Valid targets of the global batch: summed over the column, since every column sees all of it.
-fn count_targets(
-    engine: &Engine,
-    micro_batches: &[MicroBatch],
-    step: u64,
-) -> Result<u64, TrainError> {
+/// The row sees one batch; returns the valid targets of the global one.
+fn agree(engine: &Engine, micro_batches: &[MicroBatch], step: u64) -> Result<u64, TrainError> {
+    let hash = micro_batches
+        .iter()
+        .fold(0u64, |hash, micro| hash.rotate_left(17) ^ micro.hash);
+    check_same_batch(engine.tp.group.as_ref(), hash, step, engine.device)?;
+
+    // Summed over the column, since every column sees all of the batch.
     let own: usize = micro_batches.iter().map(|micro| micro.valid_targets).sum();
     let count = Tensor::from_slice(&[own as i64]).to_device(engine.device);
     engine.dp.all_reduce(&count, ReduceOp::Sum)?.wait()?;
@@ -154,148 +203,202 @@ fn count_targets(
 /// Embedding and layers. While layer i computes, the parameters of layer i + 1 are gathered.
 pub(crate) fn forward(
     engine: &mut Engine,
-    micro: &MicroBatch,
+    turn: &Turn<'_>,
 ) -> Result<(Tensor, Vec<LayerSaved>), TrainError> {
-    let tp_row = engine.tp.clone();
-    let tp = tp_row.for_tokens(micro.tokens);
-    let last_unit = engine.units.len() - 1;
-
-    let embedding = span(&engine.profiler, Activity::Embedding);
-    let flat = engine.units[0].unshard(&mut engine.pool)?;
-    if last_unit > 0 {
-        engine.units[1].start_unshard(&mut engine.pool)?;
-    }
-    let mut x = engine
-        .embedding
-        .forward(&engine.table(&flat), &micro.ids, &tp)?;
-    // A table that is not the head's too is not needed again: backward has its gradient only.
-    if !engine.config.tie_word_embeddings {
-        engine.units[0].reshard(&mut engine.pool);
-    }
-    drop(embedding);
-
+    let mut x = engine.during(Activity::Embedding, |engine| embed(engine, turn))?;
     let mut saved = Vec::with_capacity(engine.layers.len());
     for layer in 0..engine.layers.len() {
-        let _span = span(&engine.profiler, Activity::Layer(layer));
-        let unit = layer + 1;
-        let flat = engine.units[unit].unshard(&mut engine.pool)?;
-        if unit < last_unit {
-            engine.units[unit + 1].start_unshard(&mut engine.pool)?;
-        }
-        let weights = engine.layer_tensors(layer, &flat);
-        let (out, kept) = engine.layers[layer].forward(&weights, x, &tp, engine.recompute)?;
+        let (out, kept) = engine.during(Activity::Layer(layer), |engine| {
+            layer_forward(engine, turn, layer, x)
+        })?;
         x = out;
         saved.push(kept);
-        // The last layer is the first that backward needs: it stays.
-        if engine.strategy.reshard_after_forward && layer + 1 < engine.layers.len() {
-            engine.units[unit].reshard(&mut engine.pool);
-        }
     }
     Ok((x, saved))
+}
+
+fn embed(engine: &mut Engine, turn: &Turn<'_>) -> Result<Tensor, TrainError> {
+    let flat = engine.unshard(EMBEDDING)?;
+    engine.start_unshard(EMBEDDING + 1)?;
+    let table = engine.table(&flat);
+    let x = engine
+        .embedding
+        .forward(&table, &turn.micro.ids, &turn.tp)?;
+    // A table that is not the head's too is not needed again: backward has its gradient only.
+    if !engine.config.tie_word_embeddings {
+        engine.reshard(EMBEDDING);
+    }
+    Ok(x)
+}
+
+fn layer_forward(
+    engine: &mut Engine,
+    turn: &Turn<'_>,
+    layer: usize,
+    x: Tensor,
+) -> Result<(Tensor, LayerSaved), TrainError> {
+    let unit = units::of_layer(layer);
+    let flat = engine.unshard(unit)?;
+    engine.start_unshard(unit + 1)?;
+    let weights = engine.layer_tensors(layer, &flat);
+    let result = engine.layers[layer].forward(&weights, x, &turn.tp, engine.recompute)?;
+    // The last layer is the first that backward needs: it stays.
+    if engine.strategy.reshard_after_forward && layer + 1 < engine.layers.len() {
+        engine.reshard(unit);
+    }
+    Ok(result)
 }
 
 /// Final norm, head and loss: forward and gradient in one pass over chunks of rows.
 fn loss_and_head(
     engine: &mut Engine,
-    micro: &MicroBatch,
-    position: Position,
+    turn: &Turn<'_>,
     x: &Tensor,
     scale: f64,
     loss_sum: &mut Tensor,
 ) -> Result<Tensor, TrainError> {
-    let _span = span(&engine.profiler, Activity::Head);
-    let tp_row = engine.tp.clone();
-    let tp = tp_row.for_tokens(micro.tokens);
     let unit = engine.head_unit();
-    let flat = engine.units[unit].unshard(&mut engine.pool)?;
-    let gradient = engine.units[unit].gradient(&mut engine.pool);
-    let output = engine.head.loss_and_gradient(
-        &engine.head_tensors(&flat),
-        &engine.head_tensors(&gradient),
-        engine.units[unit].accumulate(position.first),
-        x,
-        &micro.targets,
-        scale,
-        &tp,
-    )?;
-    *loss_sum += output.loss_sum;
-    if !engine.config.tie_word_embeddings {
-        engine.units[unit].start_reduce(position.first, position.last)?;
-        engine.units[unit].reshard(&mut engine.pool);
-    }
-    Ok(output.d_x)
+    engine.during(Activity::Head, |engine| {
+        let flat = engine.unshard(unit)?;
+        let gradient = engine.gradient(unit);
+        let output = engine.head.loss_and_gradient(
+            &engine.head_tensors(&flat),
+            &engine.head_tensors(&gradient),
+            engine.units[unit].accumulate(turn.is_first),
+            x,
+            &turn.micro.targets,
+            scale,
+            &turn.tp,
+        )?;
+        *loss_sum += output.loss_sum;
+        // A tied table gets the embedding's gradient too.
+        if unit != EMBEDDING {
+            start_reduce(engine, unit, turn)?;
+            engine.reshard(unit);
+        }
+        Ok(output.d_x)
+    })
 }
 
 /// Layers and embedding in reverse. While layer i computes, the gradient of layer i + 1 is reduced and the parameters
 /// of layer i - 1 are gathered.
 fn backward(
     engine: &mut Engine,
-    micro: &MicroBatch,
-    position: Position,
+    turn: &Turn<'_>,
     saved: Vec<LayerSaved>,
     d_x: Tensor,
 ) -> Result<(), TrainError> {
-    let tp_row = engine.tp.clone();
-    let tp = tp_row.for_tokens(micro.tokens);
     let mut d_x = d_x;
     for (layer, saved) in saved.into_iter().enumerate().rev() {
-        let _span = span(&engine.profiler, Activity::LayerBackward(layer));
-        let unit = layer + 1;
-        let flat = engine.units[unit].unshard(&mut engine.pool)?;
-        if layer > 0 {
-            engine.units[unit - 1].start_unshard(&mut engine.pool)?;
-        }
-        let gradient = engine.units[unit].gradient(&mut engine.pool);
-        let weights = engine.layer_tensors(layer, &flat);
-        let gradients = engine.layer_tensors(layer, &gradient);
-        let accumulate = engine.units[unit].accumulate(position.first);
-        d_x = engine.layers[layer].backward(&weights, &gradients, accumulate, saved, d_x, &tp)?;
-        engine.units[unit].reshard(&mut engine.pool);
-        engine.units[unit].start_reduce(position.first, position.last)?;
-        // At most two gradients are on their way, so at most two buffers are out.
-        if unit + 1 < engine.units.len() {
-            engine.units[unit + 1].finish_reduce(&mut engine.pool)?;
-        }
+        d_x = engine.during(Activity::LayerBackward(layer), |engine| {
+            layer_backward(engine, turn, layer, saved, d_x)
+        })?;
     }
+    engine.during(Activity::EmbeddingBackward, |engine| {
+        embedding_backward(engine, turn, &d_x)
+    })?;
+    engine.during(Activity::GradientNorm, |engine| {
+        (0..engine.units.len()).try_for_each(|unit| engine.finish_reduce(unit))
+    })?;
+    Ok(())
+}
 
-    let embedding = span(&engine.profiler, Activity::EmbeddingBackward);
-    let tied = engine.config.tie_word_embeddings;
-    let gradient = engine.units[0].gradient(&mut engine.pool);
+fn layer_backward(
+    engine: &mut Engine,
+    turn: &Turn<'_>,
+    layer: usize,
+    saved: LayerSaved,
+    d_out: Tensor,
+) -> Result<Tensor, TrainError> {
+    let unit = units::of_layer(layer);
+    let flat = engine.unshard(unit)?;
+    if layer > 0 {
+        engine.start_unshard(units::of_layer(layer - 1))?;
+    }
+    let gradient = engine.gradient(unit);
+    let d_x = engine.layers[layer].backward(
+        &engine.layer_tensors(layer, &flat),
+        &engine.layer_tensors(layer, &gradient),
+        engine.units[unit].accumulate(turn.is_first),
+        saved,
+        d_out,
+        &turn.tp,
+    )?;
+    engine.reshard(unit);
+    start_reduce(engine, unit, turn)?;
+    // At most two gradients are on their way, so at most two buffers are out.
+    engine.finish_reduce(unit + 1)?;
+    Ok(d_x)
+}
+
+fn embedding_backward(
+    engine: &mut Engine,
+    turn: &Turn<'_>,
+    d_x: &Tensor,
+) -> Result<(), TrainError> {
+    let gradient = engine.gradient(EMBEDDING);
     let d_table = engine.table(&gradient);
     // A tied table already holds the head's gradient; otherwise the sparse rows are added to zeros.
-    if !tied && engine.units[0].accumulate(position.first) == Accumulate::First {
+    let is_first = engine.units[EMBEDDING].accumulate(turn.is_first) == Accumulate::First;
+    if !engine.config.tie_word_embeddings && is_first {
         d_table.zero_();
     }
-    engine.embedding.backward(&d_table, &d_x, &micro.ids, &tp)?;
-    engine.units[0].reshard(&mut engine.pool);
-    engine.units[0].start_reduce(position.first, position.last)?;
-    drop(embedding);
-    let _rest = span(&engine.profiler, Activity::GradientNorm);
-    for unit in &mut engine.units {
-        unit.finish_reduce(&mut engine.pool)?;
+    engine
+        .embedding
+        .backward(&d_table, d_x, &turn.micro.ids, &turn.tp)?;
+    engine.reshard(EMBEDDING);
+    start_reduce(engine, EMBEDDING, turn)
+}
+
+/// Sends a unit's gradient on its way, if it is time: over the row what ranks hold parts of, then all over the column.
+fn start_reduce(engine: &mut Engine, unit: usize, turn: &Turn<'_>) -> Result<(), TrainError> {
+    let unit = &mut engine.units[unit];
+    if unit.reduces_after(turn.is_last) {
+        unit.sum_partial_gradients()?;
+        unit.start_reduce(turn.is_first)?;
     }
     Ok(())
 }
 
-fn own_gradient_is_finite(engine: &Engine) -> bool {
-    engine
-        .units
-        .iter()
-        .all(|unit| unit.gradient_sum_of_squares().is_finite())
+/// Loss and gradient norm of the global batch, both finite.
+fn loss_and_norm(
+    engine: &Engine,
+    loss_sum: &Tensor,
+    scale: f64,
+    step: u64,
+) -> Result<(f64, f64), TrainError> {
+    let own_loss = loss_sum.double_value();
+    engine.dp.all_reduce(loss_sum, ReduceOp::Sum)?.wait()?;
+    let loss = loss_sum.double_value() * scale;
+    let grad_norm = global_grad_norm(&engine.units, engine.world.as_ref(), engine.device)?;
+    let own_gradient_is_finite = || {
+        let mut units = engine.units.iter();
+        units.all(|unit| unit.gradient_sum_of_squares().is_finite())
+    };
+    refuse_non_finite(engine, "loss", loss, || own_loss.is_finite(), step)?;
+    refuse_non_finite(
+        engine,
+        "gradient norm",
+        grad_norm,
+        own_gradient_is_finite,
+        step,
+    )?;
+    Ok((loss, grad_norm))
 }
 
-/// Every rank sees the same `value`, so all of them stop here together; a second collective finds who was first.
+/// Every rank sees the same `value`, so all of them stop here together; a second collective finds who was first. Only then
+/// a rank looks at its own part.
 fn refuse_non_finite(
     engine: &Engine,
     what: &'static str,
     value: f64,
-    own_is_finite: bool,
+    own_is_finite: impl FnOnce() -> bool,
     step: u64,
 ) -> Result<(), TrainError> {
     if value.is_finite() {
         return Ok(());
     }
-    let own = [i64::from(!own_is_finite)];
+    let own = [i64::from(!own_is_finite())];
     let all = all_gather_numbers(engine.world.as_ref(), &own, engine.device)?;
     let ranks = (0..all.len()).filter(|&rank| all[rank] == [1]).collect();
     Err(TrainError::NotFinite {

@@ -1,0 +1,81 @@
+//! The engine's units by what they hold, with the pool that they borrow buffers from.
+
+use tandem_model::{HeadTensors, LayerTensors};
+use tandem_parallel::ParallelError;
+use tandem_tensor::Tensor;
+
+use crate::engine::Engine;
+
+/// The unit of the embedding (and, where it is tied, of the head).
+pub(crate) const EMBEDDING: usize = 0;
+
+/// The unit of the layer with the index `layer`.
+pub(crate) fn of_layer(layer: usize) -> usize {
+    EMBEDDING + 1 + layer
+}
+
+impl Engine {
+    /// The unit that holds the output head.
+    pub(crate) fn head_unit(&self) -> usize {
+        match self.config.tie_word_embeddings {
+            true => EMBEDDING,
+            false => of_layer(self.layers.len()),
+        }
+    }
+
+    /// Starts gathering a unit's parameters; nothing where there is no such unit, which is what follows the last.
+    pub(crate) fn start_unshard(&mut self, unit: usize) -> Result<(), ParallelError> {
+        match self.units.get_mut(unit) {
+            Some(unit) => unit.start_unshard(&mut self.pool),
+            None => Ok(()),
+        }
+    }
+
+    /// A unit's parameters, whole: this rank's tensor parallel part of them.
+    pub(crate) fn unshard(&mut self, unit: usize) -> Result<Tensor, ParallelError> {
+        self.units[unit].unshard(&mut self.pool)
+    }
+
+    /// Frees what was gathered of a unit.
+    pub(crate) fn reshard(&mut self, unit: usize) {
+        self.units[unit].reshard(&mut self.pool);
+    }
+
+    /// The buffer for a unit's gradient.
+    pub(crate) fn gradient(&mut self, unit: usize) -> Tensor {
+        self.units[unit].gradient(&mut self.pool)
+    }
+
+    /// Waits until a unit's gradient is with its owners; nothing where there is no such unit, or nothing under way.
+    pub(crate) fn finish_reduce(&mut self, unit: usize) -> Result<(), ParallelError> {
+        match self.units.get_mut(unit) {
+            Some(unit) => unit.finish_reduce(&mut self.pool),
+            None => Ok(()),
+        }
+    }
+
+    /// The embedding's rows in its unit's buffer, `[local vocabulary, hidden]`.
+    pub(crate) fn table(&self, flat: &Tensor) -> Tensor {
+        let rows = self.embedding.vocab.end - self.embedding.vocab.start;
+        let hidden = self.config.hidden_size as i64;
+        flat.narrow(0, 0, rows * hidden).view([rows, hidden])
+    }
+
+    /// The head's tensors in its unit's buffer.
+    pub(crate) fn head_tensors(&self, flat: &Tensor) -> HeadTensors {
+        let rows = (self.head.vocab.end - self.head.vocab.start) as usize;
+        let tied = self.config.tie_word_embeddings;
+        match HeadTensors::view(flat, self.config.hidden_size, rows, tied) {
+            Some(tensors) => tensors,
+            None => unreachable!("the layout and the head's views have one order"),
+        }
+    }
+
+    /// A layer's tensors in its unit's buffer.
+    pub(crate) fn layer_tensors(&self, layer: usize, flat: &Tensor) -> LayerTensors {
+        match LayerTensors::view(flat, &self.layers[layer].dims) {
+            Some(tensors) => tensors,
+            None => unreachable!("the layout and the layer's views have one order"),
+        }
+    }
+}

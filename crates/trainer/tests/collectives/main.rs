@@ -1,0 +1,173 @@
+//! The table at the top of `train_step.rs` against what ranks say to each other in a step: nothing happens that it does not
+//! list, and all that it lists happens, as often and with as many bytes.
+//!
+//! The ranks are threads here: what counts is what they say, not that they are processes.
+
+#![allow(clippy::unwrap_used)] // a failed helper is a failed test
+
+mod step;
+mod table;
+
+use std::collections::BTreeMap;
+use std::net::TcpListener;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tandem_comm::{Event, Observer, Transport, World, WorldConfig};
+use tandem_model::Recompute;
+use tandem_parallel::{Precision, ShardingLevel};
+
+use step::Case;
+use table::{Collectives, Row};
+
+/// The text that people read.
+const TRAIN_STEP: &str = include_str!("../../src/train_step.rs");
+
+/// Collectives of one rank since the last look.
+#[derive(Default)]
+struct Recorder(Mutex<Collectives>);
+
+impl Observer for Recorder {
+    fn operation(&self, event: &Event) {
+        let group = event.group.to_string();
+        let key = (group, event.collective.to_string(), event.bytes);
+        *self.0.lock().unwrap().entry(key).or_default() += 1;
+    }
+
+    fn waited(&self, _group: &Arc<str>, _start: Instant, _end: Instant) {}
+}
+
+impl Recorder {
+    fn take(&self) -> Collectives {
+        std::mem::take(&mut self.0.lock().unwrap())
+    }
+}
+
+/// Runs `body` as every rank of a world of `size`.
+fn as_ranks(size: usize, body: impl Fn(&World) + Sync) {
+    let port = {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        listener.local_addr().unwrap().port()
+    };
+    let connect = |rank| {
+        World::connect(&WorldConfig {
+            rank,
+            world_size: size,
+            local_rank: rank,
+            local_world_size: size,
+            master_addr: "127.0.0.1".to_owned(),
+            master_port: port,
+            master_fd: None,
+            timeout: Duration::from_secs(300),
+            network_interface: None,
+            transport: Transport::Tcp,
+        })
+    };
+    thread::scope(|scope| {
+        for rank in 0..size {
+            let (connect, body) = (&connect, &body);
+            scope.spawn(move || body(&connect(rank).unwrap()));
+        }
+    });
+}
+
+/// Every level on every mesh, and whatever else changes what is said.
+fn cases() -> Vec<Case> {
+    use ShardingLevel::{Gradients, Optimizer, Parameters, Replicated};
+    let mut cases = Vec::new();
+    for (tp, dp) in [(1, 1), (2, 1), (1, 2), (2, 2)] {
+        for level in [Replicated, Optimizer, Gradients, Parameters] {
+            let case = Case {
+                model: "qwen2_tied",
+                tp,
+                dp,
+                level,
+                precision: Precision::autocast(),
+                sequence_parallel: false,
+                recompute: Recompute::Light,
+                reshard_after_forward: true,
+                micro_batches: 2,
+            };
+            cases.push(case);
+            // Norms of q and k: their gradients are partial.
+            cases.push(Case {
+                model: "qwen3_qknorm",
+                precision: Precision::fp32(),
+                ..case
+            });
+            // A head of its own, and (with sequence parallelism) all norms partial.
+            cases.push(Case {
+                model: "qwen2_untied",
+                precision: Precision::bf16(),
+                sequence_parallel: tp > 1,
+                reshard_after_forward: false,
+                micro_batches: 3,
+                ..case
+            });
+        }
+    }
+    for recompute in [Recompute::None, Recompute::Full] {
+        for sequence_parallel in [false, true] {
+            cases.push(Case {
+                sequence_parallel,
+                recompute,
+                micro_batches: 1,
+                ..cases[cases.len() - 1]
+            });
+        }
+    }
+    cases
+}
+
+#[test]
+fn a_step_says_what_the_table_lists_and_nothing_else() {
+    tandem_tensor::device::set_threads(1);
+    let rows = table::parse(TRAIN_STEP);
+    let used = Mutex::new(vec![false; rows.len()]);
+    as_ranks(4, |world| {
+        let recorder = Arc::new(Recorder::default());
+        assert!(world.observe(recorder.clone()));
+        for case in cases() {
+            // The ranks that are not in this mesh wait for nobody.
+            if world.rank() >= case.tp * case.dp {
+                continue;
+            }
+            let mut engine = case.engine(world);
+            let sizes = case.sizes(&engine);
+            // What an update leaves to be gathered beside the next step is waited for, not counted in that.
+            recorder.take();
+            case.step(&mut engine);
+            let said = recorder.take();
+            let mut listed = BTreeMap::new();
+            for (index, row) in rows.iter().enumerate() {
+                used.lock().unwrap()[index] |= row.add_to(&sizes, &mut listed);
+            }
+            assert_eq!(said, listed, "rank {} of {case:?}", world.rank());
+        }
+    });
+    let unused: Vec<&Row> = rows
+        .iter()
+        .zip(used.into_inner().unwrap())
+        .filter_map(|(row, used)| (!used).then_some(row))
+        .collect();
+    assert!(unused.is_empty(), "in no case: {unused:#?}");
+}
+
+#[test]
+fn the_files_of_the_table_do_what_it_says() {
+    for row in table::parse(TRAIN_STEP) {
+        let (krate, file) = row.file.split_once('/').expect("a crate and a file");
+        let crates = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+        let path = crates.join(krate).join("src").join(file);
+        let text = std::fs::read_to_string(&path);
+        let text = text.unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let calls = row.calls();
+        assert!(
+            calls.iter().any(|call| text.contains(call)),
+            "{} calls none of {calls:?}",
+            row.file
+        );
+    }
+}

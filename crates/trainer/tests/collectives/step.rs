@@ -1,0 +1,164 @@
+//! One step of a small model, and the sizes that it has.
+
+use std::path::Path;
+
+use tandem_comm::World;
+use tandem_mesh::DeviceMesh;
+use tandem_model::{ModelConfig, ModuleTree, Recompute};
+use tandem_parallel::{Plan, Precision, RandomInit, ShardingLevel, Strategy};
+use tandem_tensor::Device;
+use tandem_trainer::{Engine, EngineSetup, MicroBatch, UpdateRule, train_step};
+
+use crate::table::{Sizes, UnitSizes};
+
+const SEQ: usize = 16;
+const ROWS: usize = 2;
+const CHUNK_ROWS: usize = 8;
+
+/// What a step depends on.
+#[derive(Debug, Clone, Copy)]
+pub struct Case {
+    /// A folder of tests-data/golden.
+    pub model: &'static str,
+    pub tp: usize,
+    pub dp: usize,
+    pub level: ShardingLevel,
+    pub precision: Precision,
+    pub sequence_parallel: bool,
+    pub recompute: Recompute,
+    pub reshard_after_forward: bool,
+    pub micro_batches: usize,
+}
+
+impl Case {
+    /// This rank's engine, with random weights.
+    pub fn engine(&self, world: &World) -> Engine {
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests-data/golden");
+        let config = ModelConfig::from_dir(&golden.join(self.model)).unwrap();
+        let mesh = DeviceMesh::new(self.tp, self.dp).unwrap();
+        let group = |name: &str, ranks: &[usize]| world.new_group(name, ranks).unwrap();
+        let everyone: Vec<usize> = (0..mesh.world_size()).collect();
+        let mut engine = Engine::new(EngineSetup {
+            strategy: Strategy {
+                name: "fsdp",
+                plan: Plan::declared(&ModuleTree::new(&config)),
+                level: self.level,
+                precision: self.precision,
+                reshard_after_forward: self.reshard_after_forward,
+            },
+            mesh,
+            world: group("world", &everyone),
+            tp: group("tp", &mesh.tp_group(world.rank())),
+            dp: group("dp", &mesh.dp_group(world.rank())),
+            device: Device::Cpu,
+            seq: SEQ,
+            sequence_parallel: self.sequence_parallel,
+            recompute: self.recompute,
+            head_chunk_rows: CHUNK_ROWS,
+            config,
+        })
+        .unwrap();
+        let weights = RandomInit {
+            seed: 1,
+            initializer_range: engine.config.initializer_range,
+        };
+        engine.load(&weights).unwrap();
+        engine
+    }
+
+    /// One step, until all that it has started is done.
+    pub fn step(&self, engine: &mut Engine) {
+        let column = engine.coords.dp_rank as u64;
+        let micro_batches: Vec<MicroBatch> = (0..self.micro_batches as u64)
+            .map(|index| {
+                let seed = column * 100 + index;
+                let ids = (0..(ROWS * SEQ) as u64).map(|i| ((i * 7 + seed * 13) % 500) as i64);
+                let ids: Vec<i64> = ids.collect();
+                MicroBatch::new(&ids, &ids, SEQ, seed, Device::Cpu)
+            })
+            .collect();
+        let rule = UpdateRule {
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+            weight_decay: 0.01,
+            max_grad_norm: 1.0,
+        };
+        let report = train_step(engine, &micro_batches, 1e-3, &rule, 1).unwrap();
+        assert!(report.loss.is_finite() && report.grad_norm > 0.0);
+        for unit in &mut engine.units {
+            // Whoever cuts its parameters gathers them when the next step begins.
+            if unit.kept_parameters().is_some() {
+                unit.unshard(&mut engine.pool).unwrap();
+            }
+        }
+    }
+
+    /// What the table's symbols mean here.
+    pub fn sizes(&self, engine: &Engine) -> Sizes {
+        let (layers, tokens) = (engine.config.num_layers, ROWS * SEQ);
+        let layouts: Vec<_> = engine.units.iter().map(|it| it.layout().clone()).collect();
+        let units = layouts
+            .iter()
+            .zip(self.level.of_units(&layouts))
+            .enumerate();
+        let Precision {
+            param,
+            matmul,
+            residual,
+            reduce,
+        } = self.precision;
+        let mut words = Vec::new();
+        match self.recompute {
+            Recompute::None => {}
+            Recompute::Light => words.push("light"),
+            Recompute::Full => words.push("full"),
+        }
+        if self.reshard_after_forward {
+            words.push("reshard");
+        }
+        Sizes {
+            numbers: [
+                ("m", self.micro_batches),
+                ("L", layers),
+                ("C", tokens / CHUNK_ROWS),
+                ("R", CHUNK_ROWS),
+                ("T", tokens),
+                ("H", engine.config.hidden_size),
+                ("tp", self.tp),
+                ("p", param.elt_size_in_bytes()),
+                ("c", matmul.elt_size_in_bytes()),
+                ("r", residual.elt_size_in_bytes()),
+                ("g", reduce.elt_size_in_bytes()),
+            ]
+            .into(),
+            words,
+            groups: [
+                ("tp", self.tp),
+                ("dp", self.dp),
+                ("world", self.tp * self.dp),
+            ]
+            .into(),
+            sequence_parallel: self.sequence_parallel && self.tp > 1,
+            units: units
+                .map(|(index, (layout, level))| UnitSizes {
+                    level: match level {
+                        _ if self.dp == 1 => 0,
+                        ShardingLevel::Replicated => 0,
+                        ShardingLevel::Optimizer => 1,
+                        ShardingLevel::Gradients => 2,
+                        ShardingLevel::Parameters => 3,
+                    },
+                    unit: layout.numel,
+                    partial: layout
+                        .replicas
+                        .iter()
+                        .filter(|replica| replica.partial_gradient)
+                        .map(|replica| replica.len)
+                        .sum(),
+                    is_layer: (1..=layers).contains(&index),
+                })
+                .collect(),
+        }
+    }
+}
