@@ -8,6 +8,7 @@ mod contender;
 mod guard;
 mod machine;
 mod options;
+mod place;
 mod record;
 mod summary;
 mod table;
@@ -17,10 +18,11 @@ use std::ffi::OsString;
 use anyhow::{Result, bail, ensure};
 
 use self::configuration::Configuration;
-use self::contender::{Contender, Place};
+use self::contender::Contender;
 use self::guard::Guard;
 use self::machine::Machine;
 use self::options::{Options, Request};
+use self::place::Place;
 use self::summary::Summary;
 use crate::setup;
 use crate::workspace::Workspace;
@@ -81,7 +83,10 @@ pub fn run(workspace: &Workspace, arguments: &[OsString]) -> Result<()> {
 fn contenders(configuration: &Configuration, options: &Options, place: &Place) -> Vec<Contender> {
     let ours = options.ours.iter().filter(|_| !options.peers_only);
     let ours = ours.filter(|variant| configuration.tells_apart(**variant));
-    let peers = place.peers.iter().filter(|peer| peer.suits(configuration));
+    let peers = place
+        .peers
+        .iter()
+        .filter(|peer| peer.suits(configuration.tp));
     ours.map(|variant| Contender::Ours(*variant))
         .chain(peers.map(|peer| Contender::Peer(*peer)))
         .collect()
@@ -98,7 +103,7 @@ fn measure(
     for turn in 1..=options.turns {
         for summary in summaries.iter_mut().filter(|summary| !summary.failed()) {
             let name = summary.contender.name();
-            match summary.contender.run(configuration, options.steps, place) {
+            match place.run(&summary.contender, configuration, options.steps) {
                 Ok(measurement) => {
                     println!("turn {turn}: {name} {:.3} s", measurement.step_time_s);
                     summary.measurements.push(measurement);
