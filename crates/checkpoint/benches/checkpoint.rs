@@ -24,9 +24,9 @@ const SHAPE: [usize; 2] = [4864, 896];
 const ROUNDS: usize = 5;
 const WINDOW: usize = 4 << 20;
 
-type Outcome<T> = Result<T, Box<dyn Error>>;
+type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
-fn main() -> Outcome<()> {
+fn main() -> Result<()> {
     let arguments: Vec<String> = env::args()
         .skip(1)
         .filter(|a| !a.starts_with("--"))
@@ -40,7 +40,7 @@ fn main() -> Outcome<()> {
     result
 }
 
-fn measure(folder: &Path, megabytes: usize) -> Outcome<()> {
+fn measure(folder: &Path, megabytes: usize) -> Result<()> {
     let elements = SHAPE[0] * SHAPE[1];
     let count = (megabytes * 1_000_000).div_ceil(3 * 4 * elements).max(1);
     let names: Vec<String> = (0..count)
@@ -133,22 +133,24 @@ fn blocking_time(
     store: &Arc<dyn Store>,
     pieces: &[Piece<'_>],
     show: &dyn Fn(&str, f64),
-) -> Outcome<()> {
+) -> Result<()> {
     let mut writer = BackgroundWriter::new(store.clone());
+    let own = |piece: &Piece<'_>| {
+        let (tensor, data) = (piece.tensor.to_owned(), piece.data.to_vec());
+        (tensor, piece.role.clone(), piece.slice.clone(), data)
+    };
+    let state = Arc::new(pieces.iter().map(own).collect::<Vec<_>>());
     for save in ["first", "later"] {
         let start = Instant::now();
-        let mut snapshot: Snapshot = writer.snapshot();
-        for piece in pieces {
-            snapshot.push(
-                piece.tensor,
-                piece.role.clone(),
-                piece.slice.clone(),
-                |out| {
-                    out.copy_from_slice(piece.data);
-                },
-            );
-        }
-        writer.start("background", 0, snapshot)?;
+        let state = Arc::clone(&state);
+        let copying = writer.start_copying("background", 0, move |snapshot: &mut Snapshot| {
+            for (tensor, role, slice, data) in state.iter() {
+                snapshot.push(tensor, role.clone(), slice.clone(), |out| {
+                    out.copy_from_slice(data);
+                });
+            }
+        })?;
+        copying.wait();
         show(
             &format!("blocked by a background save: {save}"),
             start.elapsed().as_secs_f64(),
@@ -163,7 +165,7 @@ fn blocking_time(
     Ok(())
 }
 
-fn load(reader: &Reader, names: &[String], roles: &[Role], slice: &ShardSlice) -> Outcome<()> {
+fn load(reader: &Reader, names: &[String], roles: &[Role], slice: &ShardSlice) -> Result<()> {
     let mut out = vec![0.0; slice.numel() * names.len() * roles.len()];
     let mut buffers = out.chunks_mut(slice.numel());
     let mut requests = Vec::new();
@@ -181,7 +183,7 @@ fn load(reader: &Reader, names: &[String], roles: &[Role], slice: &ShardSlice) -
     Ok(reader.read_many(requests)?)
 }
 
-fn plain_write(path: &Path, pieces: &[Piece<'_>]) -> Outcome<()> {
+fn plain_write(path: &Path, pieces: &[Piece<'_>]) -> Result<()> {
     let mut file = File::create(path)?;
     for piece in pieces {
         for window in bytemuck::cast_slice::<f32, u8>(piece.data).chunks(WINDOW) {
@@ -193,7 +195,7 @@ fn plain_write(path: &Path, pieces: &[Piece<'_>]) -> Outcome<()> {
 }
 
 /// With as many threads as loading uses.
-fn plain_read(path: &Path, bytes: usize) -> Outcome<()> {
+fn plain_read(path: &Path, bytes: usize) -> Result<()> {
     let file = File::open(path)?;
     let mut out = vec![0; bytes];
     let threads = std::thread::available_parallelism()?.get();
@@ -215,7 +217,7 @@ fn plain_read(path: &Path, bytes: usize) -> Outcome<()> {
 }
 
 /// The least seconds that `work` takes: what other processes add is not ours.
-fn best(mut work: impl FnMut() -> Outcome<()>) -> Outcome<f64> {
+fn best(mut work: impl FnMut() -> Result<()>) -> Result<f64> {
     let mut best = f64::INFINITY;
     for _ in 0..ROUNDS {
         let start = Instant::now();

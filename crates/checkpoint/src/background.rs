@@ -110,64 +110,29 @@ impl BackgroundWriter {
         }
     }
 
-    /// True from [`BackgroundWriter::start`] until the result was taken.
-    pub fn is_busy(&self) -> bool {
-        self.writing.is_some()
-    }
-
-    /// An empty snapshot, with the memory of the last save.
-    pub fn snapshot(&mut self) -> Snapshot {
-        std::mem::take(&mut self.spare)
-    }
-
-    /// Begins to write `snapshot` as the shard of `rank` in `folder`.
+    /// Begins to write what `fill` puts into a snapshot, as the shard of `rank` in `folder`. It does so on the writer's thread:
+    /// until that is done, which the result tells, nothing may change what `fill` reads. The snapshot is empty and has the
+    /// memory of the last save.
     ///
     /// # Errors
     /// The result of the last save was not taken yet, or no thread can be started.
-    pub fn start(
-        &mut self,
-        folder: &str,
-        rank: usize,
-        snapshot: Snapshot,
-    ) -> Result<(), CheckpointError> {
-        self.spawn(folder, rank, move || snapshot)
-    }
-
-    /// Begins to write what `fill` puts into a snapshot, which it does on the writer's thread. Until that is done, which the
-    /// result tells, nothing may change what `fill` reads.
-    ///
-    /// # Errors
-    /// As [`BackgroundWriter::start`].
     pub fn start_copying(
         &mut self,
         folder: &str,
         rank: usize,
         fill: impl FnOnce(&mut Snapshot) + Send + 'static,
     ) -> Result<Copying, CheckpointError> {
-        let mut snapshot = self.snapshot();
-        let (done, copying) = mpsc::channel::<()>();
-        self.spawn(folder, rank, move || {
-            fill(&mut snapshot);
-            // Also when `fill` panics, the end of this channel is what the other side waits for.
-            drop(done);
-            snapshot
-        })?;
-        Ok(Copying(copying))
-    }
-
-    fn spawn(
-        &mut self,
-        folder: &str,
-        rank: usize,
-        snapshot: impl FnOnce() -> Snapshot + Send + 'static,
-    ) -> Result<(), CheckpointError> {
-        if self.is_busy() {
+        if self.writing.is_some() {
             return Err(CheckpointError::SaveInFlight);
         }
+        let mut snapshot = std::mem::take(&mut self.spare);
+        let (done, copying) = mpsc::channel::<()>();
         let (store, folder) = (self.store.clone(), folder.to_owned());
         let write = move || {
             // Training may have to wait for this part, so it is as urgent as training.
-            let snapshot = snapshot();
+            fill(&mut snapshot);
+            // Also when `fill` panics, the end of this channel is what the other side waits for.
+            drop(done);
             yield_to_training();
             let result = write_shard(store.as_ref(), &folder, rank, &snapshot.pieces());
             (result, snapshot)
@@ -179,7 +144,7 @@ impl BackgroundWriter {
                 problem: format!("cannot be started: {error}"),
             })?;
         self.writing = Some(writing);
-        Ok(())
+        Ok(Copying(copying))
     }
 
     /// The result of the save, once, when it has ended; `None` while it is under way or when there is none.

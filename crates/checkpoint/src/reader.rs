@@ -23,7 +23,6 @@ const ELEMENT_BYTES: usize = 4;
 pub struct Reader {
     store: Arc<dyn Store>,
     folder: String,
-    commit: CommitRecord,
     manifest: Manifest,
     files: Mutex<HashMap<String, Arc<dyn ReadAt>>>,
 }
@@ -47,11 +46,10 @@ impl Reader {
     /// # Errors
     /// There is no commit record, a newer program wrote it, the manifest is damaged, or a shard is missing or cut short.
     pub fn open(store: Arc<dyn Store>, folder: &str) -> Result<Self, CheckpointError> {
-        let (commit, manifest) = read_manifest(store.as_ref(), folder)?;
+        let manifest = read_manifest(store.as_ref(), folder)?;
         let reader = Self {
             store,
             folder: folder.to_owned(),
-            commit,
             manifest,
             files: Mutex::default(),
         };
@@ -62,11 +60,6 @@ impl Reader {
     /// What the checkpoint consists of.
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
-    }
-
-    /// The record that made it a checkpoint.
-    pub fn commit_record(&self) -> &CommitRecord {
-        &self.commit
     }
 
     /// Where the run stood.
@@ -333,10 +326,7 @@ pub(crate) fn read_commit(
     }
 }
 
-fn read_manifest(
-    store: &dyn Store,
-    folder: &str,
-) -> Result<(CommitRecord, Manifest), CheckpointError> {
+fn read_manifest(store: &dyn Store, folder: &str) -> Result<Manifest, CheckpointError> {
     let commit = read_commit(store, folder)?;
     let path = join(folder, MANIFEST_FILE);
     let location = store.locate(&path);
@@ -367,5 +357,5 @@ fn read_manifest(
             ),
         });
     }
-    Ok((commit, manifest))
+    Ok(manifest)
 }

@@ -4,6 +4,7 @@
 //! crash between the two loses nothing. What the snapshot alone knows is which deletions were under way.
 
 mod manager_snapshot;
+mod model_files;
 mod retention;
 mod scan;
 
@@ -15,17 +16,14 @@ use serde_json::Value;
 
 use crate::commit::NewCheckpoint;
 use crate::error::CheckpointError;
-use crate::export::ModelFile;
 use crate::names::CheckpointName;
 use crate::reader::{Reader, read_commit};
-use crate::store::{PutMode, Store, StoreError, join};
+use crate::store::{Store, StoreError};
 use manager_snapshot::{ManagerSnapshot, TrainingResult};
 use scan::delete_checkpoint;
 
+pub use model_files::model_files;
 pub use retention::{Retention, Score, ScoreOrder};
-
-/// Config and tokenizer of the model are kept here, so that a checkpoint can be exported without the model's origin.
-const MODEL_FOLDER: &str = "model";
 
 /// The folder of an experiment.
 #[derive(Debug)]
@@ -223,24 +221,6 @@ impl RunDir {
         Ok(delete_checkpoint(self.store.as_ref(), &name)?)
     }
 
-    /// Keeps a file of the model (config.json, the tokenizer's) with the experiment.
-    ///
-    /// # Errors
-    /// The store refuses, or the folder of these files is a link.
-    pub fn put_model_file(&self, file: &ModelFile) -> Result<(), CheckpointError> {
-        refuse_link(self.store.as_ref(), "", MODEL_FOLDER)?;
-        let path = join(MODEL_FOLDER, &file.name);
-        Ok(self.store.put(&path, &file.bytes, PutMode::Replace)?)
-    }
-
-    /// The files of the model that were kept.
-    ///
-    /// # Errors
-    /// The store refuses.
-    pub fn model_files(&self) -> Result<Vec<ModelFile>, CheckpointError> {
-        model_files(self.store.as_ref())
-    }
-
     /// Makes the snapshot's list that of the checkpoints that are there, in retention's order.
     fn update_results(&mut self) -> Result<(), StoreError> {
         // Others may have put checkpoints of another kind here, which the snapshot must go on to list as long as they exist.
@@ -280,41 +260,5 @@ impl RunDir {
             .filter(|name| Some(*name) != latest)
             .filter_map(ours)
             .collect()
-    }
-}
-
-/// The files of the model that were kept at the root of `store`, without a look at the checkpoints.
-///
-/// # Errors
-/// The store refuses, or there is a link to elsewhere among them.
-pub fn model_files(store: &dyn Store) -> Result<Vec<ModelFile>, CheckpointError> {
-    refuse_link(store, "", MODEL_FOLDER)?;
-    let listed = store.list(MODEL_FOLDER)?;
-    let files = listed.into_iter().filter(|listed| listed.size.is_some());
-    files
-        .map(|file| {
-            if file.is_link {
-                return Err(link(store, MODEL_FOLDER, &file.name));
-            }
-            let bytes = store.read(&join(MODEL_FOLDER, &file.name))?;
-            Ok(ModelFile {
-                name: file.name,
-                bytes,
-            })
-        })
-        .collect()
-}
-
-fn refuse_link(store: &dyn Store, folder: &str, name: &str) -> Result<(), CheckpointError> {
-    let listed = store.list(folder)?;
-    if listed.iter().any(|l| l.name == name && l.is_link) {
-        return Err(link(store, folder, name));
-    }
-    Ok(())
-}
-
-fn link(store: &dyn Store, folder: &str, name: &str) -> CheckpointError {
-    CheckpointError::Link {
-        location: store.locate(&join(folder, name)),
     }
 }

@@ -204,6 +204,16 @@ impl StoreError {
     pub fn is_already_exists(&self) -> bool {
         self.kind == StoreErrorKind::AlreadyExists
     }
+
+    /// The error of a location that cannot be opened.
+    fn refused(location: &str, problem: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        Self {
+            operation: "open the storage at",
+            location: location.to_owned(),
+            kind: StoreErrorKind::Other,
+            source: problem.into(),
+        }
+    }
 }
 
 /// An error with its causes: object storage hides the reason behind several layers.

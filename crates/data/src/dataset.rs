@@ -2,10 +2,9 @@
 
 use std::sync::Arc;
 
-use thiserror::Error;
-
 use crate::batch::IGNORED_LABEL;
 use crate::cache::TokenCache;
+use crate::error::DatasetError;
 use crate::search::partition_index;
 
 /// Something that has rows of equal length.
@@ -47,38 +46,6 @@ enum Layout {
         short: Arc<[u64]>,
         /// Documents that are longer than a row.
         cut: u64,
-    },
-}
-
-/// Why there are no rows.
-#[derive(Debug, Error, PartialEq, Eq)]
-pub enum DatasetError {
-    /// A position needs one before it to be a target.
-    #[error(
-        "seq_length is {seq_length}: it must be at least 2, so that a token can predict the next"
-    )]
-    SeqLength {
-        /// What was asked for.
-        seq_length: usize,
-    },
-    /// Not one full window.
-    #[error(
-        "the dataset has {tokens} tokens in all, {missing} fewer than one packed row of {seq_length}: \
-         use more data or a smaller seq_length"
-    )]
-    TooFewTokens {
-        /// Tokens, with the EOS after each document.
-        tokens: u64,
-        /// The difference.
-        missing: u64,
-        /// Tokens of a row.
-        seq_length: usize,
-    },
-    /// Nothing to predict anywhere.
-    #[error("none of the {documents} documents has two tokens, the least that gives a target")]
-    NoTargets {
-        /// Documents that have at least one token.
-        documents: u64,
     },
 }
 

@@ -1,11 +1,9 @@
-//! Any error of this crate, for callers who pass them on.
+//! Any error of this crate, for callers who pass them on; and those of what gives batches, which stand here because
+//! [`BatchSource`](crate::BatchSource) speaks of all of them.
 
 use thiserror::Error;
 
-use crate::{
-    CacheError, DatasetError, HubError, LoaderError, RecordedError, SamplerError, ShareError,
-    SourceError, TokenizerError,
-};
+use crate::{CacheError, HubError, SamplerError, ShareError, SourceError, TokenizerError};
 
 /// What went wrong, as the module that noticed it says it.
 #[derive(Debug, Error)]
@@ -27,6 +25,67 @@ pub enum DataError {
     Share(#[from] ShareError),
     #[error(transparent)]
     Loader(#[from] LoaderError),
+}
+
+/// Why there are no rows.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum DatasetError {
+    /// A position needs one before it to be a target.
+    #[error(
+        "seq_length is {seq_length}: it must be at least 2, so that a token can predict the next"
+    )]
+    SeqLength {
+        /// What was asked for.
+        seq_length: usize,
+    },
+    /// Not one full window.
+    #[error(
+        "the dataset has {tokens} tokens in all, {missing} fewer than one packed row of {seq_length}: \
+         use more data or a smaller seq_length"
+    )]
+    TooFewTokens {
+        /// Tokens, with the EOS after each document.
+        tokens: u64,
+        /// The difference.
+        missing: u64,
+        /// Tokens of a row.
+        seq_length: usize,
+    },
+    /// Nothing to predict anywhere.
+    #[error("none of the {documents} documents has two tokens, the least that gives a target")]
+    NoTargets {
+        /// Documents that have at least one token.
+        documents: u64,
+    },
+}
+
+/// Why there are no further batches.
+#[derive(Debug, Error)]
+pub enum LoaderError {
+    /// Ranks that cannot be.
     #[error(transparent)]
-    Recorded(#[from] RecordedError),
+    Share(#[from] ShareError),
+    /// Ranks that would take other rows than the order has.
+    #[error("the sampler gives {sampler} samples a step, but the ranks' shares add up to {shares}")]
+    GlobalBatch {
+        /// Samples of a step.
+        sampler: u64,
+        /// Rows of all ranks.
+        shares: usize,
+    },
+    /// No thread.
+    #[error("cannot start the thread that loads data: {source}")]
+    Thread {
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A defect, not a condition of the data.
+    #[error("the thread that loads data failed: {reason}")]
+    Panicked {
+        /// What it said.
+        reason: String,
+    },
+    /// The loader had failed before.
+    #[error("no batches after the loader failed")]
+    Stopped,
 }

@@ -72,21 +72,6 @@ impl Hub {
         model::fetch(self.open(name, RepoType::Model)?, weights, progress)
     }
 
-    /// The folder of a tokenizer, which is a model's: its configuration and tokenizer files.
-    ///
-    /// # Errors
-    /// As for [`Self::model_dir`], except that neither `config.json` nor weights need to be there.
-    pub fn tokenizer_dir(
-        &self,
-        name: &str,
-        progress: &mut dyn Progress,
-    ) -> Result<PathBuf, HubError> {
-        if let Some(dir) = local_dir(name)? {
-            return Ok(dir);
-        }
-        model::fetch_tokenizer(self.open(name, RepoType::Model)?, progress)
-    }
-
     /// The files of a dataset on the hub; none is downloaded yet.
     ///
     /// # Errors
@@ -173,7 +158,9 @@ mod tests {
         let found = hub.model_dir(name, Weights::Needed, &mut ()).unwrap();
         assert_eq!(found, dir.path());
         let missing = format!("{name}/missing");
-        let error = hub.tokenizer_dir(&missing, &mut ()).unwrap_err();
+        let error = hub
+            .model_dir(&missing, Weights::Needed, &mut ())
+            .unwrap_err();
         assert!(
             error.to_string().contains("no such file or folder"),
             "{error}"

@@ -4,14 +4,12 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread::{Builder, JoinHandle};
 
-use thiserror::Error;
-
 use crate::batch::{Batch, BatchSource, IGNORED_LABEL};
 use crate::dataset::Rows;
-use crate::error::DataError;
+use crate::error::{DataError, LoaderError};
 use crate::panic_message::panic_message;
 use crate::sampler::{Position, Sampler};
-use crate::share::{Share, ShareError};
+use crate::share::Share;
 
 /// Steps that are ready before they are asked for.
 const DEPTH: usize = 2;
@@ -32,37 +30,6 @@ pub struct Loader {
     thread: Option<JoinHandle<()>>,
     position: Position,
     steps_per_epoch: u64,
-}
-
-/// Why there are no further batches.
-#[derive(Debug, Error)]
-pub enum LoaderError {
-    /// Ranks that cannot be.
-    #[error(transparent)]
-    Share(#[from] ShareError),
-    /// Ranks that would take other rows than the order has.
-    #[error("the sampler gives {sampler} samples a step, but the ranks' shares add up to {shares}")]
-    GlobalBatch {
-        /// Samples of a step.
-        sampler: u64,
-        /// Rows of all ranks.
-        shares: usize,
-    },
-    /// No thread.
-    #[error("cannot start the thread that loads data: {source}")]
-    Thread {
-        /// Why.
-        source: std::io::Error,
-    },
-    /// A defect, not a condition of the data.
-    #[error("the thread that loads data failed: {reason}")]
-    Panicked {
-        /// What it said.
-        reason: String,
-    },
-    /// The loader had failed before.
-    #[error("no batches after the loader failed")]
-    Stopped,
 }
 
 /// What the thread sends: a step's batches, and where the run is after them.

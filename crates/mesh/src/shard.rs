@@ -8,18 +8,6 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
-/// How one tensor lies across the ranks of one mesh axis.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub enum Placement {
-    /// Every rank holds all of it.
-    Replicate,
-    /// Rank i holds a contiguous range of dimension `dim`.
-    Shard {
-        /// The dimension that is cut.
-        dim: usize,
-    },
-}
-
 /// A part of a global tensor: a rectangle of it, and of that rectangle, flattened row-major, the elements `flat`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ShardSlice {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::not_built::open_remote;
 #[cfg(feature = "object-storage")]
 use super::remote::open_remote;
-use super::{LocalStore, Store, StoreError, StoreErrorKind};
+use super::{LocalStore, Store, StoreError};
 
 /// Schemes of object storage.
 const REMOTE_SCHEMES: [&str; 8] = ["s3", "s3a", "gs", "az", "azure", "adl", "abfs", "abfss"];
@@ -42,22 +42,9 @@ pub fn open_store(
         let problem = format!(
             "{scheme}:// is not known; give a folder, or a URL that begins with s3://, gs:// or az://"
         );
-        return Err(refused(location, problem));
+        return Err(StoreError::refused(location, problem));
     }
     open_remote(location, options)
-}
-
-/// The error of a location that cannot be opened.
-pub(super) fn refused(
-    location: &str,
-    problem: impl Into<Box<dyn std::error::Error + Send + Sync>>,
-) -> StoreError {
-    StoreError {
-        operation: "open the storage at",
-        location: location.to_owned(),
-        kind: StoreErrorKind::Other,
-        source: problem.into(),
-    }
 }
 
 #[cfg(test)]

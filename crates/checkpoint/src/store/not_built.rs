@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use super::location::refused;
 use super::{Store, StoreError};
 
 /// As the function of this name that the feature `object-storage` brings, which this one stands in for.
@@ -13,7 +12,7 @@ pub(super) fn open_remote(
     location: &str,
     _options: impl IntoIterator<Item = (String, String)>,
 ) -> Result<Arc<dyn Store>, StoreError> {
-    Err(refused(
+    Err(StoreError::refused(
         location,
         "this program was built without object storage: build it with `cargo build --release --features object-storage`, \
          or give a folder",

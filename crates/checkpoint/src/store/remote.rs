@@ -12,7 +12,6 @@ use rustls::crypto::ring;
 use tokio::runtime::{Builder, Runtime};
 use url::Url;
 
-use super::location::refused;
 use super::{Listed, PutMode, ReadAt, Store, StoreError, StoreErrorKind, Upload, join};
 
 /// Parts of an upload that are in flight together: one connection does not fill the line.
@@ -37,11 +36,11 @@ pub(super) fn open_remote(
 ) -> Result<Arc<dyn Store>, StoreError> {
     // The HTTP client takes the process's cryptography. Where there is one already, it is as good.
     let _ = ring::default_provider().install_default();
-    let url = Url::parse(location).map_err(|error| refused(location, error))?;
-    let (objects, prefix) =
-        object_store::parse_url_opts(&url, options).map_err(|error| refused(location, error))?;
+    let url = Url::parse(location).map_err(|error| StoreError::refused(location, error))?;
+    let (objects, prefix) = object_store::parse_url_opts(&url, options)
+        .map_err(|error| StoreError::refused(location, error))?;
     let store = RemoteStore::new(objects.into(), prefix, location)
-        .map_err(|error| refused(location, error))?;
+        .map_err(|error| StoreError::refused(location, error))?;
     Ok(Arc::new(store))
 }
 

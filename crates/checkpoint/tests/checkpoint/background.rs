@@ -36,14 +36,15 @@ fn fill(snapshot: &mut Snapshot, parameters: &[f32]) {
 fn training_may_change_what_is_being_saved() {
     let store = slow();
     let mut writer = BackgroundWriter::new(store.clone());
-    assert!(writer.poll().is_none() && writer.wait().is_none() && !writer.is_busy());
-    let mut parameters = vec![1.0; 1000];
-    let mut snapshot = writer.snapshot();
-    fill(&mut snapshot, &parameters);
-    writer.start("c1", 0, snapshot).unwrap();
-    assert!(writer.is_busy());
-    parameters.fill(2.0);
-    let refused = writer.start("c2", 0, Snapshot::default()).unwrap_err();
+    assert!(writer.poll().is_none() && writer.wait().is_none());
+    let parameters = Arc::new(Mutex::new(vec![1.0; 1000]));
+    let own = Arc::clone(&parameters);
+    let copying = writer.start_copying("c1", 0, move |snapshot| {
+        fill(snapshot, &own.lock().unwrap());
+    });
+    copying.unwrap().wait();
+    parameters.lock().unwrap().fill(2.0);
+    let refused = writer.start_copying("c2", 0, |_| {}).unwrap_err();
     assert!(
         matches!(refused, CheckpointError::SaveInFlight),
         "{refused}"
@@ -54,7 +55,7 @@ fn training_may_change_what_is_being_saved() {
         }
         std::thread::sleep(Duration::from_millis(5));
     };
-    assert!(!writer.is_busy() && writer.poll().is_none());
+    assert!(writer.poll().is_none() && writer.wait().is_none());
     let specs = [TensorSpec {
         name: "w".into(),
         shape: vec![1000],
@@ -70,11 +71,13 @@ fn training_may_change_what_is_being_saved() {
     assert!(out.iter().all(|&value| value == 1.0));
 
     // The next save gets the memory of the last, without its contents.
-    let mut snapshot = writer.snapshot();
-    assert_eq!((snapshot.bytes(), snapshot.pieces().len()), (4000, 0));
-    fill(&mut snapshot, &parameters);
-    assert_eq!(snapshot.pieces()[0].data, parameters);
-    writer.start("c2", 0, snapshot).unwrap();
+    let copying = writer.start_copying("c2", 0, move |snapshot| {
+        assert_eq!((snapshot.bytes(), snapshot.pieces().len()), (4000, 0));
+        let parameters = parameters.lock().unwrap();
+        fill(snapshot, &parameters);
+        assert_eq!(snapshot.pieces()[0].data, *parameters);
+    });
+    copying.unwrap().wait();
     writer.wait().unwrap().unwrap();
 }
 
@@ -121,19 +124,18 @@ fn what_is_copied_by_the_writer_may_change_once_it_says_so() {
 fn a_failed_save_is_reported_and_the_next_one_works() {
     let faulty = FaultStore::new(in_memory(), Fault::NoSpace { bytes: 10 });
     let mut writer = BackgroundWriter::new(Arc::new(faulty.clone()));
-    let mut snapshot = Snapshot::default();
-    snapshot.reserve(8);
-    fill(&mut snapshot, &[1.0; 8]);
-    assert_eq!(snapshot.bytes(), 32);
-    writer.start("c", 0, snapshot).unwrap();
+    let fill = |snapshot: &mut Snapshot| {
+        snapshot.reserve(8);
+        fill(snapshot, &[1.0; 8]);
+        assert_eq!(snapshot.bytes(), 32);
+    };
+    writer.start_copying("c", 0, fill).unwrap();
     let error = writer.wait().unwrap().unwrap_err().to_string();
     assert!(
         error.contains("no space left") && error.contains("shard-00000"),
         "{error}"
     );
     faulty.set(Fault::None);
-    let mut snapshot = writer.snapshot();
-    fill(&mut snapshot, &[1.0; 8]);
-    writer.start("c", 0, snapshot).unwrap();
+    writer.start_copying("c", 0, fill).unwrap();
     assert_eq!(writer.wait().unwrap().unwrap().pieces.len(), 1);
 }

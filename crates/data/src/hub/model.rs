@@ -60,15 +60,6 @@ pub(super) fn fetch(
     snapshot.commit()
 }
 
-/// Brings what there is of a tokenizer, and returns its folder.
-pub(super) fn fetch_tokenizer(
-    snapshot: Snapshot,
-    progress: &mut dyn Progress,
-) -> Result<PathBuf, HubError> {
-    bring_description(&snapshot, progress)?;
-    snapshot.commit()
-}
-
 fn bring_description(snapshot: &Snapshot, progress: &mut dyn Progress) -> Result<(), HubError> {
     for file in DESCRIPTION {
         if snapshot.has(file) {
