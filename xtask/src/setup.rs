@@ -103,7 +103,7 @@ pub fn run(workspace: &Workspace, request: &Request) -> Result<Libtorch> {
         libtorch.directory.display(),
         libtorch.origin
     );
-    if let Some(remark) = version::remark(&libtorch.version) {
+    if let Some(remark) = releases::remark(&libtorch.version) {
         println!("{remark}");
     }
     if let (Some(_), Some((variable, path))) = (request.release, &surroundings.libtorch) {

@@ -105,6 +105,20 @@ impl Release {
     }
 }
 
+/// A remark on a version that is newer than any that Tandem is tested with.
+pub fn remark(stated: &str) -> Option<String> {
+    let newest = version::minor(NEWEST.version)?;
+    (version::minor(stated)? > newest).then(|| {
+        format!(
+            "libtorch {stated} is newer than those that Tandem was tested with, {} to {}. It is expected to work; if it \
+             does not, run `cargo xtask setup --torch {}`",
+            version::shown(version::OLDEST),
+            version::shown(newest),
+            version::shown(newest)
+        )
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -185,6 +199,21 @@ mod tests {
                 "nvidia-cuda-cupti==13.2.86",
                 "nvidia-cuda-runtime==13.2.86"
             ]
+        );
+    }
+
+    #[test]
+    fn only_what_is_newer_than_all_tested_versions_gets_a_remark() {
+        assert_eq!(remark("2.10.0"), None);
+        assert_eq!(
+            remark("2.15.3+cpu"),
+            None,
+            "a patch of a tested version is no news"
+        );
+        let text = remark("2.16.0").expect("untested");
+        assert!(
+            text.contains("2.16.0") && text.contains("2.10 to 2.15"),
+            "{text}"
         );
     }
 }

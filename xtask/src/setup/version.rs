@@ -5,8 +5,6 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 
-use super::releases::NEWEST;
-
 /// Major and minor version.
 pub type Minor = (u32, u32);
 
@@ -59,20 +57,6 @@ pub fn root(libtorch: &Path) -> PathBuf {
             .map_or_else(|| libtorch.to_path_buf(), Path::to_path_buf),
         _ => libtorch.to_path_buf(),
     }
-}
-
-/// A remark on a version that is newer than any that Tandem is tested with.
-pub fn remark(version: &str) -> Option<String> {
-    let newest = minor(NEWEST.version)?;
-    (minor(version)? > newest).then(|| {
-        format!(
-            "libtorch {version} is newer than those that Tandem was tested with, {} to {}. It is expected to work; if it \
-             does not, run `cargo xtask setup --torch {}`",
-            shown(OLDEST),
-            shown(newest),
-            shown(newest)
-        )
-    })
 }
 
 /// `(2, 13)` of `2.13.0+cu130`.
@@ -152,21 +136,6 @@ mod tests {
         for refused in ["2.9.1", "1.13.0", "2.1.0+cpu", "2", "", "unknown"] {
             assert!(minor(refused) < Some(OLDEST), "{refused}");
         }
-    }
-
-    #[test]
-    fn only_what_is_newer_than_all_tested_versions_gets_a_remark() {
-        assert_eq!(remark("2.10.0"), None);
-        assert_eq!(
-            remark("2.15.3+cpu"),
-            None,
-            "a patch of a tested version is no news"
-        );
-        let text = remark("2.16.0").expect("untested");
-        assert!(
-            text.contains("2.16.0") && text.contains("2.10 to 2.15"),
-            "{text}"
-        );
     }
 
     #[test]

@@ -2,6 +2,8 @@
 //!
 //! Each rule is a function from text to complaints, so that a test here can also show that it notices what it forbids.
 
+mod circles;
+mod dependencies;
 mod edges;
 mod repository;
 mod sources;
