@@ -59,14 +59,14 @@ impl Stage {
 }
 
 /// How a stage went.
-struct Outcome {
+struct StageResult {
     name: String,
     succeeded: bool,
     count: Count,
     elapsed: Duration,
 }
 
-impl Outcome {
+impl StageResult {
     /// Of a stage that failed before its first command.
     fn not_started(name: String) -> Self {
         Self {
@@ -106,7 +106,7 @@ fn run_versions(
     workspace: &Workspace,
     options: &Options,
     wanted: &[(&'static Release, Extent)],
-) -> Result<Vec<Outcome>> {
+) -> Result<Vec<StageResult>> {
     let binaries = versions::build(workspace)?;
     let mut outcomes = Vec::new();
     for &(release, extent) in wanted {
@@ -117,7 +117,7 @@ fn run_versions(
                 Ok(stage) => run_stage(stage)?,
                 Err(error) => {
                     eprintln!("error: {error:#}");
-                    Outcome::not_started(name)
+                    StageResult::not_started(name)
                 }
             },
         );
@@ -175,7 +175,7 @@ fn stages(workspace: &Workspace, options: &Options) -> Result<Vec<Stage>> {
 }
 
 /// Runs one stage, all of its commands even where one fails.
-fn run_stage(stage: Stage) -> Result<Outcome> {
+fn run_stage(stage: Stage) -> Result<StageResult> {
     let Stage { name, commands } = stage;
     let start = Instant::now();
     let mut count = Count::default();
@@ -184,7 +184,7 @@ fn run_stage(stage: Stage) -> Result<Outcome> {
         println!("\n== {name}: {}", shown(&command));
         succeeded &= run_command(command, &mut count)?;
     }
-    Ok(Outcome {
+    Ok(StageResult {
         name,
         succeeded,
         count,
@@ -211,11 +211,11 @@ fn run_command(mut command: Command, count: &mut Count) -> Result<bool> {
 }
 
 /// Prints the table of stages and the closing line.
-fn summarise(outcomes: &[Outcome], options: &Options) -> Result<()> {
+fn summarise(outcomes: &[StageResult], options: &Options) -> Result<()> {
     println!();
     let mut total = Count::default();
     let mut failed_stages = Vec::new();
-    for Outcome {
+    for StageResult {
         name,
         succeeded,
         count,
@@ -295,7 +295,7 @@ mod tests {
 
     #[test]
     fn a_version_that_is_not_there_is_a_failure() {
-        let missing = Outcome::not_started("torch 2.10.0".into());
+        let missing = StageResult::not_started("torch 2.10.0".into());
         let error = summarise(&[missing], &Options::default()).expect_err("it did not run");
         assert_eq!(error.to_string(), "failed: torch 2.10.0");
     }

@@ -12,14 +12,14 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-type Outcome<T> = Result<T, Box<dyn Error>>;
+type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 const STEPS: u64 = 18;
 const EVERY: u64 = 5;
 /// Micro-batches in a step: a rank of a real run has thousands of tokens a step.
 const MICRO_BATCHES: u64 = 4;
 
-fn main() -> Outcome<()> {
+fn main() -> Result<()> {
     // cargo passes --bench.
     let layers = std::env::args()
         .skip(1)
@@ -43,7 +43,7 @@ fn main() -> Outcome<()> {
 }
 
 /// Times of steps after a save began, and long after; and what saving costs on average.
-fn show_steps(dir: &Path, asynchronous: bool) -> Outcome<()> {
+fn show_steps(dir: &Path, asynchronous: bool) -> Result<()> {
     let text = fs::read_to_string(dir.join("metrics.jsonl"))?;
     let (mut after, mut far, mut all, mut waited) = (vec![], vec![], vec![], vec![]);
     for line in text.lines() {
@@ -76,7 +76,7 @@ fn show_steps(dir: &Path, asynchronous: bool) -> Outcome<()> {
 }
 
 /// From the kill of a worker to the first new step.
-fn recovery(folder: &Path, model: &Path) -> Outcome<()> {
+fn recovery(folder: &Path, model: &Path) -> Result<()> {
     let dir = folder.join("runs/run");
     let _ = fs::remove_dir_all(&dir);
     let mut child = train(folder, model, true, 1).spawn()?;
@@ -86,7 +86,7 @@ fn recovery(folder: &Path, model: &Path) -> Outcome<()> {
             .filter_map(|line| serde_json::from_str::<Value>(line).ok()?["step"].as_u64())
             .collect()
     };
-    let wait_for = |what: &dyn Fn() -> bool| -> Outcome<()> {
+    let wait_for = |what: &dyn Fn() -> bool| -> Result<()> {
         let start = Instant::now();
         while !what() {
             if start.elapsed() > Duration::from_secs(600) {
@@ -148,7 +148,7 @@ fn train(folder: &Path, model: &Path, asynchronous: bool, max_failures: u64) -> 
 }
 
 /// The sizes of Qwen2-0.5B, with the demo's tokenizer.
-fn model(folder: &Path, layers: u64) -> Outcome<PathBuf> {
+fn model(folder: &Path, layers: u64) -> Result<PathBuf> {
     let model = folder.join("model");
     fs::create_dir(&model)?;
     let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../demo/model");

@@ -19,7 +19,7 @@ use tandem_launch::controller::{Controller, LaunchSpec};
 use tandem_launch::env::{ATTEMPT, RUN_DIR, WorkerEnv, process_environment};
 use tandem_launch::exit_code;
 use tandem_launch::parent::die_with_parent;
-use tandem_launch::protocol::{Event, Metrics};
+use tandem_launch::protocol::{Metrics, WorkerEvent};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().collect();
@@ -146,7 +146,7 @@ impl Worker<'_> {
             self.leave_if_a_peer_failed(step);
             std::thread::sleep(Duration::from_millis(self.script.step_ms));
             let metrics: Metrics = [("loss", 1.0 / (step + 1) as f64)].into_iter().collect();
-            self.control.send(&Event::Progress {
+            self.control.send(&WorkerEvent::Progress {
                 step: step + 1,
                 epoch: 0,
                 metrics,
@@ -162,7 +162,7 @@ impl Worker<'_> {
             }
         }
         let metrics = [("rank", self.rank as f64)].into_iter().collect();
-        self.control.send(&Event::Done { metrics });
+        self.control.send(&WorkerEvent::Done { metrics });
         println!("done");
         Ok(())
     }
@@ -217,7 +217,7 @@ impl Worker<'_> {
     }
 
     fn report_error(&self, step: u64, message: &str, secondary: bool, exit_code: i32) {
-        self.control.send(&Event::Error {
+        self.control.send(&WorkerEvent::Error {
             rank: self.rank,
             step: Some(step),
             message: message.to_owned(),
@@ -234,7 +234,7 @@ impl Worker<'_> {
 
     fn phase(&self, name: &str) {
         let name = name.to_owned();
-        self.control.send(&Event::Phase { name });
+        self.control.send(&WorkerEvent::Phase { name });
     }
 
     fn failure_marker(&self) -> PathBuf {
@@ -249,7 +249,7 @@ impl Worker<'_> {
     fn save(&self, step: u64) -> Result<(), Box<dyn Error>> {
         if self.rank == 0 {
             replace(&self.run_dir, "checkpoint", &step.to_string())?;
-            self.control.send(&Event::Report {
+            self.control.send(&WorkerEvent::Report {
                 metrics: Metrics::new(),
                 checkpoint_dir_name: Some(format!("checkpoint_{step}")),
             });

@@ -7,7 +7,7 @@
 mod outbox;
 
 use crate::env::{CONTROL, Lookup};
-use crate::protocol::{Command, Event, MAX_LINE_BYTES, Parsed, VERSION, parse_command};
+use crate::protocol::{Command, MAX_LINE_BYTES, Parsed, VERSION, WorkerEvent, parse_command};
 use crate::stop_signals::StopFlag;
 use outbox::Outbox;
 use std::io::{self, BufRead, BufReader, Read};
@@ -96,7 +96,7 @@ impl ControlClient {
 
     /// Queues `event` for the controller. When the controller does not keep up, progress events and messages are
     /// dropped (it learns how many); all others are kept. After the controller is gone everything is dropped.
-    pub fn send(&self, event: &Event) {
+    pub fn send(&self, event: &WorkerEvent) {
         if let Some(link) = &self.link {
             link.outbox.push(event);
         }
@@ -154,7 +154,7 @@ impl ControlClient {
             "control-writer",
             Box::new(move || outbox_of_writer.write_to(writing)),
         )?;
-        outbox.push(&Event::Hello {
+        outbox.push(&WorkerEvent::Hello {
             rank,
             pid: std::process::id(),
             version: VERSION,

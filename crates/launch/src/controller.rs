@@ -38,7 +38,7 @@ mod worker_exit;
 mod worker_group;
 mod worker_log;
 
-pub use event::{ControllerEvent, Outcome, RunState, StopSignal};
+pub use event::{ControllerEvent, RunEnd, RunState, StopSignal};
 pub use failure::{Failure, FailureCause, RankError};
 pub use run_failure::RunFailure;
 pub use run_lock::{LockError, LockOwner};
@@ -46,7 +46,7 @@ pub use run_status::RunStatus;
 pub use spec::{Backoff, LaunchSpec, SpecError};
 pub use worker_exit::WorkerExit;
 
-use crate::protocol::Event;
+use crate::protocol::WorkerEvent;
 use attempt::{Attempt, AttemptEnd};
 use failure_policy::{Decision, FailurePolicy};
 use run_lock::RunLock;
@@ -75,7 +75,7 @@ impl Controller {
     pub fn run(
         spec: &LaunchSpec,
         on_event: &mut dyn FnMut(&ControllerEvent),
-    ) -> Result<Outcome, RunFailure> {
+    ) -> Result<RunEnd, RunFailure> {
         spec.validate()?;
         let signals = Signals::install().map_err(RunFailure::setup("install signal handlers"))?;
         std::fs::create_dir_all(spec.run_dir.join(worker_log::FOLDER))
@@ -88,7 +88,7 @@ impl Controller {
             signals,
             record,
             policy: FailurePolicy::new(spec.max_failures, spec.backoff),
-            progress: Progress::default(),
+            progress: Furthest::default(),
             stop: None,
         };
         if let Some(text) = warning {
@@ -116,20 +116,20 @@ struct Run<'a> {
     signals: Signals,
     record: RunRecord,
     policy: FailurePolicy,
-    progress: Progress,
+    progress: Furthest,
     /// Set by the first signal that asks to stop; after it nothing is started again.
     stop: Option<StopSignal>,
 }
 
 /// The furthest that any attempt came.
 #[derive(Debug, Default)]
-struct Progress {
+struct Furthest {
     best_step: Option<u64>,
     checkpoint: Option<String>,
 }
 
 impl Run<'_> {
-    fn run_attempts(&mut self) -> Result<Outcome, RunFailure> {
+    fn run_attempts(&mut self) -> Result<RunEnd, RunFailure> {
         self.enter(RunState::Initializing, None);
         self.end_orphans()?;
         for number in 0.. {
@@ -174,12 +174,12 @@ impl Run<'_> {
             Ok(AttemptEnd::Finished { metrics }) => {
                 self.record.end_attempt("finished", None);
                 self.enter(RunState::Finished, None);
-                Outcome::Finished { metrics }
+                RunEnd::Finished { metrics }
             }
             Ok(AttemptEnd::StoppedAfterSaving) => {
                 self.record.end_attempt("stopped after saving", None);
                 self.enter(RunState::Aborted, Some("stopped after saving".to_owned()));
-                Outcome::StoppedAfterSaving { signal: self.stop }
+                RunEnd::StoppedAfterSaving { signal: self.stop }
             }
             Ok(AttemptEnd::Aborted { signal, reason }) => {
                 self.record.end_attempt("aborted", Some(reason.clone()));
@@ -202,9 +202,9 @@ impl Run<'_> {
         }
     }
 
-    fn abort(&mut self, signal: StopSignal, reason: String) -> Outcome {
+    fn abort(&mut self, signal: StopSignal, reason: String) -> RunEnd {
         self.enter(RunState::Aborted, Some(reason));
-        Outcome::Aborted { signal }
+        RunEnd::Aborted { signal }
     }
 
     /// Waits before a restart; returns early, with the signal, when asked to stop.
@@ -251,16 +251,16 @@ impl Run<'_> {
         }
     }
 
-    fn worker_event(&mut self, rank: usize, event: Event) {
+    fn worker_event(&mut self, rank: usize, event: WorkerEvent) {
         match &event {
-            Event::Progress { step, .. }
+            WorkerEvent::Progress { step, .. }
                 if self.progress.best_step.is_none_or(|best| *step > best) =>
             {
                 self.progress.best_step = Some(*step);
                 self.record.last_step(*step);
                 self.policy.progressed();
             }
-            Event::Report {
+            WorkerEvent::Report {
                 checkpoint_dir_name: Some(name),
                 ..
             } if self.progress.checkpoint.as_ref() != Some(name) => {
@@ -294,6 +294,6 @@ impl Drop for Run<'_> {
 }
 
 enum Settled {
-    Over(Outcome),
+    Over(RunEnd),
     Failed(Failure),
 }

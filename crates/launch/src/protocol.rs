@@ -11,14 +11,14 @@ pub use metrics::Metrics;
 
 use serde::{Deserialize, Serialize};
 
-/// The protocol's version, sent in [`Event::Hello`]. It grows when a reader of the older version would misunderstand
+/// The protocol's version, sent in [`WorkerEvent::Hello`]. It grows when a reader of the older version would misunderstand
 /// a message; new fields and new events do not need it.
 pub const VERSION: u32 = 1;
 
 /// A worker's message to its controller.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
-pub enum Event {
+pub enum WorkerEvent {
     /// The first message on a connection: who speaks. Messages before it are ignored.
     Hello {
         /// The worker's rank.
@@ -77,7 +77,7 @@ pub enum Event {
     },
 }
 
-/// The importance of [`Event::Message`].
+/// The importance of [`WorkerEvent::Message`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Level {

@@ -13,7 +13,7 @@ use tandem_mesh::DeviceMesh;
 use tandem_model::{ModelConfig, ModuleTree};
 use tandem_parallel::{Strategy, TpSlices, UnitLayout, layouts};
 use tandem_tensor::memory;
-use tandem_trainer::{Event, EventSink, MemoryEstimate, estimate_memory};
+use tandem_trainer::{EventSink, MemoryEstimate, TrainEvent, estimate_memory};
 
 use crate::environment::Environment;
 use crate::failure::{Failure, Outcome};
@@ -261,7 +261,7 @@ impl Progress for Shown<'_> {
     }
 
     fn update(&mut self, done: u64, total: u64) {
-        self.0.event(Event::Progress {
+        self.0.event(TrainEvent::Progress {
             what: self.1.clone(),
             done,
             total,

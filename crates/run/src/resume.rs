@@ -6,7 +6,7 @@ pub use mismatch::DATA_SIZE;
 
 use tandem_checkpoint::{CheckpointName, Reader, RunDir, TrainState, differences};
 use tandem_data::Rows;
-use tandem_trainer::{Engine, Event, EventSink, gather_problems};
+use tandem_trainer::{Engine, EventSink, TrainEvent, gather_problems};
 
 use crate::failure::{Failure, Outcome};
 use crate::prepare::Prepared;
@@ -63,7 +63,9 @@ pub fn resume(
         match agree(ranks, own)? {
             Ok(state) => {
                 engine.publish().map_err(Failure::train)?;
-                sink.event(Event::Summary(describe(name, &state, identity, &problems)));
+                sink.event(TrainEvent::Summary(describe(
+                    name, &state, identity, &problems,
+                )));
                 return Ok(Some(Resumed {
                     name: name.clone(),
                     state,
@@ -115,7 +117,7 @@ fn load(
     check_same_run(reader.state(), from.identity, &reader.location())?;
     check_progress(reader.state(), from.prepared, &reader.location())?;
     let mut progress = |done, total| {
-        sink.event(Event::Progress {
+        sink.event(TrainEvent::Progress {
             what: format!("loading {name}"),
             done,
             total,

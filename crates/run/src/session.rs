@@ -6,7 +6,7 @@ use tandem_launch::client::ControlClient;
 use tandem_launch::env::WorkerEnv;
 use tandem_launch::exit_code;
 use tandem_launch::parent::die_with_parent;
-use tandem_launch::protocol::{Event, Metrics};
+use tandem_launch::protocol::{Metrics, WorkerEvent};
 use tandem_launch::tell;
 
 use crate::environment::Environment;
@@ -52,13 +52,13 @@ pub enum Ended {
 pub fn end_worker(env: &WorkerEnv, control: ControlClient, result: Outcome<Ended>) -> ExitCode {
     let code = match result {
         Ok(Ended::Finished(metrics)) => {
-            control.send(&Event::Done { metrics });
+            control.send(&WorkerEvent::Done { metrics });
             exit_code::OK
         }
         Ok(Ended::StoppedAfterSaving) => exit_code::STOPPED_AFTER_SAVING,
         Err(failure) => {
             if control.is_connected() {
-                control.send(&Event::Error {
+                control.send(&WorkerEvent::Error {
                     rank: env.rank,
                     step: failure.step,
                     message: failure.message.clone(),

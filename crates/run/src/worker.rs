@@ -10,11 +10,11 @@ use tandem_data::{Loader, LoaderOptions, Position, Share};
 use tandem_launch::client::ControlClient;
 use tandem_launch::env::WorkerEnv;
 use tandem_launch::experiment;
-use tandem_launch::protocol::{Event as Message, Metrics};
+use tandem_launch::protocol::{Metrics, WorkerEvent};
 use tandem_parallel::RandomInit;
 use tandem_trainer::{
-    CheckpointSetup, Checkpointer, Engine, Event, EventSink, LearningRate, LoopEnd, LoopSettings,
-    Profiler, Recorder, Requests, RunCounters, Watcher, train_loop,
+    CheckpointSetup, Checkpointer, Engine, EventSink, LearningRate, LoopEnd, LoopSettings,
+    Profiler, Recorder, Requests, RunCounters, TrainEvent, Watcher, train_loop,
 };
 
 use crate::engine::engine;
@@ -47,9 +47,9 @@ pub fn run(
     }
     .map_err(|error| Failure::other(format!("cannot install signal handlers: {error}")))?;
     let mut reporter = Reporter::new(control, env.rank, spec.output.shown.log_interval);
-    reporter.event(Event::Phase("preparing".to_owned()));
+    reporter.event(TrainEvent::Phase("preparing".to_owned()));
     let prepared = prepare(spec, environment, &mut reporter)?;
-    reporter.event(Event::Phase("joining".to_owned()));
+    reporter.event(TrainEvent::Phase("joining".to_owned()));
     let ranks = Ranks::join(env, &spec.compute.engine, &spec.cluster.network)?;
     let worker = Worker {
         spec,
@@ -97,7 +97,7 @@ struct Start {
 impl Worker<'_> {
     fn train(&self, reporter: &mut Reporter<'_>) -> Outcome<Ended> {
         check_memory(self.prepared, self.env.local_world_size)?;
-        reporter.event(Event::Phase("loading".to_owned()));
+        reporter.event(TrainEvent::Phase("loading".to_owned()));
         let mut engine = engine(
             &self.spec.compute.engine,
             &self.prepared.config,
@@ -202,7 +202,7 @@ impl Worker<'_> {
                 &storage.location,
                 Some(self.ranks.libtorch),
             );
-            reporter.event(Event::Summary(lines));
+            reporter.event(TrainEvent::Summary(lines));
         }
         if let Some(resumed) = &start.resumed {
             self.report_again(resumed);
@@ -332,7 +332,7 @@ impl Worker<'_> {
             return;
         };
         let report = |name: &String, metrics| {
-            self.control.send(&Message::Report {
+            self.control.send(&WorkerEvent::Report {
                 metrics,
                 checkpoint_dir_name: Some(name.clone()),
             });

@@ -76,7 +76,7 @@ pub struct SavedCheckpoint {
 
 /// Something that happened.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Event {
+pub enum TrainEvent {
     /// A part of the start-up has begun.
     Phase(String),
     /// Part of a long piece of preparation is done.
@@ -119,10 +119,10 @@ pub enum Event {
 /// Where events go. Only rank 0 of a run has a sink that shows them.
 pub trait EventSink {
     /// Takes note of `event`. Must not block for long: training waits.
-    fn event(&mut self, event: Event);
+    fn event(&mut self, event: TrainEvent);
 }
 
 /// Nobody watches.
 impl EventSink for () {
-    fn event(&mut self, _event: Event) {}
+    fn event(&mut self, _event: TrainEvent) {}
 }

@@ -34,7 +34,7 @@ pub use checkpointer::{CheckpointSetup, Checkpointer, SaveRule};
 pub use engine::{Engine, EngineSetup};
 pub use error::TrainError;
 pub use estimate::{MemoryEstimate, estimate_memory};
-pub use events::{Event, EventSink, SavedCheckpoint, StepMetrics};
+pub use events::{EventSink, SavedCheckpoint, StepMetrics, TrainEvent};
 pub use inspect::{first_row_logits, gather_tensor};
 pub use micro_batch::MicroBatch;
 pub use profile::Profiler;

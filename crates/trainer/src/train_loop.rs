@@ -11,7 +11,7 @@ use crate::agreement::{Agreement, Requests};
 use crate::checkpointer::{Checkpointer, SaveOutcome};
 use crate::engine::Engine;
 use crate::error::TrainError;
-use crate::events::{Event, EventSink};
+use crate::events::{EventSink, TrainEvent};
 use crate::gemm_floor;
 use crate::micro_batch::MicroBatch;
 use crate::profile::{Activity, Profiler};
@@ -129,7 +129,7 @@ struct StepBatch {
 
 impl Training<'_, '_> {
     fn begin(&mut self) {
-        self.watcher.sink.event(Event::Begin {
+        self.watcher.sink.event(TrainEvent::Begin {
             first_step: self.first_step,
             last_step: self.settings.last_step,
         });
@@ -214,7 +214,7 @@ impl Training<'_, '_> {
         };
         let metrics = self.meter.end_step(self.engine, &facts)?;
         self.watcher.recorder.step(&metrics)?;
-        self.watcher.sink.event(Event::Step(metrics.clone()));
+        self.watcher.sink.event(TrainEvent::Step(metrics.clone()));
         Ok(ResumePoint {
             counters: self.counters,
             next: self.source.position(),
@@ -253,7 +253,7 @@ impl Training<'_, '_> {
     fn save(&mut self, point: &ResumePoint, end: Option<u64>) -> Result<(), TrainError> {
         let (checkpoints, sink) = (&mut *self.checkpoints, &mut *self.watcher.sink);
         let ended = self.engine.during(Activity::Save, |engine| {
-            checkpoints.save(engine, point, &mut || sink.event(Event::Saving))
+            checkpoints.save(engine, point, &mut || sink.event(TrainEvent::Saving))
         })?;
         for outcome in ended {
             self.tell(Some(outcome), end);
@@ -265,10 +265,10 @@ impl Training<'_, '_> {
     fn tell(&mut self, outcome: Option<SaveOutcome>, end: Option<u64>) {
         let sink = &mut *self.watcher.sink;
         match outcome {
-            Some(SaveOutcome::Saved(saved)) => sink.event(Event::Saved(saved)),
+            Some(SaveOutcome::Saved(saved)) => sink.event(TrainEvent::Saved(saved)),
             Some(SaveOutcome::Failed { step, .. }) if Some(step) == end => {}
             Some(SaveOutcome::Failed { step, problem }) => {
-                sink.event(Event::SaveFailed { step, problem });
+                sink.event(TrainEvent::SaveFailed { step, problem });
             }
             None => {}
         }
@@ -279,7 +279,7 @@ impl Training<'_, '_> {
         let is_end = self.is_end(self.counters.step);
         if let Some(profiler) = self.engine.profiler.take_if(|it| it.end_step(is_end)) {
             let lines = finish_profile(self.engine, &profiler, &batch.micro_batches)?;
-            self.watcher.sink.event(Event::Profile(lines));
+            self.watcher.sink.event(TrainEvent::Profile(lines));
             self.meter.restart_clock();
         }
         Ok(())
@@ -292,8 +292,8 @@ impl Training<'_, '_> {
             self.save(&point, end)?;
         }
         let sink = &mut *self.watcher.sink;
-        sink.event(Event::Saving);
-        let alive = &mut || sink.event(Event::Saving);
+        sink.event(TrainEvent::Saving);
+        let alive = &mut || sink.event(TrainEvent::Saving);
         let last = self.checkpoints.finish(self.engine, alive)?;
         self.tell(last, end);
         // Without a checkpoint of its last step, the work since the one before would be lost.
@@ -301,7 +301,7 @@ impl Training<'_, '_> {
             return Err(error);
         }
         self.watcher.recorder.finish()?;
-        self.watcher.sink.event(Event::End);
+        self.watcher.sink.event(TrainEvent::End);
         Ok(LoopEnd {
             counters: self.counters,
             stopped: self.stopped,

@@ -1,6 +1,6 @@
 //! Events on their way to the controller: a queue that the training loop never waits for.
 
-use crate::protocol::{Event, Level, encode};
+use crate::protocol::{Level, WorkerEvent, encode};
 use std::io::Write;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -26,12 +26,15 @@ struct State {
 }
 
 impl Outbox {
-    pub(super) fn push(&self, event: &Event) {
+    pub(super) fn push(&self, event: &WorkerEvent) {
         let mut state = self.lock();
         if state.gone || state.closed {
             return;
         }
-        let may_be_dropped = matches!(event, Event::Progress { .. } | Event::Message { .. });
+        let may_be_dropped = matches!(
+            event,
+            WorkerEvent::Progress { .. } | WorkerEvent::Message { .. }
+        );
         if may_be_dropped && state.lines.len() >= CAPACITY {
             state.dropped += 1;
             return;
@@ -102,7 +105,7 @@ impl Outbox {
                 "{} events were dropped while the controller did not read",
                 state.dropped
             );
-            bytes.extend(encode(&Event::Message {
+            bytes.extend(encode(&WorkerEvent::Message {
                 level: Level::Warning,
                 text,
             }));

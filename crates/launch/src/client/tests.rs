@@ -1,7 +1,7 @@
 //! The client against a controller made of a bare socket.
 
 use super::{ConnectError, ControlClient};
-use crate::protocol::{Command, Event, Metrics, Parsed, encode, parse_event};
+use crate::protocol::{Command, Metrics, Parsed, WorkerEvent, encode, parse_event};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
@@ -28,7 +28,7 @@ impl Controller {
         let mut reader = BufReader::new(self.listener.accept().unwrap().0);
         assert!(matches!(
             next(&mut reader),
-            Event::Hello {
+            WorkerEvent::Hello {
                 rank: 3,
                 version: 1,
                 ..
@@ -38,7 +38,7 @@ impl Controller {
     }
 }
 
-fn next(reader: &mut BufReader<UnixStream>) -> Event {
+fn next(reader: &mut BufReader<UnixStream>) -> WorkerEvent {
     let mut line = String::new();
     reader.read_line(&mut line).unwrap();
     match parse_event(line.as_bytes()).unwrap() {
@@ -47,17 +47,17 @@ fn next(reader: &mut BufReader<UnixStream>) -> Event {
     }
 }
 
-fn progress(step: u64) -> Event {
+fn progress(step: u64) -> WorkerEvent {
     let metrics = [("loss", 1.0)].into_iter().collect();
-    Event::Progress {
+    WorkerEvent::Progress {
         step,
         epoch: 0,
         metrics,
     }
 }
 
-fn done() -> Event {
-    Event::Done {
+fn done() -> WorkerEvent {
+    WorkerEvent::Done {
         metrics: Metrics::new(),
     }
 }
@@ -142,11 +142,11 @@ fn a_controller_that_does_not_read_loses_progress_but_not_the_end() {
     let (mut steps, mut dropped) = (0_u64, 0_u64);
     loop {
         match next(&mut reader) {
-            Event::Progress { .. } => steps += 1,
-            Event::Message { text, .. } => {
+            WorkerEvent::Progress { .. } => steps += 1,
+            WorkerEvent::Message { text, .. } => {
                 dropped += text.split(' ').next().unwrap().parse::<u64>().unwrap();
             }
-            Event::Done { .. } => break,
+            WorkerEvent::Done { .. } => break,
             other => panic!("{other:?}"),
         }
     }

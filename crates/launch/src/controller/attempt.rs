@@ -11,7 +11,7 @@ use super::{
     ControllerEvent, Failure, RankError, Run, RunFailure, RunState, StopSignal, WorkerExit,
 };
 use crate::exit_code;
-use crate::protocol::{Command, Event, Metrics};
+use crate::protocol::{Command, Metrics, WorkerEvent};
 use diagnosis::SETTLE;
 use rustix::process::Signal;
 use std::time::{Duration, Instant};
@@ -150,12 +150,12 @@ impl<'r, 'a> Attempt<'r, 'a> {
             .emit(ControllerEvent::StopRequested { signal, graceful });
     }
 
-    fn on_event(&mut self, rank: usize, event: Event) {
+    fn on_event(&mut self, rank: usize, event: WorkerEvent) {
         let state = &mut self.ranks[rank];
         match &event {
             // A worker that only repeats a warning is not getting on.
-            Event::Message { .. } => {}
-            Event::Error {
+            WorkerEvent::Message { .. } => {}
+            WorkerEvent::Error {
                 step,
                 message,
                 secondary,
@@ -174,10 +174,12 @@ impl<'r, 'a> Attempt<'r, 'a> {
             alive => {
                 self.last_sign_of_life = Instant::now();
                 match alive {
-                    Event::Progress { step, .. } => state.step = Some(*step),
-                    Event::Phase { name } => state.phase = Some(name.clone()),
+                    WorkerEvent::Progress { step, .. } => state.step = Some(*step),
+                    WorkerEvent::Phase { name } => state.phase = Some(name.clone()),
                     // Rank 0 speaks for the run; without it, whoever spoke first does.
-                    Event::Done { metrics } if rank == 0 || self.metrics.as_ref().is_none() => {
+                    WorkerEvent::Done { metrics }
+                        if rank == 0 || self.metrics.as_ref().is_none() =>
+                    {
                         self.metrics = Some((rank, metrics.clone()));
                     }
                     _ => {}

@@ -6,7 +6,7 @@
 //! removes what one has left.
 
 use super::run_lock::LockOwner;
-use crate::protocol::{Command, Event, MAX_LINE_BYTES, Parsed, VERSION, encode, parse_event};
+use crate::protocol::{Command, MAX_LINE_BYTES, Parsed, VERSION, WorkerEvent, encode, parse_event};
 use rustix::fd::{AsFd, BorrowedFd};
 use rustix::net::sockopt::socket_peercred;
 use rustix::process::geteuid;
@@ -42,7 +42,7 @@ struct Door {
 /// What came over the sockets.
 #[derive(Debug)]
 pub(super) enum Incoming {
-    Event { rank: usize, event: Event },
+    Event { rank: usize, event: WorkerEvent },
     Warning(String),
 }
 
@@ -268,7 +268,7 @@ impl Connection {
             }
             Err(error) => return self.warn_once(format!("ignored a line: {error}"), incoming),
         };
-        if let Event::Hello { rank, version, .. } = event {
+        if let WorkerEvent::Hello { rank, version, .. } = event {
             if rank >= num_workers {
                 return self.warn_once(format!("ignored a hello as rank {rank}"), incoming);
             }

@@ -2,7 +2,7 @@
 
 use super::{Failure, LockOwner, WorkerExit};
 use crate::exit_code;
-use crate::protocol::{Event, Metrics};
+use crate::protocol::{Metrics, WorkerEvent};
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -28,7 +28,7 @@ pub enum ControllerEvent {
         /// Its rank.
         rank: usize,
         /// What it said.
-        event: Event,
+        event: WorkerEvent,
     },
     /// A worker process is gone.
     WorkerExited {
@@ -95,7 +95,7 @@ impl RunState {
 
 /// A run's end that is not a failure.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Outcome {
+pub enum RunEnd {
     /// Training is done.
     Finished {
         /// The last values of rank 0.
@@ -124,7 +124,7 @@ pub enum StopSignal {
     HangUp,
 }
 
-impl Outcome {
+impl RunEnd {
     /// The controller's exit code, from the table in [`exit_code`].
     #[must_use]
     pub fn exit_code(&self) -> i32 {

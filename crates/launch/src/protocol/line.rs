@@ -1,6 +1,6 @@
 //! Lines to messages and back, lenient towards newer peers: unknown messages and fields are told apart from broken ones.
 
-use super::{Command, Event};
+use super::{Command, WorkerEvent};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -47,7 +47,7 @@ pub enum LineError {
     },
 }
 
-/// One line, with its line break, of an [`Event`] or a [`Command`].
+/// One line, with its line break, of a [`WorkerEvent`] or a [`Command`].
 #[must_use]
 pub fn encode<M: Serialize>(message: &M) -> Vec<u8> {
     // Serialising fails for map keys that are not strings only, and no message has such a map.
@@ -60,7 +60,7 @@ pub fn encode<M: Serialize>(message: &M) -> Vec<u8> {
 ///
 /// # Errors
 /// [`LineError`] when the line is not a message; the connection stays usable.
-pub fn parse_event(line: &[u8]) -> Result<Parsed<Event>, LineError> {
+pub fn parse_event(line: &[u8]) -> Result<Parsed<WorkerEvent>, LineError> {
     const NAMES: [&str; 7] = [
         "hello", "phase", "progress", "message", "report", "error", "done",
     ];
@@ -113,44 +113,44 @@ fn parse<M: Serialize + DeserializeOwned>(
 #[cfg(test)]
 mod tests {
     use super::{LineError, Parsed, encode, parse_command, parse_event};
-    use crate::protocol::{Command, Event, Level, Metrics};
+    use crate::protocol::{Command, Level, Metrics, WorkerEvent};
 
-    fn every_event() -> Vec<Event> {
+    fn every_event() -> Vec<WorkerEvent> {
         let metrics: Metrics = [("loss", 2.5), ("steps", 3.0)].into_iter().collect();
         vec![
-            Event::Hello {
+            WorkerEvent::Hello {
                 rank: 1,
                 pid: 42,
                 version: 1,
             },
-            Event::Phase {
+            WorkerEvent::Phase {
                 name: "loading".into(),
             },
-            Event::Progress {
+            WorkerEvent::Progress {
                 step: 7,
                 epoch: 0,
                 metrics: metrics.clone(),
             },
-            Event::Message {
+            WorkerEvent::Message {
                 level: Level::Warning,
                 text: "two\nlines".into(),
             },
-            Event::Report {
+            WorkerEvent::Report {
                 metrics: metrics.clone(),
                 checkpoint_dir_name: Some("checkpoint_1".into()),
             },
-            Event::Report {
+            WorkerEvent::Report {
                 metrics: metrics.clone(),
                 checkpoint_dir_name: None,
             },
-            Event::Error {
+            WorkerEvent::Error {
                 rank: 1,
                 step: None,
                 message: "no".into(),
                 secondary: true,
                 exit_code: 1,
             },
-            Event::Done { metrics },
+            WorkerEvent::Done { metrics },
         ]
     }
 
@@ -214,11 +214,11 @@ mod tests {
             ("b", f64::INFINITY),
             ("c", f64::NEG_INFINITY),
         ];
-        let line = encode(&Event::Done {
+        let line = encode(&WorkerEvent::Done {
             metrics: metrics.into_iter().collect(),
         });
         let Parsed::Known {
-            message: Event::Done { metrics },
+            message: WorkerEvent::Done { metrics },
             ..
         } = parse_event(&line).unwrap()
         else {
@@ -241,7 +241,7 @@ mod tests {
             parse_event(br#"{"event":"phase","name":"saving","percent":3,"colour":"red"}"#)
                 .unwrap(),
             Parsed::Known {
-                message: Event::Phase {
+                message: WorkerEvent::Phase {
                     name: "saving".into()
                 },
                 unknown_fields: vec!["colour".into(), "percent".into()],

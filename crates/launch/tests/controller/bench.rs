@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 use tandem_launch::controller::{
-    Controller, ControllerEvent, Failure, LaunchSpec, Outcome, RunFailure, RunState,
+    Controller, ControllerEvent, Failure, LaunchSpec, RunEnd, RunFailure, RunState,
 };
 
 /// Ends tests that would wait for ever. No test passes or fails by how fast the machine is within it.
@@ -23,7 +23,7 @@ pub struct Bench {
 /// What happened in a run inside this process.
 pub struct Seen {
     pub events: Vec<ControllerEvent>,
-    pub result: Result<Outcome, RunFailure>,
+    pub result: Result<RunEnd, RunFailure>,
 }
 
 /// A controller in a process of its own. Dropping it kills it, so that a failed test leaves nothing behind.

@@ -5,7 +5,7 @@ use crate::script::{FaultKind, Script};
 use std::collections::HashSet;
 use std::time::Duration;
 use tandem_launch::controller::{ControllerEvent, RunFailure, RunState};
-use tandem_launch::protocol::Event;
+use tandem_launch::protocol::WorkerEvent;
 
 fn killed() -> FaultKind {
     FaultKind::Signal { number: 9 }
@@ -38,7 +38,7 @@ fn one_failure_is_survived_from_the_last_checkpoint() {
         .filter_map(|event| match event {
             ControllerEvent::Worker {
                 rank: 0,
-                event: Event::Progress { step, .. },
+                event: WorkerEvent::Progress { step, .. },
             } => Some(*step),
             _ => None,
         })

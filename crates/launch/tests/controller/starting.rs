@@ -6,9 +6,9 @@ use rustix::process::Signal;
 use std::fs;
 use std::time::Duration;
 use tandem_launch::controller::{
-    Controller, ControllerEvent, LaunchSpec, LockError, Outcome, RunFailure, RunState,
+    Controller, ControllerEvent, LaunchSpec, LockError, RunEnd, RunFailure, RunState,
 };
-use tandem_launch::protocol::Event;
+use tandem_launch::protocol::WorkerEvent;
 
 #[test]
 fn a_run_without_trouble_goes_from_start_to_finish() {
@@ -25,7 +25,7 @@ fn a_run_without_trouble_goes_from_start_to_finish() {
     );
     let outcome = seen.result.as_ref().unwrap();
     assert_eq!(outcome.exit_code(), 0);
-    let Outcome::Finished { metrics } = outcome else {
+    let RunEnd::Finished { metrics } = outcome else {
         panic!("{outcome:?}")
     };
     assert_eq!(metrics.get("rank"), Some(0.0), "the last word is rank 0's");
@@ -36,7 +36,7 @@ fn a_run_without_trouble_goes_from_start_to_finish() {
             .filter_map(|event| match event {
                 ControllerEvent::Worker {
                     rank: of,
-                    event: Event::Progress { step, .. },
+                    event: WorkerEvent::Progress { step, .. },
                 } if *of == rank => Some(*step),
                 _ => None,
             })

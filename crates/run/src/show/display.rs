@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tandem_launch::output::{redacted, to_stderr};
-use tandem_trainer::{Event, EventSink, StepMetrics};
+use tandem_trainer::{EventSink, StepMetrics, TrainEvent};
 
 /// Shows events on standard error (standard output stays free for results).
 pub struct Display {
@@ -122,29 +122,29 @@ impl Display {
 }
 
 impl EventSink for Display {
-    fn event(&mut self, event: Event) {
+    fn event(&mut self, event: TrainEvent) {
         match event {
-            Event::Phase(name) => self.line(&format!("{name} ...")),
-            Event::Progress { what, done, total } => self.progress(&what, done, total),
-            Event::Summary(lines) | Event::Profile(lines) => {
+            TrainEvent::Phase(name) => self.line(&format!("{name} ...")),
+            TrainEvent::Progress { what, done, total } => self.progress(&what, done, total),
+            TrainEvent::Summary(lines) | TrainEvent::Profile(lines) => {
                 lines.iter().for_each(|line| self.line(line))
             }
-            Event::Begin {
+            TrainEvent::Begin {
                 first_step,
                 last_step,
             } => self.begin(first_step, last_step),
-            Event::Step(metrics) => self.step(&metrics),
-            Event::Saving => {}
-            Event::Saved(saved) => {
+            TrainEvent::Step(metrics) => self.step(&metrics),
+            TrainEvent::Saving => {}
+            TrainEvent::Saved(saved) => {
                 for warning in &saved.warnings {
                     self.line(&format!("warning: {warning}"));
                 }
                 self.saved(&saved.name, saved.step, saved.seconds, saved.blocked_s);
             }
-            Event::SaveFailed { step, problem } => self.line(&format!(
+            TrainEvent::SaveFailed { step, problem } => self.line(&format!(
                 "warning: no checkpoint after step {step}: {problem}; training goes on"
             )),
-            Event::End => self.finish(),
+            TrainEvent::End => self.finish(),
         }
     }
 }

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use tandem_launch::client::ControlClient;
-use tandem_launch::protocol::{Event as Message, Level, Metrics};
-use tandem_trainer::{Event, EventSink, StepMetrics};
+use tandem_launch::protocol::{Level, Metrics, WorkerEvent};
+use tandem_trainer::{EventSink, StepMetrics, TrainEvent};
 
 use crate::show::display::Display;
 
@@ -41,7 +41,7 @@ impl<'a> Reporter<'a> {
 }
 
 impl EventSink for Reporter<'_> {
-    fn event(&mut self, event: Event) {
+    fn event(&mut self, event: TrainEvent) {
         match self {
             Self::Silent => {}
             Self::Terminal(display) => display.event(event),
@@ -50,33 +50,34 @@ impl EventSink for Reporter<'_> {
                 is_first,
                 last_step,
             } => match event {
-                Event::Phase(name) => control.send(&Message::Phase { name }),
+                TrainEvent::Phase(name) => control.send(&WorkerEvent::Phase { name }),
                 // What is being prepared counts as a sign of life.
-                Event::Progress { what, .. } => control.send(&Message::Phase { name: what }),
-                Event::Summary(lines) | Event::Profile(lines) if *is_first => {
-                    control.send(&Message::Message {
+                TrainEvent::Progress { what, .. } => {
+                    control.send(&WorkerEvent::Phase { name: what })
+                }
+                TrainEvent::Summary(lines) | TrainEvent::Profile(lines) if *is_first => control
+                    .send(&WorkerEvent::Message {
                         level: Level::Info,
                         text: lines.join("\n"),
-                    })
-                }
-                Event::Begin {
+                    }),
+                TrainEvent::Begin {
                     last_step: last, ..
                 } => {
                     *last_step = last;
-                    control.send(&Message::Phase {
+                    control.send(&WorkerEvent::Phase {
                         name: "training".to_owned(),
                     });
                 }
-                Event::Step(metrics) => control.send(&Message::Progress {
+                TrainEvent::Step(metrics) => control.send(&WorkerEvent::Progress {
                     step: metrics.step,
                     epoch: metrics.epoch,
                     metrics: to_message(&metrics, *last_step),
                 }),
-                Event::Saving => control.send(&Message::Phase {
+                TrainEvent::Saving => control.send(&WorkerEvent::Phase {
                     name: "saving".to_owned(),
                 }),
                 // Every rank reports, as Ray Train wants it; the first one's reports are the run's.
-                Event::Saved(saved) => {
+                TrainEvent::Saved(saved) => {
                     if *is_first {
                         for text in saved.warnings {
                             control.send(&warning(text));
@@ -85,24 +86,27 @@ impl EventSink for Reporter<'_> {
                     let mut metrics = saved_metrics(&saved.metrics);
                     metrics.insert("save_s", saved.seconds);
                     metrics.insert("save_blocked_s", saved.blocked_s);
-                    control.send(&Message::Report {
+                    control.send(&WorkerEvent::Report {
                         metrics,
                         checkpoint_dir_name: Some(saved.name),
                     });
                 }
-                Event::SaveFailed { step, problem } if *is_first => {
+                TrainEvent::SaveFailed { step, problem } if *is_first => {
                     control.send(&warning(format!(
                         "no checkpoint after step {step}: {problem}; training goes on"
                     )));
                 }
-                Event::SaveFailed { .. } | Event::Summary(_) | Event::Profile(_) | Event::End => {}
+                TrainEvent::SaveFailed { .. }
+                | TrainEvent::Summary(_)
+                | TrainEvent::Profile(_)
+                | TrainEvent::End => {}
             },
         }
     }
 }
 
-fn warning(text: String) -> Message {
-    Message::Message {
+fn warning(text: String) -> WorkerEvent {
+    WorkerEvent::Message {
         level: Level::Warning,
         text,
     }

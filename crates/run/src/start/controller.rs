@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use tandem_launch::controller::ControllerEvent;
 use tandem_launch::exit_code;
-use tandem_launch::protocol::Event as Message;
+use tandem_launch::protocol::WorkerEvent;
 use tandem_launch::tell;
-use tandem_trainer::{Event, EventSink};
+use tandem_trainer::{EventSink, TrainEvent};
 
 use crate::environment::{Environment, RESUMED_AT, TOKEN_CACHE};
 use crate::failure::Outcome;
@@ -38,7 +38,7 @@ pub fn run(spec: &RunSpec, args: &[OsString], environment: &Environment) -> Outc
         resumed_at,
     } = checked;
     let lines = summary::lines(spec, &prepared, &storage.location, Some(libtorch));
-    display.event(Event::Summary(lines));
+    display.event(TrainEvent::Summary(lines));
 
     let mut show = Show {
         display,
@@ -92,7 +92,7 @@ impl Show {
             ControllerEvent::Worker { rank: 0, event } => self.first_rank(event),
             ControllerEvent::Worker {
                 rank,
-                event: Message::Message { text, .. },
+                event: WorkerEvent::Message { text, .. },
             } => self.display.line(&format!("rank {rank}: {text}")),
             ControllerEvent::Restarting { failure, delay, .. } => {
                 self.started = false;
@@ -132,9 +132,9 @@ impl Show {
         }
     }
 
-    fn first_rank(&mut self, event: &Message) {
+    fn first_rank(&mut self, event: &WorkerEvent) {
         match event {
-            Message::Progress {
+            WorkerEvent::Progress {
                 step,
                 epoch,
                 metrics,
@@ -142,15 +142,15 @@ impl Show {
                 let (metrics, last_step) = from_message(*step, *epoch, metrics);
                 if !self.started {
                     self.started = true;
-                    self.display.event(Event::Begin {
+                    self.display.event(TrainEvent::Begin {
                         first_step: *step,
                         last_step,
                     });
                 }
-                self.display.event(Event::Step(metrics));
+                self.display.event(TrainEvent::Step(metrics));
             }
-            Message::Message { text, .. } => self.display.line(text),
-            Message::Report {
+            WorkerEvent::Message { text, .. } => self.display.line(text),
+            WorkerEvent::Report {
                 checkpoint_dir_name: Some(name),
                 metrics,
             } => {

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use tandem_launch::controller::{Controller, ControllerEvent, LaunchSpec, Outcome as RunOutcome};
+use tandem_launch::controller::{Controller, ControllerEvent, LaunchSpec, RunEnd};
 use tandem_launch::tell;
 
 use crate::failure::{Failure, Outcome};
@@ -52,9 +52,9 @@ pub fn run_workers(
     match Controller::run(&spec, on_event) {
         Ok(outcome) => {
             match &outcome {
-                RunOutcome::Aborted { signal } => tell!("stopped by {signal}"),
-                RunOutcome::StoppedAfterSaving { .. } => tell!("stopped after saving"),
-                RunOutcome::Finished { .. } => {}
+                RunEnd::Aborted { signal } => tell!("stopped by {signal}"),
+                RunEnd::StoppedAfterSaving { .. } => tell!("stopped after saving"),
+                RunEnd::Finished { .. } => {}
             }
             Ok(outcome.exit_code())
         }

@@ -12,7 +12,7 @@ use std::process::Command;
 use serde_json::Value;
 use tandem_launch::tell;
 use tandem_launch::{delegate, exit_code};
-use tandem_trainer::{Event, EventSink};
+use tandem_trainer::{EventSink, TrainEvent};
 
 use crate::environment::{Environment, TOKEN_CACHE};
 use crate::failure::{Failure, Outcome};
@@ -31,7 +31,7 @@ pub fn run(spec: &RunSpec, ray: &Ray, environment: &Environment) -> Outcome<i32>
     let mut lines = vec![format!("cluster   Ray, {}", ray.address)];
     let location = &checked.storage.location;
     lines.extend(summary::lines(spec, &checked.prepared, location, None));
-    checked.display.event(Event::Summary(lines));
+    checked.display.event(TrainEvent::Summary(lines));
 
     let binary = python.needs_path_of(&program, environment);
     let request = spec

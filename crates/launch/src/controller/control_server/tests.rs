@@ -1,12 +1,12 @@
 //! The server against workers made of bare sockets.
 
 use super::{ControlServer, Incoming};
-use crate::protocol::{Command, Event, encode};
+use crate::protocol::{Command, WorkerEvent, encode};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 
 fn hello(rank: usize, version: u32) -> Vec<u8> {
-    encode(&Event::Hello {
+    encode(&WorkerEvent::Hello {
         rank,
         pid: 1,
         version,
@@ -28,7 +28,7 @@ fn events_come_with_their_rank_even_in_pieces_and_after_the_end() {
     let mut server = ControlServer::open(2).unwrap();
     let path = server.path();
     let mut one = UnixStream::connect(&path).unwrap();
-    let line = encode(&Event::Phase {
+    let line = encode(&WorkerEvent::Phase {
         name: "loading".into(),
     });
     one.write_all(&hello(1, 1)).unwrap();
