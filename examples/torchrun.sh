@@ -3,6 +3,8 @@
 # Run it on every node, with the same MASTER_ADDR; NODE_RANK counts the nodes from 0. After a failure, torchrun starts all
 # workers again, MAX_RESTARTS times, and they continue from the newest checkpoint.
 #
+# TANDEM_RENDEZVOUS_SECRET, the same on every node (`openssl rand -hex 32`), keeps strangers out (docs/security.md).
+#
 #   NNODES=2 NODE_RANK=0 MASTER_ADDR=node0 examples/torchrun.sh     # on the first node
 #   NNODES=2 NODE_RANK=1 MASTER_ADDR=node0 examples/torchrun.sh     # on the second node
 set -euo pipefail

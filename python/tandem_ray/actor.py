@@ -52,9 +52,14 @@ def open_rendezvous() -> int:
     The worker inherits the listening socket. A port that was only looked up could be somebody else's by the time the
     worker binds it.
     """
-    family = socket.AF_INET6 if ":" in host().address else socket.AF_INET
+    address = host().address
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.bind(("", 0))
+    try:
+        listener.bind((address, 0))
+    except OSError:
+        # The address under which Ray knows this node need not be its own: in a container it may be the host's.
+        listener.bind(("", 0))
     listener.listen(socket.SOMAXCONN)
     _state.rendezvous = listener
     return int(listener.getsockname()[1])

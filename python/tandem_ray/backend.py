@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import secrets
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +48,8 @@ class TandemBackend(Backend):  # type: ignore[misc]
         shared = {
             "MASTER_ADDR": hosts[0].address,
             "MASTER_PORT": str(port),
+            # Ray's own channels take it to the workers, who prove to each other that they have it.
+            "TANDEM_RENDEZVOUS_SECRET": secrets.token_hex(32),
             "TANDEM_ATTEMPT": str(self._attempt),
             "TANDEM_RUN_DIR": backend_config.run_dir,
         }

@@ -145,6 +145,16 @@ fn stages(workspace: &Workspace, options: &Options) -> Result<Vec<Stage>> {
                 "warnings",
             ],
         ));
+        // Nothing else builds comm without NCCL: all other packages want it.
+        stages.push(stage(
+            "without nccl",
+            &[
+                "check",
+                "--package=tandem-comm",
+                "--no-default-features",
+                "--lib",
+            ],
+        ));
     }
     let mut tests = [
         stage(

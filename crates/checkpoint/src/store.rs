@@ -3,6 +3,7 @@
 //! The trait promises only what both can keep. A file appears whole or not at all, and stays once the call that made it has
 //! returned. Folders are nothing but prefixes of file names: they need not be created, and an absent one is empty.
 
+#[cfg(feature = "testing")]
 mod fault;
 mod local;
 mod location;
@@ -17,6 +18,7 @@ use std::fmt;
 
 use thiserror::Error;
 
+#[cfg(feature = "testing")]
 pub use fault::{Fault, FaultStore};
 pub use local::LocalStore;
 pub use location::{local_path, open_store};

@@ -105,6 +105,7 @@ mod tests {
             "--recompute=full",
             "--loss_output_dir=d",
             "--network_interface=lo",
+            "--rendezvous_secret_file=f",
         ]);
         let object = |pointer: &str| written.pointer(pointer).unwrap().as_object().unwrap();
         let command = FsdpFlags::command();

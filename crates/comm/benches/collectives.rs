@@ -9,7 +9,7 @@ use std::io::Write;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use tandem_comm::{ProcessGroup, ReduceOp, Result, Transport, Work, World, WorldConfig};
+use tandem_comm::{ProcessGroup, ReduceOp, Result, RunSecret, Transport, Work, World, WorldConfig};
 use tandem_tensor::{Device, Kind, Tensor};
 
 const KIB: usize = 1 << 10;
@@ -106,6 +106,7 @@ fn run_rank(rank: usize) -> Result<()> {
         master_addr: "127.0.0.1".to_owned(),
         master_port: number("TANDEM_BENCH_PORT") as u16,
         master_fd: None,
+        secret: RunSecret::guessable("a benchmark"),
         timeout: Duration::from_secs(60),
         network_interface: None,
         transport: match std::env::var("TANDEM_BENCH_TRANSPORT").as_deref() {

@@ -150,6 +150,7 @@ pub enum CommError {
         site: Site,
     },
     /// A test asked for this failure.
+    #[cfg(feature = "testing")]
     #[error("injected failure in {collective}, operation {nth} of group {group:?}")]
     Injected {
         /// The operation.

@@ -1,89 +1,38 @@
-//! All ranks of a run.
+//! All ranks of a run: where they have met, and the groups that they make.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::Duration;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock};
 
+use parking_lot::Mutex;
 use tandem_tensor::Device;
 
-use crate::collective::{Collective, Site};
+use crate::collective::Collective;
 use crate::error::{CommError, Result};
-use crate::group::ProcessGroup;
-use crate::health::{Fate, Health};
-use crate::membership;
-use crate::observe::Observer;
-use crate::rendezvous;
-use crate::single::SingleGroup;
-use crate::store::{Client, Server};
-
-/// Who this rank is and where it meets the others: torchrun's variables, and a few choices.
-#[derive(Debug, Clone)]
-pub struct WorldConfig {
-    /// This process, `0..world_size` (`RANK`).
-    pub rank: usize,
-    /// All processes (`WORLD_SIZE`).
-    pub world_size: usize,
-    /// This process among those of its host (`LOCAL_RANK`).
-    pub local_rank: usize,
-    /// Processes of this host (`LOCAL_WORLD_SIZE`). They share its cores.
-    pub local_world_size: usize,
-    /// Host name or IPv4 or IPv6 address of rank 0 (`MASTER_ADDR`).
-    pub master_addr: String,
-    /// Port on which rank 0 listens (`MASTER_PORT`).
-    pub master_port: u16,
-    /// On rank 0, a descriptor of a socket that listens there already (`TANDEM_MASTER_FD`); it is taken over.
-    pub master_fd: Option<i32>,
-    /// How long any rank may take to answer before the others give up.
-    pub timeout: Duration,
-    /// The interface whose address other hosts should use; otherwise the one on the way to rank 0.
-    pub network_interface: Option<String>,
-    /// How groups move data.
-    pub transport: Transport,
-}
-
-/// How the members of a group on CPUs move data.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Transport {
-    /// Shared memory where the members can share it, otherwise TCP.
-    #[default]
-    Auto,
-    /// Shared memory; an error where it cannot be had.
-    Shm,
-    /// TCP, even within one host.
-    Tcp,
-}
+use crate::group::context::GroupContext;
+use crate::group::observe::Observer;
+use crate::group::process_group::ProcessGroup;
+use crate::group::single::SingleGroup;
+use crate::meet::config::WorldConfig;
+use crate::meet::health::{Fate, Health};
+use crate::meet::membership::Membership;
+use crate::meet::point::MeetingPoint;
+use crate::meet::rendezvous;
+use crate::transport;
 
 /// The connection of this rank to the whole run.
 ///
 /// Dropping it says goodbye: other ranks that still wait for this one get an error, all others do not mind. A process that
 /// ends without dropping it has failed in the eyes of the others, who then give up whatever they wait for.
 pub struct World {
-    pub(crate) config: WorldConfig,
-    pub(crate) health: Arc<Health>,
-    pub(crate) observer: Arc<OnceLock<Arc<dyn Observer>>>,
+    config: WorldConfig,
+    health: Arc<Health>,
+    observer: Arc<OnceLock<Arc<dyn Observer>>>,
     /// `None` in a world of one.
-    pub(crate) meeting_point: Option<Arc<MeetingPoint>>,
+    meeting_point: Option<Arc<MeetingPoint>>,
     /// How many groups of a name and membership were created.
     generations: Mutex<HashMap<String, u64>>,
-}
-
-/// The connections behind a world of more than one rank.
-pub(crate) struct MeetingPoint {
-    pub(crate) client: Client,
-    /// On rank 0. Dropped after the client, whose end it would otherwise take for a failure.
-    server: Option<Server>,
-    /// Where other hosts reach this rank.
-    pub(crate) address: IpAddr,
-}
-
-impl MeetingPoint {
-    pub(crate) fn end(&self, fate: Fate) {
-        match &self.server {
-            Some(server) => server.end(fate),
-            None => self.client.end(fate),
-        }
-    }
 }
 
 impl World {
@@ -108,50 +57,7 @@ impl World {
 
     fn connect_at(config: &WorldConfig, ports: &[u16]) -> Result<Self> {
         let health = Arc::new(Health::new(config.timeout));
-        let failed = |reason: String| CommError::Rendezvous {
-            rank: config.rank,
-            address: format!("{}:{}", config.master_addr, config.master_port),
-            reason,
-        };
-        if config.rank >= config.world_size {
-            return Err(failed(format!(
-                "there is no rank {} among {} ranks",
-                config.rank, config.world_size
-            )));
-        }
-        let mut meeting_point = None;
-        if config.world_size > 1 {
-            let server = if config.rank == 0 {
-                let listener = rendezvous::listen(config, ports)?;
-                let server = Server::start(listener, config.world_size)
-                    .map_err(|error| failed(format!("the store could not start: {error}")))?;
-                Some(server)
-            } else {
-                None
-            };
-            let own_listener = server.as_ref().map(Server::address).transpose();
-            let own_listener =
-                own_listener.map_err(|error| failed(format!("no local address: {error}")))?;
-            let client = rendezvous::connect(config, ports, own_listener, &health)?;
-            let site = Site {
-                collective: Collective::NewGroup,
-                sequence: 0,
-                group: "all ranks".into(),
-                step: None,
-            };
-            if let Err(missing) = client.wait_for_all(config.world_size, &site)? {
-                return Err(failed(format!(
-                    "ranks {missing:?} did not come within {} s; check that they were started",
-                    config.timeout.as_secs_f64()
-                )));
-            }
-            let address = rendezvous::own_address(config, &client, server.as_ref())?;
-            meeting_point = Some(Arc::new(MeetingPoint {
-                client,
-                server,
-                address,
-            }));
-        }
+        let meeting_point = MeetingPoint::reach(config, ports, &health)?.map(Arc::new);
         Ok(Self {
             config: config.clone(),
             health,
@@ -175,7 +81,7 @@ impl World {
     pub fn address(&self) -> IpAddr {
         self.meeting_point
             .as_ref()
-            .map_or(Ipv4Addr::LOCALHOST.into(), |point| point.address)
+            .map_or(Ipv4Addr::LOCALHOST.into(), |point| point.address())
     }
 
     /// Makes a group of `ranks` (world ranks, this one among them) for tensors in host memory.
@@ -210,8 +116,17 @@ impl World {
         let Some(meeting_point) = self.meeting_point.as_ref().filter(|_| ranks.len() > 1) else {
             return Ok(Arc::new(SingleGroup::new(name, self.config.rank, device)));
         };
-        let key = self.next_key(name, ranks);
-        membership::create(self, meeting_point, name, ranks, member, &key, device)
+        let context = Arc::new(self.context(meeting_point, name, ranks, member));
+        let membership = Membership::new(
+            meeting_point.client(),
+            meeting_point.address(),
+            &self.config.secret,
+            self.next_key(name, ranks),
+            ranks,
+            member,
+            context.creation(),
+        );
+        transport::create(context, &membership, self.config.transport, device)
     }
 
     /// The training step that errors mention from now on.
@@ -236,8 +151,37 @@ impl World {
     /// Leaves, as dropping does; for code that wants to say so.
     pub fn finish(self) {}
 
+    fn context(
+        &self,
+        meeting_point: &Arc<MeetingPoint>,
+        name: &str,
+        ranks: &[usize],
+        member: usize,
+    ) -> GroupContext {
+        let escalating = meeting_point.clone();
+        GroupContext {
+            name: name.into(),
+            ranks: ranks.to_vec(),
+            rank: member,
+            ranks_on_host: self.config.local_world_size,
+            timeout: self.config.timeout,
+            health: self.health.clone(),
+            observer: self.observer.clone(),
+            escalate: Arc::new(move |error: &CommError| {
+                // A mismatch shows on every member by itself, and a peer's end is known; these are not.
+                if matches!(
+                    error,
+                    CommError::Timeout { .. } | CommError::System { .. } | CommError::Device { .. }
+                ) {
+                    escalating.end(Fate::Aborted(error.to_string()));
+                }
+            }),
+            closing: AtomicBool::new(false),
+        }
+    }
+
     /// This rank's place in `ranks`.
-    pub(crate) fn validate_members(&self, name: &str, ranks: &[usize]) -> Result<usize> {
+    fn validate_members(&self, name: &str, ranks: &[usize]) -> Result<usize> {
         let invalid = |reason: String| CommError::Invalid {
             collective: Collective::NewGroup,
             group: name.into(),
@@ -262,13 +206,14 @@ impl World {
     }
 
     /// The store key under which the members of the next group of this name meet.
-    pub(crate) fn next_key(&self, name: &str, ranks: &[usize]) -> String {
-        let members: Vec<String> = ranks.iter().map(usize::to_string).collect();
-        let key = format!("group/{name}/{}", members.join(","));
-        let mut generations = self
-            .generations
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+    fn next_key(&self, name: &str, ranks: &[usize]) -> String {
+        // A hash, because keys are short and there may be many members.
+        let mut members = blake3::Hasher::new();
+        for rank in ranks {
+            members.update(&(*rank as u64).to_le_bytes());
+        }
+        let key = format!("group/{name}/{}", members.finalize().to_hex());
+        let mut generations = self.generations.lock();
         let generation = generations.entry(key.clone()).or_insert(0);
         *generation += 1;
         format!("{key}/{generation}")

@@ -7,11 +7,13 @@
 
 mod hostlist;
 mod open_mpi;
+mod secret;
 mod slurm;
 mod torchrun;
 mod variables;
 
 pub use hostlist::{HostlistError, expand_hostlist};
+pub use secret::{RENDEZVOUS_SECRET, RendezvousSecret};
 use variables::Variables;
 
 /// Name of the variable that tells rank 0 which inherited file descriptor is the already listening rendezvous socket.
@@ -54,6 +56,8 @@ pub struct WorkerEnv {
     pub master_fd: Option<i32>,
     /// The launcher's own store listens on `master_port` (torchrun's agent), so rank 0 takes a port after it.
     pub beside_agent: bool,
+    /// What the ranks prove to each other that they know.
+    pub secret: RendezvousSecret,
     /// Whose variables these are.
     pub source: Launcher,
 }

@@ -1,7 +1,7 @@
 //! What each launcher's variables, whole or broken, make of a worker.
 
 use std::collections::HashMap;
-use tandem_launch::env::{EnvError, Launcher, WorkerEnv};
+use tandem_launch::env::{EnvError, Launcher, RendezvousSecret, WorkerEnv};
 
 fn detect(variables: &[(&str, &str)]) -> Result<Option<WorkerEnv>, EnvError> {
     let map: HashMap<_, _> = variables.iter().copied().collect();
@@ -80,6 +80,7 @@ fn torchrun() {
             master_port: 29500,
             master_fd: None,
             beside_agent: false,
+            secret: RendezvousSecret::Derived("29500 8".to_owned()),
             source: Launcher::Torchrun,
         }
     );
@@ -89,6 +90,32 @@ fn torchrun() {
     assert_eq!(worker(&handed_over).master_fd, Some(3));
     let agent = changed(TORCHRUN, &[("TORCHELASTIC_USE_AGENT_STORE", Some("True"))]);
     assert!(worker(&agent).beside_agent);
+}
+
+#[test]
+fn a_secret_is_taken_as_it_is_and_otherwise_made_of_what_all_ranks_know() {
+    let secret = |base: &[(&str, &str)], name: &'static str, value: Option<&'static str>| {
+        worker(&changed(base, &[(name, value)])).secret
+    };
+    for base in [TORCHRUN, SLURM, OPEN_MPI] {
+        let given = secret(base, "TANDEM_RENDEZVOUS_SECRET", Some("open sesame"));
+        assert_eq!(given, RendezvousSecret::Given("open sesame".to_owned()));
+        assert_eq!(format!("{given:?}"), "Given(..)", "nothing shows it");
+        // Rank 0 may know itself as localhost.
+        let elsewhere = secret(base, "MASTER_ADDR", Some("another-name"));
+        assert_eq!(elsewhere, worker(base).secret);
+    }
+    for (base, name) in [
+        (TORCHRUN, "TORCHELASTIC_RUN_ID"),
+        (TORCHRUN, "MASTER_PORT"),
+        (SLURM, "SLURM_STEP_ID"),
+        (OPEN_MPI, "OMPI_MCA_ess_base_jobid"),
+    ] {
+        let another = secret(base, name, Some("7777"));
+        assert_ne!(another, worker(base).secret, "{name} tells runs apart");
+    }
+    let empty = changed(TORCHRUN, &[("TANDEM_RENDEZVOUS_SECRET", Some(" "))]);
+    assert!(refused(&empty).contains("TANDEM_RENDEZVOUS_SECRET"));
 }
 
 #[test]

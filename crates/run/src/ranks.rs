@@ -1,10 +1,12 @@
 //! A rank among the others: meeting them, and the groups of the mesh.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tandem_comm::{ProcessGroup, World, WorldConfig, broadcast_bytes};
-use tandem_launch::env::WorkerEnv;
+use tandem_comm::{ProcessGroup, RunSecret, World, WorldConfig, broadcast_bytes};
+use tandem_launch::env::{RENDEZVOUS_SECRET, RendezvousSecret, WorkerEnv};
+use tandem_launch::tell;
 use tandem_tensor::{Device, DeviceChoice, memory};
 
 use crate::failure::{Failure, Outcome};
@@ -59,6 +61,7 @@ impl Ranks {
             master_addr: env.master_addr.clone(),
             master_port: env.master_port,
             master_fd: env.master_fd,
+            secret: secret(env, network)?,
             timeout: Duration::from_secs(spec.comm_timeout_s),
             network_interface: network.network_interface.clone(),
             transport: network.transport,
@@ -94,6 +97,50 @@ impl Ranks {
             .and_then(|work| work.wait())
             .map_err(Failure::comm)
     }
+}
+
+/// Longer files hold no secret.
+const LONGEST_SECRET: u64 = 4096;
+
+/// What the ranks prove to each other that they know.
+fn secret(env: &WorkerEnv, network: &Network) -> Outcome<RunSecret> {
+    let unusable = |whose: String, problem: &dyn std::fmt::Display| {
+        Failure::usage(format!(
+            "{whose} cannot be used as the ranks' secret: {problem}"
+        ))
+    };
+    if let Some(path) = &network.rendezvous_secret_file {
+        let whose = || format!("--rendezvous_secret_file {}", path.display());
+        let text = read_small_file(path).map_err(|error| unusable(whose(), &error))?;
+        return RunSecret::from_text(&text).map_err(|error| unusable(whose(), &error));
+    }
+    match &env.secret {
+        RendezvousSecret::Given(text) => RunSecret::from_text(text)
+            .map_err(|error| unusable(format!("the variable {RENDEZVOUS_SECRET}"), &error)),
+        RendezvousSecret::Derived(known) => {
+            if env.rank == 0 && env.world_size > 1 {
+                tell!(
+                    "warning: the ranks have no secret, so whoever reaches their ports could take part in the run; give all \
+                     of them one in {RENDEZVOUS_SECRET} or with --rendezvous_secret_file"
+                );
+            }
+            Ok(RunSecret::guessable(known))
+        }
+    }
+}
+
+fn read_small_file(path: &Path) -> std::io::Result<String> {
+    let metadata = std::fs::metadata(path)?;
+    if !metadata.is_file() {
+        return Err(std::io::Error::other("it is no regular file"));
+    }
+    if metadata.len() > LONGEST_SECRET {
+        return Err(std::io::Error::other(format!(
+            "it has {} bytes",
+            metadata.len()
+        )));
+    }
+    std::fs::read_to_string(path)
 }
 
 /// Ranks of one host share its cores: libtorch's and our own threads together are one per core.

@@ -365,6 +365,8 @@ pub struct Cluster {
 pub struct Network {
     /// The interface whose address other hosts should use; otherwise the one on the way to rank 0.
     pub network_interface: Option<String>,
+    /// A file with the run's secret, the same for all ranks; otherwise their launcher gives it.
+    pub rendezvous_secret_file: Option<PathBuf>,
     /// How groups on CPUs move data.
     #[serde(serialize_with = "transport")]
     pub transport: Transport,

@@ -1,6 +1,7 @@
 //! The flags about who starts the workers, and where.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{ArgAction, Args, ValueEnum};
@@ -52,6 +53,11 @@ pub struct ClusterFlags {
     #[arg(long, value_name = "NAME")]
     pub network_interface: Option<String>,
 
+    /// A file with a secret that the ranks prove to each other that they know, the same on all hosts (`openssl rand -hex 32`).
+    /// For launchers that give none, such as torchrun, Slurm and mpirun; see docs/security.md.
+    #[arg(long, value_name = "FILE")]
+    pub rendezvous_secret_file: Option<PathBuf>,
+
     /// How ranks on CPUs move data: shared memory within a host and TCP between hosts (auto), or one of them always.
     #[arg(long, value_enum, default_value_t = TransportChoice::Auto)]
     pub transport: TransportChoice,
@@ -97,11 +103,13 @@ impl ClusterFlags {
             label_selector,
             resource_timeout_s,
             network_interface,
+            rendezvous_secret_file,
             transport,
             check_flags: _,
         } = self;
         let network = Network {
             network_interface,
+            rendezvous_secret_file,
             transport: transport.into(),
         };
         if cluster == Cluster::Local {

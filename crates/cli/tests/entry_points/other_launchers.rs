@@ -18,6 +18,42 @@ fn torchruns_variables() {
 }
 
 #[test]
+fn a_secret_is_taken_from_a_file_and_who_has_another_one_is_refused() {
+    let run = short();
+    let file = run.storage.path().join("secret");
+    std::fs::write(&file, "correct horse battery staple\n").unwrap();
+    let ranks = torchrun(4, 4, "127.0.0.1", free_port());
+    // Three ranks have none, the fourth has one.
+    let variables = |rank| {
+        let mut variables = ranks(rank);
+        if rank == 3 {
+            variables.push(("TANDEM_RENDEZVOUS_SECRET", "f".repeat(64)));
+        }
+        variables
+    };
+    let mut others = Workers::start(&run, 4, variables, plain);
+    let ended = others.split_off(3).end_within(Duration::from_secs(60));
+    assert_eq!(ended[0].code, Some(1));
+    let text = &ended[0].text;
+    assert!(text.contains("does not have this rank's secret"), "{text}");
+    assert!(!text.contains("ffff"), "{text}");
+    for rank in 0..3 {
+        demo::kill(others.pid(rank), "KILL");
+    }
+    let ended = others.end_within(Duration::from_secs(60));
+    let warned = |ended: &&crate::workers::Ended| ended.text.contains("the ranks have no secret");
+    assert!(warned(&&ended[0]), "{}", ended[0].text);
+    assert_eq!(ended.iter().filter(warned).count(), 1);
+
+    let run = run.args(["--rendezvous_secret_file", file.to_str().unwrap()]);
+    let variables = torchrun(4, 4, "127.0.0.1", free_port());
+    let ended = Workers::start(&run, 4, variables, plain).end_within(Duration::from_secs(120));
+    assert!(ended.iter().all(|ended| ended.code == Some(0)));
+    assert!(!ended.iter().any(|ended| warned(&ended)));
+    assert_as_local(&run, 4);
+}
+
+#[test]
 fn torchrun_whose_agent_keeps_the_port() {
     let run = short();
     // The agent's store, which torchrun leaves at MASTER_PORT.

@@ -8,7 +8,7 @@ use tandem_comm::{
 use tandem_tensor::{Device, Kind, Tensor};
 
 use crate::numbers::{KINDS, assert_bits_equal, data, reduced};
-use crate::ranks::{Setup, everyone, lines};
+use tandem_comm::testing::{Setup, everyone, lines};
 
 /// From nothing over one element, an odd number and the one-round limit to several chunks.
 const SIZES: [usize; 7] = [0, 1, 7, 1000, 4099, 30_001, 3_000_000];

@@ -3,11 +3,11 @@
 use std::time::{Duration, Instant};
 
 use rustix::process::{Signal, getpid, kill_process};
-use tandem_comm::{CommError, Fault, FaultyGroup, ProcessGroup, ReduceOp, Transport, Work, World};
+use tandem_comm::testing::{Fault, FaultyGroup, Setup, everyone, lines};
+use tandem_comm::{CommError, ProcessGroup, ReduceOp, Transport, Work, World};
 use tandem_tensor::{Kind, Tensor};
 
 use crate::numbers::data;
-use crate::ranks::{Setup, everyone, lines};
 
 /// The promise is two seconds; a busy machine may take longer for anything.
 const SOON: Duration = Duration::from_secs(60);

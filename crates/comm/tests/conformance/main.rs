@@ -6,7 +6,8 @@
 
 mod collectives;
 mod failures;
+mod frames;
 mod numbers;
 mod overlap;
-mod ranks;
 mod rendezvous;
+mod strangers;

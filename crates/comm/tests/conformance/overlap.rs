@@ -7,7 +7,7 @@ use tandem_comm::{ProcessGroup, ReduceOp, Totals, Transport, Work, World};
 use tandem_tensor::{Kind, Tensor};
 
 use crate::numbers::{assert_bits_equal, data, reduced};
-use crate::ranks::{Setup, everyone, lines};
+use tandem_comm::testing::{Setup, everyone, lines};
 
 const STEPS: usize = 8;
 const LARGE: usize = 700_001;

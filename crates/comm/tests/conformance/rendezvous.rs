@@ -8,7 +8,7 @@ use std::time::Duration;
 use tandem_comm::{CommError, ReduceOp, Transport, Work, World, WorldConfig};
 use tandem_tensor::{Kind, Tensor};
 
-use crate::ranks::{Setup, free_port};
+use tandem_comm::testing::{Setup, free_port};
 
 fn config(rank: usize, ranks: usize, port: u16) -> WorldConfig {
     Setup::new("", ranks, Transport::Auto)

@@ -5,7 +5,7 @@
 
 use super::worker_log::WorkerLog;
 use super::{LaunchSpec, RunFailure, WorkerExit};
-use crate::env::{ATTEMPT, CONTROL, CONTROLLER_PID, MASTER_FD, RUN_DIR};
+use crate::env::{ATTEMPT, CONTROL, CONTROLLER_PID, MASTER_FD, RENDEZVOUS_SECRET, RUN_DIR};
 use command_fds::{CommandFdExt, FdMapping};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 use std::io;
@@ -47,6 +47,9 @@ impl WorkerGroup {
             .local_addr()
             .map_err(RunFailure::setup("read its rendezvous port"))?
             .port();
+        // Nobody else on this machine may take a rank's place. A new one each time, so that a worker of the last attempt that
+        // would not die is a stranger too.
+        let secret = random_secret().map_err(RunFailure::setup("draw a secret for the workers"))?;
         let mut listener = Some(OwnedFd::from(listener));
         let mut group = Self {
             workers: Vec::with_capacity(spec.num_workers),
@@ -54,6 +57,7 @@ impl WorkerGroup {
         for rank in 0..spec.num_workers {
             let mut command = command(spec, rank, attempt, control, port);
             let mut spawn = || -> io::Result<Worker> {
+                command.env(RENDEZVOUS_SECRET, &secret);
                 let (log, file) = WorkerLog::open(&spec.run_dir, rank, attempt)?;
                 command.stdout(file.try_clone()?).stderr(file);
                 if let Some(parent_fd) = listener.take() {
@@ -177,6 +181,13 @@ fn command(spec: &LaunchSpec, rank: usize, attempt: u32, control: &Path, port: u
         .env(ATTEMPT, attempt.to_string())
         .env(RUN_DIR, &spec.run_dir);
     command
+}
+
+/// 256 bits as text. Only the user and root can read the environment of a process, unlike its arguments.
+fn random_secret() -> io::Result<String> {
+    let mut bytes = [0; 32];
+    getrandom::fill(&mut bytes)?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// Whether an unreaped child has ended, without reaping it.

@@ -1,7 +1,7 @@
 //! Processes of Open MPI's `mpirun`. Only its environment is used: nothing links MPI.
 
 use super::variables::{Variables, require};
-use super::{EnvError, Launcher, Names, WorkerEnv};
+use super::{EnvError, Launcher, Names, RendezvousSecret, WorkerEnv};
 
 /// Values that mpirun makes unique for each job: `OMPI_MCA_ess_base_jobid` up to Open MPI 4, PMIx's namespace from 5.
 const JOB_NAMES: [&str; 2] = ["OMPI_MCA_ess_base_jobid", "PMIX_NAMESPACE"];
@@ -42,6 +42,7 @@ pub(super) fn detect(variables: &Variables<'_>) -> Result<Option<WorkerEnv>, Env
         Some(port) => port,
         None => derived_port(variables)?,
     };
+    let secret = RendezvousSecret::read(variables, &JOB_NAMES, world_size, master_port)?;
     WorkerEnv {
         rank,
         world_size,
@@ -53,6 +54,7 @@ pub(super) fn detect(variables: &Variables<'_>) -> Result<Option<WorkerEnv>, Env
         master_port,
         master_fd: None,
         beside_agent: false,
+        secret,
         source: Launcher::OpenMpi,
     }
     .validated(&Names {

@@ -2,7 +2,7 @@
 
 use super::hostlist::expand_hostlist;
 use super::variables::{Variables, invalid, require};
-use super::{EnvError, Launcher, Names, WorkerEnv};
+use super::{EnvError, Launcher, Names, RendezvousSecret, WorkerEnv};
 
 /// Step numbers from here up are not srun's: Slurm uses them for the batch script, interactive and extern steps
 /// (`SLURM_BATCH_SCRIPT` and its neighbours in slurm.h).
@@ -58,6 +58,12 @@ pub(super) fn detect(variables: &Variables<'_>) -> Result<Option<WorkerEnv>, Env
         Some(port) => port,
         None => derived_port(variables)?,
     };
+    let secret = RendezvousSecret::read(
+        variables,
+        &["SLURM_JOB_ID", "SLURM_STEP_ID"],
+        world_size,
+        master_port,
+    )?;
     WorkerEnv {
         rank,
         world_size,
@@ -68,6 +74,7 @@ pub(super) fn detect(variables: &Variables<'_>) -> Result<Option<WorkerEnv>, Env
         master_port,
         master_fd: None,
         beside_agent: false,
+        secret,
         source: Launcher::Slurm,
     }
     .validated(&Names {

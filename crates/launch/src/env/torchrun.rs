@@ -4,7 +4,7 @@
 //! `GROUP_RANK`, or `NODE_RANK`.
 
 use super::variables::{Variables, require};
-use super::{EnvError, Launcher, MASTER_FD, Names, WorkerEnv};
+use super::{EnvError, Launcher, MASTER_FD, Names, RendezvousSecret, WorkerEnv};
 
 const REMEDY: &str = "set all of RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT, \
                       as torchrun does, or none of them";
@@ -42,6 +42,8 @@ pub(super) fn detect(variables: &Variables<'_>) -> Result<WorkerEnv, EnvError> {
         None => variables.number("NODE_RANK")?,
     };
     let master_fd = variables.number(MASTER_FD)?;
+    let secret =
+        RendezvousSecret::read(variables, &["TORCHELASTIC_RUN_ID"], world_size, master_port)?;
     WorkerEnv {
         rank,
         world_size,
@@ -53,6 +55,7 @@ pub(super) fn detect(variables: &Variables<'_>) -> Result<WorkerEnv, EnvError> {
         master_port,
         master_fd: master_fd.and_then(|fd| i32::try_from(fd).ok()),
         beside_agent: variables.text("TORCHELASTIC_USE_AGENT_STORE")?.as_deref() == Some("True"),
+        secret,
         source: Launcher::Torchrun,
     }
     .validated(&Names {

@@ -74,6 +74,7 @@ fn workers_get_torchruns_variables_and_a_port_that_is_open_already() {
         );
         assert!(log.contains(&expected), "{log}");
         assert!(log.contains("threads=5"), "{log}");
+        assert!(log.contains("secret: Given(..)"), "{log}");
         let rendezvous = if rank == 0 {
             "descriptor 3 listens on"
         } else {

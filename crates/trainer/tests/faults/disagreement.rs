@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use tandem_comm::{Fault, FaultyGroup, ProcessGroup, Transport};
+use tandem_comm::testing::{Fault, FaultyGroup, Setup, lines};
+use tandem_comm::{ProcessGroup, Transport};
 use tandem_parallel::{ParallelError, check_replicas};
 use tandem_tensor::Device;
 use tandem_trainer::TrainError;
 
-use crate::ranks::{Setup, lines};
 use crate::small::{batch, engine, plain, step};
 
 #[test]

@@ -4,7 +4,4 @@
 
 mod disagreement;
 mod peers;
-#[allow(dead_code)] // the tests of comm use more of it
-#[path = "../../../comm/tests/conformance/ranks.rs"]
-mod ranks;
 mod small;

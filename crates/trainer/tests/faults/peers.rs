@@ -4,9 +4,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tandem_comm::{Fault, FaultyGroup, ProcessGroup, Transport};
+use tandem_comm::testing::{Fault, FaultyGroup, Setup, lines};
+use tandem_comm::{ProcessGroup, Transport};
 
-use crate::ranks::{Setup, lines};
 use crate::small::{batch, engine, plain, step};
 
 /// Deep inside of a step's row collectives.

@@ -1,0 +1,13 @@
+//! The rendezvous: a small key-value store on rank 0, and the line on which every rank hears of every other's end.
+//!
+//! Each rank keeps one TCP connection to rank 0 for as long as it lives. Over it go the few values that ranks need to
+//! find each other, and the news of who left, failed or aborted. Only who knows the run's secret is listened to
+//! ([`Door`](crate::meet::door::Door)), and what a rank may leave in the store is limited ([`quota`]).
+
+mod client;
+mod quota;
+mod server;
+pub(crate) mod wire;
+
+pub(crate) use client::{Client, Refusal};
+pub(crate) use server::Server;

@@ -1,0 +1,272 @@
+//! A rank's side of the store.
+
+use std::collections::{BTreeSet, HashMap};
+use std::io::{self, ErrorKind};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+use socket2::{SockRef, TcpKeepalive};
+
+use crate::collective::Site;
+use crate::error::{CommError, Result};
+use crate::meet::config::WorldConfig;
+use crate::meet::handshake::{self, Unanswered, until};
+use crate::meet::health::{Fate, Health};
+use crate::meet::store::wire::{Message, PURPOSE};
+
+/// How long to wait between looks at the health of the others.
+const LOOK_AROUND: Duration = Duration::from_millis(50);
+
+/// How long a server may take to answer the first message.
+const WELCOME_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The connection of one rank. Dropping it without a word counts as a failure of this rank.
+pub(crate) struct Client {
+    shared: Arc<Shared>,
+    stream: Mutex<TcpStream>,
+    reader: Mutex<Option<JoinHandle<()>>>,
+    next_id: AtomicU64,
+    timeout: Duration,
+}
+
+struct Shared {
+    health: Arc<Health>,
+    inbox: Mutex<Inbox>,
+    arrived: Condvar,
+    /// Set when this rank itself ends the connection.
+    closing: AtomicBool,
+}
+
+#[derive(Default)]
+struct Inbox {
+    values: HashMap<u64, Vec<u8>>,
+    joined: BTreeSet<usize>,
+    disconnected: bool,
+}
+
+/// Why a connection did not become one.
+#[derive(Debug)]
+pub(crate) enum Refusal {
+    /// Nobody of ours there, perhaps not yet.
+    NotThere(io::Error),
+    /// Somebody there who does not know this run's secret: another run, say, or ranks that were given different ones.
+    OtherSecret,
+    /// The server does not want this rank.
+    Refused(String),
+}
+
+impl Client {
+    /// Proves to the server at `address` that this is a rank of the run, lets it prove the same, and says hello.
+    ///
+    /// # Errors
+    /// [`Refusal`].
+    pub(crate) fn connect(
+        address: SocketAddr,
+        config: &WorldConfig,
+        health: Arc<Health>,
+    ) -> Result<Self, Refusal> {
+        let stream = hello(address, config)?;
+        let shared = Arc::new(Shared {
+            health,
+            inbox: Mutex::default(),
+            arrived: Condvar::new(),
+            closing: AtomicBool::new(false),
+        });
+        let mut reading = stream.try_clone().map_err(Refusal::NotThere)?;
+        let receiver = shared.clone();
+        let reader = std::thread::Builder::new()
+            .name("store-client".into())
+            .spawn(move || receiver.read_from(&mut reading))
+            .map_err(Refusal::NotThere)?;
+        Ok(Self {
+            shared,
+            stream: Mutex::new(stream),
+            reader: Mutex::new(Some(reader)),
+            next_id: AtomicU64::new(0),
+            timeout: config.timeout,
+        })
+    }
+
+    /// This rank's address on the way to rank 0.
+    pub(crate) fn local_address(&self) -> io::Result<SocketAddr> {
+        self.stream.lock().local_addr()
+    }
+
+    /// Waits until all ranks are connected. The error is the ranks that are missing after the timeout, or whatever
+    /// ended one of them meanwhile.
+    pub(crate) fn wait_for_all(
+        &self,
+        world_size: usize,
+        site: &Site,
+    ) -> Result<Result<(), Vec<usize>>> {
+        let everyone: Vec<usize> = (0..world_size).collect();
+        let complete = self.wait_until(&everyone, site, |inbox| {
+            (inbox.joined.len() == world_size).then_some(())
+        })?;
+        if complete.is_some() {
+            return Ok(Ok(()));
+        }
+        let inbox = self.shared.inbox.lock();
+        let missing = everyone
+            .into_iter()
+            .filter(|rank| !inbox.joined.contains(rank));
+        Ok(Err(missing.collect()))
+    }
+
+    /// Publishes a value.
+    ///
+    /// # Errors
+    /// When the connection is broken.
+    pub(crate) fn set(&self, key: &str, value: &[u8], site: &Site) -> Result<()> {
+        self.send(&Message::Set { key, value }, site)
+    }
+
+    /// The value of `key`, which `owner` publishes or has published.
+    ///
+    /// # Errors
+    /// When `owner` leaves, anybody fails, or the timeout passes.
+    pub(crate) fn get(&self, key: &str, owner: usize, site: &Site) -> Result<Vec<u8>> {
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        self.send(&Message::Get { id, key }, site)?;
+        self.answer(id, owner, site)
+    }
+
+    /// Tells everyone how this rank ends.
+    pub(crate) fn end(&self, fate: Fate) {
+        // The rank is in the connection; the server ignores the field. Nobody is left to tell if this fails.
+        let _sent = Message::ended(0, &fate).write(&mut *self.stream.lock());
+    }
+
+    fn answer(&self, id: u64, owner: usize, site: &Site) -> Result<Vec<u8>> {
+        self.wait_until(&[owner], site, |inbox| inbox.values.remove(&id))?
+            .ok_or_else(|| CommError::Timeout {
+                ranks: vec![owner],
+                timeout: self.timeout,
+                site: site.clone(),
+            })
+    }
+
+    /// `None` after the timeout.
+    fn wait_until<T>(
+        &self,
+        awaited: &[usize],
+        site: &Site,
+        mut found: impl FnMut(&mut Inbox) -> Option<T>,
+    ) -> Result<Option<T>> {
+        let deadline = Instant::now() + self.timeout;
+        let mut inbox = self.shared.inbox.lock();
+        loop {
+            if let Some(value) = found(&mut inbox) {
+                return Ok(Some(value));
+            }
+            self.shared.health.check(awaited, &|| site.clone())?;
+            if inbox.disconnected {
+                drop(inbox);
+                return Err(self.shared.health.explain(0, site.clone()));
+            }
+            if Instant::now() >= deadline {
+                return Ok(None);
+            }
+            self.shared.arrived.wait_for(&mut inbox, LOOK_AROUND);
+        }
+    }
+
+    fn send(&self, message: &Message<'_>, site: &Site) -> Result<()> {
+        message
+            .write(&mut *self.stream.lock())
+            .map_err(|_| self.shared.health.explain(0, site.clone()))
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.shared.closing.store(true, Ordering::Relaxed);
+        // Already closed is closed.
+        let _closed = self.stream.lock().shutdown(Shutdown::Both);
+        if let Some(reader) = self.reader.lock().take() {
+            let _ended = reader.join();
+        }
+    }
+}
+
+impl Shared {
+    fn read_from(&self, stream: &mut TcpStream) {
+        let mut buffer = Vec::new();
+        loop {
+            let message = Message::read(stream, &mut buffer);
+            let mut inbox = self.inbox.lock();
+            match message {
+                Ok(Message::Value { id, value }) => {
+                    inbox.values.insert(id, value.to_vec());
+                }
+                Ok(Message::Joined { rank }) => {
+                    inbox.joined.insert(rank as usize);
+                }
+                Ok(Message::Ended { rank, fate }) => self.health.report(rank as usize, fate),
+                Ok(other) => tracing::debug!(?other, "an unexpected message"),
+                Err(error) => {
+                    tracing::debug!(%error, "the store's connection ended");
+                    if !self.closing.load(Ordering::Relaxed) {
+                        // If it said goodbye before, that word stands.
+                        self.health.report(0, fate_of_rank_0(&error));
+                    }
+                    inbox.disconnected = true;
+                    drop(inbox);
+                    self.arrived.notify_all();
+                    return;
+                }
+            }
+            drop(inbox);
+            self.arrived.notify_all();
+        }
+    }
+}
+
+/// What the end of rank 0's connection says about it.
+fn fate_of_rank_0(error: &io::Error) -> Fate {
+    match error.kind() {
+        // The connection's own timeout, by this name or by that of the last attempt to reach the host.
+        ErrorKind::TimedOut | ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => {
+            Fate::Silent
+        }
+        _ => Fate::Lost,
+    }
+}
+
+fn hello(address: SocketAddr, config: &WorldConfig) -> Result<TcpStream, Refusal> {
+    let deadline = Instant::now() + WELCOME_TIMEOUT;
+    let stream =
+        TcpStream::connect_timeout(&address, WELCOME_TIMEOUT).map_err(Refusal::NotThere)?;
+    let (world_size, rank) = (config.world_size as u64, config.rank as u64);
+    let prepared = stream.set_nodelay(true).map_err(Unanswered::NotOurs);
+    match prepared
+        .and_then(|()| handshake::call(&stream, &config.secret, PURPOSE, rank, &until(deadline)))
+    {
+        Ok(()) => {}
+        Err(Unanswered::OtherSecret) => return Err(Refusal::OtherSecret),
+        Err(Unanswered::NotOurs(error)) => return Err(Refusal::NotThere(error)),
+    }
+    let mut buffer = Vec::new();
+    let mut ask = || -> io::Result<Result<(), Refusal>> {
+        let socket = SockRef::from(&stream);
+        // A host that vanishes without a word is noticed when the timeout for everything else is over, not in hours.
+        let idle = (config.timeout / 4).clamp(Duration::from_secs(1), Duration::from_secs(60));
+        socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(idle).with_interval(idle))?;
+        socket.set_tcp_user_timeout(Some(config.timeout))?;
+        stream.set_read_timeout(Some(WELCOME_TIMEOUT))?;
+        Message::Hello { world_size, rank }.write(&mut &stream)?;
+        let answer = match Message::read(&mut &stream, &mut buffer)? {
+            Message::Welcome => Ok(()),
+            Message::Refused { reason } => Err(Refusal::Refused(reason.to_owned())),
+            _ => Err(Refusal::NotThere(io::Error::other("no welcome"))),
+        };
+        stream.set_read_timeout(None)?;
+        Ok(answer)
+    };
+    ask().map_err(Refusal::NotThere)??;
+    Ok(stream)
+}

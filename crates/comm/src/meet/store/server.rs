@@ -1,0 +1,325 @@
+//! Rank 0's side of the store.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use crate::meet::door::{Admitted, Door};
+use crate::meet::health::Fate;
+use crate::meet::secret::RunSecret;
+use crate::meet::store::quota::Quota;
+use crate::meet::store::wire::{Message, PURPOSE};
+
+/// A connection that has proved itself says who it is within this time.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A rank that does not read (stopped, say) must not keep the others' messages.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Connections that know the secret and are no rank yet: those of ranks that are told why they are not wanted.
+const UNWELCOME: usize = 32;
+
+/// The running server. Dropping it says goodbye in rank 0's name and closes all connections.
+pub(crate) struct Server {
+    shared: Arc<Shared>,
+    listener: TcpListener,
+    acceptor: Option<JoinHandle<()>>,
+}
+
+struct Shared {
+    world_size: usize,
+    state: Mutex<State>,
+    /// Threads that serve a connection.
+    serving: AtomicUsize,
+}
+
+#[derive(Default)]
+struct State {
+    values: HashMap<String, Vec<u8>>,
+    /// Who waits for a key: rank and request.
+    waiting: HashMap<String, Vec<(usize, u64)>>,
+    connections: BTreeMap<usize, Connection>,
+    ended: Vec<(usize, Fate)>,
+    closing: bool,
+}
+
+struct Connection {
+    stream: Arc<TcpStream>,
+    quota: Quota,
+}
+
+impl Server {
+    /// Serves the `world_size` ranks that know `secret`, on `listener`.
+    ///
+    /// # Errors
+    /// When no thread can be started.
+    pub(crate) fn start(
+        listener: TcpListener,
+        world_size: usize,
+        secret: RunSecret,
+    ) -> io::Result<Self> {
+        let shared = Arc::new(Shared {
+            world_size,
+            state: Mutex::default(),
+            serving: AtomicUsize::new(0),
+        });
+        let door = Door::new(
+            listener.try_clone()?,
+            secret,
+            PURPOSE.to_owned(),
+            world_size,
+        )?;
+        let opening = shared.clone();
+        let acceptor = std::thread::Builder::new()
+            .name("store".into())
+            .spawn(move || opening.open_to(door))?;
+        Ok(Self {
+            shared,
+            listener,
+            acceptor: Some(acceptor),
+        })
+    }
+
+    /// Tells everyone how rank 0 ends, without the detour over its own connection.
+    pub(crate) fn end(&self, fate: Fate) {
+        self.shared.state.lock().end(0, fate);
+    }
+
+    /// The address under which other hosts reach this one, if there are others: the near end of their connections.
+    ///
+    /// # Errors
+    /// When the system does not tell.
+    pub(crate) fn address_seen_by_others(&self) -> io::Result<IpAddr> {
+        let state = self.shared.state.lock();
+        let mut own = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        for connection in state.connections.values() {
+            own = connection.stream.local_addr()?.ip().to_canonical();
+            if !own.is_loopback() {
+                break;
+            }
+        }
+        Ok(own)
+    }
+
+    /// Where the server listens.
+    ///
+    /// # Errors
+    /// When the system does not tell.
+    pub(crate) fn address(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let mut state = self.shared.state.lock();
+        state.closing = true;
+        state.end(0, Fate::Finished);
+        for connection in state.connections.values() {
+            // Already closed is closed.
+            let _closed = connection.stream.shutdown(Shutdown::Both);
+        }
+        drop(state);
+        // Wakes the thread at the door.
+        let _shut = rustix::net::shutdown(&self.listener, rustix::net::Shutdown::Both);
+        if let Some(acceptor) = self.acceptor.take() {
+            let _ended = acceptor.join();
+        }
+    }
+}
+
+impl Shared {
+    fn open_to(self: Arc<Self>, mut door: Door) {
+        loop {
+            let admitted = door.wait(None);
+            if self.state.lock().closing {
+                return;
+            }
+            match admitted {
+                Ok(admitted) => {
+                    for one in admitted {
+                        self.clone().begin_to_serve(one);
+                    }
+                }
+                Err(error) => {
+                    // Those who are here already are served on.
+                    tracing::warn!(%error, "the store takes no connections any more");
+                    return;
+                }
+            }
+        }
+    }
+
+    fn begin_to_serve(self: Arc<Self>, admitted: Admitted) {
+        let serving = self.serving.fetch_add(1, Ordering::Relaxed) + 1;
+        let shared = self.clone();
+        let begun = match serving <= self.world_size + UNWELCOME {
+            true => std::thread::Builder::new()
+                .name("store".into())
+                .spawn(move || {
+                    shared.serve(admitted);
+                    shared.serving.fetch_sub(1, Ordering::Relaxed);
+                })
+                .map(drop),
+            false => Err(io::Error::other("there are too many")),
+        };
+        if let Err(error) = begun {
+            self.serving.fetch_sub(1, Ordering::Relaxed);
+            tracing::warn!(%error, "the store could not serve a connection");
+        }
+    }
+
+    /// One connection, from hello to its end.
+    fn serve(&self, admitted: Admitted) {
+        let stream = Arc::new(admitted.stream);
+        let rank = match self.welcome(&stream, admitted.number) {
+            Ok(rank) => rank,
+            Err(error) => {
+                tracing::debug!(%error, "a connection to the store is no rank's");
+                return;
+            }
+        };
+        let mut buffer = Vec::new();
+        let fate = loop {
+            match Message::read(&mut &*stream, &mut buffer) {
+                Ok(Message::Ended { fate, .. }) => break fate,
+                Ok(message) => {
+                    if let Err(excess) = self.state.lock().handle(rank, &message) {
+                        break Fate::Aborted(format!(
+                            "its connection to rank 0's store was closed: {excess}"
+                        ));
+                    }
+                }
+                Err(error) => {
+                    tracing::debug!(rank, %error, "lost a rank");
+                    break Fate::Lost;
+                }
+            }
+        };
+        let mut state = self.state.lock();
+        if !state.closing {
+            state.end(rank, fate);
+        }
+        state.connections.remove(&rank);
+    }
+
+    /// Makes the connection that of a rank, which its handshake was for: `number`.
+    fn welcome(&self, stream: &Arc<TcpStream>, number: u64) -> io::Result<usize> {
+        stream.set_write_timeout(Some(WRITE_TIMEOUT))?;
+        stream.set_read_timeout(Some(HELLO_TIMEOUT))?;
+        let mut buffer = Vec::new();
+        let hello = Message::read(&mut &**stream, &mut buffer)?;
+        let Message::Hello { world_size, rank } = hello else {
+            return Err(io::Error::other("no hello"));
+        };
+        if rank != number {
+            return Err(io::Error::other("it was another rank that proved itself"));
+        }
+        stream.set_read_timeout(None)?;
+        let mut state = self.state.lock();
+        let refusal = if world_size != self.world_size as u64 {
+            Some(format!(
+                "rank {rank} was started for {world_size} ranks, rank 0 for {}; give all the same WORLD_SIZE",
+                self.world_size
+            ))
+        } else if rank >= self.world_size as u64 {
+            Some(format!("rank {rank} of {world_size} does not exist"))
+        } else if state.is_taken(rank as usize) {
+            Some(format!(
+                "there is a rank {rank} already; either two workers were given the same rank, or two runs share one \
+                 MASTER_ADDR and MASTER_PORT"
+            ))
+        } else {
+            None
+        };
+        if let Some(reason) = refusal {
+            Message::Refused { reason: &reason }.write(&mut &**stream)?;
+            return Err(io::Error::other(reason));
+        }
+        let rank = rank as usize;
+        Message::Welcome.write(&mut &**stream)?;
+        let connection = Connection {
+            stream: stream.clone(),
+            quota: Quota::default(),
+        };
+        state.connections.insert(rank, connection);
+        state.broadcast(&Message::Joined { rank: rank as u64 });
+        let known: Vec<usize> = state.connections.keys().copied().collect();
+        for other in known {
+            state.send(rank, &Message::Joined { rank: other as u64 });
+        }
+        for (ended, fate) in &state.ended {
+            state.send(rank, &Message::ended(*ended, fate));
+        }
+        Ok(rank)
+    }
+}
+
+impl State {
+    fn is_taken(&self, rank: usize) -> bool {
+        self.connections.contains_key(&rank) || self.ended.iter().any(|(ended, _)| *ended == rank)
+    }
+
+    /// Does what `rank` asks for. The error says what it wants too much of.
+    fn handle(&mut self, rank: usize, message: &Message<'_>) -> Result<(), String> {
+        // One that has ended in the meantime has no connection any more.
+        let Some(connection) = self.connections.get_mut(&rank) else {
+            return Ok(());
+        };
+        match *message {
+            Message::Set { key, value } => {
+                connection.quota.set(key, value)?;
+                self.set(key, value);
+            }
+            Message::Get { id, key } => match self.values.get(key) {
+                Some(value) => self.send(rank, &Message::Value { id, value }),
+                None => {
+                    connection.quota.wait()?;
+                    let waiting = self.waiting.entry(key.to_owned()).or_default();
+                    waiting.push((rank, id));
+                }
+            },
+            // A client sends nothing else.
+            ref other => tracing::debug!(rank, ?other, "an unexpected message"),
+        }
+        Ok(())
+    }
+
+    fn set(&mut self, key: &str, value: &[u8]) {
+        for (rank, id) in self.waiting.remove(key).unwrap_or_default() {
+            if let Some(connection) = self.connections.get_mut(&rank) {
+                connection.quota.answered();
+            }
+            self.send(rank, &Message::Value { id, value });
+        }
+        self.values.insert(key.to_owned(), value.to_vec());
+    }
+
+    fn end(&mut self, rank: usize, fate: Fate) {
+        if self.ended.iter().any(|(ended, _)| *ended == rank) {
+            return;
+        }
+        self.connections.remove(&rank);
+        self.broadcast(&Message::ended(rank, &fate));
+        self.ended.push((rank, fate));
+    }
+
+    fn broadcast(&self, message: &Message<'_>) {
+        for rank in self.connections.keys() {
+            self.send(*rank, message);
+        }
+    }
+
+    fn send(&self, rank: usize, message: &Message<'_>) {
+        if let Some(connection) = self.connections.get(&rank) {
+            // A broken connection ends its own thread, which then tells everyone.
+            let _sent = message.write(&mut &*connection.stream);
+        }
+    }
+}
