@@ -29,6 +29,7 @@ mod recorded;
 mod sampler;
 mod search;
 mod share;
+mod small_file;
 mod source;
 mod tokenizer;
 
