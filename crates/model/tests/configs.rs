@@ -6,7 +6,8 @@
 #![allow(clippy::unwrap_used)] // a failed helper is a failed test
 
 use serde_json::{Map, Value, json};
-use tandem_model::{Architecture, ConfigError, ModelConfig, RopeScaling};
+use tandem_model::config::{Architecture, RopeScaling};
+use tandem_model::{ConfigError, ModelConfig};
 
 /// The least that a config must say, with `changes`; a change to null takes a key out.
 fn config(architecture: &str, changes: Value) -> Result<ModelConfig, ConfigError> {

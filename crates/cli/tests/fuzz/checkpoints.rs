@@ -5,9 +5,10 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use serde_json::{Value, json};
+use tandem_checkpoint::store::LocalStore;
 use tandem_checkpoint::{
-    Digest, LocalStore, Piece, Reader, Role, RunDir, Store, TensorSpec, TrainState,
-    commit as commit_shards, write_shard,
+    Digest, Piece, Reader, Role, RunDir, Store, TensorSpec, TrainState, commit as commit_shards,
+    write_shard,
 };
 use tandem_mesh::ShardSlice;
 

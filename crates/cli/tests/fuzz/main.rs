@@ -6,6 +6,8 @@
 mod checkpoints;
 mod control;
 mod data;
+// The test of whole runs uses more of it.
+#[allow(dead_code)]
 mod harness;
 mod models;
 

@@ -77,7 +77,7 @@ pub mod seeds {
         let words = json!({"version": "1.0", "added_tokens": added, "pre_tokenizer": {"type": "WhitespaceSplit"},
             "normalizer": {"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "Lowercase"}]},
             "post_processor": template,
-            "model": {"type": "WordLevel", "vocab": {"[unk]": 0, "a": 1, "b": 2, "c": 3}, "unk_token": "[unk]"}});
+            "model": {"type": "WordLevel", "vocab": {"[unk]": 0, "a": 1, "b": 2, "c": 3, "d": 4}, "unk_token": "[unk]"}});
         let bytes = json!({"version": "1.0", "added_tokens": added,
             "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
             "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true},

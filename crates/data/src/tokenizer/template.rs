@@ -1,5 +1,5 @@
-//! Templates of special tokens, which the library believes: one that names a token which it does not define ends the
-//! process.
+//! What the library believes of a `tokenizer.json`, and what ends the process when it is wrong: JSON that breaks off in the
+//! decoder, and templates that name a special token which they do not define.
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -7,18 +7,16 @@ use serde_json::Value;
 /// Post-processors nested deeper than this are not looked through, and not taken.
 const MAX_DEPTH: usize = 16;
 
-/// Checks the post-processor of a `tokenizer.json`. The error says what is wrong. Whatever else is wrong with the file, the
-/// library finds.
+/// Checks the syntax and the post-processor of a `tokenizer.json`. The error says what is wrong. Whatever else is wrong with
+/// the file, the library finds.
 pub(super) fn check(tokenizer: &[u8]) -> Result<(), String> {
     #[derive(Deserialize)]
     struct Outline {
         #[serde(default)]
         post_processor: Value,
     }
-    match serde_json::from_slice::<Outline>(tokenizer) {
-        Ok(outline) => check_processor(&outline.post_processor, 0),
-        Err(_) => Ok(()),
-    }
+    let outline: Outline = serde_json::from_slice(tokenizer).map_err(|error| error.to_string())?;
+    check_processor(&outline.post_processor, 0)
 }
 
 fn check_processor(processor: &Value, depth: usize) -> Result<(), String> {
