@@ -27,10 +27,11 @@ Usage: cargo xtask <task>
                            Make libtorch available in .libtorch: $LIBTORCH, a Python torch, or wheels fetched with pip.
                            With --torch, fetch and use that version (2.10 to 2.15); others that were fetched stay. With
                            --force, choose again even when a working one is there.
-  test [--long] [--torch VERSION[,VERSION]...] [FILTER]
+  test [--long [--kills N]] [--torch VERSION[,VERSION]...] [FILTER]
                            Set up, then check formatting, lints and tidiness and run all tests, and some of them again
-                           with the oldest libtorch. --long adds the tests that take minutes; with FILTER, only tests
-                           with that in their name run, and no lints. With --torch, run only the tests that depend on
+                           with the oldest libtorch. --long adds the tests that take minutes, among them one that kills
+                           as many processes as --kills says; with FILTER, only tests with that in their name run
+                           (`fuzz`, `crash_matrix`), and no lints. With --torch, run only the tests that depend on
                            libtorch, with each of these versions.
   demo [--steps N]         Set up, build, then train a small model on real text with 2 x 2 workers, with one strategy and
                            with the other, and show how the loss fell.
@@ -109,6 +110,7 @@ fn parse(mut arguments: lexopt::Parser) -> Result<Task, lexopt::Error> {
             while let Some(argument) = arguments.next()? {
                 match argument {
                     Long("long") => options.long = true,
+                    Long("kills") => options.kills = Some(arguments.value()?.parse()?),
                     Long("torch") => {
                         let names = arguments.value()?.string()?;
                         let releases: Result<Vec<_>, _> = names.split(',').map(release).collect();
@@ -119,6 +121,11 @@ fn parse(mut arguments: lexopt::Parser) -> Result<Task, lexopt::Error> {
                     }
                     other => return Err(other.unexpected()),
                 }
+            }
+            if options.kills.is_some() && !options.long {
+                return Err(
+                    "--kills is for --long: only its tests kill as often as they are told".into(),
+                );
             }
             Ok(Task::Test(options))
         }
@@ -189,7 +196,7 @@ mod tests {
         let options = test::Options {
             long: true,
             filter: Some("replay".into()),
-            torch: Vec::new(),
+            ..test::Options::default()
         };
         assert_eq!(
             parsed(&["test", "--long", "replay"]),
@@ -201,6 +208,15 @@ mod tests {
         };
         assert_eq!(
             parsed(&["test", "--torch=2.10,2.15.0"]),
+            Ok(Task::Test(options))
+        );
+        let options = test::Options {
+            long: true,
+            kills: Some(1000),
+            ..test::Options::default()
+        };
+        assert_eq!(
+            parsed(&["test", "--long", "--kills", "1000"]),
             Ok(Task::Test(options))
         );
         assert_eq!(parsed(&["demo", "--steps=9"]), Ok(Task::Demo { steps: 9 }));
@@ -234,6 +250,8 @@ mod tests {
             parsed(&["demo", "--steps", "1"]).is_err(),
             "one step shows nothing"
         );
+        let error = parsed(&["test", "--kills", "9"]).expect_err("it would kill nobody");
+        assert!(error.contains("--long"), "{error}");
         assert!(parsed(&["test", "one", "two"]).is_err(), "one filter only");
     }
 }

@@ -29,6 +29,8 @@ const CRATES: [&str; 3] = ["--workspace", "--exclude=xtask", TESTED_FEATURES];
 pub struct Options {
     /// Also the tests that are marked `#[ignore]` because they take minutes.
     pub long: bool,
+    /// How many processes the test of kills kills; what it usually does when it is not told.
+    pub kills: Option<u32>,
     /// Only tests whose name contains this; leaves out formatting and lints.
     pub filter: Option<String>,
     /// If not empty, only the tests that depend on libtorch, with each of these.
@@ -177,6 +179,9 @@ fn stages(workspace: &Workspace, options: &Options) -> Result<Vec<Stage>> {
         }
         if let Some(folder) = &torchrun {
             command.env("TANDEM_TORCHRUN_DIR", folder);
+        }
+        if let Some(kills) = options.kills {
+            command.env("TANDEM_TEST_KILLS", kills.to_string());
         }
     }
     stages.extend(tests);

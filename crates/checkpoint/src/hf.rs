@@ -2,6 +2,7 @@
 
 mod error;
 mod index;
+mod naming;
 mod tensor_list;
 mod weights;
 mod writer;

@@ -27,6 +27,9 @@ pub(crate) const MANIFEST_FILE: &str = "manifest.json";
 /// The commit record's name. A folder without it is not a checkpoint.
 pub(crate) const COMMIT_FILE: &str = "commit.json";
 
+/// The year 9000: names of checkpoints end soon after.
+const MAX_TIME_US: i64 = 7030 * 365 * 24 * 3600 * 1_000_000;
+
 /// Bytes of a piece that share one hash: what has to be read to verify any part of them.
 pub const CHUNK_BYTES: u64 = 4 << 20;
 
@@ -172,8 +175,19 @@ impl Manifest {
 }
 
 impl CommitRecord {
+    /// Reads a commit record. Its time must be one that a later checkpoint can follow.
     pub(crate) fn parse(bytes: &[u8], location: &str) -> Result<Self, CheckpointError> {
-        parse_versioned(bytes, location)
+        let commit: Self = parse_versioned(bytes, location)?;
+        if (0..MAX_TIME_US).contains(&commit.created_unix_us) {
+            return Ok(commit);
+        }
+        Err(CheckpointError::Damaged {
+            location: location.to_owned(),
+            problem: format!(
+                "{} microseconds since 1970 is no time that it can have been saved at",
+                commit.created_unix_us
+            ),
+        })
     }
 }
 

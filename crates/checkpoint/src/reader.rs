@@ -16,6 +16,9 @@ use crate::store::{ReadAt, Store, StoreError, join};
 use crate::train_state::TrainState;
 use chunks::{chunks_of, in_parts};
 
+/// What a commit record may have; it holds a few measurements.
+const MAX_COMMIT_BYTES: u64 = 16 << 20;
+
 /// Bytes of an `f32`.
 const ELEMENT_BYTES: usize = 4;
 
@@ -318,7 +321,7 @@ pub(crate) fn read_commit(
     folder: &str,
 ) -> Result<CommitRecord, CheckpointError> {
     let path = join(folder, COMMIT_FILE);
-    match store.read(&path) {
+    match store.read_limited(&path, MAX_COMMIT_BYTES) {
         Err(error) if error.is_not_found() => Err(CheckpointError::NotCommitted {
             location: store.locate(folder),
         }),

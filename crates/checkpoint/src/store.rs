@@ -25,6 +25,10 @@ pub use location::{local_path, open_store};
 #[cfg(feature = "object-storage")]
 pub use remote::RemoteStore;
 
+/// The largest file that is read whole: the manifest of a checkpoint of 20 terabytes (70 bytes for every chunk), or ten times
+/// the largest tokenizer that is published.
+const MAX_READ_BYTES: u64 = 512 << 20;
+
 /// A tree of files. Paths are relative, with `/` between names.
 ///
 /// Calls block, and may come from several threads at once, but not from inside an asynchronous task.
@@ -94,12 +98,30 @@ pub trait Store: Send + Sync + fmt::Debug {
         std::thread::available_parallelism().map_or(1, usize::from)
     }
 
-    /// Reads a small file whole.
+    /// Reads a small file whole, which may have half a gigabyte.
     ///
     /// # Errors
-    /// As [`Store::open`] and [`ReadAt::read_at`].
+    /// As [`Store::read_limited`].
     fn read(&self, path: &str) -> Result<Vec<u8>, StoreError> {
+        self.read_limited(path, MAX_READ_BYTES)
+    }
+
+    /// Reads a small file whole, which may have `limit` bytes. One that has more, which may be sparse and cost nobody
+    /// anything, is not read at all.
+    ///
+    /// # Errors
+    /// As [`Store::open`] and [`ReadAt::read_at`]; the file is too large.
+    fn read_limited(&self, path: &str, limit: u64) -> Result<Vec<u8>, StoreError> {
         let file = self.open(path)?;
+        if file.size() > limit {
+            let (size, limit) = (file.size(), limit >> 20);
+            return Err(StoreError {
+                operation: "read",
+                location: self.locate(path),
+                kind: StoreErrorKind::TooLarge,
+                source: format!("it has {size} bytes, and such a file may have {limit} MiB").into(),
+            });
+        }
         let mut bytes = vec![0; file.size() as usize];
         file.read_at(0, &mut bytes)?;
         Ok(bytes)
@@ -192,6 +214,8 @@ pub enum StoreErrorKind {
     Denied,
     /// The file ends before what was to be read.
     TooShort,
+    /// The file is larger than one of its kind may be.
+    TooLarge,
     /// Anything else.
     Other,
 }

@@ -45,6 +45,10 @@ impl TensorFile {
             file: path.to_owned(),
             problem,
         };
+        // Opening a pipe would wait for ever.
+        if !path.metadata().map_err(io_error)?.is_file() {
+            return Err(io_error(io::Error::other("it is not a regular file")));
+        }
         let file = File::open(path).map_err(io_error)?;
         let size = file.metadata().map_err(io_error)?.len();
         if size < LENGTH_BYTES as u64 {

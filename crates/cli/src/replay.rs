@@ -7,7 +7,6 @@ mod verdict;
 use std::path::{Path, PathBuf};
 
 use clap::{ArgAction, Args, ValueEnum};
-use tandem_checkpoint::HfWeights;
 use tandem_launch::env::WorkerEnv;
 use tandem_launch::say;
 use tandem_mesh::DeviceMesh;
@@ -18,7 +17,7 @@ use tandem_run::failure::{Failure, Outcome};
 use tandem_run::ranks::Ranks;
 use tandem_run::spec::{self, EngineSpec, Network};
 use tandem_run::storage::write_whole;
-use tandem_run::weights::HfSource;
+use tandem_run::weights::Pretrained;
 use tandem_tensor::DeviceChoice;
 use tandem_trainer::{Engine, MicroBatch, first_row_logits, gather_tensor, train_step};
 
@@ -166,9 +165,9 @@ impl StrategyChoice {
 pub fn run_worker(args: &ReplayArgs, env: &WorkerEnv) -> Outcome<()> {
     let (spec, case) = args.check_flags()?;
     let config = ModelConfig::from_dir(&case.dir).map_err(Failure::other)?;
+    let source = Pretrained::open(&case.dir, config)?;
+    let config = source.config.clone();
     let tree = ModuleTree::new(&config);
-    let weights = HfWeights::open(&case.dir).map_err(Failure::other)?;
-    let source = HfSource::checked(&weights, &config, &tree)?;
     let batches = read_batches(&case)?;
     let ranks = Ranks::join(env, &spec, &Network::default())?;
     let strategy = spec.strategy.for_model(spec.dtype, &tree)?;

@@ -10,6 +10,8 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use serde_json::{Map, Value, json};
+
 const CASES: [&str; 8] = [
     "llama3_rope",
     "llama_mha",
@@ -182,6 +184,90 @@ fn both_key_styles_of_config_load_and_match() {
         let (passed, text) = replay(case.path(), 1, 1, plain);
         println!("{name}, keys of transformers 4: passed {passed}");
         assert!(passed, "{name}:\n{text}");
+    }
+}
+
+/// The case `name` in a folder of its own, with `change` made to its config.
+fn changed(name: &str, change: impl FnOnce(&mut Map<String, Value>)) -> tempfile::TempDir {
+    let case = tempfile::tempdir().unwrap();
+    for file in std::fs::read_dir(golden(name)).unwrap() {
+        let path = file.unwrap().path();
+        std::fs::copy(&path, case.path().join(path.file_name().unwrap())).unwrap();
+    }
+    let path = case.path().join("config.json");
+    let mut config: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    change(config.as_object_mut().unwrap());
+    std::fs::write(path, config.to_string()).unwrap();
+    case
+}
+
+/// Gives the tensors of a case other names.
+fn renamed(case: &tempfile::TempDir, name: impl Fn(&str) -> String) {
+    let path = case.path().join("model.safetensors");
+    let bytes = std::fs::read(&path).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let tensors = tensors.iter().map(|(old, view)| (name(old), view));
+    let written = safetensors::serialize(tensors.collect::<Vec<_>>(), None).unwrap();
+    std::fs::write(path, written).unwrap();
+}
+
+/// What transformers computes with a config or with names that are not quite right: what it computes without that.
+#[test]
+fn odd_configs_and_names_mean_what_they_mean_to_transformers() {
+    let cases = [
+        (
+            "tied by the config, with a head of its own",
+            changed("qwen2_untied", |config| {
+                config.insert("tie_word_embeddings".into(), true.into());
+            }),
+        ),
+        (
+            "rope_scaling beside rope_parameters",
+            changed("llama3_rope", |config| {
+                let scaling = config.insert(
+                    "rope_parameters".into(),
+                    json!({"rope_type": "default", "rope_theta": 500_000.0}),
+                );
+                config.insert("rope_scaling".into(), scaling.unwrap());
+            }),
+        ),
+        (
+            "dynamic, up to the trained length",
+            changed("qwen2_tied", |config| {
+                let dynamic =
+                    json!({"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10_000.0});
+                config.insert("rope_parameters".into(), dynamic);
+            }),
+        ),
+        ("a prefix", {
+            let case = changed("qwen2_untied", |_| {});
+            renamed(&case, |name| format!("language_model.{name}"));
+            case
+        }),
+        ("the decoder alone, and a tied head", {
+            let case = changed("qwen2_tied", |_| {});
+            renamed(&case, |name| name.trim_start_matches("model.").to_owned());
+            case
+        }),
+        ("a tied table that is called the head", {
+            let case = changed("qwen2_tied", |_| {});
+            renamed(&case, |name| match name {
+                "model.embed_tokens.weight" => "lm_head.weight".to_owned(),
+                name => format!("_orig_mod.{name}"),
+            });
+            case
+        }),
+    ];
+    for (what, case) in cases {
+        let plain = Variant {
+            zero_stage: None,
+            accumulation: 1,
+            sequence_parallel: false,
+            activation_checkpointing: false,
+        };
+        let (passed, text) = replay(case.path(), 1, 1, plain);
+        println!("{what}: passed {passed}");
+        assert!(passed, "{what}:\n{text}");
     }
 }
 

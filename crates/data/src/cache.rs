@@ -12,6 +12,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use mmap_guard::FileData;
+use rayon::prelude::*;
 use thiserror::Error;
 
 use crate::progress::Progress;
@@ -110,6 +111,14 @@ impl TokenCache {
 
     /// Opens a cache under whatever name.
     fn open_any(path: &Path, verify: Verify) -> Result<Self, CacheError> {
+        // Opening a pipe that somebody has put there would wait for ever.
+        if path.metadata().is_ok_and(|found| !found.is_file()) {
+            return Err(CacheError::Io {
+                action: "read token cache",
+                path: path.into(),
+                source: io::Error::other("it is not a regular file"),
+            });
+        }
         let data = mmap_guard::map_file(path).map_err(|source| match source.kind() {
             io::ErrorKind::InvalidInput => CacheError::Damaged {
                 path: path.into(),
@@ -131,6 +140,21 @@ impl TokenCache {
             data,
             header,
             layout,
+        })
+    }
+
+    /// The cache, unless it has a token that `tokenizer` does not, for which an embedding may have no row.
+    fn within(self, tokenizer: &Tokenizer) -> Result<Self, CacheError> {
+        let vocabulary = tokenizer.vocab_size() as u64;
+        let is_within = |token: u32| u64::from(token) < vocabulary;
+        let tokens = self.all_tokens().par_chunks(1 << 16);
+        let all = tokens.all(|tokens| tokens.iter().copied().all(is_within));
+        if all && [self.header.eos_id, self.header.pad_id].into_iter().all(is_within) {
+            return Ok(self);
+        }
+        Err(CacheError::Damaged {
+            path: self.path,
+            reason: "it has a token beyond the tokenizer's vocabulary",
         })
     }
 

@@ -28,6 +28,7 @@ mod progress;
 mod sampler;
 mod search;
 mod share;
+mod small_file;
 mod source;
 mod tokenizer;
 

@@ -1,13 +1,15 @@
 //! The tokenizer of a Hugging Face model folder.
 
 mod pieces;
+mod template;
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 use thiserror::Error;
 use tokenizers::Tokenizer as Pipeline;
+
+use crate::small_file::{self, JSON_BYTES, TOKENIZER_BYTES};
 
 /// Files that name the EOS token, in the order in which they are asked.
 const EOS_FILES: [&str; 4] = [
@@ -112,14 +114,19 @@ impl Tokenizer {
         if !path.is_file() {
             return Err(TokenizerError::Missing { dir: dir.into() });
         }
-        let bytes = fs::read(&path).map_err(|source| TokenizerError::Read {
-            path: path.clone(),
-            source,
-        })?;
+        let bytes =
+            small_file::read(&path, TOKENIZER_BYTES).map_err(|source| TokenizerError::Read {
+                path: path.clone(),
+                source,
+            })?;
         let invalid = |reason: tokenizers::Error| TokenizerError::Invalid {
             path: path.clone(),
             reason: reason.to_string(),
         };
+        template::check(&bytes).map_err(|reason| TokenizerError::Invalid {
+            path: path.clone(),
+            reason,
+        })?;
         let mut pipeline = Pipeline::from_bytes(&bytes).map_err(invalid)?;
         pipeline.with_padding(None);
         pipeline.with_truncation(None).map_err(invalid)?;
@@ -141,6 +148,16 @@ impl Tokenizer {
             fingerprint: fingerprint(&bytes, eos_id, pad_id),
         };
         let (ended, plain) = (tokenizer.encode("a")?, tokenizer.encode_plain("a")?);
+        // Special tokens have their ids from elsewhere, and a row of the embedding must be there for each.
+        let special = [eos_id, pad_id].into_iter().chain(ended.iter().copied());
+        if let Some(id) = special.into_iter().find(|id| *id as usize >= vocab_size) {
+            return Err(TokenizerError::Invalid {
+                path,
+                reason: format!(
+                    "a special token has the id {id}, and the vocabulary ends before {vocab_size}"
+                ),
+            });
+        }
         tokenizer.appends_eos = ended.last() == Some(&eos_id);
         tokenizer.around = around(&ended, &plain);
         Ok(tokenizer)
@@ -273,7 +290,7 @@ fn special_token(
 
 /// A JSON file, or null where there is none: all of these files are optional.
 fn read_json(path: &Path) -> Result<Value, TokenizerError> {
-    let bytes = match fs::read(path) {
+    let bytes = match small_file::read(path, JSON_BYTES) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Value::Null),
         Err(source) => {
@@ -291,6 +308,7 @@ fn read_json(path: &Path) -> Result<Value, TokenizerError> {
 mod tests {
     use super::*;
     use serde_json::json;
+    use std::fs;
 
     /// The tests' vocabulary, with a gap before its last word.
     const WORDS: [(&str, u32); 8] = [
@@ -396,6 +414,50 @@ mod tests {
         let tokenizer = Tokenizer::load(dir.path()).unwrap();
         assert!(tokenizer.appends_eos());
         assert_eq!(tokenizer.encode("a").unwrap(), [1, 2]);
+    }
+
+    #[test]
+    fn templates_that_the_library_would_fall_over_are_refused() {
+        let dir = dir_with(&[("config.json", json!({"eos_token_id": 2}))]);
+        let special = |id: &str| json!({"SpecialToken": {"id": id, "type_id": 0}});
+        let text = |id: &str| json!({"Sequence": {"id": id, "type_id": 0}});
+        let template = |single: Value, ids: Value| {
+            json!({"type": "TemplateProcessing", "single": single, "pair": [],
+                "special_tokens": {"<eos>": {"id": "<eos>", "ids": ids, "tokens": ["<eos>"]}}})
+        };
+        let good = template(json!([text("A"), special("<eos>")]), json!([2]));
+        let nested = |inner: &Value| json!({"type": "Sequence", "processors": [inner]});
+        let unknown = template(json!([text("A"), special("<none>")]), json!([2]));
+        for (processor, word) in [
+            (unknown.clone(), "<none>"),
+            (nested(&unknown), "<none>"),
+            (
+                template(json!([text("B"), special("<eos>")]), json!([2])),
+                "\"B\"",
+            ),
+            (
+                template(json!([text("A"), special("<eos>")]), json!([999])),
+                "999",
+            ),
+            (
+                json!({"type": "RobertaProcessing", "sep": ["</s>", 5000], "cls": ["<s>", 1],
+                    "trim_offsets": true, "add_prefix_space": false}),
+                "5000",
+            ),
+        ] {
+            write_tokenizer(dir.path(), json!({"post_processor": processor}));
+            let said = Tokenizer::load(dir.path()).unwrap_err().to_string();
+            assert!(
+                said.contains("tokenizer.json") && said.contains(word),
+                "{said}"
+            );
+        }
+        write_tokenizer(dir.path(), json!({"post_processor": nested(&good)}));
+        assert!(Tokenizer::load(dir.path()).unwrap().appends_eos());
+        // An id of elsewhere that no row of an embedding may be there for.
+        let dir = dir_with(&[("config.json", json!({"eos_token_id": 4_000_000}))]);
+        let said = Tokenizer::load(dir.path()).unwrap_err().to_string();
+        assert!(said.contains("4000000"), "{said}");
     }
 
     #[test]

@@ -18,4 +18,5 @@ pub mod output;
 pub mod parent;
 mod process_table;
 pub mod protocol;
+mod small_file;
 pub mod stop_signals;

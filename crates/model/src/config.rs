@@ -1,12 +1,28 @@
 //! A Hugging Face `config.json`, in the key style of transformers 4 or 5, as one validated description.
 
+mod family;
+mod keys;
 mod rope;
 
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
+use family::Defaults;
+use keys::Keys;
 pub use rope::{RopeConfig, RopeScaling};
+
+/// A description of a model has a few kilobytes; what is larger than this is something else.
+const MAX_BYTES: u64 = 16 << 20;
+
+/// Far beyond the deepest models that are published, and no list of so many layers' parameters is large.
+const MAX_LAYERS: usize = 10_000;
+
+/// A thousand times the parameters of the largest models that are published: sums and products of sizes below this, and
+/// their bytes, fit into 64 bits.
+const MAX_PARAMETERS: u128 = 1 << 50;
 
 /// The supported model families.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -105,6 +121,14 @@ pub enum ConfigError {
         /// What would be right.
         expected: String,
     },
+    /// Sizes that no machine holds.
+    #[error(
+        "config.json: its sizes make a model of {parameters} parameters, which no machine holds"
+    )]
+    TooLarge {
+        /// How many.
+        parameters: u128,
+    },
 }
 
 impl ModelConfig {
@@ -114,11 +138,11 @@ impl ModelConfig {
     /// [`ConfigError`] names the key and what is wrong with it.
     pub fn from_dir(dir: &Path) -> Result<Self, ConfigError> {
         let path = dir.join("config.json");
-        let text = std::fs::read_to_string(&path).map_err(|source| ConfigError::Read {
+        let text = read(&path).map_err(|source| ConfigError::Read {
             path: path.clone(),
             source,
         })?;
-        let value: Value = serde_json::from_str(&text).map_err(|error| ConfigError::NotJson {
+        let value: Value = serde_json::from_slice(&text).map_err(|error| ConfigError::NotJson {
             path: path.clone(),
             reason: error.to_string(),
         })?;
@@ -137,22 +161,43 @@ impl ModelConfig {
     /// [`ConfigError`] names the key and what is wrong with it.
     pub fn from_json(json: &Map<String, Value>) -> Result<Self, ConfigError> {
         let keys = Keys(json);
-        let architecture = architecture(json)?;
+        let architecture = family::architecture(json)?;
+        let Defaults {
+            kv_heads,
+            max_position,
+            window,
+            head_dim,
+        } = Defaults::of(architecture);
         let hidden_size = keys.size("hidden_size")?;
         let num_heads = keys.size("num_attention_heads")?;
-        let num_kv_heads = keys.size_or("num_key_value_heads", num_heads)?;
+        let num_kv_heads = match json.get("num_key_value_heads") {
+            None => kv_heads.unwrap_or(num_heads),
+            Some(_) => keys.size_or("num_key_value_heads", num_heads)?,
+        };
         if !num_heads.is_multiple_of(num_kv_heads) {
             return Err(ConfigError::Value {
                 key: "num_key_value_heads",
-                value: num_kv_heads.to_string(),
+                value: match json.get("num_key_value_heads") {
+                    None => format!("absent, which means {num_kv_heads} for {architecture:?}"),
+                    Some(_) => num_kv_heads.to_string(),
+                },
                 expected: format!("it must divide num_attention_heads = {num_heads}"),
             });
         }
-        let default_head_dim = match architecture {
-            Architecture::Qwen3 => 128,
-            _ => hidden_size / num_heads,
+        let head_dim = match (keys.size_or("head_dim", 0)?, head_dim) {
+            (0, Some(of_family)) => of_family,
+            (0, None) if !hidden_size.is_multiple_of(num_heads) => {
+                return Err(ConfigError::Value {
+                    key: "hidden_size",
+                    value: hidden_size.to_string(),
+                    expected: format!(
+                        "without head_dim, num_attention_heads = {num_heads} must divide it"
+                    ),
+                });
+            }
+            (0, None) => hidden_size / num_heads,
+            (given, _) => given,
         };
-        let head_dim = keys.size_or("head_dim", default_head_dim)?;
         if !head_dim.is_multiple_of(2) {
             return Err(ConfigError::Value {
                 key: "head_dim",
@@ -161,9 +206,17 @@ impl ModelConfig {
             });
         }
         let num_layers = keys.size("num_hidden_layers")?;
+        if num_layers > MAX_LAYERS {
+            return Err(ConfigError::Value {
+                key: "num_hidden_layers",
+                value: num_layers.to_string(),
+                expected: format!("more than {MAX_LAYERS} are not supported"),
+            });
+        }
         keys.must_be(
             "hidden_act",
-            &Value::from("silu"),
+            // Two names of one function.
+            &["silu", "swish"],
             "only SwiGLU (silu) is supported",
         )?;
         keys.must_be_number(
@@ -177,13 +230,14 @@ impl ModelConfig {
             "partial rotary embedding is not supported",
         )?;
         let attention_bias = keys.flag("attention_bias", false)?;
+        let mlp_bias = keys.flag("mlp_bias", false)?;
         let (qkv_bias, o_bias) = match architecture {
             Architecture::Qwen2 => (true, false),
             Architecture::Mistral => (false, false),
             Architecture::Llama | Architecture::Qwen3 => (attention_bias, attention_bias),
         };
-        let max_position_embeddings = keys.size("max_position_embeddings")?;
-        Ok(Self {
+        let max_position_embeddings = keys.any_size_or("max_position_embeddings", max_position)?;
+        let config = Self {
             architecture,
             hidden_size,
             num_layers,
@@ -193,16 +247,43 @@ impl ModelConfig {
             intermediate_size: keys.size("intermediate_size")?,
             vocab_size: keys.size("vocab_size")?,
             max_position_embeddings,
-            rms_norm_eps: keys.number_or("rms_norm_eps", 1e-6)?,
-            initializer_range: keys.number_or("initializer_range", 0.02)?,
+            rms_norm_eps: keys.positive_or("rms_norm_eps", 1e-6)?,
+            initializer_range: keys.initializer_range()?,
             tie_word_embeddings: keys.flag("tie_word_embeddings", false)?,
             qkv_bias,
             o_bias,
-            mlp_bias: architecture == Architecture::Llama && keys.flag("mlp_bias", false)?,
+            mlp_bias: architecture == Architecture::Llama && mlp_bias,
             qk_norm: architecture == Architecture::Qwen3,
-            sliding_window: sliding_windows(&keys, architecture, num_layers)?,
+            sliding_window: family::sliding_windows(&keys, architecture, window, num_layers)?,
             rope: RopeConfig::from_json(json, max_position_embeddings)?,
-        })
+        };
+        let parameters = config.parameters();
+        if parameters > MAX_PARAMETERS {
+            return Err(ConfigError::TooLarge { parameters });
+        }
+        Ok(config)
+    }
+
+    /// Parameters of the whole model, computed without making its tree. No size of a config can make it overflow.
+    fn parameters(&self) -> u128 {
+        let [hidden, heads, kv_heads, dim, inner, vocab, layers] = [
+            self.hidden_size,
+            self.num_heads,
+            self.num_kv_heads,
+            self.head_dim,
+            self.intermediate_size,
+            self.vocab_size,
+            self.num_layers,
+        ]
+        .map(|size| size as u128);
+        let (q, kv) = (heads * dim, kv_heads * dim);
+        let biases = if self.qkv_bias { q + 2 * kv } else { 0 }
+            + if self.o_bias { hidden } else { 0 }
+            + if self.mlp_bias { 2 * inner + hidden } else { 0 };
+        let norms = 2 * hidden + if self.qk_norm { 2 * dim } else { 0 };
+        let layer = hidden * (2 * q + 2 * kv + 3 * inner) + biases + norms;
+        let tables = if self.tie_word_embeddings { 1 } else { 2 };
+        layers * layer + tables * vocab * hidden + hidden
     }
 
     /// The same model cut to its first `num_layers` layers; 0 keeps all.
@@ -225,159 +306,19 @@ impl ModelConfig {
     }
 }
 
-fn architecture(json: &Map<String, Value>) -> Result<Architecture, ConfigError> {
-    let named = json
-        .get("architectures")
-        .and_then(Value::as_array)
-        .and_then(|list| list.first())
-        .and_then(Value::as_str);
-    let model_type = json.get("model_type").and_then(Value::as_str);
-    match (named, model_type) {
-        (Some("LlamaForCausalLM"), _) | (None, Some("llama")) => Ok(Architecture::Llama),
-        (Some("MistralForCausalLM"), _) | (None, Some("mistral")) => Ok(Architecture::Mistral),
-        (Some("Qwen2ForCausalLM"), _) | (None, Some("qwen2")) => Ok(Architecture::Qwen2),
-        (Some("Qwen3ForCausalLM"), _) | (None, Some("qwen3")) => Ok(Architecture::Qwen3),
-        (named, model_type) => Err(ConfigError::Architecture {
-            found: named.or(model_type).unwrap_or("(none)").to_owned(),
-        }),
+/// The bytes of a small file; neither one that is none nor one that is too large is read.
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    if !std::fs::metadata(path)?.is_file() {
+        return Err(io::Error::other("it is not a regular file"));
     }
-}
-
-/// Which layers slide: `layer_types` where it is given (transformers 5), else the older keys.
-fn sliding_windows(
-    keys: &Keys<'_>,
-    architecture: Architecture,
-    num_layers: usize,
-) -> Result<Vec<Option<usize>>, ConfigError> {
-    let window = match keys.0.get("sliding_window") {
-        None | Some(Value::Null) => None,
-        Some(_) => Some(keys.size("sliding_window")?),
-    };
-    let qwen = matches!(architecture, Architecture::Qwen2 | Architecture::Qwen3);
-    let window = if qwen && !keys.flag("use_sliding_window", false)? {
-        None
-    } else {
-        window
-    };
-    if architecture == Architecture::Llama {
-        return Ok(vec![None; num_layers]);
+    let mut bytes = Vec::new();
+    File::open(path)?
+        .take(MAX_BYTES + 1)
+        .read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MAX_BYTES {
+        return Err(io::Error::other("it is too large for a config.json"));
     }
-    if let Some(types) = keys.0.get("layer_types").and_then(Value::as_array) {
-        if types.len() < num_layers {
-            return Err(ConfigError::Value {
-                key: "layer_types",
-                value: format!("a list of {}", types.len()),
-                expected: format!("num_hidden_layers is {num_layers}"),
-            });
-        }
-        return types
-            .iter()
-            .take(num_layers)
-            .map(|kind| match kind.as_str() {
-                Some("full_attention") => Ok(None),
-                Some("sliding_attention") => Ok(window),
-                _ => Err(ConfigError::Value {
-                    key: "layer_types",
-                    value: kind.to_string(),
-                    expected: "only full_attention and sliding_attention are supported".to_owned(),
-                }),
-            })
-            .collect();
-    }
-    let first_sliding = if qwen {
-        keys.size_or("max_window_layers", 28)?
-    } else {
-        0
-    };
-    Ok((0..num_layers)
-        .map(|layer| window.filter(|_| layer >= first_sliding))
-        .collect())
-}
-
-/// Typed access to the keys of a JSON object.
-struct Keys<'a>(&'a Map<String, Value>);
-
-impl Keys<'_> {
-    /// A whole number of at least 1.
-    fn size(&self, key: &'static str) -> Result<usize, ConfigError> {
-        match self.0.get(key) {
-            None | Some(Value::Null) => Err(ConfigError::Missing { key }),
-            Some(value) => match value.as_u64() {
-                Some(number) if number > 0 => Ok(number as usize),
-                _ => Err(ConfigError::Value {
-                    key,
-                    value: value.to_string(),
-                    expected: "it must be a whole number of at least 1".to_owned(),
-                }),
-            },
-        }
-    }
-
-    fn size_or(&self, key: &'static str, default: usize) -> Result<usize, ConfigError> {
-        match self.0.get(key) {
-            // `max_window_layers: 0` is legal: every layer slides.
-            Some(value) if value.as_u64() == Some(0) && key == "max_window_layers" => Ok(0),
-            None | Some(Value::Null) => Ok(default),
-            Some(_) => self.size(key),
-        }
-    }
-
-    fn number_or(&self, key: &'static str, default: f64) -> Result<f64, ConfigError> {
-        match self.0.get(key) {
-            None | Some(Value::Null) => Ok(default),
-            Some(value) => value.as_f64().ok_or_else(|| ConfigError::Value {
-                key,
-                value: value.to_string(),
-                expected: "it must be a number".to_owned(),
-            }),
-        }
-    }
-
-    fn flag(&self, key: &'static str, default: bool) -> Result<bool, ConfigError> {
-        match self.0.get(key) {
-            None | Some(Value::Null) => Ok(default),
-            Some(value) => value.as_bool().ok_or_else(|| ConfigError::Value {
-                key,
-                value: value.to_string(),
-                expected: "it must be true or false".to_owned(),
-            }),
-        }
-    }
-
-    fn must_be(
-        &self,
-        key: &'static str,
-        wanted: &Value,
-        expected: &str,
-    ) -> Result<(), ConfigError> {
-        match self.0.get(key) {
-            None | Some(Value::Null) => Ok(()),
-            Some(value) if value == wanted => Ok(()),
-            Some(value) => Err(ConfigError::Value {
-                key,
-                value: value.to_string(),
-                expected: expected.to_owned(),
-            }),
-        }
-    }
-
-    fn must_be_number(
-        &self,
-        key: &'static str,
-        wanted: f64,
-        expected: &str,
-    ) -> Result<(), ConfigError> {
-        let found = self.number_or(key, wanted)?;
-        if found == wanted {
-            Ok(())
-        } else {
-            Err(ConfigError::Value {
-                key,
-                value: found.to_string(),
-                expected: expected.to_owned(),
-            })
-        }
-    }
+    Ok(bytes)
 }
 
 #[cfg(test)]

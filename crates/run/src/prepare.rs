@@ -12,12 +12,12 @@ use tandem_data::{
 use tandem_mesh::DeviceMesh;
 use tandem_model::{ModelConfig, ModuleTree};
 use tandem_parallel::{Strategy, TpSlices, UnitLayout, layouts};
-use tandem_tensor::memory;
 use tandem_trainer::{EventSink, MemoryEstimate, TrainEvent, estimate_memory};
 
 use crate::environment::Environment;
 use crate::failure::{Failure, Outcome};
 use crate::spec::{Compute, Identity, Init, RunSpec, Training};
+use crate::weights::Pretrained;
 
 /// A model and data that fit together.
 pub struct Prepared {
@@ -25,6 +25,8 @@ pub struct Prepared {
     pub model_dir: PathBuf,
     /// The model.
     pub config: ModelConfig,
+    /// Its first weights, unless they are random.
+    pub pretrained: Option<Pretrained>,
     /// Its modules.
     pub tree: ModuleTree,
     /// How it is cut.
@@ -55,10 +57,12 @@ impl Prepared {
     }
 }
 
-/// Fetches, reads and checks everything. `sink` sees how far the slow parts are.
+/// Fetches, reads and checks everything. `sink` sees how far the slow parts are. What `local_workers` of its workers need must
+/// be there before the data are read; `None` leaves that to whoever knows the machine.
 pub fn prepare(
     spec: &RunSpec,
     environment: &Environment,
+    local_workers: Option<usize>,
     sink: &mut dyn EventSink,
 ) -> Outcome<Prepared> {
     let RunSpec {
@@ -68,7 +72,14 @@ pub fn prepare(
     } = spec;
     let mesh = engine.mesh;
     let hub = Hub::from_env().map_err(Failure::other)?;
-    let (model_dir, config) = model(spec, &hub, sink)?;
+    let (model_dir, mut config) = model(spec, &hub, sink)?;
+    let pretrained = match training.init {
+        Init::Pretrained => Some(Pretrained::open(&model_dir, config.clone())?),
+        Init::Random => None,
+    };
+    if let Some(pretrained) = &pretrained {
+        config.clone_from(&pretrained.config);
+    }
     let tree = ModuleTree::new(&config);
     let strategy = engine.strategy.for_model(engine.dtype, &tree)?;
     let slices =
@@ -87,10 +98,13 @@ pub fn prepare(
         strategy.level,
         strategy.precision,
         mesh.dp_size(),
-        training.batch_size * selection.seq_length,
+        (training.batch_size, selection.seq_length),
         engine.recompute(),
         engine.head_chunk_rows,
     );
+    if let Some(count) = local_workers {
+        check_memory(&memory, count)?;
+    }
     let (cache, mut left_out) = token_cache(spec, environment, &model_dir, &config, &hub, sink)?;
     let token_cache = cache.path().to_owned();
     let documents_and_tokens = (cache.documents(), cache.tokens());
@@ -106,6 +120,7 @@ pub fn prepare(
     Ok(Prepared {
         model_dir,
         config,
+        pretrained,
         tree,
         strategy,
         left_out,
@@ -144,20 +159,33 @@ fn model(spec: &RunSpec, hub: &Hub, sink: &mut dyn EventSink) -> Outcome<(PathBu
     Ok((model_dir, config))
 }
 
-/// Refuses a run that the memory of this host cannot hold with `local_workers` of its workers.
-pub fn check_memory(prepared: &Prepared, local_workers: usize) -> Outcome<()> {
-    let Some(available) = memory::available_bytes() else {
-        return Ok(());
-    };
-    let needed = prepared.memory.total() * local_workers as u64;
-    if needed > available {
+/// Refuses a run that the memory of this host, or a limit on it, cannot hold with `local_workers` of its workers.
+pub fn check_memory(memory: &MemoryEstimate, local_workers: usize) -> Outcome<()> {
+    let each = memory.total();
+    let all = each.saturating_mul(local_workers as u64);
+    let limits = [
+        (
+            all,
+            tandem_tensor::memory::available_bytes(),
+            "are available here",
+        ),
+        (
+            each,
+            tandem_tensor::memory::address_space_left(),
+            "are left to each by the limit of address space (ulimit -v)",
+        ),
+    ];
+    for (needed, available, what) in limits {
+        let Some(available) = available.filter(|available| needed > *available) else {
+            continue;
+        };
         let gb = |bytes: u64| bytes as f64 / 1e9;
         return Err(Failure::other(format!(
-            "not enough memory: {local_workers} workers of about {:.2} GB each need {:.2} GB, and {:.2} GB are available here; \
+            "not enough memory: {local_workers} workers of about {:.2} GB each need {:.2} GB, and {:.2} GB {what}; \
              use a larger --dp_size with train_fsdp, a larger --tp_size, --activation_checkpointing, a smaller --batch_size or \
              --seq_length, or --num_layers",
-            gb(prepared.memory.total()),
-            gb(needed),
+            gb(each),
+            gb(all),
             gb(available),
         )));
     }

@@ -145,26 +145,40 @@ pub fn check_same_run(saved: &TrainState, identity: &TrainState, location: &str)
 /// Refuses progress that these data cannot have had: what a file says is not believed because it is there.
 pub fn check_progress(saved: &TrainState, prepared: &Prepared, location: &str) -> Outcome<()> {
     let rows = prepared.dataset.len();
+    if is_possible(saved, rows) {
+        return Ok(());
+    }
     let TrainState {
         epoch,
         next_sample,
         global_step,
         next_global_sample,
+        tokens_seen,
         ..
     } = *saved;
-    let most = epoch
-        .checked_add(1)
-        .and_then(|epochs| epochs.checked_mul(rows));
-    let is_possible = next_sample <= rows
-        && most.is_some_and(|most| next_global_sample <= most)
-        && global_step <= next_global_sample;
-    if is_possible {
-        return Ok(());
-    }
     Err(Failure::other(format!(
-        "{location} is damaged: step {global_step} with {next_global_sample} samples, then sample {next_sample} of epoch \
-         {epoch}, cannot be where a run on {rows} rows stood"
+        "{location} is damaged: step {global_step} with {next_global_sample} samples and {tokens_seen} tokens, then sample \
+         {next_sample} of epoch {epoch}, cannot be where a run on {rows} rows stood"
     )))
+}
+
+/// Whether a run on so many rows can have come this far. What it was told (batch sizes, meshes, steps of an epoch) may have
+/// changed on the way.
+fn is_possible(saved: &TrainState, rows: u64) -> bool {
+    let (epochs, samples) = (
+        u128::from(saved.epoch),
+        u128::from(saved.next_global_sample),
+    );
+    let (steps, next) = (u128::from(saved.global_step), u128::from(saved.next_sample));
+    let rows = u128::from(rows);
+    // An epoch that is over had a step at least, and a step a row. Of this one, all rows before the next were trained on.
+    let least = epochs + next;
+    let most = epochs * rows + next;
+    let steps_of_this = u128::from(next > 0);
+    next <= rows
+        && (least..=most).contains(&samples)
+        && (epochs + steps_of_this..=samples).contains(&steps)
+        && u128::from(saved.tokens_seen) <= samples * saved.seq_length as u128
 }
 
 /// All ranks' verdict: the state when every rank has loaded it. A rank whose own part is fine fails because of others'.
@@ -214,6 +228,59 @@ impl Failure {
         Self {
             message: format!("cannot continue from {name}: {}{hint}", self.message),
             ..self
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn progress_that_cannot_have_been_is_not_believed() {
+        // The third epoch of 10 rows of 8 tokens, 2 rows a step.
+        let good = TrainState {
+            epoch: 2,
+            next_sample: 4,
+            global_step: 12,
+            next_global_sample: 24,
+            tokens_seen: 24 * 7,
+            seq_length: 8,
+            ..TrainState::default()
+        };
+        assert!(is_possible(&good, 10));
+        assert!(is_possible(&TrainState::default(), 10), "nothing done yet");
+        let with = |change: fn(&mut TrainState)| {
+            let mut state = good.clone();
+            change(&mut state);
+            state
+        };
+        // Rows of an epoch may have been left out, and the end of one is also the begin of the next.
+        assert!(is_possible(&with(|s| s.next_global_sample = 20), 10));
+        assert!(is_possible(
+            &with(|s| (s.epoch, s.next_sample) = (3, 0)),
+            10
+        ));
+        assert!(is_possible(
+            &with(|s| (s.epoch, s.next_sample, s.next_global_sample) = (1, 10, 20)),
+            10
+        ));
+        for wrong in [
+            with(|s| s.epoch = u64::MAX),
+            with(|s| s.epoch = 0),
+            with(|s| s.next_sample = 11),
+            with(|s| s.next_sample = u64::MAX),
+            with(|s| s.global_step = 25),
+            with(|s| s.global_step = 2),
+            with(|s| s.global_step = 0),
+            with(|s| s.global_step = u64::MAX),
+            with(|s| s.next_global_sample = 25),
+            with(|s| s.next_global_sample = 5),
+            with(|s| s.next_global_sample = u64::MAX),
+            with(|s| s.tokens_seen = 24 * 8 + 1),
+            with(|s| s.tokens_seen = u64::MAX),
+        ] {
+            assert!(!is_possible(&wrong, 10), "{wrong:?}");
         }
     }
 }

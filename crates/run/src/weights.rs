@@ -1,5 +1,10 @@
 //! Pretrained weights as a source for the engine.
 
+mod quantised;
+mod unused;
+
+use std::path::Path;
+
 use tandem_checkpoint::HfWeights;
 use tandem_mesh::ShardSlice;
 use tandem_model::{ModelConfig, ModuleTree, ParamSpec};
@@ -7,30 +12,76 @@ use tandem_parallel::WeightSource;
 
 use crate::failure::{Failure, Outcome};
 
-/// A folder of safetensors whose tensors were checked against the model.
-pub struct HfSource<'a> {
-    weights: &'a HfWeights,
+/// The embedding, which is also the head where that is tied.
+const TABLE: &str = "model.embed_tokens.weight";
+
+/// A head of its own.
+const HEAD: &str = "lm_head.weight";
+
+/// The weights of a folder, whose headers were held against the config.
+#[derive(Debug)]
+pub struct Pretrained {
+    /// The tensors, by the names of the model.
+    pub weights: HfWeights,
+    /// The model that they are: with a head of its own where they have one, whatever the config says.
+    pub config: ModelConfig,
+    /// What was found that is not as the config says, a line each.
+    pub notes: Vec<String>,
 }
 
-impl<'a> HfSource<'a> {
-    /// Checks names and shapes first: what is missing, extra or mis-shaped is said at once.
-    pub fn checked(
-        weights: &'a HfWeights,
-        config: &ModelConfig,
-        tree: &ModuleTree,
-    ) -> Outcome<Self> {
-        let expected: Vec<(String, Vec<usize>)> = tree
-            .parameters()
-            .map(|spec| (spec.name.clone(), spec.shape.clone()))
-            .collect();
-        weights
-            .expect(&expected, &|name| is_ignorable(name, config))
+impl Pretrained {
+    /// Opens the weights in `folder` and says what of them is missing, mis-shaped, superfluous or called otherwise.
+    ///
+    /// # Errors
+    /// They are not those of the model that `config` describes, or are quantised.
+    pub fn open(folder: &Path, mut config: ModelConfig) -> Outcome<Self> {
+        let mut weights = HfWeights::open(folder).map_err(Failure::other)?;
+        let mut notes = Vec::new();
+        let tensors = expected(&ModuleTree::new(&config));
+        let fit = weights
+            .fit_names(&tensors, (TABLE, HEAD))
             .map_err(Failure::other)?;
-        Ok(Self { weights })
+        notes.extend(fit);
+        if let Some(how) = quantised::how(&weights, folder) {
+            return Err(Failure::other(format!(
+                "the weights in {} are quantised ({how}), convert it first: train the model that it was made from, or load \
+                 it with transformers, dequantize() it and save it",
+                folder.display()
+            )));
+        }
+        if config.tie_word_embeddings && weights.has(HEAD) {
+            if !weights.has(TABLE) {
+                weights.rename(HEAD, TABLE);
+            } else if !weights.are_equal(TABLE, HEAD).map_err(Failure::other)? {
+                // As transformers decides it.
+                config.tie_word_embeddings = false;
+                notes.push(format!(
+                    "config.json ties the head to the embedding, but {HEAD} and {TABLE} differ: they are NOT tied"
+                ));
+            }
+        }
+        let tree = ModuleTree::new(&config);
+        let tensors = expected(&tree);
+        let is_ignorable = |name: &str| unused::is_ignorable(name, &config, &tree);
+        let ignored = weights
+            .expect(&tensors, &is_ignorable)
+            .map_err(Failure::other)?;
+        notes.extend(unused::line(&ignored));
+        Ok(Self {
+            weights,
+            config,
+            notes,
+        })
     }
 }
 
-impl WeightSource for HfSource<'_> {
+/// Names and shapes.
+fn expected(tree: &ModuleTree) -> Vec<(String, Vec<usize>)> {
+    let named = |spec: &ParamSpec| (spec.name.clone(), spec.shape.clone());
+    tree.parameters().map(named).collect()
+}
+
+impl WeightSource for Pretrained {
     fn read(
         &self,
         param: &ParamSpec,
@@ -39,19 +90,4 @@ impl WeightSource for HfSource<'_> {
     ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
         Ok(self.weights.read(&param.name, slice, out)?)
     }
-}
-
-/// Tensors that published models carry although they are not parameters of this model: a tied head's copy, buffers of
-/// old versions, and layers behind the ones that are kept (`--num_layers`).
-fn is_ignorable(name: &str, config: &ModelConfig) -> bool {
-    if name == "lm_head.weight" {
-        return config.tie_word_embeddings;
-    }
-    if name.ends_with("rotary_emb.inv_freq") {
-        return true;
-    }
-    name.strip_prefix("model.layers.")
-        .and_then(|rest| rest.split('.').next())
-        .and_then(|layer| layer.parse::<usize>().ok())
-        .is_some_and(|layer| layer >= config.num_layers)
 }

@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use tandem_checkpoint::{CheckpointName, HfWeights, RunDir, TrainState};
+use tandem_checkpoint::{CheckpointName, RunDir, TrainState};
 use tandem_comm::Observer;
 use tandem_data::{Loader, LoaderOptions, Position, Share};
 use tandem_launch::client::ControlClient;
@@ -30,7 +30,6 @@ use crate::show::reporter::{Reporter, saved_metrics};
 use crate::show::summary;
 use crate::spec::{Init, RunSpec};
 use crate::storage::{Storage, nothing_to_continue};
-use crate::weights::HfSource;
 
 /// Trains to the end, or until it is asked to stop.
 pub fn run(
@@ -48,7 +47,7 @@ pub fn run(
     .map_err(|error| Failure::other(format!("cannot install signal handlers: {error}")))?;
     let mut reporter = Reporter::new(control, env.rank, spec.output.shown.log_interval);
     reporter.event(TrainEvent::Phase("preparing".to_owned()));
-    let prepared = prepare(spec, environment, &mut reporter)?;
+    let prepared = prepare(spec, environment, None, &mut reporter)?;
     reporter.event(TrainEvent::Phase("joining".to_owned()));
     let ranks = Ranks::join(env, &spec.compute.engine, &spec.cluster.network)?;
     let worker = Worker {
@@ -96,7 +95,7 @@ struct Start {
 
 impl Worker<'_> {
     fn train(&self, reporter: &mut Reporter<'_>) -> Outcome<Ended> {
-        check_memory(self.prepared, self.env.local_world_size)?;
+        check_memory(&self.prepared.memory, self.env.local_world_size)?;
         reporter.event(TrainEvent::Phase("loading".to_owned()));
         let mut engine = engine(
             &self.spec.compute.engine,
@@ -354,14 +353,10 @@ impl Worker<'_> {
                 seed: self.spec.identity.selection.seed,
                 initializer_range: prepared.config.initializer_range,
             }),
-            Init::Pretrained => {
-                let weights = HfWeights::open(&prepared.model_dir).map_err(Failure::other)?;
-                engine.load(&HfSource::checked(
-                    &weights,
-                    &prepared.config,
-                    &prepared.tree,
-                )?)
-            }
+            Init::Pretrained => match &prepared.pretrained {
+                Some(weights) => engine.load(weights),
+                None => unreachable!("pretrained weights are opened before anything else"),
+            },
         }
         .map_err(Failure::train)
     }

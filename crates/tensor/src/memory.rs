@@ -1,5 +1,7 @@
 //! How much memory this process has used and how much the machine has left; and what it does with what it frees.
 
+mod limits;
+
 /// Keeps freed memory for the next allocation instead of giving it back to the system: a step frees what the next step
 /// allocates, and memory that comes fresh from the system costs a page fault for every 4 KiB. Blocks beyond 32 MiB are
 /// given back all the same. Does nothing where the C library is not glibc.
@@ -28,10 +30,19 @@ pub fn peak_resident_bytes() -> Option<u64> {
     field("/proc/self/status", "VmHWM:")
 }
 
-/// Memory that new allocations can get without swapping, in bytes: the machine's, or what a control group leaves.
+/// Memory that new allocations can get without swapping, in bytes: the machine's, or what the control groups of this
+/// process leave, of either version and nested or not.
 pub fn available_bytes() -> Option<u64> {
     let machine = field("/proc/meminfo", "MemAvailable:")?;
-    Some(control_group_left().map_or(machine, |left| left.min(machine)))
+    let groups = limits::control_groups_left();
+    Some(groups.map_or(machine, |left| left.min(machine)))
+}
+
+/// What the limit of address space (`ulimit -v`) leaves this process, in bytes, and each that it starts; `None` without one.
+pub fn address_space_left() -> Option<u64> {
+    let limit = limits::address_space()?;
+    let used = field("/proc/self/status", "VmSize:")?;
+    Some(limit.saturating_sub(used))
 }
 
 /// Page faults of this process so far that needed no disk: each is a first touch of a page. `None` where the kernel
@@ -58,24 +69,12 @@ fn stat_field(text: &str, index: usize) -> Option<u64> {
     after_name.split_whitespace().nth(index)?.parse().ok()
 }
 
-/// What cgroup v2 leaves of its limit; `None` without a limit.
-fn control_group_left() -> Option<u64> {
-    let read = |name: &str| -> Option<u64> {
-        std::fs::read_to_string(format!("/sys/fs/cgroup/{name}"))
-            .ok()?
-            .trim()
-            .parse()
-            .ok()
-    };
-    Some(read("memory.max")?.saturating_sub(read("memory.current")?))
-}
-
 /// A `Name:   123 kB` line of a proc file, in bytes.
 fn field(path: &str, name: &str) -> Option<u64> {
     let text = std::fs::read_to_string(path).ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix(name))?;
     let kib: u64 = line.trim().trim_end_matches("kB").trim().parse().ok()?;
-    Some(kib * 1024)
+    kib.checked_mul(1024)
 }
 
 #[cfg(test)]

@@ -23,19 +23,28 @@ pub struct MemoryEstimate {
 }
 
 impl MemoryEstimate {
-    /// The sum.
+    /// The sum. What does not fit into 64 bits is as much as they can say, here and in every part.
     pub fn total(&self) -> u64 {
-        self.parameters
-            + self.gradients
-            + self.optimizer
-            + self.activations
-            + self.saving
-            + self.temporaries
-            + self.fixed
+        let parts = [
+            self.parameters,
+            self.gradients,
+            self.optimizer,
+            self.activations,
+            self.saving,
+            self.temporaries,
+            self.fixed,
+        ];
+        parts.into_iter().fold(0, u64::saturating_add)
     }
 }
 
-/// What one rank of a mesh with `dp_size` columns will need for the units `layouts`.
+/// Into 64 bits, as far as that goes.
+fn bytes(count: u128) -> u64 {
+    u64::try_from(count).unwrap_or(u64::MAX)
+}
+
+/// What one rank of a mesh with `dp_size` columns will need for the units `layouts`, for micro-batches of `batch_size` rows of
+/// `seq_length` tokens.
 #[expect(
     clippy::too_many_arguments,
     reason = "everything that memory depends on"
@@ -46,22 +55,24 @@ pub fn estimate_memory(
     level: ShardingLevel,
     precision: Precision,
     dp_size: usize,
-    tokens: usize,
+    (batch_size, seq_length): (usize, usize),
     recompute: Recompute,
     head_chunk_rows: usize,
 ) -> MemoryEstimate {
-    let dp = dp_size as u64;
-    let numel: u64 = layouts.iter().map(|unit| unit.numel as u64).sum();
+    // No product of what follows overflows these: parameters have 50 bits at most, flags 64.
+    let dp = dp_size as u128;
+    let tokens = batch_size as u128 * seq_length as u128;
+    let numel: u128 = layouts.iter().map(|unit| unit.numel as u128).sum();
     let levels = level.of_units(layouts);
     let levels = if dp > 1 {
         levels
     } else {
         vec![ShardingLevel::Replicated; layouts.len()]
     };
-    let units = || layouts.iter().map(|unit| unit.numel as u64).zip(&levels);
+    let units = || layouts.iter().map(|unit| unit.numel as u128).zip(&levels);
     // What a rank keeps of a state that is cut from some level on.
-    let kept = |from: ShardingLevel| -> u64 {
-        let of_unit = |(numel, level): (u64, &ShardingLevel)| match *level >= from {
+    let kept = |from: ShardingLevel| -> u128 {
+        let of_unit = |(numel, level): (u128, &ShardingLevel)| match *level >= from {
             true => numel.div_ceil(dp),
             false => numel,
         };
@@ -72,12 +83,12 @@ pub fn estimate_memory(
         let cut = units().filter(|(_, level)| **level >= from);
         2 * cut.map(|(numel, _)| numel).max().unwrap_or(0)
     };
-    let param_bytes = precision.param.elt_size_in_bytes() as u64;
+    let param_bytes = precision.param.elt_size_in_bytes() as u128;
     let master = if param_bytes == 4 { 0 } else { 4 };
-    let activation_bytes = precision.matmul.elt_size_in_bytes() as u64;
+    let activation_bytes = precision.matmul.elt_size_in_bytes() as u128;
 
-    let layer_params = layouts.get(1).map_or(0, |unit| unit.numel) as u64;
-    let hidden = config.hidden_size as u64;
+    let layer_params = layouts.get(1).map_or(0, |unit| unit.numel) as u128;
+    let hidden = config.hidden_size as u128;
     // A layer's matrices have one output column per saved activation: width = parameters / hidden, less what is not kept.
     let width = layer_params / hidden.max(1) + 2 * hidden;
     let saved = match recompute {
@@ -86,28 +97,31 @@ pub fn estimate_memory(
         Recompute::Light => width,
         Recompute::Full => hidden,
     };
-    let activations = tokens as u64
-        * activation_bytes
-        * (saved * config.num_layers as u64
-            + if recompute == Recompute::Full {
-                width
-            } else {
-                0
-            });
+    let once = match recompute {
+        Recompute::Full => width,
+        _ => 0,
+    };
+    let of_a_token = activation_bytes * (saved * config.num_layers as u128 + once);
     let vocab_rows = layouts
         .first()
         .and_then(|unit| unit.params.first())
-        .map_or(0, |table| table.slice.numel() as u64 / hidden.max(1));
-    let rows = tokens.min(head_chunk_rows) as u64;
+        .map_or(0, |table| table.slice.numel() as u128 / hidden.max(1));
+    let rows = tokens.min(head_chunk_rows as u128);
     MemoryEstimate {
-        parameters: param_bytes
-            * (kept(ShardingLevel::Parameters) + in_flight(ShardingLevel::Parameters)),
-        gradients: 4 * (kept(ShardingLevel::Gradients) + in_flight(ShardingLevel::Gradients)),
-        optimizer: (8 + master) * kept(ShardingLevel::Optimizer),
-        activations,
-        saving: 12 * numel.div_ceil(dp),
-        temporaries: 3 * activation_bytes * rows * vocab_rows
-            + activation_bytes * vocab_rows * hidden,
+        parameters: bytes(
+            param_bytes * (kept(ShardingLevel::Parameters) + in_flight(ShardingLevel::Parameters)),
+        ),
+        gradients: bytes(
+            4 * (kept(ShardingLevel::Gradients) + in_flight(ShardingLevel::Gradients)),
+        ),
+        optimizer: bytes((8 + master) * kept(ShardingLevel::Optimizer)),
+        activations: bytes(tokens.saturating_mul(of_a_token)),
+        saving: bytes(12 * numel.div_ceil(dp)),
+        temporaries: bytes(
+            (3 * activation_bytes * vocab_rows)
+                .saturating_mul(rows)
+                .saturating_add(activation_bytes * vocab_rows * hidden),
+        ),
         fixed: 300 << 20,
     }
 }

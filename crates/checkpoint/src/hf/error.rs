@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use safetensors::Dtype;
 use thiserror::Error;
 
-use super::tensor_list::{TensorProblem, list_of};
+use super::tensor_list::{TensorProblem, beside, list_of};
 use crate::header::HeaderError;
 
 /// Weights that cannot be read or written. Every message names the file, and the tensor where there is one.
@@ -95,7 +95,8 @@ pub enum WeightsError {
         tensor: String,
     },
     /// Names or shapes are not those of the model.
-    #[error("the weights in {} are not those of this model:{}", folder.display(), list_of(problems, *unlisted))]
+    #[error("the weights in {} are not those of this model{}:{}",
+        folder.display(), beside(others), list_of(problems, *unlisted))]
     NotTheModel {
         /// The folder.
         folder: PathBuf,
@@ -103,6 +104,17 @@ pub enum WeightsError {
         problems: Vec<TensorProblem>,
         /// How many more there are.
         unlisted: usize,
+        /// Tensors that are there besides and that nothing uses.
+        others: Vec<String>,
+    },
+    /// There is more than one model of this kind.
+    #[error("{} holds more than one model that fits, with the prefixes {}: make a file of the one that is meant",
+        folder.display(), prefixes.join(" and "))]
+    TwoModels {
+        /// The folder.
+        folder: PathBuf,
+        /// What the names of each begin with.
+        prefixes: Vec<String>,
     },
     /// A tensor has another shape than is asked for.
     #[error("{}: tensor {tensor:?} has shape {found:?}, not {expected:?}", file.display())]

@@ -1,6 +1,8 @@
 //! `model.safetensors.index.json`: which file holds which tensor.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -8,6 +10,9 @@ use serde_json::Value;
 
 use super::WeightsError;
 use crate::names::FileName;
+
+/// What it may have: a line for each of a million tensors.
+const MAX_BYTES: u64 = 128 << 20;
 
 /// The index as it is in the file, where a file is named by `N`.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -22,7 +27,17 @@ pub(super) struct Index<N = FileName> {
 impl Index {
     /// Reads `path` and refuses names that lead out of its folder.
     pub fn read(path: &Path) -> Result<Self, WeightsError> {
-        let text = std::fs::read(path).map_err(|source| WeightsError::Io {
+        let read = || {
+            let mut text = Vec::new();
+            File::open(path)?
+                .take(MAX_BYTES + 1)
+                .read_to_end(&mut text)?;
+            match text.len() as u64 {
+                0..=MAX_BYTES => Ok(text),
+                _ => Err(io::Error::other("it is too large for an index")),
+            }
+        };
+        let text = read().map_err(|source| WeightsError::Io {
             action: "read",
             file: path.to_owned(),
             source,

@@ -82,12 +82,12 @@ pub(super) fn list_of(problems: &[TensorProblem], unlisted: usize) -> String {
     list
 }
 
-/// Checks that `weights` are exactly the tensors `expected`, but for those that `ignorable` names.
+/// Checks that `weights` are exactly the tensors `expected`, but for those that `ignorable` names, and returns these.
 pub(super) fn compare(
     weights: &HfWeights,
     expected: &[(String, Vec<usize>)],
     ignorable: &dyn Fn(&str) -> bool,
-) -> Result<(), WeightsError> {
+) -> Result<Vec<String>, WeightsError> {
     let mut problems = Vec::new();
     for (tensor, shape) in expected {
         match weights.locate(tensor) {
@@ -105,17 +105,23 @@ pub(super) fn compare(
         }
     }
     let needed: HashSet<&str> = expected.iter().map(|(name, _)| name.as_str()).collect();
-    for (file, entry) in weights.entries() {
-        if !needed.contains(entry.name.as_str()) && !ignorable(&entry.name) {
-            problems.push(TensorProblem::Extra {
-                tensor: entry.name.clone(),
-                file: file.path().to_owned(),
-                shape: entry.shape.clone(),
-            });
+    let mut ignored = Vec::new();
+    for (name, file, entry) in weights.entries() {
+        if needed.contains(name) {
+            continue;
         }
+        if ignorable(name) {
+            ignored.push(name.to_owned());
+            continue;
+        }
+        problems.push(TensorProblem::Extra {
+            tensor: entry.name.clone(),
+            file: file.path().to_owned(),
+            shape: entry.shape.clone(),
+        });
     }
     if problems.is_empty() {
-        return Ok(());
+        return Ok(ignored);
     }
     let unlisted = problems.len().saturating_sub(MAX_LISTED);
     problems.truncate(MAX_LISTED);
@@ -123,5 +129,18 @@ pub(super) fn compare(
         folder: weights.folder().to_owned(),
         problems,
         unlisted,
+        others: ignored,
     })
+}
+
+/// What is there and has no part in the comparison, which may be what is missing, by another name.
+pub(super) fn beside(names: &[String]) -> String {
+    const SHOWN: usize = 3;
+    let listed = names.iter().take(SHOWN).map(String::as_str);
+    let listed = listed.collect::<Vec<_>>().join(", ");
+    match names.len() {
+        0 => String::new(),
+        1..=SHOWN => format!(" (it also has {listed})"),
+        more => format!(" (it also has {listed} and {} more)", more - SHOWN),
+    }
 }

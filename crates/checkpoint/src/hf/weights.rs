@@ -7,7 +7,7 @@ use safetensors::Dtype;
 use tandem_mesh::ShardSlice;
 
 use super::index::Index;
-use super::{INDEX_FILE, SINGLE_FILE, WeightsError, tensor_list};
+use super::{INDEX_FILE, SINGLE_FILE, WeightsError, naming, tensor_list};
 use crate::header::Entry;
 use crate::names::FileName;
 use crate::tensor_file::TensorFile;
@@ -17,8 +17,10 @@ use crate::tensor_file::TensorFile;
 pub struct HfWeights {
     folder: PathBuf,
     files: Vec<TensorFile>,
-    /// Tensor name to position in `files`.
-    owners: HashMap<String, usize>,
+    /// What the tensors of each file are called here: as in the file, unless [`HfWeights::fit_names`] has changed it.
+    names: Vec<Vec<String>>,
+    /// Tensor name to position in `files`, and in the file.
+    places: HashMap<String, (usize, usize)>,
 }
 
 impl HfWeights {
@@ -76,7 +78,12 @@ impl HfWeights {
 
     /// Names of all tensors, file by file in the order of their bytes.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.entries().map(|(_, entry)| entry.name.as_str())
+        self.entries().map(|(name, ..)| name)
+    }
+
+    /// Whether there is a tensor `name`.
+    pub fn has(&self, name: &str) -> bool {
+        self.places.contains_key(name)
     }
 
     /// Shape of the tensor `name`.
@@ -95,7 +102,8 @@ impl HfWeights {
         Ok(self.locate(name)?.1.dtype)
     }
 
-    /// Checks that the tensors are exactly `expected` (name and shape), but for extra ones that `ignorable` names.
+    /// Checks that the tensors are exactly `expected` (name and shape), but for extra ones that `ignorable` names. Returns
+    /// those, in the order of their bytes.
     ///
     /// # Errors
     /// [`WeightsError::NotTheModel`] with all that is missing, extra or mis-shaped.
@@ -103,8 +111,73 @@ impl HfWeights {
         &self,
         expected: &[(String, Vec<usize>)],
         ignorable: &dyn Fn(&str) -> bool,
-    ) -> Result<(), WeightsError> {
+    ) -> Result<Vec<String>, WeightsError> {
         tensor_list::compare(self, expected, ignorable)
+    }
+
+    /// Calls the tensors what `expected` calls them, where another prefix makes all of them fit: `language_model.`, what
+    /// wraps a module (`_orig_mod.`, `module.`), `model.` twice or not at all. Of a pair in `either`, one is enough. Says what
+    /// it has read as what; nothing when the names fit as they are, or not at all.
+    ///
+    /// # Errors
+    /// [`WeightsError::TwoModels`] when several prefixes make everything fit.
+    pub fn fit_names(
+        &mut self,
+        expected: &[(String, Vec<usize>)],
+        either: (&str, &str),
+    ) -> Result<Option<String>, WeightsError> {
+        let fit = naming::fit(self, expected, either)?;
+        let Some(naming::Fit { said, names }) = fit else {
+            return Ok(None);
+        };
+        self.places = places(&self.files, &names)?;
+        self.names = names;
+        Ok(Some(said))
+    }
+
+    /// Calls the tensor `old` `new` from now on, unless there is one of that name.
+    pub fn rename(&mut self, old: &str, new: &str) {
+        if self.has(new) {
+            return;
+        }
+        if let Some(place) = self.places.remove(old) {
+            self.names[place.0][place.1] = new.to_owned();
+            self.places.insert(new.to_owned(), place);
+        }
+    }
+
+    /// Whether the tensors `a` and `b` have the same shape and values.
+    ///
+    /// # Errors
+    /// As [`HfWeights::read`].
+    pub fn are_equal(&self, a: &str, b: &str) -> Result<bool, WeightsError> {
+        const WINDOW: usize = 1 << 20;
+        if self.shape(a)? != self.shape(b)? {
+            return Ok(false);
+        }
+        let whole = ShardSlice::whole(self.shape(a)?);
+        let elements = whole.numel();
+        let mut values = [
+            vec![0.0; WINDOW.min(elements)],
+            vec![0.0; WINDOW.min(elements)],
+        ];
+        for start in (0..elements).step_by(WINDOW) {
+            let end = elements.min(start + WINDOW);
+            let slice = whole.clone().with_flat(start..end);
+            for (name, out) in [a, b].into_iter().zip(&mut values) {
+                self.read(name, &slice, &mut out[..end - start])?;
+            }
+            let bits = |values: &Vec<f32>| -> Vec<u32> {
+                values[..end - start]
+                    .iter()
+                    .map(|value| value.to_bits())
+                    .collect()
+            };
+            if bits(&values[0]) != bits(&values[1]) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Reads `slice` of the tensor `name` as `f32`; only the ranges that the slice touches are read.
@@ -120,7 +193,8 @@ impl HfWeights {
         slice: &ShardSlice,
         out: &mut [f32],
     ) -> Result<(), WeightsError> {
-        self.locate(name)?.0.read(name, slice, out)
+        let (file, entry) = self.locate(name)?;
+        file.read(&entry.name, slice, out)
     }
 
     /// The tensor `name` and the file that holds it.
@@ -128,47 +202,65 @@ impl HfWeights {
     /// # Errors
     /// There is none of this name.
     pub fn locate(&self, name: &str) -> Result<(&TensorFile, &Entry), WeightsError> {
-        let Some(&position) = self.owners.get(name) else {
+        let Some(&(file, position)) = self.places.get(name) else {
             return Err(WeightsError::NoSuchTensor {
                 file: self.folder.clone(),
                 tensor: name.to_owned(),
             });
         };
-        let file = &self.files[position];
-        Ok((file, file.entry(name)?))
+        let file = &self.files[file];
+        Ok((file, &file.entries()[position]))
     }
 
-    /// All tensors with their files.
-    pub fn entries(&self) -> impl Iterator<Item = (&TensorFile, &Entry)> {
-        let of_file = |file: &TensorFile| file.entries().len();
-        debug_assert_eq!(
-            self.files.iter().map(of_file).sum::<usize>(),
-            self.owners.len()
-        );
+    /// All tensors: what they are called here, their files, and what is there.
+    pub fn entries(&self) -> impl Iterator<Item = (&str, &TensorFile, &Entry)> {
         self.files
             .iter()
-            .flat_map(|file| file.entries().iter().map(move |entry| (file, entry)))
+            .zip(&self.names)
+            .flat_map(|(file, names)| {
+                let entries = names.iter().zip(file.entries());
+                entries.map(move |(name, entry)| (name.as_str(), file, entry))
+            })
+    }
+
+    /// What the tensors of each file are called.
+    pub(super) fn file_names(&self) -> impl Iterator<Item = &[String]> {
+        self.names.iter().map(Vec::as_slice)
     }
 
     fn from_files(folder: &Path, files: Vec<TensorFile>) -> Result<Self, WeightsError> {
-        let mut owners: HashMap<String, usize> = HashMap::new();
-        for (position, file) in files.iter().enumerate() {
-            for entry in file.entries() {
-                if let Some(other) = owners.insert(entry.name.clone(), position) {
-                    return Err(WeightsError::InTwoFiles {
-                        tensor: entry.name.clone(),
-                        first: files[other].path().to_owned(),
-                        second: file.path().to_owned(),
-                    });
-                }
-            }
-        }
+        let of_file = |file: &TensorFile| -> Vec<String> {
+            let entries = file.entries().iter();
+            entries.map(|entry| entry.name.clone()).collect()
+        };
+        let names: Vec<Vec<String>> = files.iter().map(of_file).collect();
         Ok(Self {
+            places: places(&files, &names)?,
             folder: folder.to_owned(),
             files,
-            owners,
+            names,
         })
     }
+}
+
+/// Where the tensors are.
+fn places(
+    files: &[TensorFile],
+    names: &[Vec<String>],
+) -> Result<HashMap<String, (usize, usize)>, WeightsError> {
+    let mut places = HashMap::new();
+    for (file, names) in names.iter().enumerate() {
+        for (position, name) in names.iter().enumerate() {
+            if let Some((other, _)) = places.insert(name.clone(), (file, position)) {
+                return Err(WeightsError::InTwoFiles {
+                    tensor: name.clone(),
+                    first: files[other].path().to_owned(),
+                    second: files[file].path().to_owned(),
+                });
+            }
+        }
+    }
+    Ok(places)
 }
 
 fn no_weights(folder: &Path) -> WeightsError {

@@ -17,6 +17,9 @@ use crate::store::{PutMode, Store, StoreError, StoreErrorKind};
 /// Ray's name for it.
 pub(super) const SNAPSHOT_FILE: &str = "checkpoint_manager_snapshot.json";
 
+/// What it may have; a checkpoint takes less than a kilobyte of it.
+const MAX_BYTES: u64 = 64 << 20;
+
 /// The snapshot as it is in the file.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct ManagerSnapshot {
@@ -65,7 +68,7 @@ impl ManagerSnapshot {
     /// Reads the snapshot. One that is damaged is replaced by an empty one, with a warning: Ray does not write it
     /// atomically, and the folders say the same.
     pub fn read(store: &dyn Store) -> Result<(Self, Option<String>), CheckpointError> {
-        let bytes = match store.read(SNAPSHOT_FILE) {
+        let bytes = match store.read_limited(SNAPSHOT_FILE, MAX_BYTES) {
             Err(error) if error.is_not_found() => return Ok((Self::default(), None)),
             result => result?,
         };

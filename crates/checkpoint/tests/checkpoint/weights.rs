@@ -344,3 +344,200 @@ fn data_that_do_not_fill_their_shape_are_not_written() {
     let left: Vec<_> = fs::read_dir(folder.path()).unwrap().collect();
     assert_eq!(left.len(), 1, "a partial file was left: {left:?}");
 }
+
+/// Weights with these names, one element each, with the values 0, 1, ...
+fn named(folder: &Path, names: &[&str]) -> HfWeights {
+    let _ = fs::remove_dir_all(folder);
+    fs::create_dir(folder).unwrap();
+    let data: Vec<[f32; 1]> = (0..names.len()).map(|value| [value as f32]).collect();
+    let tensors: Vec<NamedTensor<'_>> = names
+        .iter()
+        .zip(&data)
+        .map(|(name, data)| NamedTensor {
+            name,
+            shape: &[1],
+            data,
+        })
+        .collect();
+    write_safetensors(&folder.join("model.safetensors"), &tensors, FloatKind::F32).unwrap();
+    HfWeights::open(folder).unwrap()
+}
+
+#[test]
+fn a_prefix_that_makes_everything_fit_is_taken_off_and_said() {
+    const TABLE: &str = "model.embed_tokens.weight";
+    const HEAD: &str = "lm_head.weight";
+    let root = TempDir::new().unwrap();
+    let folder = root.path().join("model");
+    let tied = [TABLE, "model.layers.0.a.weight", "model.norm.weight"];
+    let untied = [tied[0], tied[1], tied[2], HEAD];
+    let shapes = |names: &[&str]| -> Vec<(String, Vec<usize>)> {
+        names
+            .iter()
+            .map(|name| ((*name).to_owned(), vec![1]))
+            .collect()
+    };
+    let value = |weights: &HfWeights, name: &str| {
+        let mut out = [f32::NAN];
+        weights
+            .read(name, &ShardSlice::whole(&[1]), &mut out)
+            .unwrap();
+        out[0]
+    };
+    let prefixed = |prefix: &str| untied.map(|name| format!("{prefix}{name}"));
+    let list = |names: [&str; 4]| names.map(str::to_owned);
+    for (names, word) in [
+        (prefixed("language_model."), "language_model. "),
+        (prefixed("_orig_mod."), "_orig_mod"),
+        (prefixed("module."), "module. "),
+        (prefixed("model."), "prefix model. "),
+        (prefixed("module._orig_mod."), "module._orig_mod. "),
+        (prefixed("base_model.model."), "base_model.model. "),
+        // The head beside the decoder of a larger model.
+        (
+            list([
+                "model.language_model.embed_tokens.weight",
+                "model.language_model.layers.0.a.weight",
+                "model.language_model.norm.weight",
+                HEAD,
+            ]),
+            "model.language_model.",
+        ),
+        // Each layer wrapped for itself.
+        (
+            list([
+                TABLE,
+                "model.layers.0._fsdp_wrapped_module.a.weight",
+                tied[2],
+                HEAD,
+            ]),
+            "_fsdp_wrapped_module",
+        ),
+        // The decoder alone.
+        (
+            list([
+                "embed_tokens.weight",
+                "layers.0.a.weight",
+                "norm.weight",
+                HEAD,
+            ]),
+            "model. ",
+        ),
+    ] {
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let mut weights = named(&folder, &names);
+        assert!(
+            weights.expect(&shapes(&untied), &|_| true).is_err(),
+            "{names:?}"
+        );
+        let said = weights.fit_names(&shapes(&untied), (TABLE, HEAD)).unwrap();
+        let said = said.expect("a prefix is found");
+        assert!(said.contains(word), "{names:?}: {said}");
+        assert_eq!(
+            weights.expect(&shapes(&untied), &|_| false).unwrap(),
+            [""; 0]
+        );
+        for (name, expected) in untied.iter().zip(0..) {
+            assert_eq!(value(&weights, name), expected as f32, "{names:?}: {name}");
+        }
+    }
+    // What fits as it is, or not at all, stays as it is.
+    let mut weights = named(&folder, &untied);
+    assert_eq!(
+        weights.fit_names(&shapes(&untied), (TABLE, HEAD)).unwrap(),
+        None
+    );
+    let mut weights = named(
+        &folder,
+        &["x.model.layers.0.a.weight", "y.model.norm.weight"],
+    );
+    assert_eq!(
+        weights.fit_names(&shapes(&tied), (TABLE, HEAD)).unwrap(),
+        None
+    );
+    let error = weights
+        .expect(&shapes(&tied), &|_| true)
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("x.model.layers.0.a.weight"), "{error}");
+    // Of a tied pair, the head alone will do.
+    let mut weights = named(
+        &folder,
+        &[
+            "m.lm_head.weight",
+            "m.model.layers.0.a.weight",
+            "m.model.norm.weight",
+        ],
+    );
+    assert!(
+        weights
+            .fit_names(&shapes(&tied), (TABLE, HEAD))
+            .unwrap()
+            .is_some()
+    );
+    weights.rename(HEAD, TABLE);
+    assert_eq!(weights.expect(&shapes(&tied), &|_| false).unwrap(), [""; 0]);
+    // The rest of a larger model is left over, by its own name.
+    let mut larger = prefixed("text.").to_vec();
+    larger.push("vision.patch.weight".to_owned());
+    let mut weights = named(
+        &folder,
+        &larger.iter().map(String::as_str).collect::<Vec<_>>(),
+    );
+    weights.fit_names(&shapes(&untied), (TABLE, HEAD)).unwrap();
+    let left = weights
+        .expect(&shapes(&untied), &|name| name.starts_with("vision"))
+        .unwrap();
+    assert_eq!(left, ["vision.patch.weight"]);
+    // Two of a kind: nobody but the user knows which.
+    let both: Vec<String> = prefixed("student.")
+        .into_iter()
+        .chain(prefixed("teacher."))
+        .collect();
+    let mut weights = named(
+        &folder,
+        &both.iter().map(String::as_str).collect::<Vec<_>>(),
+    );
+    let error = weights
+        .fit_names(&shapes(&untied), (TABLE, HEAD))
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("student.") && error.contains("teacher."),
+        "{error}"
+    );
+}
+
+#[test]
+fn equal_tensors_are_told_from_others() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("model.safetensors");
+    // More than is compared at once, with the difference at the end.
+    let long = values(1, (1 << 20) + 3);
+    let mut other = long.clone();
+    let shape = [long.len()];
+    let tensor = |name, data| NamedTensor {
+        name,
+        shape: &shape,
+        data,
+    };
+    let last = other.len() - 1;
+    other[last] += 1.0;
+    let short = [1.0];
+    let tensors = [
+        tensor("a", &long[..]),
+        tensor("same", &long[..]),
+        tensor("other", &other[..]),
+        NamedTensor {
+            name: "short",
+            shape: &[1],
+            data: &short,
+        },
+    ];
+    write_safetensors(&path, &tensors, FloatKind::F32).unwrap();
+    let weights = HfWeights::open(folder.path()).unwrap();
+    assert!(weights.are_equal("a", "same").unwrap());
+    assert!(!weights.are_equal("a", "other").unwrap());
+    assert!(!weights.are_equal("a", "short").unwrap());
+    assert!(weights.are_equal("a", "none").is_err());
+}

@@ -222,6 +222,102 @@ fn more_than_the_memory_of_this_machine() {
 }
 
 #[test]
+fn sizes_that_no_machine_has() {
+    for (key, size) in [
+        ("num_hidden_layers", 1u64 << 63),
+        ("hidden_size", (1 << 31) - 4),
+        ("hidden_size", 1 << 31),
+        ("intermediate_size", u64::MAX),
+        ("vocab_size", 1 << 40),
+    ] {
+        let dir = model_with("config.json", |text| {
+            let mut json: serde_json::Value = serde_json::from_str(&text).unwrap();
+            json[key] = size.into();
+            json.as_object_mut().unwrap().remove("layer_types");
+            json.to_string()
+        });
+        let run = base().args(["--model_name", dir.path().to_str().unwrap()]);
+        let (code, text) = run.fail();
+        assert_eq!(code, Some(1), "{text}");
+        assert!(!text.contains("panicked"), "{text}");
+        let is_said = ["config.json", "not enough memory"];
+        assert!(is_said.iter().any(|words| text.contains(words)), "{text}");
+        assert!(!run.dir().exists(), "an empty folder is left");
+    }
+    let run = base().args(["--batch_size", &u64::MAX.to_string()]);
+    expect(&run, 2, &["--batch_size", "tokens a step"]);
+}
+
+/// `ulimit -v` limits each worker, whatever the machine has.
+#[test]
+fn more_than_the_limit_of_address_space() {
+    let dir = model_with("config.json", |text| {
+        let mut json: serde_json::Value = serde_json::from_str(&text).unwrap();
+        json["intermediate_size"] = 60_000.into();
+        json.to_string()
+    });
+    let run = base().args(["--model_name", dir.path().to_str().unwrap()]);
+    let program = train(&run);
+    let output = std::process::Command::new("sh")
+        .args(["-c", "ulimit -v 4000000 && exec \"$0\" \"$@\""])
+        .arg(program.get_program())
+        .args(program.get_args())
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    println!("{text}");
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    for words in ["not enough memory", "ulimit -v", "GB"] {
+        assert!(text.contains(words), "{text}");
+    }
+}
+
+/// What nobody reads, and what the weights have instead of what the config says, is said in a line.
+#[test]
+fn weights_that_are_not_quite_as_the_config_says() {
+    let tiny = crate::tiny::Tiny::new("qwen2_untied");
+    let config = tiny.model().join("config.json");
+    let original = std::fs::read_to_string(&config).unwrap();
+    let with = |change: &dyn Fn(&mut serde_json::Value)| {
+        let mut json: serde_json::Value = serde_json::from_str(&original).unwrap();
+        change(&mut json);
+        std::fs::write(&config, json.to_string()).unwrap();
+        let run = Run::new("fsdp", 1, 1).args(tiny.args());
+        let output = train(&run.args(["--max_steps", "1"])).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        println!("{text}");
+        (output.status.code(), text)
+    };
+    let (code, text) = with(&|json| json["tie_word_embeddings"] = true.into());
+    assert_eq!(code, Some(0), "{text}");
+    assert!(
+        text.contains("lm_head.weight") && text.contains("NOT tied"),
+        "{text}"
+    );
+    let (code, text) = with(&|json| {
+        json["num_hidden_layers"] = 1.into();
+        json["layer_types"] = serde_json::json!(["full_attention"]);
+    });
+    assert_eq!(code, Some(0), "{text}");
+    let line = text.lines().find(|line| line.contains("not used"));
+    let line = line.unwrap_or_else(|| panic!("{text}"));
+    assert!(
+        line.contains("12 tensors") && line.contains("model.layers.1"),
+        "{line}"
+    );
+    // A bias that the family does not have: the weights compute something else.
+    let (code, text) = with(&|json| {
+        json["architectures"] = serde_json::json!(["LlamaForCausalLM"]);
+        json["model_type"] = "llama".into();
+    });
+    assert_eq!(code, Some(1), "{text}");
+    assert!(
+        text.contains("q_proj.bias") && text.contains("no place"),
+        "{text}"
+    );
+}
+
+#[test]
 fn a_port_that_is_taken() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();

@@ -253,21 +253,42 @@ fn a_sample_of_the_crash_matrix() {
 }
 
 #[test]
-#[ignore = "25 + 50 kills: cargo xtask test --long"]
+#[ignore = "25 + 50 kills: cargo xtask test --long, or as many as --kills says"]
 fn the_crash_matrix() {
     let expected = expected();
     let mut random = Random::from_environment();
-    for moment in MOMENTS {
-        for victim in VICTIMS {
-            let delay = Duration::from_micros(random.below(3000));
-            crash(victim, moment, delay, &expected);
+    // An hour has 300 of them or so.
+    let count = std::env::var("TANDEM_TEST_KILLS").ok();
+    let count = count.map_or(75, |text| {
+        text.parse().expect("TANDEM_TEST_KILLS is a number")
+    });
+    let matrix = MOMENTS
+        .into_iter()
+        .flat_map(|moment| VICTIMS.map(|victim| (victim, moment)));
+    let mut matrix = matrix.collect::<Vec<_>>().into_iter();
+    let mut lost = Vec::new();
+    for number in 1..=count {
+        let (victim, moment, delay) = match matrix.next() {
+            Some((victim, moment)) => (victim, moment, Duration::from_micros(random.below(3000))),
+            None => {
+                let victim = VICTIMS[random.below(5) as usize];
+                let moment = MOMENTS[random.below(5) as usize];
+                (victim, moment, Duration::from_millis(random.below(400)))
+            }
+        };
+        // One that fails says so above; the others of a long night are still worth knowing.
+        let ended = std::panic::catch_unwind(|| crash(victim, moment, delay, &expected));
+        if ended.is_err() {
+            lost.push(format!(
+                "kill {number}: {victim:?} {delay:?} after {moment:?}"
+            ));
         }
     }
-    for _ in 0..50 {
-        let victim = VICTIMS[random.below(5) as usize];
-        let moment = MOMENTS[random.below(5) as usize];
-        let delay = Duration::from_millis(random.below(400));
-        crash(victim, moment, delay, &expected);
+    match lost.as_slice() {
+        [] => println!(
+            "{count} kills; what was lost: nothing (every run has its {STEPS} losses bit for bit, and whole checkpoints)"
+        ),
+        lost => panic!("{count} kills; what was lost:\n{}", lost.join("\n")),
     }
 }
 

@@ -9,11 +9,16 @@ mod damage;
 mod demo;
 mod export;
 mod full_disk;
+// The fuzz tests use more of it.
+#[allow(dead_code)]
+#[path = "../fuzz/harness.rs"]
+mod harness;
 // That crate's tests use more of it.
 mod libtorch;
 #[allow(dead_code)]
 #[path = "../../../checkpoint/tests/checkpoint/moto.rs"]
 mod moto;
+mod mutants;
 mod names;
 mod network;
 mod object_storage;

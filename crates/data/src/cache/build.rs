@@ -35,7 +35,7 @@ pub(super) fn build_or_open(
     let _lock = FileLock::acquire(&lock_path, task).map_err(io_error("lock", &lock_path))?;
 
     let path = cache_dir.join(format!("{name}.tokens"));
-    match TokenCache::open(&path, Verify::Full) {
+    match TokenCache::open(&path, Verify::Full).and_then(|cache| cache.within(tokenizer)) {
         Ok(cache) => return Ok(cache),
         Err(CacheError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
         Err(error @ CacheError::Damaged { .. }) => tracing::warn!("{error}; building it again"),

@@ -109,11 +109,24 @@ pub(super) fn check(bytes: &[u8], verify: Verify) -> Result<(Header, Layout), &'
     if layout.ends.end != bytes.len() {
         return Err("its size does not fit its header");
     }
+    if header.separator > 1 {
+        return Err("it joins documents with more than one token");
+    }
     if verify == Verify::Full {
         let mut hasher = blake3::Hasher::new();
         hasher.update_rayon(&bytes[HEADER_BYTES..]);
         if *hasher.finalize().as_bytes() != header.body {
             return Err("its content does not fit its checksum");
+        }
+        // A hash proves nothing to who can write another one.
+        let mut ends = bytes[layout.ends.clone()].chunks_exact(8);
+        let last = ends.try_fold(0, |before, end| {
+            let mut number = [0; 8];
+            number.copy_from_slice(end);
+            Some(u64::from_ne_bytes(number)).filter(|end| *end > before)
+        });
+        if last != Some(header.tokens) {
+            return Err("its documents do not follow each other to the last token");
         }
     }
     Ok((header, layout))

@@ -1,7 +1,6 @@
 //! The files of a model.
 
 use std::collections::{BTreeSet, HashMap};
-use std::fs;
 use std::path::PathBuf;
 
 use serde::Deserialize;
@@ -9,6 +8,7 @@ use serde::Deserialize;
 use super::error::HubError;
 use super::snapshot::Snapshot;
 use crate::progress::Progress;
+use crate::small_file;
 
 /// Small files that describe a model and its tokenizer; all but the first may be missing.
 const DESCRIPTION: [&str; 5] = [
@@ -81,7 +81,8 @@ fn weight_files(
             file: INDEX,
             reason,
         };
-        let bytes = fs::read(path).map_err(|error| invalid(error.to_string()))?;
+        let bytes = small_file::read(&path, small_file::JSON_BYTES)
+            .map_err(|error| invalid(error.to_string()))?;
         let index: Index =
             serde_json::from_slice(&bytes).map_err(|error| invalid(error.to_string()))?;
         let files: BTreeSet<String> = index.weight_map.into_values().collect();

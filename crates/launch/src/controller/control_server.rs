@@ -7,6 +7,7 @@
 
 use super::run_lock::LockOwner;
 use crate::protocol::{Command, MAX_LINE_BYTES, Parsed, VERSION, WorkerEvent, encode, parse_event};
+use crate::small_file;
 use rustix::fd::{AsFd, BorrowedFd};
 use rustix::net::sockopt::socket_peercred;
 use rustix::process::geteuid;
@@ -192,7 +193,7 @@ fn is_abandoned(folder: &Path) -> bool {
     if !is_own_folder || !is_file() {
         return false;
     }
-    let owner = std::fs::read(&file)
+    let owner = small_file::read(&file)
         .ok()
         .and_then(|text| serde_json::from_slice::<LockOwner>(&text).ok());
     owner.is_some_and(|owner| !owner.may_be_alive())

@@ -5,6 +5,7 @@
 //! not exist any more has lost it.
 
 use crate::process_table::ProcessId;
+use crate::small_file;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -145,7 +146,7 @@ impl fmt::Display for LockOwner {
 
 /// Who holds, or held and did not leave in good order, the lock of `run_dir`.
 pub(super) fn owner_of(run_dir: &Path) -> Option<LockOwner> {
-    serde_json::from_slice(&std::fs::read(run_dir.join(FILE_NAME)).ok()?).ok()
+    serde_json::from_slice(&small_file::read(&run_dir.join(FILE_NAME)).ok()?).ok()
 }
 
 pub(super) fn host_name() -> String {

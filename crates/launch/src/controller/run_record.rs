@@ -8,6 +8,7 @@ use super::{LaunchSpec, RunFailure, RunState};
 use crate::env::RUN_DIR;
 use crate::output::redacted;
 use crate::process_table::{ProcessId, was_started_with};
+use crate::small_file;
 use jiff::Timestamp;
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde::{Deserialize, Serialize};
@@ -261,12 +262,12 @@ pub(super) fn summary(path: &Path) -> Option<(RunState, Option<String>, Option<u
         #[serde(default)]
         last_step: Option<u64>,
     }
-    let found: Summary = serde_json::from_slice(&std::fs::read(path).ok()?).ok()?;
+    let found: Summary = serde_json::from_slice(&small_file::read(path).ok()?).ok()?;
     Some((found.state, found.reason, found.last_step))
 }
 
 fn read(path: &Path) -> io::Result<Option<RecordFile>> {
-    match std::fs::read(path) {
+    match small_file::read(path) {
         Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes)?)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),

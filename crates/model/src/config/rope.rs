@@ -5,6 +5,9 @@ use serde_json::{Map, Value};
 
 use super::{ConfigError, Keys};
 
+/// What all supported families take without `rope_theta`.
+const DEFAULT_THETA: f64 = 10_000.0;
+
 /// Base frequency and scaling of the rotary embedding.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RopeConfig {
@@ -54,47 +57,82 @@ pub enum RopeScaling {
 
 impl RopeConfig {
     /// # Errors
-    /// When the type is not supported, or a number that it needs is missing.
+    /// When the type is not supported, or a number that it needs is missing or impossible.
     pub(super) fn from_json(
         json: &Map<String, Value>,
         max_position_embeddings: usize,
     ) -> Result<Self, ConfigError> {
+        let top = Keys(json);
         let empty = Map::new();
-        let object = |key: &str| json.get(key).and_then(Value::as_object);
-        let parameters = object("rope_parameters")
-            .or_else(|| object("rope_scaling"))
-            .unwrap_or(&empty);
-        let theta = match parameters.get("rope_theta") {
-            Some(_) => Keys(parameters).number_or("rope_theta", 10_000.0)?,
-            None => Keys(json).number_or("rope_theta", 10_000.0)?,
+        let parameters = top.object("rope_parameters")?;
+        // transformers takes the older name where both are there, and nothing at all of the newer one.
+        let older = top.object("rope_scaling")?.filter(|map| !map.is_empty());
+        if let (Some(older), Some(newer)) = (older, parameters) {
+            refuse_two_thetas(&top, older, newer)?;
+        }
+        let parameters = older.or(parameters).unwrap_or(&empty);
+        let keys = Keys(parameters);
+        if let Some((name, value)) = parameters.iter().find(|(_, value)| value.is_object()) {
+            return Err(ConfigError::Value {
+                key: "rope_parameters",
+                value: format!("{{{name:?}: {value}}}"),
+                expected: "one embedding for all layers is supported".to_owned(),
+            });
+        }
+        keys.must_be_number(
+            "partial_rotary_factor",
+            1.0,
+            "partial rotary embedding is not supported",
+        )?;
+        let theta = match keys.get("rope_theta") {
+            Some(_) => keys.positive("rope_theta")?,
+            None => top.positive_or("rope_theta", DEFAULT_THETA)?,
         };
-        let kind = parameters
-            .get("rope_type")
-            .or_else(|| parameters.get("type"))
-            .map_or(Some("default"), Value::as_str);
-        let required = |key: &'static str| -> Result<f64, ConfigError> {
-            parameters
-                .get(key)
-                .and_then(Value::as_f64)
-                .ok_or(ConfigError::Missing { key })
+        // What transformers, too, finds outside of the parameters.
+        let original_max_position = match top.get("original_max_position_embeddings") {
+            Some(_) => top.positive("original_max_position_embeddings")?,
+            None => keys.positive_or(
+                "original_max_position_embeddings",
+                max_position_embeddings as f64,
+            )?,
+        };
+        let kind = match keys.text("rope_type")? {
+            Some(kind) => kind,
+            None => keys.text("type")?.unwrap_or("default"),
         };
         let scaling = match kind {
-            Some("default") => RopeScaling::Default,
-            Some("linear") => RopeScaling::Linear {
-                factor: required("factor")?,
+            "default" => RopeScaling::Default,
+            // It begins to differ beyond max_position_embeddings, where no sequence is trained.
+            "dynamic" => {
+                keys.positive("factor")?;
+                RopeScaling::Default
+            }
+            "linear" => RopeScaling::Linear {
+                factor: keys.positive("factor")?,
             },
-            Some("llama3") => RopeScaling::Llama3 {
-                factor: required("factor")?,
-                low_freq_factor: required("low_freq_factor")?,
-                high_freq_factor: required("high_freq_factor")?,
-                original_max_position: required("original_max_position_embeddings")?,
-            },
-            Some("yarn") => yarn(parameters, max_position_embeddings)?,
+            "llama3" => {
+                let low_freq_factor = keys.positive("low_freq_factor")?;
+                let high_freq_factor = keys.positive("high_freq_factor")?;
+                if high_freq_factor <= low_freq_factor {
+                    return Err(ConfigError::Value {
+                        key: "high_freq_factor",
+                        value: high_freq_factor.to_string(),
+                        expected: format!("it must be above low_freq_factor = {low_freq_factor}"),
+                    });
+                }
+                RopeScaling::Llama3 {
+                    factor: keys.positive("factor")?,
+                    low_freq_factor,
+                    high_freq_factor,
+                    original_max_position,
+                }
+            }
+            "yarn" => yarn(&keys, theta, max_position_embeddings, original_max_position)?,
             other => {
                 return Err(ConfigError::Value {
                     key: "rope_type",
-                    value: other.unwrap_or("not a string").to_owned(),
-                    expected: "supported are default, linear, llama3 and yarn".to_owned(),
+                    value: other.to_owned(),
+                    expected: "supported are default, linear, dynamic, llama3 and yarn".to_owned(),
                 });
             }
         };
@@ -102,19 +140,49 @@ impl RopeConfig {
     }
 }
 
+/// Refuses a `rope_scaling` that would silently replace the base frequency beside it.
+fn refuse_two_thetas(
+    top: &Keys<'_>,
+    older: &Map<String, Value>,
+    newer: &Map<String, Value>,
+) -> Result<(), ConfigError> {
+    let given = Keys(newer).number_or("rope_theta", DEFAULT_THETA)?;
+    if Keys(older).get("rope_theta").is_some()
+        || top.get("rope_theta").is_some()
+        || given == DEFAULT_THETA
+    {
+        return Ok(());
+    }
+    Err(ConfigError::Value {
+        key: "rope_scaling",
+        value: "without rope_theta".to_owned(),
+        expected: format!(
+            "it replaces rope_parameters, whose rope_theta is {given}; write that into rope_scaling, or take one of the \
+             two out"
+        ),
+    })
+}
+
 fn yarn(
-    parameters: &Map<String, Value>,
+    keys: &Keys<'_>,
+    theta: f64,
     max_position_embeddings: usize,
+    original_max_position: f64,
 ) -> Result<RopeScaling, ConfigError> {
-    let keys = Keys(parameters);
+    if theta <= 1.0 {
+        return Err(ConfigError::Value {
+            key: "rope_theta",
+            value: theta.to_string(),
+            expected: "yarn needs a base above 1".to_owned(),
+        });
+    }
     let max_position = max_position_embeddings as f64;
-    let original_max_position = keys.number_or("original_max_position_embeddings", max_position)?;
-    let factor = keys.number_or("factor", max_position / original_max_position)?;
-    let attention_factor = match parameters.get("attention_factor").and_then(Value::as_f64) {
-        Some(given) => given,
+    let factor = keys.positive_or("factor", max_position / original_max_position)?;
+    let attention_factor = match keys.get("attention_factor") {
+        Some(_) => keys.positive("attention_factor")?,
         None => {
-            let mscale = keys.number_or("mscale", 0.0)?;
-            let mscale_all_dim = keys.number_or("mscale_all_dim", 0.0)?;
+            let mscale = keys.positive_unless_0("mscale", 0.0)?;
+            let mscale_all_dim = keys.positive_unless_0("mscale_all_dim", 0.0)?;
             if mscale != 0.0 && mscale_all_dim != 0.0 {
                 yarn_mscale(factor, mscale) / yarn_mscale(factor, mscale_all_dim)
             } else {
@@ -125,8 +193,8 @@ fn yarn(
     Ok(RopeScaling::Yarn {
         factor,
         attention_factor,
-        beta_fast: keys.number_or("beta_fast", 32.0)?,
-        beta_slow: keys.number_or("beta_slow", 1.0)?,
+        beta_fast: keys.positive_unless_0("beta_fast", 32.0)?,
+        beta_slow: keys.positive_unless_0("beta_slow", 1.0)?,
         original_max_position,
         truncate: keys.flag("truncate", true)?,
     })

@@ -34,6 +34,10 @@ pub fn lines(
                 ""
             },
         ),
+    ];
+    let notes = prepared.pretrained.iter().flat_map(|found| &found.notes);
+    lines.extend(notes.map(|note| format!("weights   {note}")));
+    lines.extend([
         format!(
             "mesh      {} workers = tp {} x dp {}; rows {}",
             mesh.world_size(),
@@ -46,7 +50,7 @@ pub fn lines(
             sharding(&engine.strategy, prepared.strategy.level)
         ),
         "plan      (tensor parallel)".to_owned(),
-    ];
+    ]);
     lines.extend(
         prepared
             .strategy

@@ -6,6 +6,9 @@ use tandem_model::Recompute;
 use super::{Compute, RunSpec};
 use crate::failure::{Failure, Outcome};
 
+/// A million times what is trained in a step today.
+const MAX_TOKENS_PER_STEP: usize = 1 << 44;
+
 impl RunSpec {
     /// Refuses what cannot be. From here on, the values are known to make sense together.
     ///
@@ -62,6 +65,23 @@ fn check_counts(spec: &RunSpec) -> Outcome<()> {
                 "--{flag} is 0; it must be at least 1"
             )));
         }
+    }
+    // Numbers of tokens and rows are multiplied and added from here on.
+    let factors = [
+        training.batch_size,
+        training.gradient_accumulation_steps,
+        engine.mesh.dp_size(),
+        seq_length,
+    ];
+    let tokens = factors.into_iter().try_fold(1, usize::checked_mul);
+    if tokens.is_none_or(|tokens| tokens > MAX_TOKENS_PER_STEP) {
+        return Err(Failure::usage(format!(
+            "--batch_size {} x --gradient_accumulation_steps {} x dp_size {} x --seq_length {seq_length} makes more than \
+             {MAX_TOKENS_PER_STEP} tokens a step, which no machine holds",
+            training.batch_size,
+            training.gradient_accumulation_steps,
+            engine.mesh.dp_size(),
+        )));
     }
     if training.num_epochs == 0 && training.max_steps == 0 {
         return Err(Failure::usage(

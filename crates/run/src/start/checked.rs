@@ -29,14 +29,19 @@ pub struct Checked {
 }
 
 impl Checked {
-    /// Opens the storage, looks whether it holds what the run needs, and prepares model and data.
-    pub fn new(spec: &RunSpec, environment: &Environment) -> Outcome<Self> {
+    /// Opens the storage, looks whether it holds what the run needs, and prepares model and data. `local_workers` as in
+    /// [`prepare`].
+    pub fn new(
+        spec: &RunSpec,
+        environment: &Environment,
+        local_workers: Option<usize>,
+    ) -> Outcome<Self> {
         let name = match spec.output.experiment.name.given() {
             Some(name) => name.to_owned(),
             None => experiment::generated_name(spec.compute.engine.strategy.entry_point()),
         };
         let storage = Storage::open(&spec.output, environment, &name)?;
-        match Self::in_storage(spec, environment, &storage, &name) {
+        match Self::in_storage(spec, environment, local_workers, &storage, &name) {
             Ok((prepared, display, resumed_at)) => Ok(Self {
                 name,
                 storage,
@@ -54,13 +59,14 @@ impl Checked {
     fn in_storage(
         spec: &RunSpec,
         environment: &Environment,
+        local_workers: Option<usize>,
         storage: &Storage,
         name: &str,
     ) -> Outcome<(Prepared, Display, Option<i64>)> {
         let run = storage.run(spec.checkpoints.kept.retention())?;
         let saved = saved_state(spec, storage, &run, name)?;
         let mut display = Display::new(spec.output.shown.log_interval);
-        let prepared = prepare(spec, environment, &mut display)?;
+        let prepared = prepare(spec, environment, local_workers, &mut display)?;
         display.finish();
         if let Some((location, state)) = &saved {
             check_same_run(state, &identity(spec, &prepared), location)?;

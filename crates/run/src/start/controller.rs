@@ -15,7 +15,6 @@ use tandem_trainer::{EventSink, TrainEvent};
 use crate::environment::{Environment, RESUMED_AT, TOKEN_CACHE};
 use crate::failure::Outcome;
 use crate::libtorch::Libtorch;
-use crate::prepare::check_memory;
 use crate::show::display::Display;
 use crate::show::reporter::from_message;
 use crate::show::summary;
@@ -27,8 +26,7 @@ use crate::start::local::{self, Supervision};
 pub fn run(spec: &RunSpec, args: &[OsString], environment: &Environment) -> Outcome<i32> {
     let num_workers = spec.compute.engine.mesh.world_size();
     let libtorch = Libtorch::ready(spec.compute.engine.device, num_workers)?;
-    let checked = Checked::new(spec, environment)?;
-    check_memory(&checked.prepared, num_workers)?;
+    let checked = Checked::new(spec, environment, Some(num_workers))?;
     checked.keep_configuration(spec)?;
     let Checked {
         name,

@@ -26,7 +26,7 @@ use python::Python;
 pub fn run(spec: &RunSpec, ray: &Ray, environment: &Environment) -> Outcome<i32> {
     let python = Python::find(environment)?;
     let program = worker_program(spec.compute.engine.strategy.entry_point())?;
-    let mut checked = Checked::new(spec, environment)?;
+    let mut checked = Checked::new(spec, environment, None)?;
     checked.keep_configuration(spec)?;
     let mut lines = vec![format!("cluster   Ray, {}", ray.address)];
     let location = &checked.storage.location;

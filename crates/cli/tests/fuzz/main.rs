@@ -1,0 +1,40 @@
+//! Every parser of bytes that come from elsewhere, against bytes that nobody wrote: `cargo xtask test fuzz`, and
+//! `cargo xtask test --long fuzz` for a minute each.
+
+#![allow(clippy::unwrap_used)] // a failed helper is a failed test
+
+mod checkpoints;
+mod control;
+mod data;
+// The test of whole runs uses more of it.
+#[allow(dead_code)]
+mod harness;
+mod models;
+
+macro_rules! targets {
+    ($($room:ident: $($name:ident)*;)*) => {
+        $($(
+            mod $name {
+                use super::{harness, $room};
+
+                #[test]
+                fn fuzz() {
+                    harness::short(stringify!($name), $room::seeds::$name(), &$room::$name);
+                }
+
+                #[test]
+                #[ignore = "a minute: cargo xtask test --long fuzz"]
+                fn fuzz_for_a_minute() {
+                    harness::long(stringify!($name), $room::seeds::$name(), &$room::$name);
+                }
+            }
+        )*)*
+    };
+}
+
+targets! {
+    models: config weights index tokenizer;
+    checkpoints: manifest commit snapshot;
+    data: token_cache text jsonl csv parquet gzip zstd;
+    control: events commands run_json;
+}

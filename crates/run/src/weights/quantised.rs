@@ -1,0 +1,48 @@
+//! Telling that weights are quantised, from what their tensors are and are called.
+
+use std::path::Path;
+
+use serde_json::Value;
+use tandem_checkpoint::{Dtype, HfWeights};
+
+/// Ends of names that only a quantised linear layer has, and what writes them.
+const ENDINGS: [(&str, &str); 9] = [
+    (".g_idx", "gptq"),
+    (".qweight", "gptq or awq"),
+    (".weight_packed", "compressed-tensors"),
+    (".weight_scale_inv", "fp8"),
+    (".weight_scale", "fp8"),
+    (".SCB", "bitsandbytes, 8 bits"),
+    (".absmax", "bitsandbytes, 4 bits"),
+    ("_blocks", "mxfp4"),
+    (".qzeros", "gptq or awq"),
+];
+
+/// How the weights are quantised; `None` when they are not.
+pub(super) fn how(weights: &HfWeights, folder: &Path) -> Option<String> {
+    let by_name = ENDINGS.iter().find_map(|(ending, what)| {
+        let mut names = weights.names();
+        names.any(|name| name.ends_with(ending)).then_some(*what)
+    });
+    let by_kind = || {
+        weights
+            .entries()
+            .find_map(|(name, _, entry)| match entry.dtype {
+                _ if !name.ends_with(".weight") => None,
+                Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16 => None,
+                Dtype::F8_E4M3 | Dtype::F8_E5M2 | Dtype::F8_E8M0 => Some("fp8".to_owned()),
+                other => Some(other.to_string()),
+            })
+    };
+    let seen = by_name.map(str::to_owned).or_else(by_kind)?;
+    Some(said_by_config(folder).unwrap_or(seen))
+}
+
+/// What config.json says of it.
+fn said_by_config(folder: &Path) -> Option<String> {
+    let text = std::fs::read(folder.join("config.json")).ok()?;
+    let config: Value = serde_json::from_slice(&text).ok()?;
+    let method = config["quantization_config"]["quant_method"].as_str()?;
+    let is_name = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    (method.len() < 40 && method.chars().all(is_name)).then(|| method.to_owned())
+}
