@@ -11,6 +11,7 @@ mod location;
 mod not_built;
 #[cfg(feature = "object-storage")]
 mod remote;
+mod watched;
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -22,6 +23,7 @@ pub use local::LocalStore;
 pub use location::{local_path, open_store};
 #[cfg(feature = "object-storage")]
 pub use remote::RemoteStore;
+pub use watched::{Lost, WatchedStore, mark_folder};
 
 /// A tree of files. Paths are relative, with `/` between names.
 ///
@@ -41,6 +43,37 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// # Errors
     /// The store refuses, or with [`PutMode::CreateNew`] the file is there already ([`StoreErrorKind::AlreadyExists`]).
     fn put(&self, path: &str, bytes: &[u8], mode: PutMode) -> Result<(), StoreError>;
+
+    /// A small file with what tells this version of it from all others; `None` when it is absent.
+    ///
+    /// # Errors
+    /// The store refuses, or it cannot tell versions apart ([`StoreErrorKind::Unsupported`]).
+    fn read_version(&self, path: &str) -> Result<Option<(Vec<u8>, Version)>, StoreError> {
+        Err(self.without_versions("read a version of", path))
+    }
+
+    /// Writes a small file where it is still the version `expected`, or, for `None`, still absent. Returns the new version.
+    ///
+    /// # Errors
+    /// Somebody else has written it ([`StoreErrorKind::AlreadyExists`]), and as [`Store::read_version`].
+    fn put_version(
+        &self,
+        path: &str,
+        _bytes: &[u8],
+        _expected: Option<&Version>,
+    ) -> Result<Version, StoreError> {
+        Err(self.without_versions("write a version of", path))
+    }
+
+    /// The error of a store that cannot tell versions apart.
+    fn without_versions(&self, operation: &'static str, path: &str) -> StoreError {
+        StoreError {
+            operation,
+            location: self.locate(path),
+            kind: StoreErrorKind::Unsupported,
+            source: "this storage cannot tell versions of a file apart".into(),
+        }
+    }
 
     /// Opens a file for positioned reads.
     ///
@@ -140,6 +173,15 @@ pub enum PutMode {
     CreateNew,
 }
 
+/// Tells one version of a file from all others. Object stores have an entity tag, a number, or both.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Version {
+    /// The entity tag.
+    pub e_tag: Option<String>,
+    /// The number.
+    pub number: Option<String>,
+}
+
 /// Something in a folder.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Listed {
@@ -190,6 +232,8 @@ pub enum StoreErrorKind {
     Denied,
     /// The file ends before what was to be read.
     TooShort,
+    /// The store cannot do this.
+    Unsupported,
     /// Anything else.
     Other,
 }

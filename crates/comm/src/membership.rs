@@ -16,6 +16,9 @@ use crate::shm::{self, SharedMemory};
 use crate::tcp::Tcp;
 use crate::world::{MeetingPoint, Transport, World};
 
+/// Why there is no shared memory where nobody could expect it.
+const DIFFERENT_HOSTS: &str = "the ranks are on different hosts";
+
 /// One creation of one group, seen from one member.
 pub(crate) struct Membership<'a> {
     pub(crate) context: Arc<GroupContext>,
@@ -103,7 +106,12 @@ impl<'a> Membership<'a> {
         match self.shared_memory()? {
             Ok(backend) => Ok(backend),
             Err(reason) if wanted == Transport::Auto => {
-                tracing::info!(group = %self.context.name, reason, "TCP instead of shared memory");
+                let group = &self.context.name;
+                if reason == DIFFERENT_HOSTS {
+                    tracing::info!(%group, reason, "TCP instead of shared memory");
+                } else {
+                    tracing::warn!(%group, reason, "TCP instead of shared memory, which is slower");
+                }
                 self.tcp()
             }
             Err(reason) => Err(self.no_shared_memory(reason)),
@@ -117,7 +125,7 @@ impl<'a> Membership<'a> {
             .iter()
             .any(|host| host.is_empty() || *host != hosts[0])
         {
-            return Ok(Err("the ranks are on different hosts".to_owned()));
+            return Ok(Err(DIFFERENT_HOSTS.to_owned()));
         }
         let size = self.context.size();
         let leads = self.context.rank == 0;

@@ -9,8 +9,10 @@ mod damage;
 mod demo;
 mod export;
 mod full_disk;
-// That crate's tests use more of it.
 mod libtorch;
+mod log;
+mod lost_folder;
+// That crate's tests use more of it.
 #[allow(dead_code)]
 #[path = "../../../checkpoint/tests/checkpoint/moto.rs"]
 mod moto;

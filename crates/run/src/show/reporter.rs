@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use tandem_launch::client::ControlClient;
-use tandem_launch::protocol::{Event as Message, Level, Metrics};
+use tandem_launch::protocol::{Event as Message, Level, Metrics, PHASE_TRAINING};
 use tandem_trainer::{Event, EventSink, StepMetrics};
 
 use crate::show::display::Display;
@@ -64,7 +64,7 @@ impl EventSink for Reporter<'_> {
                 } => {
                     *last_step = last;
                     control.send(&Message::Phase {
-                        name: "training".to_owned(),
+                        name: PHASE_TRAINING.to_owned(),
                     });
                 }
                 Event::Step(metrics) => control.send(&Message::Progress {
