@@ -28,7 +28,7 @@ Usage: cargo xtask <task>
                            With --torch, fetch and use that version (2.10 to 2.15); others that were fetched stay. With
                            --force, choose again even when a working one is there.
   test [--long] [--torch VERSION[,VERSION]...] [FILTER]
-                           Set up, then check formatting, lints and tidiness and run all tests, and some of them again
+                           Set up, then check formatting, lints, docs and tidiness and run all tests, and some of them again
                            with the oldest libtorch. --long adds the tests that take minutes; with FILTER, only tests
                            with that in their name run, and no lints. With --torch, run only the tests that depend on
                            libtorch, with each of these versions.
