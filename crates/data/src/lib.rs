@@ -20,8 +20,12 @@
 //! assert_eq!((sampler.steps_per_epoch(), sampler.total_steps()), (3, 6));
 //!
 //! // Every row comes once in an epoch, in an order that depends on the seed and the epoch alone.
-//! let begin = Position { epoch: 0, sample: 0 };
-//! let mut rows: Vec<u64> = sampler.samples(begin, 0..10).collect();
+//! let mut position = Position { epoch: 0, sample: 0 };
+//! let mut rows = Vec::new();
+//! while let Some(start) = sampler.next_batch(position).filter(|start| start.epoch == 0) {
+//!     rows.extend(sampler.samples(start, 0..sampler.global_batch()));
+//!     position = sampler.after(start);
+//! }
 //! rows.sort();
 //! assert_eq!(rows, (0..10).collect::<Vec<_>>());
 //! # Ok::<_, tandem_data::SamplerError>(())

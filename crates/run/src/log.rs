@@ -82,6 +82,7 @@ fn subscriber<W: io::Write>(
     let not_shown = filter_fn(move |metadata| !(is_shown && is_note(metadata)));
     let log = tracing_subscriber::fmt::layer()
         .with_ansi(false)
+        .log_internal_errors(false)
         .with_writer(writer)
         .with_filter(filter.and(not_shown));
     tracing_subscriber::registry()
@@ -185,10 +186,11 @@ impl io::Write for LogLine {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let text = String::from_utf8_lossy(bytes);
         let text = text.trim_end_matches('\n');
-        match self.0 {
-            Some(rank) => screen::line(&format!("rank {rank}: {text}"))?,
-            None => screen::line(text)?,
-        }
+        // What cannot be written is dropped, as all that nobody takes; the subscriber would panic over an error.
+        let _ = match self.0 {
+            Some(rank) => screen::line(&format!("rank {rank}: {text}")),
+            None => screen::line(text),
+        };
         Ok(bytes.len())
     }
 

@@ -67,6 +67,11 @@ fn a_driver_that_fails_decides_the_exit_code_and_one_that_breaks_is_quoted() {
             75,
             "saving checkpoint_7; --resume_from run continues",
         ),
+        (
+            "echo '{\"status\": \"stopped\", \"checkpoint\": null}'; exit 75",
+            75,
+            "stopped before there was anything to save",
+        ),
         ("echo Traceback; exit 3", 3, "exit code 3"),
         ("exit 0", 1, "before the run had an outcome"),
         ("kill -KILL $$", 137, "exit code 137"),

@@ -122,6 +122,13 @@ impl Display {
     }
 }
 
+impl Drop for Display {
+    /// Nobody is to write above a bar that is gone.
+    fn drop(&mut self) {
+        self.finish();
+    }
+}
+
 impl EventSink for Display {
     fn event(&mut self, event: Event) {
         match event {
