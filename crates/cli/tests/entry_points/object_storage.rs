@@ -1,5 +1,6 @@
 //! Checkpoints in S3: written, listed, continued from and exported as on a local disk.
 
+use std::io::{BufRead, BufReader};
 use std::process::Stdio;
 
 use std::time::Duration;
@@ -81,7 +82,9 @@ fn a_second_controller_with_the_same_prefix_is_refused_and_told_by_whom() {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    first.wait_for_steps(4);
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    let saved = lines.find(|line| line.as_ref().unwrap().starts_with("saved checkpoint_"));
+    assert!(saved.is_some(), "it ended without a checkpoint");
     let second = on_a_machine().args(["--resume_from", "run", "--max_steps", "5"]);
     let mut command = train(&second);
     command.envs(moto.options()).stderr(Stdio::piped());

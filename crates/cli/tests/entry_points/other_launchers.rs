@@ -173,7 +173,7 @@ fn one_signal_ends_a_rank_that_waits_for_the_others() {
     let variables = torchrun(4, 4, "127.0.0.1", free_port());
     let mut workers = Workers::start(&run, 1, variables, plain);
     workers.wait_for("joining ...");
-    demo::kill(workers.pid(0), "INT");
+    demo::kill(workers.pid(0), "TERM");
     let ended = workers.end_within(Duration::from_secs(60));
     assert_eq!(
         ended[0].code, None,
