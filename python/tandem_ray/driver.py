@@ -124,7 +124,7 @@ def trainer_for(request: Request) -> TandemTrainer:
 
 def _run(request: Request) -> dict[str, Any]:
     trainer = trainer_for(request)
-    _connect(request.ray.address)
+    _connect(request.ray.address, cpus_of_local(request))
     # Until `fit` handles it, SIGTERM ends the driver as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -142,9 +142,20 @@ def _run(request: Request) -> dict[str, Any]:
     }
 
 
-def _connect(address: str | None) -> None:
+def cpus_of_local(request: Request) -> int | None:
+    """How many CPUs a cluster that is started for this run says it has.
+
+    Enough for its workers: the local controller does not count cores either. `None` for a cluster that is there
+    already, or where the machine's own number is enough.
+    """
+    per_worker = 1.0 if request.ray.resources_per_worker is None else request.ray.resources_per_worker.get("CPU", 0.0)
+    needed = math.ceil(per_worker * request.num_workers)
+    return needed if request.ray.address == "local" and needed > (os.cpu_count() or 1) else None
+
+
+def _connect(address: str | None, cpus: int | None) -> None:
     try:
-        ray.init(address=address, logging_level=logging.WARNING, ignore_reinit_error=True)
+        ray.init(address=address, num_cpus=cpus, logging_level=logging.WARNING, ignore_reinit_error=True)
     except (ConnectionError, ray.exceptions.AuthenticationError) as error:
         raise ConnectionError(
             f"there is no Ray cluster at {address}: {error} Start one with `ray start --head` (and on other nodes `ray "

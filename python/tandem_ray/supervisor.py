@@ -24,6 +24,10 @@ _DRAIN_S: Final = 2.0
 # Ray acts on the first error that it sees, looking every 2 s. A failure that only follows from another rank's is held
 # back for that long and a little more, so that the error which ends the run is the root cause.
 SECONDARY_DELAY_S: Final = 5.0
+# The phase from which on a worker has something to save (crates/launch/PROTOCOL.md).
+_TRAINING: Final = "training"
+# How long the news that a worker has begun to train may be on its way.
+_LAST_NEWS_S: Final = 0.5
 # Ranks agree to stop: a worker may have left before its own supervisor has seen the request that another one passed on.
 STOP_NEWS_S: Final = 30.0
 
@@ -69,6 +73,10 @@ class Supervisor:
         self._stop_deadline: float | None = None
         self._asked_to_save = False
         self._saves_passed_on = 0
+        self._stop_seen = 0.0
+        # It has come to train: from then on a stop may have something to save.
+        self._trains = False
+        self._ended_before_training = False
         # Why this supervisor killed its worker, if it did.
         self._verdict: str | None = None
         self._log = RunLog(rank)
@@ -119,7 +127,13 @@ class Supervisor:
         now = self._clock()
         if self._stop_deadline is None and self._signs.stop_requested():
             self._stop_deadline = now + self._patience.stop_grace_s
+            self._stop_seen = now
             control.send("stop")
+        if self._stop_deadline is not None and not self._trains and now >= self._stop_seen + _LAST_NEWS_S:
+            # While ranks meet, load or tokenize there is nothing to save, and they do not listen.
+            self._ended_before_training = True
+            process.kill()
+            return
         if self._stop_deadline is not None and now >= self._stop_deadline:
             self._verdict = f"did not stop within {self._patience.stop_grace_s:g} s after it was asked to"
         if 0 < self._patience.hang_timeout_s <= now - self._last_sign:
@@ -152,7 +166,9 @@ class Supervisor:
                 self._log.message("warning", f"the worker speaks version {version} of the protocol, this is version 1")
             case Phase(name=name):
                 self._phase = name
+                self._trains = self._trains or name == _TRAINING
             case Progress():
+                self._trains = True
                 self._progress = event
                 if self._rank == 0:
                     self._log.progress(event)
@@ -169,16 +185,23 @@ class Supervisor:
             self._reporter.finish()
             return {"status": "stopped" if stopped else "finished", "metrics": self._last_metrics()}
         failure = self._failure(status, process)
+        if self._ended_before_training or (failure.secondary and self._is_ended_by_peers()):
+            self._reporter.finish()
+            return {"status": "stopped", "metrics": {}}
         if not self._killed.is_set():
             self._log.message("error", failure.message)
         if failure.secondary:
             self._killed.wait(SECONDARY_DELAY_S)
         raise WorkerFailedError(failure)
 
-    def _stop_was_requested(self) -> bool:
+    def _is_ended_by_peers(self) -> bool:
+        """Whether a worker that has done nothing yet lost its peers because their supervisors have heard of a stop."""
+        return self._progress is None and self._stop_was_requested(SECONDARY_DELAY_S)
+
+    def _stop_was_requested(self, patience_s: float = STOP_NEWS_S) -> bool:
         if self._stop_deadline is not None:
             return True
-        latest = time.monotonic() + STOP_NEWS_S
+        latest = time.monotonic() + patience_s
         while not self._signs.stop_requested():
             if time.monotonic() >= latest or self._killed.wait(_TICK_S):
                 return False

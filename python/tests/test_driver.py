@@ -116,6 +116,8 @@ def test_a_second_signal_ends_the_run_at_once(tmp_path: Path) -> None:
     driver = start(tmp_path, flags={"steps": 100000, "stubborn": True})
     workers = training(tmp_path, driver)
     driver.process.send_signal(signal.SIGINT)
+    wait_until("the first is heard", lambda: "Once more ends them at once" in driver.err.read_text())
+    # Within a second, a second one would be taken for the first: Ctrl-C can come twice.
     time.sleep(1.5)
     driver.process.send_signal(signal.SIGINT)
     code, outcome, _ = driver.finish()

@@ -107,6 +107,14 @@ def test_a_request_that_comes_before_the_worker_listens_is_not_lost(rig: Rig) ->
     assert rig.supervise("--steps", "100000", "--checkpoint_every", "0")["status"] == "stopped"
 
 
+def test_a_worker_that_does_not_train_yet_is_ended_at_once(rig: Rig) -> None:
+    rig.stop.set()
+    # It would ignore the request for ever, and the patience with it is an hour.
+    ending = rig.supervise("--steps", "100000", "--stubborn", "true", "--load_s", "1000", stop_grace_s=3600)
+    assert ending == {"status": "stopped", "metrics": {}}
+    assert rig.reports == []
+
+
 def test_a_worker_that_does_not_stop_in_time_is_killed(rig: Rig) -> None:
     rig.when_training(rig.stop.set)
     with pytest.raises(WorkerFailedError, match=r"did not stop within 0\.5 s after it was asked to, and was killed"):

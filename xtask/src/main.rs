@@ -28,7 +28,7 @@ Usage: cargo xtask <task>
                            With --torch, fetch and use that version (2.10 to 2.15); others that were fetched stay. With
                            --force, choose again even when a working one is there.
   test [--long [--kills N]] [--torch VERSION[,VERSION]...] [FILTER]
-                           Set up, then check formatting, lints and tidiness and run all tests, and some of them again
+                           Set up, then check formatting, lints, docs and tidiness and run all tests, and some of them again
                            with the oldest libtorch. --long adds the tests that take minutes, among them one that kills
                            as many processes as --kills says; with FILTER, only tests with that in their name run
                            (`fuzz`, `crash_matrix`), and no lints. With --torch, run only the tests that depend on

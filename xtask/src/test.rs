@@ -158,6 +158,10 @@ fn stages(workspace: &Workspace, options: &Options) -> Result<Vec<Stage>> {
             ],
         ));
     }
+    if options.filter.is_none() {
+        stages.push(docs(workspace));
+        stages.extend(licences(workspace));
+    }
     let mut tests = [
         stage(
             "xtask and tidy",
@@ -187,6 +191,28 @@ fn stages(workspace: &Workspace, options: &Options) -> Result<Vec<Stage>> {
     stages.extend(tests);
     stages.extend(python::stages(workspace, options)?);
     Ok(stages)
+}
+
+/// The documentation of our crates, in which a warning is mostly a link that leads nowhere. It reuses what the lints have
+/// compiled.
+fn docs(workspace: &Workspace) -> Stage {
+    let mut command = workspace.cargo();
+    command.args(["doc", "--no-deps"]).args(CRATES);
+    command.env("RUSTDOCFLAGS", "-D warnings");
+    Stage::new("docs", command)
+}
+
+/// Licences, bans and sources of dependencies (`deny.toml`), where cargo-deny is installed: it is no part of Rust, and the
+/// workflow always has it.
+fn licences(workspace: &Workspace) -> Option<Stage> {
+    let mut look = workspace.cargo();
+    look.args(["deny", "--version"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    let is_there = look.status().is_ok_and(|status| status.success());
+    let mut command = workspace.cargo();
+    command.args(["deny", "--offline", "check", "licenses", "bans", "sources"]);
+    is_there.then(|| Stage::new("dependencies", command))
 }
 
 /// Runs one stage, all of its commands even where one fails.

@@ -17,7 +17,41 @@
 //! 4. [`RunDir::register`] lists it and deletes what retention no longer wants.
 //!
 //! Loading is [`RunDir::latest`], [`RunDir::reader`], [`differences`] and [`Reader::read_many`] on every rank.
-//! `docs/checkpoint-format.md` describes the files.
+//! `docs/checkpoint-format.md` describes the files, and `examples/read_checkpoint.rs` reads those of a run.
+//!
+//! ```
+//! use std::sync::Arc;
+//! use tandem_checkpoint::{Piece, Role, RunDir, TensorSpec, TrainState, commit, store::LocalStore, write_shard};
+//! use tandem_mesh::ShardSlice;
+//!
+//! # let folder = tempfile::tempdir()?;
+//! # let folder = folder.path();
+//! let store = Arc::new(LocalStore::new(folder));
+//! let mut run = RunDir::open(store.clone(), Default::default())?;
+//!
+//! // Two ranks, each with two rows of one tensor.
+//! let shape = [4, 3];
+//! let data = [[1.0; 6], [2.0; 6]];
+//! let new = run.begin();
+//! let mut reports = Vec::new();
+//! for rank in 0..2 {
+//!     let slice = ShardSlice::narrow(&shape, 0, 2 * rank..2 * rank + 2);
+//!     let piece = Piece { tensor: "w", role: Role::Param, slice, data: &data[rank] };
+//!     reports.push(write_shard(store.as_ref(), &new.folder, rank, &[piece])?);
+//! }
+//! let spec = TensorSpec { name: "w".into(), shape: shape.to_vec(), roles: vec![Role::Param] };
+//! let state = TrainState { global_step: 7, ..TrainState::default() };
+//! commit(store.as_ref(), &new, &[spec], reports, state)?;
+//! run.register(&new.folder)?;
+//!
+//! // Any mesh may read it: here the second column, of which each rank wrote a half.
+//! let newest = run.latest().expect("a checkpoint");
+//! let column = ShardSlice::narrow(&shape, 1, 1..2);
+//! let mut out = [0.0; 4];
+//! run.reader(&newest.name)?.read("w", &Role::Param, &column, &mut out)?;
+//! assert_eq!((newest.global_step, out), (7, [1.0, 1.0, 2.0, 2.0]));
+//! # Ok::<_, Box<dyn std::error::Error>>(())
+//! ```
 
 mod background;
 mod commit;

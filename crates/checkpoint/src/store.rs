@@ -12,6 +12,7 @@ mod location;
 mod not_built;
 #[cfg(feature = "object-storage")]
 mod remote;
+mod watched;
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -24,6 +25,7 @@ pub use local::LocalStore;
 pub use location::{local_path, open_store};
 #[cfg(feature = "object-storage")]
 pub use remote::RemoteStore;
+pub use watched::{Lost, WatchedStore, mark_folder};
 
 /// The largest file that is read whole: the manifest of a checkpoint of 20 terabytes (70 bytes for every chunk), or ten times
 /// the largest tokenizer that is published.
@@ -47,6 +49,37 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// # Errors
     /// The store refuses, or with [`PutMode::CreateNew`] the file is there already ([`StoreErrorKind::AlreadyExists`]).
     fn put(&self, path: &str, bytes: &[u8], mode: PutMode) -> Result<(), StoreError>;
+
+    /// A small file with what tells this version of it from all others; `None` when it is absent.
+    ///
+    /// # Errors
+    /// The store refuses, or it cannot tell versions apart ([`StoreErrorKind::Unsupported`]).
+    fn read_version(&self, path: &str) -> Result<Option<(Vec<u8>, Version)>, StoreError> {
+        Err(self.without_versions("read a version of", path))
+    }
+
+    /// Writes a small file where it is still the version `expected`, or, for `None`, still absent. Returns the new version.
+    ///
+    /// # Errors
+    /// Somebody else has written it ([`StoreErrorKind::AlreadyExists`]), and as [`Store::read_version`].
+    fn put_version(
+        &self,
+        path: &str,
+        _bytes: &[u8],
+        _expected: Option<&Version>,
+    ) -> Result<Version, StoreError> {
+        Err(self.without_versions("write a version of", path))
+    }
+
+    /// The error of a store that cannot tell versions apart.
+    fn without_versions(&self, operation: &'static str, path: &str) -> StoreError {
+        StoreError {
+            operation,
+            location: self.locate(path),
+            kind: StoreErrorKind::Unsupported,
+            source: "this storage cannot tell versions of a file apart".into(),
+        }
+    }
 
     /// Opens a file for positioned reads.
     ///
@@ -164,6 +197,15 @@ pub enum PutMode {
     CreateNew,
 }
 
+/// Tells one version of a file from all others. Object stores have an entity tag, a number, or both.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Version {
+    /// The entity tag.
+    pub e_tag: Option<String>,
+    /// The number.
+    pub number: Option<String>,
+}
+
 /// Something in a folder.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Listed {
@@ -216,6 +258,8 @@ pub enum StoreErrorKind {
     TooShort,
     /// The file is larger than one of its kind may be.
     TooLarge,
+    /// The store cannot do this.
+    Unsupported,
     /// Anything else.
     Other,
 }

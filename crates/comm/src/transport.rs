@@ -17,7 +17,7 @@ use crate::group::process_group::ProcessGroup;
 use crate::group::queue::Backend;
 use crate::meet::config::Transport;
 use crate::meet::membership::Membership;
-use crate::transport::shm::SharedMemory;
+use crate::transport::shm::{DIFFERENT_HOSTS, SharedMemory};
 use crate::transport::tcp::Tcp;
 
 /// Creates this rank's end of a group of at least two ranks, for tensors in host memory or on a CUDA device.
@@ -48,7 +48,12 @@ fn on_host(
     match SharedMemory::join(context, membership)? {
         Ok(backend) => Ok(Box::new(backend)),
         Err(reason) if wanted == Transport::Auto => {
-            tracing::info!(group = %context.name, reason, "TCP instead of shared memory");
+            let group = &context.name;
+            if reason == DIFFERENT_HOSTS {
+                tracing::info!(%group, reason, "TCP instead of shared memory");
+            } else {
+                tracing::warn!(%group, reason, "TCP instead of shared memory, which is slower");
+            }
             Ok(Box::new(Tcp::connect(context, membership)?))
         }
         Err(reason) => Err(CommError::SharedMemory {

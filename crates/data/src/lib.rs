@@ -12,6 +12,25 @@
 //! loader     rows -> micro-batches of this rank      built ahead by a thread
 //! ```
 //!
+//! ```
+//! use tandem_data::{EpochLimit, Position, Sampler};
+//!
+//! // Ten rows, four in a step: the last of an epoch's three steps has the two that are left.
+//! let sampler = Sampler::of_all(10, 42, 4)?.limited(EpochLimit { epochs: 2, steps_per_epoch: None });
+//! assert_eq!((sampler.steps_per_epoch(), sampler.total_steps()), (3, 6));
+//!
+//! // Every row comes once in an epoch, in an order that depends on the seed and the epoch alone.
+//! let mut position = Position { epoch: 0, sample: 0 };
+//! let mut rows = Vec::new();
+//! while let Some(start) = sampler.next_batch(position).filter(|start| start.epoch == 0) {
+//!     rows.extend(sampler.samples(start, 0..sampler.global_batch()));
+//!     position = sampler.after(start);
+//! }
+//! rows.sort();
+//! assert_eq!(rows, (0..10).collect::<Vec<_>>());
+//! # Ok::<_, tandem_data::SamplerError>(())
+//! ```
+//!
 //! Nothing here knows tensors, models or process groups. The order of data depends on the seed alone, never on the
 //! mesh, so a run continues at the exact next sample on any other mesh.
 

@@ -63,6 +63,7 @@ fn model() -> Repository {
             .map(|(name, bytes)| (name.into(), bytes))
             .collect(),
         token: None,
+        is_gated: false,
     }
 }
 
@@ -227,6 +228,27 @@ fn the_token_is_sent() {
 }
 
 #[test]
+fn a_gated_model_says_where_to_ask_for_access() {
+    let (server, home) = (HubServer::start(), tempfile::tempdir().unwrap());
+    let gated = Repository {
+        is_gated: true,
+        ..model()
+    };
+    server.put("models/owner/model", gated);
+    let error = fetch(&hub(&server, home.path(), &[])).unwrap_err();
+    assert!(matches!(error, HubError::Gated { .. }), "{error}");
+    let message = error.to_string();
+    assert!(
+        message.contains("ask for access at http://127.0.0.1:"),
+        "{message}"
+    );
+    assert!(
+        message.contains("/owner/model, and set HF_TOKEN"),
+        "{message}"
+    );
+}
+
+#[test]
 fn answers_that_are_no_model_are_named() {
     let (server, home) = (HubServer::start(), tempfile::tempdir().unwrap());
     let hub = hub(&server, home.path(), &[]);
@@ -326,6 +348,7 @@ fn wikitext_is_known_by_its_short_name() {
         commit: COMMIT.into(),
         files: files.collect(),
         token: None,
+        is_gated: false,
     };
     server.put("datasets/Salesforce/wikitext", dataset);
     let hub = hub(&server, home.path(), &[]);

@@ -1,7 +1,8 @@
 //! A worker that trains nothing, and a controller around it, for the tests of this crate.
 //!
 //! `tandem-fake-worker worker SCRIPT`, `tandem-fake-worker controller SCRIPT`, the scripts in JSON, and
-//! `tandem-fake-worker alone`, which waits for a signal as a worker of another launcher does.
+//! `tandem-fake-worker alone`, which waits for a signal as a worker of another launcher does, and `tandem-fake-worker limits`,
+//! which looks whether it may have so many threads and descriptors.
 
 mod script;
 
@@ -18,6 +19,7 @@ use tandem_launch::client::ControlClient;
 use tandem_launch::controller::{Controller, LaunchSpec};
 use tandem_launch::env::{ATTEMPT, RUN_DIR, WorkerEnv, process_environment};
 use tandem_launch::exit_code;
+use tandem_launch::limits::{self, Need};
 use tandem_launch::parent::die_with_parent;
 use tandem_launch::protocol::{Metrics, WorkerEvent};
 
@@ -27,10 +29,19 @@ fn main() -> Result<(), Box<dyn Error>> {
         [mode] if mode == "alone" => wait_for_stop(),
         [mode, script] if mode == "worker" => work(&serde_json::from_str(script)?),
         [mode, script] if mode == "controller" => control(&serde_json::from_str(script)?),
-        _ => Err(
-            "usage: tandem-fake-worker worker|controller SCRIPT, or tandem-fake-worker alone"
-                .into(),
-        ),
+        [mode, threads, descriptors] if mode == "limits" => {
+            let need = Need {
+                threads: threads.parse()?,
+                stack: None,
+                descriptors: descriptors.parse()?,
+            };
+            if let Err(error) = limits::check(need) {
+                println!("{error}");
+                exit(exit_code::USAGE);
+            }
+            Ok(())
+        }
+        _ => Err("usage: tandem-fake-worker worker|controller SCRIPT, limits THREADS DESCRIPTORS, or alone".into()),
     }
 }
 
@@ -139,6 +150,9 @@ impl Worker<'_> {
             println!("child {}", child.id());
         }
         self.phase("loading");
+        while self.script.never_trains {
+            std::thread::sleep(Duration::from_secs(1));
+        }
         let first = self.last_checkpoint();
         self.phase("training");
         for step in first..self.script.steps {

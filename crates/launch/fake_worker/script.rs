@@ -14,6 +14,8 @@ pub struct Script {
     pub fault: Option<Fault>,
     /// Whether the other ranks notice the fault at once and report secondary errors.
     pub peers_notice: bool,
+    /// Load for ever, deaf to the command `stop`, as a worker is that waits for others.
+    pub never_trains: bool,
     /// Ignore SIGTERM.
     pub deaf: bool,
     /// Ignore the command `stop`.

@@ -50,6 +50,17 @@ pub struct ControlClient {
     requests: Requests,
 }
 
+/// Sends as [`ControlClient::send`] does.
+#[derive(Debug, Clone)]
+pub struct EventSender(Arc<Outbox>);
+
+impl EventSender {
+    /// Queues `event` for the controller.
+    pub fn send(&self, event: &Event) {
+        self.0.push(event);
+    }
+}
+
 #[derive(Debug)]
 struct Link {
     outbox: Arc<Outbox>,
@@ -100,6 +111,13 @@ impl ControlClient {
         if let Some(link) = &self.link {
             link.outbox.push(event);
         }
+    }
+
+    /// Something that sends from any thread, for as long as there is a connection; none without a controller.
+    #[must_use]
+    pub fn sender(&self) -> Option<EventSender> {
+        let link = self.link.as_ref()?;
+        Some(EventSender(Arc::clone(&link.outbox)))
     }
 
     /// Whether the controller asked to finish the step, save and exit.

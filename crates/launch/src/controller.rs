@@ -196,10 +196,15 @@ impl Run<'_> {
 
     fn restart_delay(&self, decision: Decision) -> Option<Duration> {
         match decision {
-            // Whoever asked to stop does not want to see a new start, whatever the policy says.
-            Decision::Restart { delay } if self.stop.is_none() => Some(delay),
+            // Whoever asked to stop does not want to see a new start, whatever the policy says; and where the run's folder is
+            // gone, new workers would hide by their own errors what the last ones have found.
+            Decision::Restart { delay } if self.stop.is_none() && self.has_folder() => Some(delay),
             _ => None,
         }
+    }
+
+    fn has_folder(&self) -> bool {
+        self.spec.run_dir.join(worker_log::FOLDER).is_dir()
     }
 
     fn abort(&mut self, signal: StopSignal, reason: String) -> RunEnd {

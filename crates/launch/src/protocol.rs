@@ -77,6 +77,9 @@ pub enum WorkerEvent {
     },
 }
 
+/// The name of the [phase](WorkerEvent::Phase) in which a worker trains. Before it, there is nothing that a stop could save.
+pub const PHASE_TRAINING: &str = "training";
+
 /// The importance of [`WorkerEvent::Message`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

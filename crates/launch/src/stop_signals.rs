@@ -56,6 +56,12 @@ impl StopFlag {
     }
 }
 
+/// Asks this process to stop, as SIGTERM from outside does.
+pub fn stop_this_process() {
+    // The only signal that could not be sent is one that does not exist.
+    let _ = signal_hook::low_level::raise(SIGTERM);
+}
+
 /// Whether whoever started this process wants it to outlive its terminal, as nohup does.
 pub(crate) fn hang_up_is_ignored() -> bool {
     std::fs::read_to_string("/proc/self/status").is_ok_and(|status| is_ignored(&status, SIGHUP))

@@ -286,6 +286,27 @@ fn outside_a_step_slurm_starts_no_worker() {
     }
 }
 
+/// Such as a container or a shell that has got a job's variables, but is no task of it: rank 0 would wait for the others in
+/// vain.
+#[test]
+fn slurms_variables_without_srun_are_explained() {
+    let message = refused(&changed(
+        SLURM,
+        &[
+            ("SLURM_STEP_ID", None),
+            ("SLURM_PROCID", Some("0")),
+            ("SLURM_NODEID", Some("0")),
+            ("SLURM_LOCALID", Some("0")),
+        ],
+    ));
+    assert_eq!(
+        message,
+        "the environment variable SLURM_STEP_ID is not set, but SLURM_PROCID is: srun sets both, so this process is none of \
+         its tasks, and nobody has started the other ranks. Start the workers with srun; or, to let this process start them, \
+         unset SLURM_PROCID"
+    );
+}
+
 #[test]
 fn broken_slurm_variables_are_named() {
     let cases: [(&str, Option<&str>); 10] = [

@@ -2,12 +2,28 @@
 //!
 //! Nothing here knows a command line. Whoever starts a run says so with a [`spec::RunSpec`], and gets back the exit code
 //! or a [`failure::Failure`].
+//!
+//! ```
+//! use tandem_run::spec::{Dtype, Fsdp, Strategy};
+//!
+//! let fsdp = Fsdp { autocast: true, reshard_after_forward: true, reduce_dtype: Dtype::Fp32 };
+//! let strategy = Strategy::Fsdp(fsdp);
+//! assert_eq!(strategy.entry_point(), "train_fsdp");
+//! assert!(strategy.check(Dtype::Bf16).is_ok());
+//!
+//! // What cannot be is refused, with what to do instead and the exit code of a wrong command line.
+//! let failure = strategy.check(Dtype::Fp32).unwrap_err();
+//! assert_eq!(failure.exit_code, 2);
+//! assert!(failure.message.contains("leave --autocast out"));
+//! ```
 
 pub mod engine;
 pub mod environment;
 pub mod failure;
 mod identity;
 pub mod libtorch;
+mod limits;
+pub mod log;
 mod model_files;
 mod prepare;
 pub mod ranks;

@@ -146,7 +146,7 @@ fn model(spec: &RunSpec, hub: &Hub, sink: &mut dyn EventSink) -> Outcome<(PathBu
     };
     let model_dir = hub
         .model_dir(model_name, weights, &mut Shown(sink, String::new()))
-        .map_err(Failure::other)?;
+        .map_err(|error| of_flag("model_name", error))?;
     let config = ModelConfig::from_dir(&model_dir)
         .and_then(|config| config.truncated(selection.num_layers))
         .map_err(Failure::other)?;
@@ -157,6 +157,11 @@ fn model(spec: &RunSpec, hub: &Hub, sink: &mut dyn EventSink) -> Outcome<(PathBu
         )));
     }
     Ok((model_dir, config))
+}
+
+/// The error of what a flag names.
+fn of_flag(flag: &str, error: impl std::fmt::Display) -> Failure {
+    Failure::other(format!("--{flag}: {error}"))
 }
 
 /// Refuses a run that the memory of this host, or a limit on it, cannot hold with `local_workers` of its workers.
@@ -181,8 +186,8 @@ pub fn check_memory(memory: &MemoryEstimate, local_workers: usize) -> Outcome<()
         };
         let gb = |bytes: u64| bytes as f64 / 1e9;
         return Err(Failure::other(format!(
-            "not enough memory: {local_workers} workers of about {:.2} GB each need {:.2} GB, and {:.2} GB {what}; \
-             use a larger --dp_size with train_fsdp, a larger --tp_size, --activation_checkpointing, a smaller --batch_size or \
+            "not enough memory: {local_workers} workers of about {:.2} GB each need {:.2} GB, and {:.2} GB {what};\n  \
+             use a larger --dp_size with train_fsdp, a larger --tp_size, --activation_checkpointing, a smaller --batch_size or\n  \
              --seq_length, or --num_layers",
             gb(each),
             gb(all),
@@ -231,7 +236,8 @@ fn token_cache(
             // In shared storage, all hosts of a cluster and all runs use one cache.
             let cache_dir = spec.output.local_folder().join("token_cache");
             let mut shown = Shown(sink, String::new());
-            let source = Source::resolve(&options, hub, &mut shown).map_err(Failure::other)?;
+            let source = Source::resolve(&options, hub, &mut shown)
+                .map_err(|error| of_flag("dataset_name", error))?;
             let cache = TokenCache::build_or_open(&source, &tokenizer, &cache_dir, &mut shown)
                 .map_err(Failure::other)?;
             let files = source.left_out().map(|files| format!("files: {files}"));

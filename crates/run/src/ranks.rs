@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::time::Duration;
 
 use tandem_comm::{ProcessGroup, RunSecret, World, WorldConfig, broadcast_bytes};
@@ -48,6 +49,7 @@ impl Ranks {
             .map_err(|error| Failure::usage(error.to_string()))?;
         limit_threads(env.local_world_size);
         memory::keep_freed();
+        let waiting = Waiting::begin(env);
         let connect = if env.beside_agent {
             World::connect_beside_agent
         } else {
@@ -67,6 +69,7 @@ impl Ranks {
             transport: network.transport,
         })
         .map_err(Failure::comm)?;
+        drop(waiting);
         let all: Vec<usize> = (0..mesh.world_size()).collect();
         let group = |name: &str, ranks: &[usize]| {
             world
@@ -141,6 +144,36 @@ fn read_small_file(path: &Path) -> std::io::Result<String> {
         )));
     }
     std::fs::read_to_string(path)
+}
+
+/// When a rank says that it is still alone.
+const WAITING: Duration = Duration::from_secs(10);
+
+/// Says once, after a while, what this rank waits for: that may be ranks which nobody starts.
+struct Waiting {
+    /// Nothing is ever sent: the other end is told by the drop.
+    _met: Sender<()>,
+}
+
+impl Waiting {
+    fn begin(env: &WorkerEnv) -> Self {
+        let (met, heard) = mpsc::channel::<()>();
+        let place = format!("{}:{}", env.master_addr, env.master_port);
+        let (size, source) = (env.world_size, env.source);
+        let wait = move || {
+            if let Err(RecvTimeoutError::Timeout) = heard.recv_timeout(WAITING) {
+                tracing::warn!(
+                    "still waiting for the others of {size} ranks at {place}; the environment says that {source:?} starts \
+                     them all: check that it does"
+                );
+            }
+        };
+        // Without it, only the words are missing.
+        let _ = std::thread::Builder::new()
+            .name("waiting".to_owned())
+            .spawn(wait);
+        Self { _met: met }
+    }
 }
 
 /// Ranks of one host share its cores: libtorch's and our own threads together are one per core.

@@ -11,6 +11,7 @@ use tandem_launch::tell;
 
 use crate::environment::Environment;
 use crate::failure::{Failure, Outcome};
+use crate::log;
 
 /// What this process is.
 pub enum Role {
@@ -26,17 +27,20 @@ pub enum Role {
 }
 
 impl Role {
-    /// Finds out from the environment.
+    /// Finds out from the environment, and starts the log of this process: from here on it is known where that goes.
     pub fn detect(environment: &Environment) -> Outcome<Self> {
         let lookup = &|name: &str| environment.get(name);
         die_with_parent(lookup).map_err(Failure::other)?;
-        match WorkerEnv::detect(lookup).map_err(|error| Failure::usage(error.to_string()))? {
-            None => Ok(Self::Controller),
+        let found = WorkerEnv::detect(lookup).map_err(|error| Failure::usage(error.to_string()))?;
+        let role = match found {
+            None => Self::Controller,
             Some(env) => {
                 let control = ControlClient::from_env(lookup, env.rank).map_err(Failure::other)?;
-                Ok(Self::Worker { env, control })
+                Self::Worker { env, control }
             }
-        }
+        };
+        log::start(environment, &role);
+        Ok(role)
     }
 }
 
@@ -66,12 +70,22 @@ pub fn end_worker(env: &WorkerEnv, control: ControlClient, result: Outcome<Ended
                     exit_code: failure.exit_code,
                 });
             }
-            tell!("rank {}: {}", env.rank, failure.message);
+            tell!("{}", in_own_words(env, &failure.message));
             failure.exit_code
         }
     };
     control.close();
     to_exit_code(code)
+}
+
+/// What a worker prints of its failure: with the rank where there are several and it does not speak of itself anyway.
+fn in_own_words(env: &WorkerEnv, message: &str) -> String {
+    let rank = env.rank;
+    match env.world_size {
+        1 => format!("error: {message}"),
+        _ if message.starts_with(&format!("rank {rank} ")) => format!("error: {message}"),
+        _ => format!("rank {rank}: {message}"),
+    }
 }
 
 /// Ends a command that is no worker.

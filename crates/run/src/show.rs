@@ -2,4 +2,5 @@
 
 pub mod display;
 pub mod reporter;
+pub mod screen;
 pub mod summary;

@@ -2,6 +2,7 @@
 
 mod checked;
 mod controller;
+mod lease;
 pub mod local;
 mod ray;
 

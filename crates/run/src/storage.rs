@@ -4,11 +4,13 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use tandem_checkpoint::store::{Lost, WatchedStore, mark_folder};
 use tandem_checkpoint::{Retention, RunDir, Store, local_path, open_store};
 use tandem_launch::experiment;
 
 use crate::environment::Environment;
 use crate::failure::{Failure, Outcome};
+use crate::ranks::Ranks;
 use crate::spec::Output;
 
 /// One experiment's places.
@@ -19,6 +21,8 @@ pub struct Storage {
     pub run_dir: PathBuf,
     /// How a person would name it.
     pub location: String,
+    /// Looks whether the folder is still the run's, where a worker is at work in it.
+    watch: Option<Arc<WatchedStore>>,
     /// Whether the local folder was not there before.
     is_new: bool,
 }
@@ -65,8 +69,36 @@ impl Storage {
             store: open_store(&location, environment.variables()).map_err(Failure::other)?,
             run_dir,
             location,
+            watch: None,
             is_new: false,
         })
+    }
+
+    /// From now on every save looks whether the run's folder is still the one it was, and goes to `--local_path` if not. Rank 0
+    /// marks the folder, and all others prove that they see the same one.
+    pub fn watched(self, output: &Output, ranks: &Ranks) -> Outcome<Self> {
+        if output.is_remote() {
+            return Ok(self);
+        }
+        let own = match ranks.everyone.rank() {
+            0 => mark_folder(&self.run_dir).map_err(Failure::other)?,
+            _ => String::new(),
+        };
+        let number = ranks.text_of_first(&own)?;
+        let name = self.run_dir.file_name().unwrap_or_default();
+        let refuge = std::path::absolute(output.local.local_path.join(name)).ok();
+        let watch = WatchedStore::open(&self.run_dir, &number, refuge).map_err(Failure::other)?;
+        let watch = Arc::new(watch);
+        Ok(Self {
+            store: Arc::clone(&watch) as Arc<dyn Store>,
+            watch: Some(watch),
+            ..self
+        })
+    }
+
+    /// What is known of the loss of the run's folder; `None` as long as it is there.
+    pub fn lost(&self) -> Option<&Lost> {
+        self.watch.as_ref()?.lost()
     }
 
     /// The experiment's checkpoints.
@@ -85,6 +117,29 @@ impl Output {
     fn is_remote(&self) -> bool {
         local_path(&self.experiment.storage_path).is_none()
     }
+}
+
+/// The error of a run whose folder is gone. `saved` is whether the last step's state is in the refuge.
+pub fn folder_lost(lost: &Lost, saved: bool) -> Failure {
+    let Lost {
+        root,
+        problem,
+        refuge,
+    } = lost;
+    let name = root.file_name().unwrap_or_default().to_string_lossy();
+    let remedy = match refuge.as_ref().and_then(|refuge| refuge.parent()) {
+        Some(folder) if saved => format!(
+            "the state is saved in {folder}: --storage_path {folder} --resume_from {name} goes on from there",
+            folder = folder.display()
+        ),
+        _ => "the state of the last steps could not be saved elsewhere (--local_path is for that); when the storage is back, \
+              --resume_from goes on from the newest checkpoint in it"
+            .to_owned(),
+    };
+    Failure::other(format!(
+        "the run's folder {} {problem}; {remedy}",
+        root.display()
+    ))
 }
 
 /// The error of a run that is not there.

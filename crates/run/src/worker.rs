@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use tandem_checkpoint::{CheckpointName, RunDir, TrainState};
 use tandem_comm::Observer;
@@ -21,6 +22,7 @@ use crate::engine::engine;
 use crate::environment::Environment;
 use crate::failure::{Failure, Outcome};
 use crate::identity::identity;
+use crate::limits;
 use crate::model_files;
 use crate::prepare::{Prepared, check_memory, prepare};
 use crate::ranks::Ranks;
@@ -29,7 +31,7 @@ use crate::session::Ended;
 use crate::show::reporter::{Reporter, saved_metrics};
 use crate::show::summary;
 use crate::spec::{Init, RunSpec};
-use crate::storage::{Storage, nothing_to_continue};
+use crate::storage::{Storage, folder_lost, nothing_to_continue};
 
 /// Trains to the end, or until it is asked to stop.
 pub fn run(
@@ -38,13 +40,13 @@ pub fn run(
     control: &ControlClient,
     environment: &Environment,
 ) -> Outcome<Ended> {
-    if !control.is_connected() {
-        // Nobody translates signals into commands, so they come here (torchrun, Slurm, Kubernetes).
-        control.stop_flag().set_by_signals()
-    } else {
-        control.stop_flag().set_by_hang_up()
+    if control.is_connected() {
+        control
+            .stop_flag()
+            .set_by_hang_up()
+            .map_err(cannot_handle)?;
     }
-    .map_err(|error| Failure::other(format!("cannot install signal handlers: {error}")))?;
+    limits::check_own(env)?;
     let mut reporter = Reporter::new(control, env.rank, spec.output.shown.log_interval);
     reporter.event(TrainEvent::Phase("preparing".to_owned()));
     let prepared = prepare(spec, environment, None, &mut reporter)?;
@@ -104,7 +106,7 @@ impl Worker<'_> {
             self.spec.identity.selection.seq_length,
             self.ranks,
         )?;
-        let storage = self.storage()?;
+        let storage = self.storage()?.watched(&self.spec.output, self.ranks)?;
         self.profile(&mut engine, &storage);
         let start = self.start(&mut engine, &storage, reporter)?;
         let end = self.train_from(start, &mut engine, &storage, reporter)?;
@@ -212,7 +214,16 @@ impl Worker<'_> {
             tokens_seen: state.tokens_seen,
             samples_seen: state.next_global_sample,
         };
+        if !self.control.is_connected() {
+            // Nobody translates signals into commands, so they come here (torchrun, Slurm, Kubernetes). Not before: as long as
+            // there is nothing to save, a signal ends this process at once.
+            self.control
+                .stop_flag()
+                .set_by_signals()
+                .map_err(cannot_handle)?;
+        }
         let mut checkpoints = self.checkpointer(start, engine, storage);
+        let look = Look::at(storage);
         let mut watcher = Watcher {
             sink: reporter,
             recorder: &mut recorder,
@@ -221,19 +232,25 @@ impl Worker<'_> {
                 self.ranks.world.set_step(step);
             },
             requests: &|| Requests {
-                stop: self.control.stop_requested(),
+                stop: self.control.stop_requested() || look.is_lost(),
                 save_now: self.control.take_save_now(),
             },
         };
-        train_loop(
+        let end = train_loop(
             engine,
             &mut loader,
             &settings,
             &mut checkpoints,
             counters,
             &mut watcher,
-        )
-        .map_err(Failure::train)
+        );
+        match (storage.lost(), end) {
+            (None, end) => end.map_err(Failure::train),
+            (Some(lost), Ok(_)) => Err(folder_lost(lost, true)),
+            // A peer's failure is the peer's to explain.
+            (Some(_), Err(error)) if error.comm_error().is_some() => Err(Failure::train(error)),
+            (Some(lost), Err(_)) => Err(folder_lost(lost, false)),
+        }
     }
 
     fn checkpointer(&self, start: Start, engine: &Engine, storage: &Storage) -> Checkpointer {
@@ -381,6 +398,36 @@ impl Worker<'_> {
         };
         Storage::open(output, environment, &name)
     }
+}
+
+/// Looks now and then whether the run's folder is there: the next save may be hours away, and all until then be lost.
+struct Look<'a> {
+    storage: &'a Storage,
+    last: Cell<Instant>,
+}
+
+/// A look costs two questions to the file system.
+const LOOK_INTERVAL: Duration = Duration::from_secs(2);
+
+impl<'a> Look<'a> {
+    fn at(storage: &'a Storage) -> Self {
+        Self {
+            storage,
+            last: Cell::new(Instant::now()),
+        }
+    }
+
+    fn is_lost(&self) -> bool {
+        if self.last.get().elapsed() < LOOK_INTERVAL {
+            return false;
+        }
+        self.last.set(Instant::now());
+        self.storage.lost().is_some()
+    }
+}
+
+fn cannot_handle(error: std::io::Error) -> Failure {
+    Failure::other(format!("cannot install signal handlers: {error}"))
 }
 
 fn ended(end: &LoopEnd) -> Ended {

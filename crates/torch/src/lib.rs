@@ -16,7 +16,7 @@
 //! stands above ours.
 //!
 //! # Example
-//! ```no_run
+//! ```
 //! use tandem_torch::{Device, Kind, Surroundings, Tensor};
 //!
 //! let torch = tandem_torch::open(&Surroundings::read())?;

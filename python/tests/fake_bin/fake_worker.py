@@ -42,9 +42,11 @@ def train(flags: argparse.Namespace, control: "Control", rank: int, peers: "Peer
     attempt = int(os.environ["TANDEM_ATTEMPT"])
     may_resume = attempt > 0 or flags.resume_from is not None
     first = newest_step(run_dir) + 1 if may_resume else 1
+    time.sleep(flags.load_s)
+    control.send(event="phase", name="training")
+    # Whoever sees this knows that the supervisor has been told.
     with (run_dir / f"fake_rank{rank}.jsonl").open("a") as diary:
         diary.write(json.dumps({"first": first, "pid": os.getpid(), "env": variables()}) + "\n")
-    control.send(event="phase", name="training")
     step = first - 1
     newest = f"checkpoint_{step:06}"
     if step > 0 and newest != os.environ["TANDEM_CHECKPOINT"]:
@@ -177,7 +179,7 @@ def parse_flags() -> argparse.Namespace:
         parser.add_argument(f"--{name}", type=int, required=True)
     for name, default in {"dp_size": 1, "zero_stage": 1, "steps": 4, "step_ms": 20, "checkpoint_every": 2}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
-    for name, default in {"fault_rank": -1, "fault_step": -1, "fault_attempts": 1}.items():
+    for name, default in {"load_s": 0, "fault_rank": -1, "fault_step": -1, "fault_attempts": 1}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--fault_kind", choices=["none", "error", "kill", "kill_parent", "exit", "hang", "usage"])
     parser.add_argument("--stubborn", choices=["true", "false"], default="false")

@@ -6,13 +6,15 @@ use std::sync::Arc;
 
 use object_store::path::Path;
 use object_store::{
-    Error, ObjectStore, ObjectStoreExt, PutMode as RemotePutMode, PutOptions, WriteMultipart,
+    Error, ObjectStore, ObjectStoreExt, PutMode as RemotePutMode, PutOptions, UpdateVersion,
+    WriteMultipart,
 };
 use rustls::crypto::ring;
 use tokio::runtime::{Builder, Runtime};
 use url::Url;
 
-use super::{Listed, PutMode, ReadAt, Store, StoreError, StoreErrorKind, Upload, join};
+use super::location::refused;
+use super::{Listed, PutMode, ReadAt, Store, StoreError, StoreErrorKind, Upload, Version, join};
 
 /// Parts of an upload that are in flight together: one connection does not fill the line.
 const PARTS_IN_FLIGHT: usize = 4;
@@ -146,6 +148,50 @@ impl Store for RemoteStore {
         result
             .map(|_| ())
             .map_err(|error| self.failed("write", path, error))
+    }
+
+    fn read_version(&self, path: &str) -> Result<Option<(Vec<u8>, Version)>, StoreError> {
+        let object = self.path(path);
+        let read = async {
+            let found = self.objects.get(&object).await?;
+            let version = Version {
+                e_tag: found.meta.e_tag.clone(),
+                number: found.meta.version.clone(),
+            };
+            Ok::<_, Error>((found.bytes().await?.to_vec(), version))
+        };
+        match self.runtime.block_on(read) {
+            Ok(found) => Ok(Some(found)),
+            Err(Error::NotFound { .. }) => Ok(None),
+            Err(error) => Err(self.failed("read", path, error)),
+        }
+    }
+
+    fn put_version(
+        &self,
+        path: &str,
+        bytes: &[u8],
+        expected: Option<&Version>,
+    ) -> Result<Version, StoreError> {
+        let mode = match expected {
+            None => RemotePutMode::Create,
+            Some(version) => RemotePutMode::Update(UpdateVersion {
+                e_tag: version.e_tag.clone(),
+                version: version.number.clone(),
+            }),
+        };
+        let object = self.path(path);
+        let put = self
+            .objects
+            .put_opts(&object, bytes.to_vec().into(), PutOptions::from(mode));
+        let written = self
+            .runtime
+            .block_on(put)
+            .map_err(|error| self.failed("write", path, error))?;
+        Ok(Version {
+            e_tag: written.e_tag,
+            number: written.version,
+        })
     }
 
     fn open(&self, path: &str) -> Result<Box<dyn ReadAt>, StoreError> {
@@ -290,6 +336,7 @@ fn failed(operation: &'static str, location: String, error: Error) -> StoreError
     let kind = match &error {
         Error::NotFound { .. } => StoreErrorKind::NotFound,
         Error::AlreadyExists { .. } | Error::Precondition { .. } => StoreErrorKind::AlreadyExists,
+        Error::NotImplemented { .. } | Error::NotSupported { .. } => StoreErrorKind::Unsupported,
         Error::PermissionDenied { .. } | Error::Unauthenticated { .. } => StoreErrorKind::Denied,
         _ => StoreErrorKind::Other,
     };

@@ -3,6 +3,7 @@
 
 mod background;
 mod damage;
+mod example;
 mod export;
 mod full_disk;
 mod killed;

@@ -8,7 +8,7 @@ use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::throttle::{ThrottleConfig, ThrottledStore};
 use tandem_checkpoint::store::{
-    Fault, FaultStore, LocalStore, PutMode, RemoteStore, Store, StoreErrorKind,
+    Fault, FaultStore, LocalStore, PutMode, RemoteStore, Store, StoreError, StoreErrorKind,
 };
 use tempfile::TempDir;
 
@@ -29,6 +29,7 @@ fn local_folder() {
 #[test]
 fn object_store_in_memory() {
     conforms(in_memory().as_ref());
+    versions(in_memory().as_ref());
     let root = RemoteStore::new(Arc::new(InMemory::new()), Path::default(), "memory://").unwrap();
     conforms(&root);
 }
@@ -56,6 +57,39 @@ fn a_fault_store_without_a_fault() {
 fn s3() {
     let moto = Moto::start();
     conforms(moto.store("conformance/prefix").as_ref());
+    versions(moto.store("versions/prefix").as_ref());
+}
+
+/// Of several that write one file, the one that has seen it as it is succeeds.
+fn versions(store: &dyn Store) {
+    assert_eq!(store.read_version("lease").expect("reads"), None);
+    let first = store.put_version("lease", b"a", None).expect("is absent");
+    let kind = |result: Result<_, StoreError>| result.expect_err("a refusal").kind;
+    let refused = StoreErrorKind::AlreadyExists;
+    assert_eq!(kind(store.put_version("lease", b"b", None)), refused);
+    let (bytes, seen) = store.read_version("lease").expect("reads").expect("a file");
+    assert_eq!((bytes.as_slice(), &seen), (&b"a"[..], &first));
+    let second = store
+        .put_version("lease", b"c", Some(&first))
+        .expect("the first version");
+    assert_ne!(second, first);
+    assert_eq!(
+        kind(store.put_version("lease", b"d", Some(&first))),
+        refused
+    );
+    let (bytes, _) = store.read_version("lease").expect("reads").expect("a file");
+    assert_eq!(bytes, b"c");
+    store.delete("lease").expect("deletes");
+}
+
+#[test]
+fn a_folder_has_no_versions() {
+    let folder = TempDir::new().unwrap();
+    let store = LocalStore::new(folder.path());
+    let error = store.read_version("lease").unwrap_err();
+    assert_eq!(error.kind, StoreErrorKind::Unsupported);
+    let error = store.put_version("lease", b"a", None).unwrap_err();
+    assert_eq!(error.kind, StoreErrorKind::Unsupported);
 }
 
 fn conforms(store: &dyn Store) {

@@ -26,7 +26,7 @@ with RANK and WORLD_SIZE set (torchrun), under Slurm or Open MPI, it is one work
 the workers on a Ray cluster.
 
 Ctrl-C, SIGTERM, SIGHUP (a terminal that is closed; not under nohup): all workers finish their step, save and leave; a
-second time: they leave at once. SIGUSR1: save now and go on.
+second time, or before training has begun: they leave at once. SIGUSR1: save now and go on.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 75 stopped after saving (--resume_from continues), 129 hung up, 130 interrupted
 and 143 terminated without saving.";
@@ -236,7 +236,8 @@ pub struct CommonFlags {
     #[arg(long, default_value = "/mnt/cluster_storage", help_heading = "Output")]
     pub storage_path: String,
 
-    /// Where logs, metrics and token caches are kept when the storage path is object storage.
+    /// Where logs, metrics and token caches are kept when the storage path is object storage; and where the state is saved when
+    /// a storage path that is a folder vanishes (unmounted, removed) while training.
     #[arg(long, default_value = "./runs", help_heading = "Output")]
     pub local_path: PathBuf,
 

@@ -336,4 +336,97 @@ fn a_port_that_is_taken() {
         text.contains(&port) && text.contains("MASTER_PORT"),
         "{text}"
     );
+    let last = text.lines().last().unwrap();
+    assert_eq!(
+        last,
+        format!(
+            "error: rank 0 cannot listen for the other ranks on port {port}: Address already in use (os error 98); another \
+             process, perhaps another run, uses the port: choose another MASTER_PORT"
+        )
+    );
+}
+
+/// What a person sees for the most frequent mistakes: every word of it.
+#[test]
+fn the_most_frequent_mistakes_are_two_or_three_clean_lines() {
+    let all = |run: Run| {
+        let (code, text) = run.fail();
+        (code.unwrap(), text)
+    };
+    let no_file = base().args(["--dataset_name", "/no/such/file.txt"]);
+    assert_eq!(
+        all(no_file),
+        (
+            1,
+            "error: --dataset_name: `/no/such/file.txt`: no such file or folder, and not a name on the hub (`name` or \
+             `owner/name`)\n"
+                .to_owned()
+        )
+    );
+    let unknown = model_with("config.json", |_| {
+        r#"{"architectures": ["GPT2LMHeadModel"]}"#.to_owned()
+    });
+    let (code, text) = all(base().args(["--model_name", unknown.path().to_str().unwrap()]));
+    assert_eq!((code, text.lines().count()), (1, 1), "{text}");
+    assert!(
+        text.starts_with("error: ")
+            && text.contains("\"GPT2LMHeadModel\" is not supported; supported are "),
+        "{text}"
+    );
+    assert_eq!(
+        all(base().args(["--tp_size", "2", "--dp_size", "2", "--num_workers", "3"])),
+        (
+            2,
+            "error: tp_size x dp_size = 2 x 2 = 4, but num_workers is 3; set --num_workers 4, or change --tp_size or --dp_size\n"
+                .to_owned()
+        )
+    );
+    let large = model_with("config.json", |text| {
+        let mut json: serde_json::Value = serde_json::from_str(&text).unwrap();
+        json["num_hidden_layers"] = 4000.into();
+        json["intermediate_size"] = 100_000.into();
+        json.as_object_mut().unwrap().remove("layer_types");
+        json.to_string()
+    });
+    let (code, text) = all(base().args(["--model_name", large.path().to_str().unwrap()]));
+    let lines: Vec<&str> = text
+        .lines()
+        .filter(|line| !line.ends_with(" ..."))
+        .collect();
+    assert_eq!((code, lines.len()), (1, 3), "{text}");
+    assert!(lines[0].starts_with("error: not enough memory: 1 workers of about "));
+    assert!(lines[0].ends_with(" GB are available here;"), "{text}");
+    assert_eq!(
+        lines[1..],
+        [
+            "  use a larger --dp_size with train_fsdp, a larger --tp_size, --activation_checkpointing, a smaller --batch_size or",
+            "  --seq_length, or --num_layers"
+        ]
+    );
+}
+
+/// What only the workers can find is said once, though each of them finds it and has it in its log.
+#[test]
+fn what_all_workers_find_is_said_once() {
+    let dir = model_with("config.json", |text| text);
+    let run = Run::new("fsdp", 1, 2).args(["--max_steps", "1", "--init", "pretrained"]);
+    let run = run.args(["--model_name", dir.path().to_str().unwrap()]);
+    let (code, text) = run.fail();
+    assert_eq!(code, Some(1));
+    let at = text.find("error: ").expect(&text);
+    let lines: Vec<&str> = text[at..].lines().collect();
+    let model = dir.path().display();
+    let problem =
+        format!("{model} holds neither model.safetensors nor model.safetensors.index.json");
+    let first = lines[0]["error: rank ".len()..].chars().next().unwrap();
+    let other = if first == '0' { '1' } else { '0' };
+    let log = run.dir().join(format!("logs/rank_{first}.log"));
+    assert_eq!(
+        lines,
+        [
+            format!("error: rank {first} failed: {problem} (exit code 1)"),
+            format!("  the same on rank {other}"),
+            format!("  log: {}", log.display()),
+        ]
+    );
 }

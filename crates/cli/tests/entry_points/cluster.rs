@@ -67,6 +67,11 @@ fn a_driver_that_fails_decides_the_exit_code_and_one_that_breaks_is_quoted() {
             75,
             "saving checkpoint_7; --resume_from run continues",
         ),
+        (
+            "echo '{\"status\": \"stopped\", \"checkpoint\": null}'; exit 75",
+            75,
+            "stopped before there was anything to save",
+        ),
         ("echo Traceback; exit 3", 3, "exit code 3"),
         ("exit 0", 1, "before the run had an outcome"),
         ("kill -KILL $$", 137, "exit code 137"),
@@ -82,18 +87,20 @@ fn a_driver_that_fails_decides_the_exit_code_and_one_that_breaks_is_quoted() {
 fn signals_reach_the_driver() {
     let run = ray_run();
     // The first is a request to stop, the second ends at once, as the real driver has it.
-    let script = "trap 'echo asked to stop; trap \"exit 130\" INT' INT; touch \"$0.ready\"; while :; do sleep 0.05; done";
+    let script = "trap 'echo asked to stop; trap \"exit 130\" INT; touch \"$0.asked\"' INT; touch \"$0.ready\"; \
+                  while :; do sleep 0.05; done";
     let mut child = on_ray(&run, script).spawn().unwrap();
     let ready = run.storage.path().join("python.ready");
     demo::wait_until("the driver is ready", || ready.exists());
     demo::kill(child.id(), "INT");
-    std::thread::sleep(Duration::from_millis(500));
+    let asked = run.storage.path().join("python.asked");
+    demo::wait_until("the driver has heard it", || asked.exists());
     assert!(
         child.try_wait().unwrap().is_none(),
         "it waits for the driver"
     );
     demo::kill(child.id(), "INT");
-    let (code, text) = demo::output_within(&mut child, Duration::from_secs(20));
+    let (code, text) = demo::output_within(&mut child, Duration::from_secs(60));
     assert_eq!(code, Some(130), "{text}");
     assert!(text.contains("asked to stop"), "{text}");
 }

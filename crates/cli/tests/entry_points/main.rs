@@ -13,8 +13,10 @@ mod full_disk;
 #[allow(dead_code)]
 #[path = "../fuzz/harness.rs"]
 mod harness;
-// That crate's tests use more of it.
 mod libtorch;
+mod log;
+mod lost_folder;
+// That crate's tests use more of it.
 #[allow(dead_code)]
 #[path = "../../../checkpoint/tests/checkpoint/moto.rs"]
 mod moto;

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use crate::demo::{self, train};
 use crate::workers::{
-    Workers, assert_as_local, assert_whole, clean, free_port, long, plain, short, torchrun,
+    Workers, assert_as_local, assert_begins_as_local, clean, free_port, long, plain, short,
+    torchrun,
 };
 
 #[test]
@@ -143,7 +144,7 @@ fn a_lost_worker_ends_the_others_promptly_and_by_name() {
     let mut workers = Workers::start(&run, 4, variables, plain);
     run.wait_for_steps(2);
     demo::kill(workers.pid(3), "KILL");
-    let ended = workers.end_within(Duration::from_secs(20));
+    let ended = workers.end_within(Duration::from_secs(60));
     for rank in &ended[..3] {
         assert_eq!(rank.code, Some(1));
         assert!(rank.text.contains("rank 3"), "{}", rank.text);
@@ -152,7 +153,8 @@ fn a_lost_worker_ends_the_others_promptly_and_by_name() {
 
 #[test]
 fn sigterm_lets_all_save_and_the_next_start_continues() {
-    let run = long();
+    // It does not end before the signals come, however late they are.
+    let run = long().args(["--max_steps", "1000000"]);
     let variables = torchrun(4, 4, "127.0.0.1", free_port());
     let mut workers = Workers::start(&run, 4, &variables, plain);
     run.wait_for_steps(3);
@@ -162,17 +164,56 @@ fn sigterm_lets_all_save_and_the_next_start_continues() {
     workers.all_end_with(75);
     let done = demo::losses(&run.dir()).len();
     println!("stopped after step {done}");
+    let run = run.args(["--max_steps", &(done + 4).to_string()]);
     Workers::start(&run, 4, &variables, plain).succeed();
-    assert_whole(&run);
+    assert_begins_as_local(&run, done + 4);
 }
 
 #[test]
 fn a_signal_to_one_worker_stops_all() {
     // Whoever is told first, all leave after the same step.
-    let run = long();
+    let run = long().args(["--max_steps", "1000000"]);
     let variables = torchrun(4, 4, "127.0.0.1", free_port());
     let mut workers = Workers::start(&run, 4, &variables, plain);
     run.wait_for_steps(2);
     demo::kill(workers.pid(2), "TERM");
     workers.all_end_with(75);
+}
+
+/// As in a shell inside an allocation, or a container that has got a job's variables.
+#[test]
+fn a_jobs_variables_without_srun_are_explained_at_once() {
+    let run = short();
+    let variables = |_| {
+        [
+            ("SLURM_JOB_ID", "4242"),
+            ("SLURM_PROCID", "0"),
+            ("SLURM_NTASKS", "4"),
+            ("SLURM_LOCALID", "0"),
+            ("SLURM_NODELIST", "localhost"),
+        ]
+        .map(|(name, value)| (name, value.to_owned()))
+        .to_vec()
+    };
+    // Waiting for ranks that nobody starts takes five minutes.
+    let ended = Workers::start(&run, 1, variables, plain).end_within(Duration::from_secs(60));
+    assert_eq!(ended[0].code, Some(2));
+    let words = "srun sets both, so this process is none of its tasks";
+    assert!(ended[0].text.contains(words), "{}", ended[0].text);
+}
+
+/// A rank that waits for others has nothing to save: one signal ends it, by that signal.
+#[test]
+fn one_signal_ends_a_rank_that_waits_for_the_others() {
+    let run = short();
+    let variables = torchrun(4, 4, "127.0.0.1", free_port());
+    let mut workers = Workers::start(&run, 1, variables, plain);
+    workers.wait_for("joining ...");
+    demo::kill(workers.pid(0), "TERM");
+    let ended = workers.end_within(Duration::from_secs(60));
+    assert_eq!(
+        ended[0].code, None,
+        "ended by the signal: {}",
+        ended[0].text
+    );
 }

@@ -15,4 +15,5 @@ mod negotiate;
 mod segment;
 mod shared_memory;
 
+pub(crate) use join::DIFFERENT_HOSTS;
 pub(crate) use shared_memory::SharedMemory;

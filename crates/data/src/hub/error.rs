@@ -67,6 +67,17 @@ pub enum HubError {
         /// The HTTP status.
         status: u16,
     },
+    /// A repository whose owner decides who gets it.
+    #[error(
+        "{repo} is only for those whom its owner has granted access: ask for access at {page}, and set HF_TOKEN to a token of the \
+         account that has it"
+    )]
+    Gated {
+        /// The repository.
+        repo: String,
+        /// Its page.
+        page: String,
+    },
     /// The hub did not answer, or not in its protocol.
     #[error(
         "cannot reach {endpoint} for {repo}: {reason}; \
@@ -134,7 +145,6 @@ fn advice(status: u16) -> &'static str {
         401 => {
             "no such repository, or a private one: check the name, and set HF_TOKEN if it needs one"
         }
-        403 => "access is not granted: accept its terms on the hub, and set HF_TOKEN",
         404 => "no such repository: check the name",
         429 => "too many requests: wait, or set HF_TOKEN",
         500.. => "the hub has a problem: try again later",

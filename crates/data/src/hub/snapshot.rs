@@ -36,6 +36,7 @@ struct Remote {
     files: ApiRepo,
     main: CacheRepo,
     commit: String,
+    endpoint: String,
     _lock: FileLock,
 }
 
@@ -83,6 +84,7 @@ impl Snapshot {
             files: api.repo(Repo::with_revision(id.into(), repo_type, info.sha.clone())),
             main,
             commit: info.sha,
+            endpoint: settings.endpoint.clone(),
             _lock: lock,
         };
         Ok(Self {
@@ -145,7 +147,13 @@ impl Snapshot {
         remote
             .files
             .download_with_progress(file, download)
-            .map_err(|error| failed(error.to_string()))?;
+            .map_err(|error| match error.to_string() {
+                // Everybody may see what there is; the files are another matter.
+                text if text.contains("http status: 403") || text.contains("http status: 401") => {
+                    gated(&remote.endpoint, &self.name)
+                }
+                text => failed(text),
+            })?;
         if !path.exists() {
             return Err(failed("the hub sent another revision".into()));
         }
@@ -203,6 +211,16 @@ impl Snapshot {
     }
 }
 
+/// What the hub calls a repository that is not for everybody.
+const GATED: &str = "GatedRepo";
+
+fn gated(endpoint: &str, name: &str) -> HubError {
+    HubError::Gated {
+        repo: name.into(),
+        page: format!("{}/{name}", endpoint.trim_end_matches('/')),
+    }
+}
+
 fn api(settings: &Settings, name: &str) -> Result<Api, HubError> {
     ApiBuilder::from_cache(Cache::new(settings.cache_dir.clone()))
         .with_endpoint(settings.endpoint.clone())
@@ -232,11 +250,16 @@ fn list(settings: &Settings, remote: &ApiRepo, name: &str) -> Result<RepoInfo, H
     let mut response = request
         .call()
         .map_err(|error| unreachable(error.to_string()))?;
+    let status = response.status().as_u16();
+    let code = response.headers().get("x-error-code");
+    if status == 403 || code.is_some_and(|code| code == GATED) {
+        return Err(gated(&settings.endpoint, name));
+    }
     if !response.status().is_success() {
         return Err(HubError::Refused {
             endpoint: settings.endpoint.clone(),
             repo: name.into(),
-            status: response.status().as_u16(),
+            status,
         });
     }
     response

@@ -19,6 +19,8 @@ pub struct Repository {
     pub files: HashMap<String, Vec<u8>>,
     /// The token without which it answers 401.
     pub token: Option<String>,
+    /// Everybody may see the list of files, and nobody gets one.
+    pub is_gated: bool,
 }
 
 #[derive(Default)]
@@ -181,6 +183,9 @@ fn respond(
     let Some(repository) = repositories.get(&name) else {
         return missing();
     };
+    if repository.is_gated {
+        return ("403 Forbidden\r\n".into(), Vec::new());
+    }
     let Some((revision, file)) = rest.split_once('/') else {
         return missing();
     };

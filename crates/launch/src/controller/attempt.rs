@@ -11,7 +11,7 @@ use super::{
     ControllerEvent, Failure, RankError, Run, RunFailure, RunState, StopSignal, WorkerExit,
 };
 use crate::exit_code;
-use crate::protocol::{Command, Metrics, WorkerEvent};
+use crate::protocol::{Command, Metrics, PHASE_TRAINING, WorkerEvent};
 use diagnosis::SETTLE;
 use rustix::process::Signal;
 use std::time::{Duration, Instant};
@@ -45,11 +45,15 @@ pub(super) struct Attempt<'r, 'a> {
 struct RankState {
     step: Option<u64>,
     phase: Option<String>,
+    /// It has come to train: from then on a stop may have something to save.
+    trains: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
 struct Stop {
     signal: StopSignal,
+    /// Whether the workers may finish their step and save.
+    graceful: bool,
     deadline: Instant,
     /// How often it was asked for.
     requests: u32,
@@ -136,10 +140,12 @@ impl<'r, 'a> Attempt<'r, 'a> {
             stop.requests += 1;
             return;
         }
-        let graceful = self.run.spec.graceful_stop;
+        // While ranks meet, load or tokenize there is nothing to save, and they do not listen.
+        let graceful = self.run.spec.graceful_stop && self.ranks.iter().any(|rank| rank.trains);
         self.run.stop = Some(signal);
         self.stop = Some(Stop {
             signal,
+            graceful,
             deadline: Instant::now() + self.run.spec.stop_grace,
             requests: 1,
         });
@@ -174,8 +180,14 @@ impl<'r, 'a> Attempt<'r, 'a> {
             alive => {
                 self.last_sign_of_life = Instant::now();
                 match alive {
-                    WorkerEvent::Progress { step, .. } => state.step = Some(*step),
-                    WorkerEvent::Phase { name } => state.phase = Some(name.clone()),
+                    WorkerEvent::Progress { step, .. } => {
+                        state.step = Some(*step);
+                        state.trains = true;
+                    }
+                    WorkerEvent::Phase { name } => {
+                        state.phase = Some(name.clone());
+                        state.trains |= name == PHASE_TRAINING;
+                    }
                     // Rank 0 speaks for the run; without it, whoever spoke first does.
                     WorkerEvent::Done { metrics }
                         if rank == 0 || self.metrics.as_ref().is_none() =>
@@ -195,7 +207,7 @@ impl<'r, 'a> Attempt<'r, 'a> {
     }
 
     fn is_out_of_patience(&self, stop: Stop) -> bool {
-        let is_patient = self.run.spec.graceful_stop && stop.requests == 1;
+        let is_patient = stop.graceful && stop.requests == 1;
         !is_patient || Instant::now() >= stop.deadline
     }
 

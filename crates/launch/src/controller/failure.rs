@@ -9,6 +9,7 @@
 
 use super::WorkerExit;
 use crate::exit_code;
+use crate::output::redacted;
 use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -152,16 +153,69 @@ impl fmt::Display for Failure {
         if let (Some(exit), FailureCause::Reported { .. }) = (self.exit, &self.cause) {
             write!(formatter, " ({exit})")?;
         }
-        for other in &self.others {
-            write!(formatter, "\n  then rank {}: {}", other.rank, other.message)?;
+        for (message, ranks) in self.others_by_message() {
+            let own =
+                matches!(&self.cause, FailureCause::Reported { message: own } if own == message);
+            match own {
+                true => write!(formatter, "\n  the same on {}", named(&ranks))?,
+                false => write!(formatter, "\n  then {}: {message}", named(&ranks))?,
+            }
         }
         if let Some(log) = &self.log {
             write!(formatter, "\n  log: {}", log.display())?;
         }
-        for line in &self.log_tail {
+        for line in self.news_of_log() {
             write!(formatter, "\n  | {line}")?;
         }
         Ok(())
+    }
+}
+
+impl Failure {
+    /// What other ranks reported, and which: what all say is said once.
+    fn others_by_message(&self) -> Vec<(&str, Vec<usize>)> {
+        let mut groups: Vec<(&str, Vec<usize>)> = Vec::new();
+        for other in &self.others {
+            match groups.iter_mut().find(|(text, _)| *text == other.message) {
+                Some((_, ranks)) => ranks.push(other.rank),
+                None => groups.push((&other.message, vec![other.rank])),
+            }
+        }
+        groups
+    }
+
+    /// The log's last lines without the worker's own report of the error at its end, which is shown already.
+    fn news_of_log(&self) -> &[String] {
+        let FailureCause::Reported { message } = &self.cause else {
+            return &self.log_tail;
+        };
+        // The log has no secrets.
+        let message = redacted(message);
+        let mut rest = self.log_tail.as_slice();
+        let mut report = message.lines().rev().peekable();
+        while let (Some(line), Some((last, before))) = (report.next(), rest.split_last()) {
+            let is_first = report.peek().is_none();
+            let is_same = match is_first {
+                // `rank 3: ` or `error: ` comes first.
+                true => last.ends_with(line),
+                false => last == line,
+            };
+            if !is_same {
+                return &self.log_tail;
+            }
+            rest = before;
+        }
+        rest
+    }
+}
+
+/// `rank 3`, or `ranks 0, 1 and 3`.
+fn named(ranks: &[usize]) -> String {
+    let words: Vec<String> = ranks.iter().map(usize::to_string).collect();
+    match words.split_last() {
+        Some((last, [])) => format!("rank {last}"),
+        Some((last, before)) => format!("ranks {} and {last}", before.join(", ")),
+        None => String::new(),
     }
 }
 
@@ -273,6 +327,36 @@ pub(super) mod tests {
             let found = root_cause(&signs).map(|(class, sign)| (class, sign.rank()));
             assert_eq!(found, Some(expected), "{signs:?}");
         }
+    }
+
+    #[test]
+    fn nothing_is_said_twice() {
+        let same = |rank| RankError {
+            message: "no such file\n  /data/x".into(),
+            ..error(rank, false)
+        };
+        let all_alike = Failure {
+            step: None,
+            rank: Some(0),
+            cause: FailureCause::Reported {
+                message: same(0).message,
+            },
+            log_tail: vec![
+                "WARN slow".into(),
+                "rank 0: no such file".into(),
+                "  /data/x".into(),
+            ],
+            others: vec![same(1), error(2, true), same(3), error(4, true)],
+            ..worker_failure()
+        };
+        assert_eq!(
+            all_alike.to_string(),
+            "rank 0 failed: no such file\n  /data/x (exit code 1)\n  \
+             the same on ranks 1 and 3\n  \
+             then ranks 2 and 4: rank 2 left during all_reduce #8\n  \
+             log: /runs/a/logs/rank_2.log\n  \
+             | WARN slow"
+        );
     }
 
     #[test]

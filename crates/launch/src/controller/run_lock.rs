@@ -116,7 +116,9 @@ impl Drop for RunLock {
 }
 
 impl LockOwner {
-    pub(super) fn this_process() -> Self {
+    /// This process, from now on.
+    #[must_use]
+    pub fn this_process() -> Self {
         let pid = std::process::id();
         Self {
             pid,
@@ -126,7 +128,9 @@ impl LockOwner {
         }
     }
 
-    pub(super) fn may_be_alive(&self) -> bool {
+    /// Whether the process may still exist: for certain it does not when it was on this host and is gone.
+    #[must_use]
+    pub fn may_be_alive(&self) -> bool {
         let process = ProcessId {
             pid: self.pid,
             start_ticks: self.start_ticks,

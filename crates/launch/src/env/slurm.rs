@@ -13,6 +13,10 @@ const FIRST_PORT: u64 = 10_000;
 /// ... and end below 32768, where Linux starts to hand out ephemeral ports.
 const PORTS: u64 = 20_000;
 
+/// What to do where variables of a job have come to a process that srun did not start.
+const NOT_A_TASK: &str = "srun sets both, so this process is none of its tasks, and nobody has started the other ranks. Start the \
+    workers with srun; or, to let this process start them, unset SLURM_PROCID";
+
 const REMEDY: &str = "start the workers with srun, which sets it";
 
 pub(super) fn detect(variables: &Variables<'_>) -> Result<Option<WorkerEnv>, EnvError> {
@@ -32,6 +36,10 @@ pub(super) fn detect(variables: &Variables<'_>) -> Result<Option<WorkerEnv>, Env
         None | Some(1) => return Ok(None),
         Some(tasks) => tasks,
     };
+    // What leaks into a shell, a container or a screen session is the batch script's, which is number 0.
+    if rank == 0 && variables.number("SLURM_STEP_ID")?.is_none() {
+        return require(None, "SLURM_STEP_ID", "SLURM_PROCID", NOT_A_TASK);
+    }
     let local_rank = require(
         variables.number("SLURM_LOCALID")?,
         "SLURM_LOCALID",

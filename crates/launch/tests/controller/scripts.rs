@@ -12,6 +12,7 @@ impl Script {
             fault: None,
             peers_notice: false,
             deaf: false,
+            never_trains: false,
             stubborn: false,
             with_child: false,
             outlives_parent: false,

@@ -58,6 +58,24 @@ fn without_grace_the_workers_end_at_once() {
 }
 
 #[test]
+fn before_training_one_signal_ends_the_run_at_once() {
+    let bench = Bench::new();
+    let mut controller = bench.start_controller(|script| script.worker.never_trains = true);
+    for _ in 0..3 {
+        controller.read_until("Phase { name: \"loading\"");
+    }
+    controller.signal(Signal::INT);
+    // The patience with a graceful stop is a minute, and nobody asks a second time.
+    let (output, errors, status) = controller.finish();
+    assert_eq!(status.code(), Some(130), "{output}{errors}");
+    assert!(output.contains("graceful: false"), "{output}");
+    bench.assert_nobody_is_left();
+    let record = bench.record();
+    assert_eq!(record["state"], "ABORTED");
+    assert_eq!(record["reason"], "SIGINT, before training began");
+}
+
+#[test]
 fn patience_with_a_graceful_stop_ends() {
     let bench = Bench::new();
     let mut controller = bench.start_controller(|script| {

@@ -5,8 +5,10 @@ use std::io::{Error, IsTerminal};
 use std::time::Duration;
 
 use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
-use tandem_launch::output::{redacted, to_stderr};
+use tandem_launch::output::redacted;
 use tandem_trainer::{EventSink, StepMetrics, TrainEvent};
+
+use crate::show::screen;
 
 /// Shows events on standard error (standard output stays free for results).
 pub struct Display {
@@ -37,24 +39,23 @@ impl Display {
         self.lost.take()
     }
 
-    fn print(&self, line: &str) {
-        if let Err(error) = to_stderr(format_args!("{line}")) {
+    /// Shows a line, above the bar if there is one.
+    pub fn line(&self, text: &str) {
+        if let Err(error) = screen::line(text) {
             // It is dropped: the run goes on without anybody who sees it.
             self.lost.borrow_mut().get_or_insert(error);
         }
     }
 
-    /// Shows a line, above the bar if there is one.
-    pub fn line(&self, text: &str) {
-        match &self.bar {
-            Some(bar) => bar.suspend(|| self.print(text)),
-            None => self.print(text),
-        }
+    fn set_bar(&mut self, bar: ProgressBar) {
+        screen::set_bar(Some(bar.clone()));
+        self.bar = Some(bar);
     }
 
     /// Takes the bar away, for what comes after the run.
     pub fn finish(&mut self) {
         if let Some(bar) = self.bar.take() {
+            screen::set_bar(None);
             bar.finish_and_clear();
         }
         self.preparing = None;
@@ -65,9 +66,9 @@ impl Display {
             self.finish();
             self.preparing = Some(what.to_owned());
             if self.is_terminal {
-                self.bar = Some(styled_bar(total, "{prefix} [{wide_bar}] {percent}%"));
+                self.set_bar(styled_bar(total, "{prefix} [{wide_bar}] {percent}%"));
             } else {
-                self.print(&format!("{what} ..."));
+                self.line(&format!("{what} ..."));
             }
         }
         if let Some(bar) = &self.bar {
@@ -90,7 +91,7 @@ impl Display {
         if self.is_terminal {
             let bar = styled_bar(last_step, "step {pos}/{len} [{wide_bar}] {eta} left  {msg}");
             bar.set_position(first_step.saturating_sub(1));
-            self.bar = Some(bar);
+            self.set_bar(bar);
         }
     }
 
@@ -107,7 +108,7 @@ impl Display {
                 if due {
                     let left = self.last_step.saturating_sub(metrics.step);
                     let left = Duration::from_secs_f64(left as f64 * metrics.step_time_s);
-                    self.print(&format!(
+                    self.line(&format!(
                         "step {}/{}  epoch {}  {}  {} left",
                         metrics.step,
                         self.last_step,
@@ -118,6 +119,13 @@ impl Display {
                 }
             }
         }
+    }
+}
+
+impl Drop for Display {
+    /// Nobody is to write above a bar that is gone.
+    fn drop(&mut self) {
+        self.finish();
     }
 }
 

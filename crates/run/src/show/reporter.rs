@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use tandem_launch::client::ControlClient;
-use tandem_launch::protocol::{Level, Metrics, WorkerEvent};
+use tandem_launch::protocol::{Level, Metrics, PHASE_TRAINING, WorkerEvent};
 use tandem_trainer::{EventSink, StepMetrics, TrainEvent};
 
 use crate::show::display::Display;
@@ -65,7 +65,7 @@ impl EventSink for Reporter<'_> {
                 } => {
                     *last_step = last;
                     control.send(&WorkerEvent::Phase {
-                        name: "training".to_owned(),
+                        name: PHASE_TRAINING.to_owned(),
                     });
                 }
                 TrainEvent::Step(metrics) => control.send(&WorkerEvent::Progress {

@@ -8,25 +8,30 @@ use std::time::Duration;
 
 use tandem_launch::controller::ControllerEvent;
 use tandem_launch::exit_code;
-use tandem_launch::protocol::WorkerEvent;
+use tandem_launch::protocol::{Level, WorkerEvent};
 use tandem_launch::tell;
 use tandem_trainer::{EventSink, TrainEvent};
 
 use crate::environment::{Environment, RESUMED_AT, TOKEN_CACHE};
 use crate::failure::Outcome;
 use crate::libtorch::Libtorch;
+use crate::limits;
+use crate::log::is_news;
 use crate::show::display::Display;
 use crate::show::reporter::from_message;
 use crate::show::summary;
 use crate::spec::RunSpec;
 use crate::start::checked::Checked;
+use crate::start::lease::Lease;
 use crate::start::local::{self, Supervision};
 
 /// Runs the whole training on this machine, with workers that get `args`. Returns the exit code.
 pub fn run(spec: &RunSpec, args: &[OsString], environment: &Environment) -> Outcome<i32> {
     let num_workers = spec.compute.engine.mesh.world_size();
     let libtorch = Libtorch::ready(spec.compute.engine.device, num_workers)?;
+    limits::check_all(num_workers)?;
     let checked = Checked::new(spec, environment, Some(num_workers))?;
+    let _lease = Lease::take(&checked.storage)?;
     checked.keep_configuration(spec)?;
     let Checked {
         name,
@@ -87,6 +92,21 @@ struct Show {
 impl Show {
     fn event(&mut self, event: &ControllerEvent) {
         match event {
+            ControllerEvent::Worker {
+                rank,
+                event:
+                    WorkerEvent::Message {
+                        level: Level::Warning,
+                        text,
+                    },
+            } => {
+                if is_news(text, Some(*rank)) {
+                    self.display.line(&match rank {
+                        0 => format!("warning: {text}"),
+                        _ => format!("warning: rank {rank}: {text}"),
+                    });
+                }
+            }
             ControllerEvent::Worker { rank: 0, event } => self.first_rank(event),
             ControllerEvent::Worker {
                 rank,

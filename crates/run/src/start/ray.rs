@@ -19,6 +19,7 @@ use crate::failure::{Failure, Outcome};
 use crate::show::summary;
 use crate::spec::{Ray, RunSpec};
 use crate::start::checked::Checked;
+use crate::start::lease::Lease;
 use crate::start::local;
 use python::Python;
 
@@ -27,6 +28,7 @@ pub fn run(spec: &RunSpec, ray: &Ray, environment: &Environment) -> Outcome<i32>
     let python = Python::find(environment)?;
     let program = worker_program(spec.compute.engine.strategy.entry_point())?;
     let mut checked = Checked::new(spec, environment, None)?;
+    let _lease = Lease::take(&checked.storage)?;
     checked.keep_configuration(spec)?;
     let mut lines = vec![format!("cluster   Ray, {}", ray.address)];
     let location = &checked.storage.location;
@@ -84,6 +86,9 @@ fn drive(python: &Python, request: &[u8], checked: &Checked) -> Outcome<i32> {
                 "done; metrics and checkpoints are in {}",
                 shown(&outcome["path"])
             );
+        }
+        (exit_code::STOPPED_AFTER_SAVING, Some(outcome)) if outcome["checkpoint"].is_null() => {
+            tell!("stopped before there was anything to save");
         }
         (exit_code::STOPPED_AFTER_SAVING, Some(outcome)) => tell!(
             "stopped after saving {}; --resume_from {name} continues",

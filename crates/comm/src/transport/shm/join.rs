@@ -8,6 +8,9 @@ use crate::meet::membership::Membership;
 use crate::transport::shm::negotiate::{Offer, accept, host_identity, offer};
 use crate::transport::shm::shared_memory::SharedMemory;
 
+/// Why there is no shared memory where nobody could expect it.
+pub(crate) const DIFFERENT_HOSTS: &str = "the ranks are on different hosts";
+
 impl SharedMemory {
     /// Shared memory, or why these members cannot share any. All members come to the same result.
     ///
@@ -26,7 +29,7 @@ impl SharedMemory {
             .iter()
             .any(|host| host.is_empty() || *host != hosts[0])
         {
-            return Ok(Err("the ranks are on different hosts".to_owned()));
+            return Ok(Err(DIFFERENT_HOSTS.to_owned()));
         }
         let size = context.size();
         let leads = context.rank == 0;

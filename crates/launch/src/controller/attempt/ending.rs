@@ -14,9 +14,12 @@ impl Attempt<'_, '_> {
     /// Ends the workers because somebody asked to stop and there is no more patience.
     pub(super) fn abort(mut self, stop: Stop) -> Result<AttemptEnd, RunFailure> {
         let signal = stop.signal;
-        let reason = if !self.run.spec.graceful_stop {
+        let reason = if !stop.graceful {
             self.end_workers(Signal::TERM)?;
-            format!("{signal}")
+            match self.run.spec.graceful_stop {
+                true => format!("{signal}, before training began"),
+                false => format!("{signal}"),
+            }
         } else if stop.requests > 1 {
             self.end_workers(Signal::KILL)?;
             format!("{signal}, then a second signal")
