@@ -5,7 +5,7 @@ use std::sync::Arc;
 use thiserror::Error;
 
 use crate::batch::IGNORED_LABEL;
-use crate::cache::TokenCache;
+use crate::cache::{Token, TokenCache};
 use crate::search::partition_index;
 
 /// Something that has rows of equal length.
@@ -144,11 +144,6 @@ impl TokenDataset {
         }
     }
 
-    fn fill_packed(&self, sample: u64, input_ids: &mut [i64]) {
-        self.cache
-            .copy_stream(sample * self.seq_length as u64, input_ids);
-    }
-
     /// The document of row `sample`: as many further on as there are short ones before it.
     fn document_of(short: &[u64], sample: u64) -> u64 {
         // Before short[k] there are short[k] - k rows, and that does not fall with k.
@@ -172,23 +167,21 @@ impl Rows for TokenDataset {
     fn fill(&self, sample: u64, input_ids: &mut [i64], labels: &mut [i64], mask: &mut [u8]) {
         match &self.layout {
             Layout::Packed => {
-                self.fill_packed(sample, input_ids);
-                labels.copy_from_slice(input_ids);
+                let start = sample * self.seq_length as u64;
+                self.cache.copy_stream(start, input_ids, labels);
                 mask.fill(1);
             }
             Layout::Padded { short, .. } => {
                 let document = self.cache.document(Self::document_of(short, sample));
-                let tokens = document.iter().copied().chain(self.cache.end_of_document());
+                let end = self.cache.end_of_document().map(Token::trained);
                 input_ids.fill(i64::from(self.cache.pad_id()));
                 labels.fill(IGNORED_LABEL);
                 mask.fill(0);
-                let mut kept = 0;
-                for (place, token) in input_ids.iter_mut().zip(tokens) {
-                    *place = i64::from(token);
-                    kept += 1;
+                for (place, token) in document.chain(end).take(self.seq_length).enumerate() {
+                    input_ids[place] = i64::from(token.id());
+                    labels[place] = token.label();
+                    mask[place] = 1;
                 }
-                labels[..kept].copy_from_slice(&input_ids[..kept]);
-                mask[..kept].fill(1);
             }
         }
     }

@@ -9,6 +9,9 @@ use serde_json::Value;
 use thiserror::Error;
 use tokenizers::Tokenizer as Pipeline;
 
+use crate::chat::Marked;
+use crate::example::Encoded;
+
 /// Files that name the EOS token, in the order in which they are asked.
 const EOS_FILES: [&str; 4] = [
     "tokenizer_config.json",
@@ -22,6 +25,7 @@ const EOS_FILES: [&str; 4] = [
 pub struct Tokenizer {
     pipeline: Pipeline,
     eos_id: u32,
+    eos_token: String,
     pad_id: u32,
     appends_eos: bool,
     /// Special tokens before and after a text; `None` where they are not that simple.
@@ -131,9 +135,11 @@ impl Tokenizer {
 
         let eos_id = find_eos(dir, &pipeline)?;
         let pad_id = special_token(dir, EOS_FILES[0], "pad_token", &pipeline)?.unwrap_or(eos_id);
+        let eos_token = pipeline.id_to_token(eos_id).unwrap_or_default();
         let mut tokenizer = Self {
             pipeline,
             eos_id,
+            eos_token,
             pad_id,
             appends_eos: false,
             around: None,
@@ -175,11 +181,38 @@ impl Tokenizer {
 
     fn encode_whole(&self, text: &str, with_special: bool) -> Result<Vec<u32>, TokenizerError> {
         let encoding = self.pipeline.encode_fast(text, with_special);
-        let encoding = encoding.map_err(|reason| TokenizerError::Encode {
-            beginning: text.chars().take(40).collect(),
-            reason: reason.to_string(),
-        })?;
+        let encoding = encoding.map_err(|reason| refused(text, &reason))?;
         Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The tokens of a text that holds its special tokens already, and which of them have at least one character of what is
+    /// trained; all are where `is_masked` is false.
+    pub(crate) fn encode_marked(
+        &self,
+        marked: &Marked,
+        is_masked: bool,
+    ) -> Result<Encoded, TokenizerError> {
+        let text = marked.text.as_str();
+        if !is_masked {
+            let tokens = self.encode_plain(text)?;
+            let trained = vec![true; tokens.len()];
+            return Ok(Encoded { tokens, trained });
+        }
+        let encoding = self.pipeline.encode_char_offsets(text, false);
+        let encoding = encoding.map_err(|reason| refused(text, &reason))?;
+        let is_trained = |&(start, end): &(usize, usize)| {
+            let mut spans = marked.spans.iter();
+            spans.any(|span| start < span.end && span.start < end)
+        };
+        Ok(Encoded {
+            tokens: encoding.get_ids().to_vec(),
+            trained: encoding.get_offsets().iter().map(is_trained).collect(),
+        })
+    }
+
+    /// The text of the token that ends a document.
+    pub fn eos_token(&self) -> &str {
+        &self.eos_token
     }
 
     /// The token that ends a document.
@@ -205,6 +238,13 @@ impl Tokenizer {
     /// Tokenizers with equal fingerprints give equal tokens.
     pub fn fingerprint(&self) -> &blake3::Hash {
         &self.fingerprint
+    }
+}
+
+fn refused(text: &str, reason: &tokenizers::Error) -> TokenizerError {
+    TokenizerError::Encode {
+        beginning: text.chars().take(40).collect(),
+        reason: reason.to_string(),
     }
 }
 
