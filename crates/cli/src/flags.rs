@@ -4,6 +4,7 @@
 pub mod checkpoints;
 pub mod choices;
 pub mod cluster;
+pub mod data;
 pub mod train;
 
 #[cfg(test)]
@@ -105,6 +106,10 @@ mod tests {
             "--recompute=full",
             "--loss_output_dir=d",
             "--network_interface=lo",
+            "--packing=false",
+            "--dataset_format=messages",
+            "--chat_template_path=t",
+            "--eos_token=e",
         ]);
         let object = |pointer: &str| written.pointer(pointer).unwrap().as_object().unwrap();
         let command = FsdpFlags::command();

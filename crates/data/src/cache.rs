@@ -15,7 +15,7 @@ use mmap_guard::FileData;
 use thiserror::Error;
 
 use crate::batch::IGNORED_LABEL;
-use crate::example::{Encoder, ExampleError};
+use crate::example::{Encoder, ExampleError, ExampleKind};
 use crate::progress::Progress;
 use crate::search::partition_index;
 use crate::source::{Source, SourceError};
@@ -105,7 +105,8 @@ pub enum CacheError {
     },
     /// Tokens, and none of them a target.
     #[error(
-        "dataset {place}: in none of its {documents} documents is anything trained: no message is the assistant's, or no          completion has text (--assistant_only_loss, --completion_only_loss)"
+        "dataset {place}: in none of its {documents} documents is anything trained: no message is the assistant's, or no \
+         completion has text (--assistant_only_loss, --completion_only_loss)"
     )]
     NothingTrained {
         /// What was asked for.
@@ -210,6 +211,15 @@ impl TokenCache {
         blake3::Hash::from_bytes(self.header.key)
             .to_hex()
             .to_string()
+    }
+
+    /// What the documents were.
+    pub fn kind(&self) -> ExampleKind {
+        let kinds = [ExampleKind::Messages, ExampleKind::PromptCompletion];
+        let known = kinds
+            .into_iter()
+            .find(|kind| *kind as u8 == self.header.kind);
+        known.unwrap_or(ExampleKind::Text)
     }
 
     /// Documents that have at least one token.

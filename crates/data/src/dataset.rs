@@ -6,6 +6,7 @@ use thiserror::Error;
 
 use crate::batch::IGNORED_LABEL;
 use crate::cache::{Token, TokenCache};
+use crate::example::ExampleKind;
 use crate::search::partition_index;
 
 /// Something that has rows of equal length.
@@ -31,7 +32,7 @@ pub trait Rows: Send + Sync {
 ///   what does not fill the last window is left out. Every position but a row's first is a target.
 /// - **Not packed**: one document a row, followed by EOS where there is room for it, truncated to `seq_length`, padded on
 ///   the right with labels that the loss ignores. EOS is a target like any other token, also where it is the token that
-///   pads. Documents that have fewer than two tokens with it have no target and no row.
+///   pads. Documents without a target within `seq_length` have no row.
 #[derive(Debug, Clone)]
 pub struct TokenDataset {
     cache: Arc<TokenCache>,
@@ -75,7 +76,10 @@ pub enum DatasetError {
         seq_length: usize,
     },
     /// Nothing to predict anywhere.
-    #[error("none of the {documents} documents has two tokens, the least that gives a target")]
+    #[error(
+        "none of the {documents} documents has a target: two tokens at least, of which one behind the first is trained, \
+         within seq_length"
+    )]
     NoTargets {
         /// Documents that have at least one token.
         documents: u64,
@@ -107,10 +111,12 @@ impl TokenDataset {
             Layout::Packed
         } else {
             let documents = cache.documents();
-            let end = usize::from(cache.end_of_document().is_some());
-            let short: Arc<[u64]> = (0..documents)
-                .filter(|&index| cache.document(index).len() + end < 2)
-                .collect();
+            let end = cache.end_of_document().map(Token::trained);
+            let has_target = |index: &u64| {
+                let row = cache.document(*index).chain(end).take(seq_length);
+                row.skip(1).any(Token::is_trained)
+            };
+            let short: Arc<[u64]> = (0..documents).filter(|index| !has_target(index)).collect();
             if short.len() as u64 == documents {
                 return Err(DatasetError::NoTargets { documents });
             }
@@ -124,6 +130,11 @@ impl TokenDataset {
             seq_length,
             layout,
         })
+    }
+
+    /// What the documents were.
+    pub fn kind(&self) -> ExampleKind {
+        self.cache.kind()
     }
 
     /// What the rows depend on, as text: equal fingerprints have equal rows. A resumed run compares it.
@@ -141,6 +152,14 @@ impl TokenDataset {
         match self.layout {
             Layout::Packed => 0,
             Layout::Padded { cut, .. } => cut,
+        }
+    }
+
+    /// Documents without a row, because no token of theirs in it would be trained.
+    pub fn untrained_documents(&self) -> u64 {
+        match &self.layout {
+            Layout::Packed => 0,
+            Layout::Padded { short, .. } => short.len() as u64,
         }
     }
 

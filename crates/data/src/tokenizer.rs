@@ -73,6 +73,12 @@ pub enum TokenizerError {
         /// The folder.
         dir: PathBuf,
     },
+    /// A token that somebody asked for.
+    #[error("--eos_token {token} is not in the vocabulary of tokenizer.json")]
+    NoSuchEos {
+        /// The token.
+        token: String,
+    },
     /// A special token outside the vocabulary.
     #[error("{} names `{token}` as {role}, which the vocabulary of tokenizer.json does not have", path.display())]
     UnknownToken {
@@ -152,6 +158,27 @@ impl Tokenizer {
         Ok(tokenizer)
     }
 
+    /// The same with another token that ends documents.
+    ///
+    /// # Errors
+    /// One that is not in the vocabulary.
+    pub fn with_eos(mut self, token: &str) -> Result<Self, TokenizerError> {
+        let id = self.pipeline.token_to_id(token);
+        let id = id.ok_or_else(|| TokenizerError::NoSuchEos {
+            token: token.into(),
+        })?;
+        if self.pad_id == self.eos_id {
+            self.pad_id = id;
+        }
+        (self.eos_id, self.eos_token) = (id, token.into());
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(self.fingerprint.as_bytes());
+        hasher.update(&id.to_le_bytes());
+        self.fingerprint = hasher.finalize();
+        self.appends_eos = self.encode("a")?.last() == Some(&id);
+        Ok(self)
+    }
+
     /// The tokens of one document, with the special tokens that the tokenizer itself puts around a text (for example
     /// Llama's BOS). A long one is taken in pieces, for the memory's sake, with the same tokens as a result.
     ///
@@ -208,6 +235,11 @@ impl Tokenizer {
             tokens: encoding.get_ids().to_vec(),
             trained: encoding.get_offsets().iter().map(is_trained).collect(),
         })
+    }
+
+    /// The text of tokens, special ones included; bytes that are no whole character are shown as such.
+    pub fn decode(&self, tokens: &[u32]) -> String {
+        self.pipeline.decode(tokens, false).unwrap_or_default()
     }
 
     /// The text of the token that ends a document.

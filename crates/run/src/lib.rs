@@ -5,11 +5,13 @@
 
 pub mod engine;
 pub mod environment;
+mod examples;
 pub mod failure;
 mod identity;
 pub mod libtorch;
 mod model_files;
 mod prepare;
+pub mod preview;
 pub mod ranks;
 mod resume;
 pub mod session;

@@ -38,6 +38,7 @@ use tandem_trainer::{SaveRule, Schedule, UpdateRule};
 
 pub use ray::{PlacementStrategy, Ray};
 pub use strategy::{DeepSpeed, Dtype, Fsdp, Strategy};
+pub use tandem_data::ExampleKind;
 
 /// A run.
 #[derive(Debug, Clone)]
@@ -71,6 +72,16 @@ pub struct Identity {
 pub struct Selection {
     /// The first so many layers; 0 is all.
     pub num_layers: usize,
+    /// The rows.
+    #[serde(flatten)]
+    pub data: Data,
+    /// Decides random weights and the order of the data.
+    pub seed: u64,
+}
+
+/// What the rows are made of.
+#[derive(Debug, Clone, Serialize)]
+pub struct Data {
     /// A name on the hub, or a file or folder.
     pub dataset_name: String,
     /// The data set's configuration on the hub.
@@ -79,14 +90,23 @@ pub struct Selection {
     pub dataset_split: String,
     /// The first so many percent of its documents.
     pub dataset_percentage: f64,
+    /// What its rows are; the columns tell where it is not said.
+    #[serde(serialize_with = "example_kind")]
+    pub dataset_format: Option<ExampleKind>,
     /// The column with the text.
     pub text_column: String,
-    /// Whether documents are joined and cut into rows.
-    pub packing: bool,
+    /// Of a prompt and its completion, train the completion alone.
+    pub completion_only_loss: bool,
+    /// Of a conversation, train what the assistant says alone.
+    pub assistant_only_loss: bool,
+    /// Another chat template than the tokenizer's.
+    pub chat_template_path: Option<PathBuf>,
+    /// Another token than the tokenizer's that ends a document.
+    pub eos_token: Option<String>,
+    /// Whether documents are joined and cut into rows; where it is not said, text is and conversations are not.
+    pub packing: Option<bool>,
     /// Tokens of a row.
     pub seq_length: usize,
-    /// Decides random weights and the order of the data.
-    pub seed: u64,
 }
 
 /// How a run computes.
@@ -397,6 +417,13 @@ fn object(section: &impl Serialize) -> Map<String, Value> {
         // Sections are structs with names for keys.
         other => unreachable!("a section is an object: {other:?}"),
     }
+}
+
+fn example_kind<S: Serializer>(
+    kind: &Option<ExampleKind>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    kind.map(ExampleKind::name).serialize(serializer)
 }
 
 fn device<S: Serializer>(device: &DeviceChoice, serializer: S) -> Result<S::Ok, S::Error> {

@@ -102,7 +102,7 @@ impl Worker<'_> {
             &self.spec.compute.engine,
             &self.prepared.config,
             self.prepared.strategy.clone(),
-            self.spec.identity.selection.seq_length,
+            self.spec.identity.selection.data.seq_length,
             self.ranks,
         )?;
         let storage = self.storage()?;

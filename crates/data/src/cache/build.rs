@@ -49,6 +49,7 @@ pub(super) fn build_or_open(
         eos_id: tokenizer.eos_id(),
         pad_id: tokenizer.pad_id(),
         separator: u64::from(!encoder.ends_documents()),
+        kind: encoder.kind() as u8,
         key: *key.as_bytes(),
         ..Header::default()
     };

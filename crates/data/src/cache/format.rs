@@ -32,6 +32,8 @@ pub(super) struct Header {
     pub(super) pad_id: u32,
     /// Tokens between documents: 1 (EOS), or 0 when the documents end with EOS themselves.
     pub(super) separator: u64,
+    /// What the documents were: an [`crate::ExampleKind`] as a number.
+    pub(super) kind: u8,
     pub(super) documents: u64,
     pub(super) tokens: u64,
     /// Tokens of them that are trained.
@@ -58,7 +60,8 @@ impl Header {
         bytes.extend(VERSION.to_ne_bytes());
         bytes.extend(self.eos_id.to_ne_bytes());
         bytes.extend(self.pad_id.to_ne_bytes());
-        bytes.extend((self.separator as u32).to_ne_bytes());
+        bytes.extend((self.separator as u16).to_ne_bytes());
+        bytes.extend(u16::from(self.kind).to_ne_bytes());
         bytes.extend(self.documents.to_ne_bytes());
         bytes.extend(self.tokens.to_ne_bytes());
         bytes.extend(self.trained.to_ne_bytes());
@@ -89,7 +92,8 @@ impl Header {
         Ok(Self {
             eos_id: small_number(bytes, 12),
             pad_id: small_number(bytes, 16),
-            separator: u64::from(small_number(bytes, 20)),
+            separator: u64::from(u16::from_ne_bytes([bytes[20], bytes[21]])),
+            kind: u16::from_ne_bytes([bytes[22], bytes[23]]) as u8,
             documents: number(bytes, 24),
             tokens: number(bytes, 32),
             trained: number(bytes, 40),

@@ -46,7 +46,7 @@ impl RunSpec {
 
 fn check_counts(spec: &RunSpec) -> Outcome<()> {
     let Compute { engine, training } = &spec.compute;
-    let seq_length = spec.identity.selection.seq_length;
+    let seq_length = spec.identity.selection.data.seq_length;
     let at_least_one = [
         ("batch_size", training.batch_size as u64),
         (
@@ -123,7 +123,7 @@ fn check_ranges(spec: &RunSpec) -> Outcome<()> {
             )));
         }
     }
-    let percentage = spec.identity.selection.dataset_percentage;
+    let percentage = spec.identity.selection.data.dataset_percentage;
     if !(percentage > 0.0 && percentage <= 100.0) {
         return Err(Failure::usage(format!(
             "--dataset_percentage is {percentage}; it must be above 0 and at most 100"
