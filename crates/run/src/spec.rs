@@ -34,7 +34,7 @@ use tandem_comm::Transport;
 use tandem_mesh::DeviceMesh;
 use tandem_model::Recompute;
 use tandem_tensor::DeviceChoice;
-use tandem_trainer::{SaveRule, Schedule, UpdateRule};
+use tandem_trainer::{LearningRate, SaveRule, Schedule, UpdateRule};
 
 pub use ray::{PlacementStrategy, Ray};
 pub use strategy::{DeepSpeed, Dtype, Fsdp, Strategy};
@@ -183,8 +183,14 @@ pub struct Training {
     pub learning_rate: f64,
     /// Its shape after the warm-up.
     pub lr_scheduler: Schedule,
-    /// Steps in which it rises from 0.
+    /// Steps in which it rises.
     pub warmup_steps: u64,
+    /// The same as a part of all steps.
+    pub warmup_ratio: f64,
+    /// The last steps, in which `warmup_stable_decay` falls.
+    pub decay_steps: u64,
+    /// What is left of the peak at the end.
+    pub min_lr_ratio: f64,
     /// AdamW's, decoupled.
     pub weight_decay: f64,
     /// Decay of the first moment.
@@ -200,6 +206,19 @@ pub struct Training {
 }
 
 impl Training {
+    /// The learning rates of a run of this many steps.
+    pub fn learning_rate(&self, total_steps: u64) -> LearningRate {
+        let of_all = (total_steps as f64 * self.warmup_ratio).ceil() as u64;
+        LearningRate {
+            peak: self.learning_rate,
+            schedule: self.lr_scheduler,
+            warmup_steps: self.warmup_steps.max(of_all),
+            decay_steps: self.decay_steps,
+            min_lr_ratio: self.min_lr_ratio,
+            total_steps,
+        }
+    }
+
     /// How gradients become updates.
     pub fn update_rule(&self) -> UpdateRule {
         UpdateRule {

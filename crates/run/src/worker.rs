@@ -13,8 +13,8 @@ use tandem_launch::experiment;
 use tandem_launch::protocol::{Event as Message, Metrics};
 use tandem_parallel::RandomInit;
 use tandem_trainer::{
-    CheckpointSetup, Checkpointer, Engine, Event, EventSink, LearningRate, LoopEnd, LoopSettings,
-    Position, Profiler, Recorder, Requests, Watcher, train_loop,
+    CheckpointSetup, Checkpointer, Engine, Event, EventSink, LoopEnd, LoopSettings, Position,
+    Profiler, Recorder, Requests, Watcher, train_loop,
 };
 
 use crate::engine::engine;
@@ -259,12 +259,7 @@ impl Worker<'_> {
             limit => last_step.min(limit),
         };
         LoopSettings {
-            learning_rate: LearningRate {
-                peak: training.learning_rate,
-                schedule: training.lr_scheduler,
-                warmup_steps: training.warmup_steps,
-                total_steps: last_step,
-            },
+            learning_rate: training.learning_rate(last_step),
             rule: training.update_rule(),
             last_step,
             check_interval: training.check_interval,

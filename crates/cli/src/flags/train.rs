@@ -151,13 +151,25 @@ pub struct CommonFlags {
     #[arg(long, default_value_t = 1e-5, help_heading = "Training")]
     pub learning_rate: f64,
 
-    /// Shape of the learning rate after the warm-up: constant, linear or cosine.
+    /// Shape of the learning rate after the warm-up: constant, linear, cosine, cosine_with_min_lr or warmup_stable_decay.
     #[arg(long, default_value = "constant", help_heading = "Training")]
     pub lr_scheduler: Schedule,
 
     /// Steps in which the learning rate rises from 0.
     #[arg(long, default_value_t = 0, help_heading = "Training")]
     pub warmup_steps: u64,
+
+    /// The same as a part of all steps, rounded up.
+    #[arg(long, default_value_t = 0.0, help_heading = "Training")]
+    pub warmup_ratio: f64,
+
+    /// What is left of the learning rate at the end, as a part of its peak (cosine_with_min_lr, warmup_stable_decay).
+    #[arg(long, default_value_t = 0.0, help_heading = "Training")]
+    pub min_lr_ratio: f64,
+
+    /// The last steps of the run, in which warmup_stable_decay falls.
+    #[arg(long, default_value_t = 0, value_name = "N", help_heading = "Training")]
+    pub decay_steps: u64,
 
     /// Decoupled weight decay of AdamW, on all parameters.
     #[arg(long, default_value_t = 0.01, help_heading = "Training")]
@@ -341,6 +353,9 @@ impl CommonFlags {
             learning_rate: self.learning_rate,
             lr_scheduler: self.lr_scheduler,
             warmup_steps: self.warmup_steps,
+            warmup_ratio: self.warmup_ratio,
+            decay_steps: self.decay_steps,
+            min_lr_ratio: self.min_lr_ratio,
             weight_decay: self.weight_decay,
             adam_beta1: self.adam_beta1,
             adam_beta2: self.adam_beta2,
@@ -466,6 +481,17 @@ mod tests {
             (vec!["--learning_rate", "NaN"], "--learning_rate"),
             (vec!["--dataset_percentage", "101"], "--dataset_percentage"),
             (vec!["--adam_beta2", "1"], "--adam_beta2"),
+            (
+                vec!["--warmup_steps", "3", "--warmup_ratio", "0.1"],
+                "--warmup_ratio",
+            ),
+            (vec!["--warmup_ratio", "2"], "--warmup_ratio"),
+            (vec!["--min_lr_ratio", "0.1"], "cosine_with_min_lr"),
+            (vec!["--decay_steps", "3"], "warmup_stable_decay"),
+            (
+                vec!["--lr_scheduler", "warmup_stable_decay"],
+                "--decay_steps",
+            ),
             (vec!["--experiment_name", "a/b"], "experiment"),
             (
                 vec!["--resume_from", "a", "--experiment_name", "b"],
@@ -527,6 +553,7 @@ mod tests {
             "dataset_percentage",
             "dataset_split",
             "debug_steps",
+            "decay_steps",
             "device",
             "drop_last",
             "dtype",
@@ -540,6 +567,7 @@ mod tests {
             "max_failures",
             "max_grad_norm",
             "max_steps",
+            "min_lr_ratio",
             "num_epochs",
             "num_layers",
             "num_to_keep",
@@ -549,6 +577,7 @@ mod tests {
             "save_steps",
             "sequence_parallel",
             "text_column",
+            "warmup_ratio",
             "warmup_steps",
             "weight_decay",
         ];

@@ -2,8 +2,9 @@
 
 use tandem_launch::experiment;
 use tandem_model::Recompute;
+use tandem_trainer::Schedule;
 
-use super::{Compute, RunSpec};
+use super::{Compute, RunSpec, Training};
 use crate::failure::{Failure, Outcome};
 
 impl RunSpec {
@@ -14,6 +15,7 @@ impl RunSpec {
     pub fn checked(self) -> Outcome<Self> {
         check_counts(&self)?;
         check_ranges(&self)?;
+        check_schedule(&self.compute.training)?;
         let engine = &self.compute.engine;
         if engine.activation_checkpointing
             && engine
@@ -76,14 +78,44 @@ fn check_counts(spec: &RunSpec) -> Outcome<()> {
     Ok(())
 }
 
+/// What a schedule does not have is refused, and what it needs asked for.
+fn check_schedule(training: &Training) -> Outcome<()> {
+    let schedule = training.lr_scheduler;
+    let decays = schedule == Schedule::WarmupStableDecay;
+    let problem = if training.warmup_steps > 0 && training.warmup_ratio > 0.0 {
+        "--warmup_steps and --warmup_ratio say the same: pass one of them"
+    } else if training.min_lr_ratio > 0.0 && !schedule.has_min_lr() {
+        "--min_lr_ratio needs --lr_scheduler cosine_with_min_lr or warmup_stable_decay"
+    } else if training.decay_steps > 0 && !decays {
+        "--decay_steps needs --lr_scheduler warmup_stable_decay"
+    } else if decays && training.decay_steps == 0 {
+        "--lr_scheduler warmup_stable_decay needs --decay_steps, the last steps in which the rate falls"
+    } else {
+        return Ok(());
+    };
+    Err(Failure::usage(problem))
+}
+
 fn check_ranges(spec: &RunSpec) -> Outcome<()> {
     let training = &spec.compute.training;
-    let ranges: [(&str, f64, bool, &str); 6] = [
+    let ranges: [(&str, f64, bool, &str); 8] = [
         (
             "learning_rate",
             training.learning_rate,
             training.learning_rate > 0.0,
             "above 0",
+        ),
+        (
+            "warmup_ratio",
+            training.warmup_ratio,
+            (0.0..=1.0).contains(&training.warmup_ratio),
+            "from 0 to 1",
+        ),
+        (
+            "min_lr_ratio",
+            training.min_lr_ratio,
+            (0.0..=1.0).contains(&training.min_lr_ratio),
+            "from 0 to 1",
         ),
         (
             "weight_decay",
