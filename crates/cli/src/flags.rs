@@ -124,6 +124,8 @@ mod tests {
                 "ray_address" => "address",
                 // They end or only check.
                 "help" | "version" | "check_flags" => continue,
+                // All that it says is said by other flags.
+                "config" => continue,
                 same => same,
             };
             let places = ["", "/flags", "/run", "/ray"];

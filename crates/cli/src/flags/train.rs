@@ -75,6 +75,11 @@ pub struct FsdpFlags {
 #[derive(Debug, Clone, Args)]
 #[command(rename_all = "snake_case")]
 pub struct CommonFlags {
+    /// A .yaml, .toml or .json file with flags: their names without dashes, and their values. Flags on the command line win.
+    /// `run_config.json` of a run is such a file.
+    #[arg(long, value_name = "FILE", help_heading = "Model")]
+    pub config: Option<PathBuf>,
+
     /// A Hugging Face model: hub name, or folder with config.json, tokenizer.json and *.safetensors.
     #[arg(long, default_value = "Qwen/Qwen2-7B", help_heading = "Model")]
     pub model_name: String,
