@@ -4,6 +4,7 @@
 pub mod checkpoints;
 pub mod choices;
 pub mod cluster;
+pub mod data;
 pub mod train;
 
 #[cfg(test)]
@@ -106,6 +107,10 @@ mod tests {
             "--loss_output_dir=d",
             "--network_interface=lo",
             "--rendezvous_secret_file=f",
+            "--packing=false",
+            "--dataset_format=messages",
+            "--chat_template_path=t",
+            "--eos_token=e",
         ]);
         let object = |pointer: &str| written.pointer(pointer).unwrap().as_object().unwrap();
         let command = FsdpFlags::command();
@@ -120,6 +125,8 @@ mod tests {
                 "ray_address" => "address",
                 // They end or only check.
                 "help" | "version" | "check_flags" => continue,
+                // All that it says is said by other flags.
+                "config" => continue,
                 same => same,
             };
             let places = ["", "/flags", "/run", "/ray"];

@@ -2,6 +2,8 @@
 
 mod bench_step;
 mod checkpoint_location;
+mod config_file;
+mod data;
 mod doctor;
 mod export;
 mod flags;

@@ -14,6 +14,7 @@ use tandem_run::spec::wire;
 use tandem_run::start::local::{self, Supervision};
 
 use crate::bench_step::{self, BenchStepArgs};
+use crate::data::{self, DataCommand};
 use crate::doctor::{self, DoctorArgs};
 use crate::export::{self, ExportArgs};
 use crate::inspect::{self, InspectArgs};
@@ -36,6 +37,8 @@ enum Command {
     Export(ExportArgs),
     Inspect(InspectArgs),
     Doctor(DoctorArgs),
+    #[command(subcommand)]
+    Data(DataCommand),
     /// Measure this machine.
     #[command(subcommand)]
     Bench(Bench),
@@ -56,11 +59,13 @@ pub fn main(args: &[OsString], environment: &Environment) -> ExitCode {
         Err(failure) => end(Err(failure)),
         Ok(Role::Worker { env, control }) => {
             let result = match &cli.command {
-                Command::Export(_) | Command::Inspect(_) | Command::Doctor(_) | Command::Schema => {
-                    Err(Failure::usage(
-                        "export, inspect, doctor and schema are single processes; start them without RANK and WORLD_SIZE",
-                    ))
-                }
+                Command::Export(_)
+                | Command::Inspect(_)
+                | Command::Doctor(_)
+                | Command::Data(_)
+                | Command::Schema => Err(Failure::usage(
+                    "export, inspect, doctor, data and schema are single processes; start them without RANK and WORLD_SIZE",
+                )),
                 Command::Replay(args) => replay::run_worker(args, &env),
                 Command::Bench(Bench::Step(args)) => {
                     bench_step::run_worker(args, &env, environment)
@@ -77,6 +82,7 @@ pub fn main(args: &[OsString], environment: &Environment) -> ExitCode {
             Command::Export(args) => export::run(args, environment),
             Command::Inspect(args) => inspect::run(args, environment),
             Command::Doctor(args) => doctor::run(args, environment),
+            Command::Data(command) => data::run(command),
             Command::Bench(Bench::Step(own)) => bench_step::run(own, args),
             Command::Schema => print_schema(),
         }),

@@ -3,12 +3,13 @@
 use std::ffi::{OsStr, OsString};
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use tandem_launch::exit_code;
 use tandem_run::environment::Environment;
 use tandem_run::session::end;
 use tandem_run::start;
 
+use crate::config_file;
 use crate::flags::train::{DeepSpeedFlags, FsdpFlags};
 
 /// Which of the two.
@@ -38,6 +39,14 @@ impl EntryPoint {
 pub fn main(entry_point: EntryPoint, args: &[OsString], environment: &Environment) -> ExitCode {
     let name = entry_point.name();
     show_as(name);
+    let command = match entry_point {
+        EntryPoint::DeepSpeed => DeepSpeedFlags::command(),
+        EntryPoint::Fsdp => FsdpFlags::command(),
+    };
+    let args = match config_file::expand(&command, args) {
+        Ok(args) => args,
+        Err(failure) => return end(Err(failure)),
+    };
     let line = || std::iter::once(OsString::from(name)).chain(args.iter().cloned());
     let (check_flags, spec) = match entry_point {
         EntryPoint::DeepSpeed => {

@@ -15,11 +15,45 @@ use mmap_guard::FileData;
 use rayon::prelude::*;
 use thiserror::Error;
 
+use crate::batch::IGNORED_LABEL;
+use crate::example::{Encoder, ExampleError, ExampleKind};
 use crate::progress::Progress;
 use crate::search::partition_index;
 use crate::source::{Source, SourceError};
 use crate::tokenizer::{Tokenizer, TokenizerError};
 use format::{Header, Layout};
+
+/// Set in a stored token that is not trained.
+const UNTRAINED: u32 = 1 << 31;
+
+/// A token, and whether it is trained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Token(u32);
+
+impl Token {
+    /// A token that is trained.
+    pub fn trained(id: u32) -> Self {
+        Self(id)
+    }
+
+    /// Its number in the vocabulary.
+    pub fn id(self) -> u32 {
+        self.0 & !UNTRAINED
+    }
+
+    /// Whether it is a target.
+    pub fn is_trained(self) -> bool {
+        self.0 & UNTRAINED == 0
+    }
+
+    /// What the loss sees: its number, or [`IGNORED_LABEL`].
+    pub fn label(self) -> i64 {
+        match self.is_trained() {
+            true => i64::from(self.id()),
+            false => IGNORED_LABEL,
+        }
+    }
+}
 
 /// Tokens and the borders of documents, shared by all processes of a host through the page cache.
 #[derive(Debug)]
@@ -48,6 +82,39 @@ pub enum CacheError {
     /// A document could not be tokenized.
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
+    /// A row that is not what the others are.
+    #[error("row {document} of the dataset: {source}")]
+    Example {
+        /// Which, from 1.
+        document: u64,
+        /// What is wrong.
+        source: ExampleError,
+    },
+    /// A template that takes nothing.
+    #[error(
+        "dataset {place}: none of its {refused} conversations can be trained. The first of them, row {document}: {source}"
+    )]
+    AllRefused {
+        /// What was asked for.
+        place: String,
+        /// Conversations.
+        refused: u64,
+        /// The first, from 1.
+        document: u64,
+        /// Why.
+        source: ExampleError,
+    },
+    /// Tokens, and none of them a target.
+    #[error(
+        "dataset {place}: in none of its {documents} documents is anything trained: no message is the assistant's, or no \
+         completion has text (--assistant_only_loss, --completion_only_loss)"
+    )]
+    NothingTrained {
+        /// What was asked for.
+        place: String,
+        /// Documents.
+        documents: u64,
+    },
     /// Nothing to train on.
     #[error("dataset {place} is empty: none of its {documents} documents has a token")]
     Empty {
@@ -77,7 +144,7 @@ pub enum CacheError {
 }
 
 impl TokenCache {
-    /// The cache of `source` as `tokenizer` sees it, below `cache_dir`; it is built if it is not there or damaged.
+    /// The cache of `source` as `encoder` sees it, below `cache_dir`; it is built if it is not there or damaged.
     ///
     /// Documents are tokenized by all threads of the current rayon pool. The file appears whole or not at all. If several
     /// processes call this at the same time, one builds and the others wait for it.
@@ -86,11 +153,11 @@ impl TokenCache {
     /// A dataset that cannot be read or is empty; a folder that cannot be written.
     pub fn build_or_open(
         source: &Source,
-        tokenizer: &Tokenizer,
+        encoder: &Encoder,
         cache_dir: &Path,
         progress: &mut dyn Progress,
     ) -> Result<Self, CacheError> {
-        build::build_or_open(source, tokenizer, cache_dir, progress)
+        build::build_or_open(source, encoder, cache_dir, progress)
     }
 
     /// Opens the file of a cache that was built before: its [`Self::path`].
@@ -148,8 +215,12 @@ impl TokenCache {
         let vocabulary = tokenizer.vocab_size() as u64;
         let is_within = |token: u32| u64::from(token) < vocabulary;
         let tokens = self.all_tokens().par_chunks(1 << 16);
-        let all = tokens.all(|tokens| tokens.iter().copied().all(is_within));
-        if all && [self.header.eos_id, self.header.pad_id].into_iter().all(is_within) {
+        let all = tokens.all(|tokens| tokens.iter().all(|token| is_within(Token(*token).id())));
+        if all
+            && [self.header.eos_id, self.header.pad_id]
+                .into_iter()
+                .all(is_within)
+        {
             return Ok(self);
         }
         Err(CacheError::Damaged {
@@ -170,6 +241,15 @@ impl TokenCache {
             .to_string()
     }
 
+    /// What the documents were.
+    pub fn kind(&self) -> ExampleKind {
+        let kinds = [ExampleKind::Messages, ExampleKind::PromptCompletion];
+        let known = kinds
+            .into_iter()
+            .find(|kind| *kind as u8 == self.header.kind);
+        known.unwrap_or(ExampleKind::Text)
+    }
+
     /// Documents that have at least one token.
     pub fn documents(&self) -> u64 {
         self.header.documents
@@ -178,6 +258,16 @@ impl TokenCache {
     /// Tokens of all documents, without what joins them.
     pub fn tokens(&self) -> u64 {
         self.header.tokens
+    }
+
+    /// Tokens of them that are trained.
+    pub fn trained_tokens(&self) -> u64 {
+        self.header.trained
+    }
+
+    /// Documents that are not among them, because the chat template refuses them.
+    pub fn refused(&self) -> u64 {
+        self.header.refused
     }
 
     /// The token that fills incomplete rows.
@@ -191,11 +281,12 @@ impl TokenCache {
     }
 
     /// The tokens of document `index`.
-    pub fn document(&self, index: u64) -> &[u32] {
+    pub fn document(&self, index: u64) -> impl ExactSizeIterator<Item = Token> + Clone + use<'_> {
         let ends = self.ends();
         let index = index as usize;
         let start = if index == 0 { 0 } else { ends[index - 1] };
-        &self.all_tokens()[start as usize..ends[index] as usize]
+        let tokens = &self.all_tokens()[start as usize..ends[index] as usize];
+        tokens.iter().copied().map(Token)
     }
 
     /// Tokens of all documents, each followed by EOS.
@@ -203,8 +294,9 @@ impl TokenCache {
         self.header.tokens + self.header.separator * self.header.documents
     }
 
-    /// Copies the part of this stream from `start` on that fills `out`.
-    pub fn copy_stream(&self, start: u64, out: &mut [i64]) {
+    /// Copies the part of this stream from `start` on that fills `out`; and its labels, where only they are ignored that are
+    /// not trained.
+    pub fn copy_stream(&self, start: u64, out: &mut [i64], labels: &mut [i64]) {
         let (tokens, ends) = (self.all_tokens(), self.ends());
         let separator = self.header.separator;
         // Document `d` ends before this place of the stream; `d` separators were before its own.
@@ -214,13 +306,16 @@ impl TokenCache {
         let mut filled = 0;
         while filled < out.len() {
             let count = (ends[document] as usize - next).min(out.len() - filled);
-            for (to, from) in out[filled..].iter_mut().zip(&tokens[next..next + count]) {
-                *to = i64::from(*from);
+            let places = out[filled..].iter_mut().zip(&mut labels[filled..]);
+            for ((id, label), from) in places.zip(&tokens[next..next + count]) {
+                *id = i64::from(Token(*from).id());
+                *label = Token(*from).label();
             }
             filled += count;
             next += count;
             if separator == 1 && filled < out.len() {
                 out[filled] = i64::from(self.header.eos_id);
+                labels[filled] = out[filled];
                 filled += 1;
             }
             document += 1;
@@ -241,6 +336,7 @@ impl TokenCache {
 pub(crate) mod tests {
     use super::build::Writer;
     use super::*;
+    use crate::example::Encoded;
     use std::fs;
     use std::sync::Arc;
 
@@ -263,7 +359,9 @@ pub(crate) mod tests {
     fn write(dir: &Path, documents: &[&[u32]], eos_id: u32, separator: u64) -> PathBuf {
         let mut writer = Writer::new(dir, "test").unwrap();
         for document in documents {
-            writer.push(document).unwrap();
+            let trained = vec![true; document.len()];
+            let tokens = document.to_vec();
+            writer.push(Encoded { tokens, trained }).unwrap();
         }
         let header = Header {
             eos_id,
@@ -286,14 +384,17 @@ pub(crate) mod tests {
             (3, 6, 9)
         );
         for (index, document) in documents.iter().enumerate() {
-            assert_eq!(cache.document(index as u64), *document);
+            let found: Vec<u32> = cache.document(index as u64).map(Token::id).collect();
+            assert_eq!(found, *document);
         }
         let stream = [1, 2, 3, 9, 4, 9, 5, 6, 9];
         for start in 0..stream.len() {
             for end in start..=stream.len() {
                 let mut out = vec![0; end - start];
-                cache.copy_stream(start as u64, &mut out);
+                let mut labels = out.clone();
+                cache.copy_stream(start as u64, &mut out, &mut labels);
                 assert_eq!(out, stream[start..end], "{start}..{end}");
+                assert_eq!(labels, out);
             }
         }
     }
@@ -304,9 +405,10 @@ pub(crate) mod tests {
         let path = write(dir.path(), &[&[1, 9], &[2, 9]], 9, 0);
         let cache = TokenCache::open_any(&path, Verify::Full).unwrap();
         let mut out = vec![0; cache.stream_len() as usize];
-        cache.copy_stream(0, &mut out);
+        let mut labels = out.clone();
+        cache.copy_stream(0, &mut out, &mut labels);
         assert_eq!(out, [1, 9, 2, 9]);
-        cache.copy_stream(1, &mut out[..2]);
+        cache.copy_stream(1, &mut out[..2], &mut labels[..2]);
         assert_eq!(out[..2], [9, 2]);
     }
 

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use crate::batch::IGNORED_LABEL;
-use crate::cache::TokenCache;
+use crate::cache::{Token, TokenCache};
 use crate::error::DatasetError;
+use crate::example::ExampleKind;
 use crate::search::partition_index;
 
 /// Something that has rows of equal length.
@@ -30,7 +31,7 @@ pub trait Rows: Send + Sync {
 ///   what does not fill the last window is left out. Every position but a row's first is a target.
 /// - **Not packed**: one document a row, followed by EOS where there is room for it, truncated to `seq_length`, padded on
 ///   the right with labels that the loss ignores. EOS is a target like any other token, also where it is the token that
-///   pads. Documents that have fewer than two tokens with it have no target and no row.
+///   pads. Documents without a target within `seq_length` have no row.
 #[derive(Debug, Clone)]
 pub struct TokenDataset {
     cache: Arc<TokenCache>,
@@ -74,10 +75,12 @@ impl TokenDataset {
             Layout::Packed
         } else {
             let documents = cache.documents();
-            let end = usize::from(cache.end_of_document().is_some());
-            let short: Arc<[u64]> = (0..documents)
-                .filter(|&index| cache.document(index).len() + end < 2)
-                .collect();
+            let end = cache.end_of_document().map(Token::trained);
+            let has_target = |index: &u64| {
+                let row = cache.document(*index).chain(end).take(seq_length);
+                row.skip(1).any(Token::is_trained)
+            };
+            let short: Arc<[u64]> = (0..documents).filter(|index| !has_target(index)).collect();
             if short.len() as u64 == documents {
                 return Err(DatasetError::NoTargets { documents });
             }
@@ -91,6 +94,11 @@ impl TokenDataset {
             seq_length,
             layout,
         })
+    }
+
+    /// What the documents were.
+    pub fn kind(&self) -> ExampleKind {
+        self.cache.kind()
     }
 
     /// What the rows depend on, as text: equal fingerprints have equal rows. A resumed run compares it.
@@ -111,9 +119,12 @@ impl TokenDataset {
         }
     }
 
-    fn fill_packed(&self, sample: u64, input_ids: &mut [i64]) {
-        self.cache
-            .copy_stream(sample * self.seq_length as u64, input_ids);
+    /// Documents without a row, because no token of theirs in it would be trained.
+    pub fn untrained_documents(&self) -> u64 {
+        match &self.layout {
+            Layout::Packed => 0,
+            Layout::Padded { short, .. } => short.len() as u64,
+        }
     }
 
     /// The document of row `sample`: as many further on as there are short ones before it.
@@ -139,23 +150,21 @@ impl Rows for TokenDataset {
     fn fill(&self, sample: u64, input_ids: &mut [i64], labels: &mut [i64], mask: &mut [u8]) {
         match &self.layout {
             Layout::Packed => {
-                self.fill_packed(sample, input_ids);
-                labels.copy_from_slice(input_ids);
+                let start = sample * self.seq_length as u64;
+                self.cache.copy_stream(start, input_ids, labels);
                 mask.fill(1);
             }
             Layout::Padded { short, .. } => {
                 let document = self.cache.document(Self::document_of(short, sample));
-                let tokens = document.iter().copied().chain(self.cache.end_of_document());
+                let end = self.cache.end_of_document().map(Token::trained);
                 input_ids.fill(i64::from(self.cache.pad_id()));
                 labels.fill(IGNORED_LABEL);
                 mask.fill(0);
-                let mut kept = 0;
-                for (place, token) in input_ids.iter_mut().zip(tokens) {
-                    *place = i64::from(token);
-                    kept += 1;
+                for (place, token) in document.chain(end).take(self.seq_length).enumerate() {
+                    input_ids[place] = i64::from(token.id());
+                    labels[place] = token.label();
+                    mask[place] = 1;
                 }
-                labels[..kept].copy_from_slice(&input_ids[..kept]);
-                mask[..kept].fill(1);
             }
         }
     }

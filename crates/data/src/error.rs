@@ -52,7 +52,10 @@ pub enum DatasetError {
         seq_length: usize,
     },
     /// Nothing to predict anywhere.
-    #[error("none of the {documents} documents has two tokens, the least that gives a target")]
+    #[error(
+        "none of the {documents} documents has a target: two tokens at least, of which one behind the first is trained, \
+         within seq_length"
+    )]
     NoTargets {
         /// Documents that have at least one token.
         documents: u64,

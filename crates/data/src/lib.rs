@@ -5,7 +5,9 @@
 //! ```text
 //! hub        name -> local files                     local path, or Hugging Face hub through its cache
 //! source     files -> documents (strings)            text, JSON, CSV, parquet; one at a time
-//! tokenizer  document -> tokens
+//! example    document -> tokens, trained or not      text, conversations, prompts with completions
+//! chat       conversation -> text                    the model's chat template
+//! tokenizer  text -> tokens
 //! cache      all documents -> one file of tokens     built once in parallel, then memory-mapped
 //! dataset    tokens -> rows of `seq_length`          packed, or one document a row
 //! sampler    (seed, epoch, n) -> row                 a permutation that is never stored
@@ -36,8 +38,10 @@
 
 mod batch;
 mod cache;
+pub mod chat;
 mod dataset;
 mod error;
+mod example;
 pub mod hub;
 mod loader;
 mod lock;
@@ -52,9 +56,10 @@ mod source;
 mod tokenizer;
 
 pub use batch::{Batch, BatchSource, IGNORED_LABEL};
-pub use cache::{CacheError, TokenCache, Verify};
+pub use cache::{CacheError, Token, TokenCache, Verify};
 pub use dataset::{Rows, TokenDataset};
 pub use error::{DataError, DatasetError, LoaderError};
+pub use example::{Encoded, Encoder, ExampleError, ExampleKind, LossOn};
 pub use hub::{Hub, HubError, Weights};
 pub use loader::{Loader, LoaderOptions};
 pub use permutation::Permutation;

@@ -1,5 +1,6 @@
 //! A dataset as a stream of documents, whatever files it lies in.
 
+mod columns;
 mod csv;
 mod documents;
 mod error;
@@ -20,6 +21,7 @@ pub use kind::Format;
 pub use places::file_list;
 pub use select::SelectError;
 
+use crate::example::ExampleKind;
 use crate::hub::Hub;
 use crate::progress::Progress;
 pub(crate) use input::BYTE_ORDER_MARK;
@@ -47,6 +49,8 @@ pub struct DatasetOptions {
     pub split: String,
     /// The column that holds the text, in files that have columns.
     pub text_column: String,
+    /// What the rows are; `None` looks at the names of the columns.
+    pub kind: Option<ExampleKind>,
     /// How much of the documents, from the first, in percent: above 0, at most 100. The number of documents is rounded
     /// to the nearest.
     pub percentage: f64,
@@ -60,6 +64,7 @@ impl DatasetOptions {
             config: None,
             split: "train".into(),
             text_column: TEXT_COLUMN.into(),
+            kind: None,
             percentage: 100.0,
         }
     }
@@ -67,15 +72,16 @@ impl DatasetOptions {
 
 /// The files of a dataset, all on this machine and all of one kind.
 ///
-/// What counts as a document: a line of a .txt file (the `text` loader of Hugging Face `datasets`), the text column of a
+/// What counts as a document of text: a line of a .txt file (the `text` loader of Hugging Face `datasets`), the text column of a
 /// JSON object (one a line, one after the other, or in an array), of a row of a .csv file or of a .parquet file. A null is an
-/// empty document.
+/// empty document. A conversation, or a prompt with its completion, is a row as an object of JSON.
 #[derive(Debug, Clone)]
 pub struct Source {
     place: String,
     files: Vec<PathBuf>,
     format: Format,
     text_column: String,
+    kind: ExampleKind,
     percentage: f64,
     left_out: String,
 }
@@ -115,11 +121,13 @@ impl Source {
                 column: options.text_column.clone(),
             });
         }
+        let kind = columns::kind(options, selected.format, &files[0])?;
         Ok(Self {
             place: options.name.clone(),
             files,
             format: selected.format,
             text_column: options.text_column.clone(),
+            kind,
             percentage: options.percentage,
             left_out: selected.left_out.to_string(),
         })
@@ -138,6 +146,11 @@ impl Source {
     /// Their kind.
     pub fn format(&self) -> Format {
         self.format
+    }
+
+    /// What its rows are.
+    pub fn kind(&self) -> ExampleKind {
+        self.kind
     }
 
     /// The column with the text.

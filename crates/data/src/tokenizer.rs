@@ -9,6 +9,8 @@ use serde_json::Value;
 use thiserror::Error;
 use tokenizers::Tokenizer as Pipeline;
 
+use crate::chat::Marked;
+use crate::example::Encoded;
 use crate::small_file::{self, JSON_BYTES, TOKENIZER_BYTES};
 
 /// Files that name the EOS token, in the order in which they are asked.
@@ -24,6 +26,7 @@ const EOS_FILES: [&str; 4] = [
 pub struct Tokenizer {
     pipeline: Pipeline,
     eos_id: u32,
+    eos_token: String,
     pad_id: u32,
     appends_eos: bool,
     /// Special tokens before and after a text; `None` where they are not that simple.
@@ -70,6 +73,12 @@ pub enum TokenizerError {
     NoEos {
         /// The folder.
         dir: PathBuf,
+    },
+    /// A token that somebody asked for.
+    #[error("--eos_token {token} is not in the vocabulary of tokenizer.json")]
+    NoSuchEos {
+        /// The token.
+        token: String,
     },
     /// A special token outside the vocabulary.
     #[error("{} names `{token}` as {role}, which the vocabulary of tokenizer.json does not have", path.display())]
@@ -138,9 +147,11 @@ impl Tokenizer {
 
         let eos_id = find_eos(dir, &pipeline)?;
         let pad_id = special_token(dir, EOS_FILES[0], "pad_token", &pipeline)?.unwrap_or(eos_id);
+        let eos_token = pipeline.id_to_token(eos_id).unwrap_or_default();
         let mut tokenizer = Self {
             pipeline,
             eos_id,
+            eos_token,
             pad_id,
             appends_eos: false,
             around: None,
@@ -161,6 +172,27 @@ impl Tokenizer {
         tokenizer.appends_eos = ended.last() == Some(&eos_id);
         tokenizer.around = around(&ended, &plain);
         Ok(tokenizer)
+    }
+
+    /// The same with another token that ends documents.
+    ///
+    /// # Errors
+    /// One that is not in the vocabulary.
+    pub fn with_eos(mut self, token: &str) -> Result<Self, TokenizerError> {
+        let id = self.pipeline.token_to_id(token);
+        let id = id.ok_or_else(|| TokenizerError::NoSuchEos {
+            token: token.into(),
+        })?;
+        if self.pad_id == self.eos_id {
+            self.pad_id = id;
+        }
+        (self.eos_id, self.eos_token) = (id, token.into());
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(self.fingerprint.as_bytes());
+        hasher.update(&id.to_le_bytes());
+        self.fingerprint = hasher.finalize();
+        self.appends_eos = self.encode("a")?.last() == Some(&id);
+        Ok(self)
     }
 
     /// The tokens of one document, with the special tokens that the tokenizer itself puts around a text (for example
@@ -192,11 +224,43 @@ impl Tokenizer {
 
     fn encode_whole(&self, text: &str, with_special: bool) -> Result<Vec<u32>, TokenizerError> {
         let encoding = self.pipeline.encode_fast(text, with_special);
-        let encoding = encoding.map_err(|reason| TokenizerError::Encode {
-            beginning: text.chars().take(40).collect(),
-            reason: reason.to_string(),
-        })?;
+        let encoding = encoding.map_err(|reason| refused(text, &reason))?;
         Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The tokens of a text that holds its special tokens already, and which of them have at least one character of what is
+    /// trained; all are where `is_masked` is false.
+    pub(crate) fn encode_marked(
+        &self,
+        marked: &Marked,
+        is_masked: bool,
+    ) -> Result<Encoded, TokenizerError> {
+        let text = marked.text.as_str();
+        if !is_masked {
+            let tokens = self.encode_plain(text)?;
+            let trained = vec![true; tokens.len()];
+            return Ok(Encoded { tokens, trained });
+        }
+        let encoding = self.pipeline.encode_char_offsets(text, false);
+        let encoding = encoding.map_err(|reason| refused(text, &reason))?;
+        let is_trained = |&(start, end): &(usize, usize)| {
+            let mut spans = marked.spans.iter();
+            spans.any(|span| start < span.end && span.start < end)
+        };
+        Ok(Encoded {
+            tokens: encoding.get_ids().to_vec(),
+            trained: encoding.get_offsets().iter().map(is_trained).collect(),
+        })
+    }
+
+    /// The text of tokens, special ones included; bytes that are no whole character are shown as such.
+    pub fn decode(&self, tokens: &[u32]) -> String {
+        self.pipeline.decode(tokens, false).unwrap_or_default()
+    }
+
+    /// The text of the token that ends a document.
+    pub fn eos_token(&self) -> &str {
+        &self.eos_token
     }
 
     /// The token that ends a document.
@@ -222,6 +286,13 @@ impl Tokenizer {
     /// Tokenizers with equal fingerprints give equal tokens.
     pub fn fingerprint(&self) -> &blake3::Hash {
         &self.fingerprint
+    }
+}
+
+fn refused(text: &str, reason: &tokenizers::Error) -> TokenizerError {
+    TokenizerError::Encode {
+        beginning: text.chars().take(40).collect(),
+        reason: reason.to_string(),
     }
 }
 

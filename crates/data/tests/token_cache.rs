@@ -11,9 +11,9 @@ use std::thread;
 use std::time::Duration;
 
 use tandem_data::{
-    BatchSource, CacheError, DatasetOptions, EpochLimit, Hub, Loader, LoaderOptions, Position,
-    Progress, Rows, Sampler, Share, Source, SourceError, TokenCache, TokenDataset, Tokenizer,
-    Verify,
+    BatchSource, CacheError, DatasetOptions, Encoder, EpochLimit, Hub, Loader, LoaderOptions,
+    Position, Progress, Rows, Sampler, Share, Source, SourceError, Token, TokenCache, TokenDataset,
+    Tokenizer, Verify,
 };
 
 const TEXT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../demo/data/kjv.txt");
@@ -34,6 +34,10 @@ fn source(options: &DatasetOptions) -> Result<Source, SourceError> {
 
 fn source_of(path: &Path) -> Source {
     source(&DatasetOptions::new(path.to_str().unwrap())).unwrap()
+}
+
+fn encoder() -> Encoder {
+    Encoder::of_text(tokenizer())
 }
 
 fn tokenizer() -> Tokenizer {
@@ -72,10 +76,10 @@ fn files_of(dir: &Path, suffix: &str) -> Vec<PathBuf> {
 fn a_cache_holds_what_the_tokenizer_says() {
     let dir = tempfile::tempdir().unwrap();
     let text = some_text(dir.path());
-    let tokenizer = tokenizer();
+    let encoder = encoder();
     let mut begins = Begins::default();
     let cache =
-        TokenCache::build_or_open(&source_of(&text), &tokenizer, dir.path(), &mut begins).unwrap();
+        TokenCache::build_or_open(&source_of(&text), &encoder, dir.path(), &mut begins).unwrap();
     assert_eq!(begins.count, 1);
     let size = fs::metadata(&text).unwrap().len();
     assert_eq!(begins.last, (size, size), "progress reaches the end");
@@ -84,8 +88,9 @@ fn a_cache_holds_what_the_tokenizer_says() {
     let documents: Vec<&str> = text.lines().filter(|line| !line.is_empty()).collect();
     assert_eq!(cache.documents() as usize, documents.len());
     for (index, document) in documents.iter().enumerate() {
-        let expected = tokenizer.encode(document).unwrap();
-        assert_eq!(cache.document(index as u64), expected, "document {index}");
+        let expected = encoder.encode(document).unwrap().tokens;
+        let found: Vec<u32> = cache.document(index as u64).map(Token::id).collect();
+        assert_eq!(found, expected, "document {index}");
     }
     println!("{} documents, {} tokens", cache.documents(), cache.tokens());
     let again = TokenCache::open(cache.path(), Verify::Header).unwrap();
@@ -98,20 +103,20 @@ fn one_cache_serves_every_layout_and_no_other_content() {
     let text = some_text(dir.path());
     let cache_dir = dir.path().join("deep/cache");
     let mut begins = Begins::default();
-    let mut build = |options: &DatasetOptions, tokenizer: &Tokenizer| {
+    let mut build = |options: &DatasetOptions, encoder: &Encoder| {
         let source = source(options).unwrap();
-        TokenCache::build_or_open(&source, tokenizer, &cache_dir, &mut begins).unwrap();
+        TokenCache::build_or_open(&source, encoder, &cache_dir, &mut begins).unwrap();
         begins.count
     };
     let options = DatasetOptions::new(text.to_str().unwrap());
-    assert_eq!(build(&options, &tokenizer()), 1);
-    assert_eq!(build(&options, &tokenizer()), 1, "the same again");
+    assert_eq!(build(&options, &encoder()), 1);
+    assert_eq!(build(&options, &encoder()), 1, "the same again");
 
     // The same content elsewhere is the same dataset.
     let copy = dir.path().join("copy.txt");
     fs::copy(&text, &copy).unwrap();
     assert_eq!(
-        build(&DatasetOptions::new(copy.to_str().unwrap()), &tokenizer()),
+        build(&DatasetOptions::new(copy.to_str().unwrap()), &encoder()),
         1
     );
 
@@ -119,7 +124,7 @@ fn one_cache_serves_every_layout_and_no_other_content() {
         percentage: 50.0,
         ..options.clone()
     };
-    assert_eq!(build(&half, &tokenizer()), 2, "half of it");
+    assert_eq!(build(&half, &encoder()), 2, "half of it");
 
     let other = dir.path().join("tokenizer");
     fs::create_dir(&other).unwrap();
@@ -127,20 +132,24 @@ fn one_cache_serves_every_layout_and_no_other_content() {
     fs::write(other.join("tokenizer.json"), json + "\n").unwrap();
     fs::write(other.join("config.json"), r#"{"eos_token_id": 0}"#).unwrap();
     let other = Tokenizer::load(&other).unwrap();
-    assert_eq!(build(&options, &other), 3, "another tokenizer file");
+    assert_eq!(
+        build(&options, &Encoder::of_text(other)),
+        3,
+        "another tokenizer file"
+    );
 
     fs::write(&text, fs::read_to_string(&text).unwrap() + "\nAmen.").unwrap();
-    assert_eq!(build(&options, &tokenizer()), 4, "a line more");
+    assert_eq!(build(&options, &encoder()), 4, "a line more");
 }
 
 #[test]
 fn a_damaged_cache_is_built_again() {
     let dir = tempfile::tempdir().unwrap();
     let text = some_text(dir.path());
-    let (source, tokenizer) = (source_of(&text), tokenizer());
+    let (source, encoder) = (source_of(&text), encoder());
     let mut begins = Begins::default();
     let mut build =
-        || TokenCache::build_or_open(&source, &tokenizer, dir.path(), &mut begins).unwrap();
+        || TokenCache::build_or_open(&source, &encoder, dir.path(), &mut begins).unwrap();
     let cache = build();
     let (path, good) = (cache.path().to_owned(), fs::read(cache.path()).unwrap());
     drop(cache);
@@ -161,7 +170,7 @@ fn a_whole_cache_of_other_data_is_not_taken_for_this_one() {
     let other = dir.path().join("other.txt");
     fs::write(&other, "Other words altogether.\n".repeat(50)).unwrap();
     let build = |text: &Path| {
-        TokenCache::build_or_open(&source_of(text), &tokenizer(), dir.path(), &mut ()).unwrap()
+        TokenCache::build_or_open(&source_of(text), &encoder(), dir.path(), &mut ()).unwrap()
     };
     let path = build(&text).path().to_owned();
     let good = fs::read(&path).unwrap();
@@ -180,7 +189,7 @@ fn datasets_without_text_are_refused() {
         let path = dir.path().join("empty.txt");
         fs::write(&path, content).unwrap();
         let source = source_of(&path);
-        let error = TokenCache::build_or_open(&source, &tokenizer(), dir.path(), &mut ());
+        let error = TokenCache::build_or_open(&source, &encoder(), dir.path(), &mut ());
         let error = error.unwrap_err();
         println!("{error}");
         assert!(matches!(error, CacheError::Empty { .. }), "{error}");
@@ -201,7 +210,7 @@ fn a_folder_that_cannot_be_written_is_named() {
     let text = some_text(dir.path());
     // A file where a folder should be: even a superuser cannot write into it.
     let not_a_folder = text.join("cache");
-    let error = TokenCache::build_or_open(&source_of(&text), &tokenizer(), &not_a_folder, &mut ());
+    let error = TokenCache::build_or_open(&source_of(&text), &encoder(), &not_a_folder, &mut ());
     let message = error.unwrap_err().to_string();
     assert!(message.contains("train.txt/cache"), "{message}");
 }
@@ -210,14 +219,16 @@ fn a_folder_that_cannot_be_written_is_named() {
 fn text_becomes_batches() {
     let dir = tempfile::tempdir().unwrap();
     let source = source_of(Path::new(TEXT));
-    let tokenizer = tokenizer();
-    let cache = TokenCache::build_or_open(&source, &tokenizer, dir.path(), &mut ()).unwrap();
+    let encoder = encoder();
+    let cache = TokenCache::build_or_open(&source, &encoder, dir.path(), &mut ()).unwrap();
     let cache = Arc::new(cache);
     let mut stream = vec![0; cache.stream_len() as usize];
-    cache.copy_stream(0, &mut stream);
+    let mut labels = stream.clone();
+    cache.copy_stream(0, &mut stream, &mut labels);
+    assert_eq!(labels, stream);
     println!("{} tokens joined", stream.len());
 
-    let (seq, eos) = (128, i64::from(tokenizer.eos_id()));
+    let (seq, eos) = (128, i64::from(encoder.tokenizer().eos_id()));
     let dataset = Arc::new(TokenDataset::new(cache, seq, true).unwrap());
     let share = Share {
         dp_rank: 1,

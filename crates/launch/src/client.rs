@@ -56,7 +56,7 @@ pub struct EventSender(Arc<Outbox>);
 
 impl EventSender {
     /// Queues `event` for the controller.
-    pub fn send(&self, event: &Event) {
+    pub fn send(&self, event: &WorkerEvent) {
         self.0.push(event);
     }
 }

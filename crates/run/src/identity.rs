@@ -20,7 +20,7 @@ pub fn identity(spec: &RunSpec, prepared: &Prepared) -> TrainState {
         model_fingerprint: model_fingerprint(&prepared.config, &prepared.tree),
         data_fingerprint: prepared.dataset.fingerprint(),
         seed: selection.seed,
-        seq_length: selection.seq_length,
+        seq_length: selection.data.seq_length,
         settings: spec.settings(),
         extra: [(DATA_SIZE.to_owned(), prepared.data_size())].into(),
         ..TrainState::default()

@@ -19,6 +19,7 @@
 
 pub mod engine;
 pub mod environment;
+mod examples;
 pub mod failure;
 mod identity;
 pub mod libtorch;
@@ -26,6 +27,7 @@ mod limits;
 pub mod log;
 mod model_files;
 mod prepare;
+pub mod preview;
 pub mod ranks;
 mod resume;
 pub mod session;

@@ -15,7 +15,7 @@ use std::str::FromStr;
 use std::sync::{Mutex, PoisonError};
 
 use tandem_launch::client::EventSender;
-use tandem_launch::protocol::{Event as Message, Level};
+use tandem_launch::protocol::{Level, WorkerEvent};
 use tandem_launch::tell;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level as Importance, Metadata, Subscriber};
@@ -114,7 +114,7 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Notes {
         let text = words.whole();
         match self {
             Self::Nowhere => {}
-            Self::Controller(sender) => sender.send(&Message::Message {
+            Self::Controller(sender) => sender.send(&WorkerEvent::Message {
                 level: Level::Warning,
                 text,
             }),

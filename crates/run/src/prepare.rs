@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 use tandem_data::{
-    DatasetOptions, EpochLimit, Hub, Progress, Rows, Sampler, Source, TokenCache, TokenDataset,
-    Tokenizer, Verify, Weights,
+    EpochLimit, ExampleKind, Hub, Progress, Rows, Sampler, TokenCache, TokenDataset, Verify,
+    Weights,
 };
 use tandem_mesh::DeviceMesh;
 use tandem_model::{ModelConfig, ModuleTree};
@@ -15,6 +15,7 @@ use tandem_parallel::{Strategy, TpSlices, UnitLayout, layouts};
 use tandem_trainer::{EventSink, MemoryEstimate, TrainEvent, estimate_memory};
 
 use crate::environment::Environment;
+use crate::examples;
 use crate::failure::{Failure, Outcome};
 use crate::spec::{Compute, Identity, Init, RunSpec, Training};
 use crate::weights::Pretrained;
@@ -33,6 +34,8 @@ pub struct Prepared {
     pub strategy: Strategy,
     /// What of the data is not trained on and why, a line each.
     pub left_out: Vec<String>,
+    /// What the data are, where they are not text.
+    pub examples: Option<String>,
     /// The tokens.
     pub dataset: Arc<TokenDataset>,
     /// Documents and tokens of the dataset.
@@ -98,7 +101,7 @@ pub fn prepare(
         strategy.level,
         strategy.precision,
         mesh.dp_size(),
-        (training.batch_size, selection.seq_length),
+        (training.batch_size, selection.data.seq_length),
         engine.recompute(),
         engine.head_chunk_rows,
     );
@@ -108,8 +111,8 @@ pub fn prepare(
     let (cache, mut left_out) = token_cache(spec, environment, &model_dir, &config, &hub, sink)?;
     let token_cache = cache.path().to_owned();
     let documents_and_tokens = (cache.documents(), cache.tokens());
-    let dataset = TokenDataset::new(Arc::new(cache), selection.seq_length, selection.packing)
-        .map_err(Failure::other)?;
+    let examples = examples::described(&selection.data, &cache);
+    let dataset = examples::rows(&selection.data, cache)?;
     let dataset = Arc::new(dataset);
     let sampler = sampler(training, selection.seed, mesh, dataset.len())?;
     left_out.extend(left_out_of(training, &dataset, &sampler));
@@ -124,6 +127,7 @@ pub fn prepare(
         tree,
         strategy,
         left_out,
+        examples,
         dataset,
         documents_and_tokens,
         token_cache,
@@ -150,10 +154,10 @@ fn model(spec: &RunSpec, hub: &Hub, sink: &mut dyn EventSink) -> Outcome<(PathBu
     let config = ModelConfig::from_dir(&model_dir)
         .and_then(|config| config.truncated(selection.num_layers))
         .map_err(Failure::other)?;
-    if selection.seq_length > config.max_position_embeddings {
+    if selection.data.seq_length > config.max_position_embeddings {
         return Err(Failure::usage(format!(
             "--seq_length {} is beyond the model's max_position_embeddings of {}",
-            selection.seq_length, config.max_position_embeddings
+            selection.data.seq_length, config.max_position_embeddings
         )));
     }
     Ok((model_dir, config))
@@ -205,8 +209,17 @@ fn token_cache(
     hub: &Hub,
     sink: &mut dyn EventSink,
 ) -> Outcome<(TokenCache, Vec<String>)> {
-    let selection = &spec.identity.selection;
-    let tokenizer = Tokenizer::load(model_dir).map_err(Failure::other)?;
+    let data = &spec.identity.selection.data;
+    let built = environment.token_cache.as_deref();
+    if let Some(path) = built.filter(|path| path.is_file()) {
+        // Whoever built it has said what is left out.
+        let cache = TokenCache::open(path, Verify::Header).map_err(Failure::other)?;
+        return Ok((cache, Vec::new()));
+    }
+    // In shared storage, all hosts of a cluster and all runs use one cache.
+    let cache_dir = spec.output.local_folder().join("token_cache");
+    let mut shown = Shown(sink, String::new());
+    let tokenizer = examples::tokenizer(data, model_dir)?;
     if tokenizer.vocab_size() > config.vocab_size {
         return Err(Failure::other(format!(
             "the tokenizer of {} has {} tokens, but the model's vocabulary has {}; they belong to different models",
@@ -215,36 +228,20 @@ fn token_cache(
             config.vocab_size
         )));
     }
-    let options = DatasetOptions {
-        name: selection.dataset_name.clone(),
-        config: selection.dataset_config.clone(),
-        split: selection.dataset_split.clone(),
-        text_column: selection.text_column.clone(),
-        percentage: selection.dataset_percentage,
-    };
-    let cache = match environment
-        .token_cache
-        .as_deref()
-        .filter(|path| path.is_file())
-    {
-        // Whoever built it has said what is left out.
-        Some(path) => (
-            TokenCache::open(path, Verify::Header).map_err(Failure::other)?,
-            Vec::new(),
-        ),
-        None => {
-            // In shared storage, all hosts of a cluster and all runs use one cache.
-            let cache_dir = spec.output.local_folder().join("token_cache");
-            let mut shown = Shown(sink, String::new());
-            let source = Source::resolve(&options, hub, &mut shown)
-                .map_err(|error| of_flag("dataset_name", error))?;
-            let cache = TokenCache::build_or_open(&source, &tokenizer, &cache_dir, &mut shown)
-                .map_err(Failure::other)?;
-            let files = source.left_out().map(|files| format!("files: {files}"));
-            (cache, files.into_iter().collect())
-        }
-    };
-    Ok(cache)
+    let source = examples::source(data, hub, &mut shown)?;
+    let encoder = examples::encoder(data, source.kind(), tokenizer, model_dir)?;
+    let cache = TokenCache::build_or_open(&source, &encoder, &cache_dir, &mut shown)
+        .map_err(examples::failure)?;
+    let files = source.left_out().map(|files| format!("files: {files}"));
+    let mut left_out: Vec<String> = files.into_iter().collect();
+    if cache.refused() > 0 {
+        left_out.push(format!(
+            "{} of {} rows of the dataset, which the chat template refuses (`tandem data preview --documents` says why)",
+            cache.refused(),
+            cache.refused() + cache.documents()
+        ));
+    }
+    Ok((cache, left_out))
 }
 
 fn sampler(training: &Training, seed: u64, mesh: DeviceMesh, rows: u64) -> Outcome<Sampler> {
@@ -270,6 +267,13 @@ fn left_out_of(training: &Training, dataset: &TokenDataset, sampler: &Sampler) -
         lines.push(format!(
             "the ends of {cut} of {} documents, which are longer than a row of {seq} tokens",
             dataset.len()
+        ));
+    }
+    let untrained = dataset.untrained_documents();
+    if untrained > 0 && dataset.kind() != ExampleKind::Text {
+        lines.push(format!(
+            "{untrained} of {} conversations, of which no token within {seq} is trained",
+            untrained + dataset.len()
         ));
     }
     let rows = sampler.left_out();

@@ -34,10 +34,11 @@ use tandem_comm::Transport;
 use tandem_mesh::DeviceMesh;
 use tandem_model::Recompute;
 use tandem_tensor::DeviceChoice;
-use tandem_trainer::{SaveRule, Schedule, UpdateRule};
+use tandem_trainer::{LearningRate, SaveRule, Schedule, UpdateRule};
 
 pub use ray::{PlacementStrategy, Ray};
 pub use strategy::{DeepSpeed, Dtype, Fsdp, Strategy};
+pub use tandem_data::ExampleKind;
 
 /// A run.
 #[derive(Debug, Clone)]
@@ -71,6 +72,16 @@ pub struct Identity {
 pub struct Selection {
     /// The first so many layers; 0 is all.
     pub num_layers: usize,
+    /// The rows.
+    #[serde(flatten)]
+    pub data: Data,
+    /// Decides random weights and the order of the data.
+    pub seed: u64,
+}
+
+/// What the rows are made of.
+#[derive(Debug, Clone, Serialize)]
+pub struct Data {
     /// A name on the hub, or a file or folder.
     pub dataset_name: String,
     /// The data set's configuration on the hub.
@@ -79,14 +90,23 @@ pub struct Selection {
     pub dataset_split: String,
     /// The first so many percent of its documents.
     pub dataset_percentage: f64,
+    /// What its rows are; the columns tell where it is not said.
+    #[serde(serialize_with = "example_kind")]
+    pub dataset_format: Option<ExampleKind>,
     /// The column with the text.
     pub text_column: String,
-    /// Whether documents are joined and cut into rows.
-    pub packing: bool,
+    /// Of a prompt and its completion, train the completion alone.
+    pub completion_only_loss: bool,
+    /// Of a conversation, train what the assistant says alone.
+    pub assistant_only_loss: bool,
+    /// Another chat template than the tokenizer's.
+    pub chat_template_path: Option<PathBuf>,
+    /// Another token than the tokenizer's that ends a document.
+    pub eos_token: Option<String>,
+    /// Whether documents are joined and cut into rows; where it is not said, text is and conversations are not.
+    pub packing: Option<bool>,
     /// Tokens of a row.
     pub seq_length: usize,
-    /// Decides random weights and the order of the data.
-    pub seed: u64,
 }
 
 /// How a run computes.
@@ -163,8 +183,14 @@ pub struct Training {
     pub learning_rate: f64,
     /// Its shape after the warm-up.
     pub lr_scheduler: Schedule,
-    /// Steps in which it rises from 0.
+    /// Steps in which it rises.
     pub warmup_steps: u64,
+    /// The same as a part of all steps.
+    pub warmup_ratio: f64,
+    /// The last steps, in which `warmup_stable_decay` falls.
+    pub decay_steps: u64,
+    /// What is left of the peak at the end.
+    pub min_lr_ratio: f64,
     /// AdamW's, decoupled.
     pub weight_decay: f64,
     /// Decay of the first moment.
@@ -180,6 +206,19 @@ pub struct Training {
 }
 
 impl Training {
+    /// The learning rates of a run of this many steps.
+    pub fn learning_rate(&self, total_steps: u64) -> LearningRate {
+        let of_all = (total_steps as f64 * self.warmup_ratio).ceil() as u64;
+        LearningRate {
+            peak: self.learning_rate,
+            schedule: self.lr_scheduler,
+            warmup_steps: self.warmup_steps.max(of_all),
+            decay_steps: self.decay_steps,
+            min_lr_ratio: self.min_lr_ratio,
+            total_steps,
+        }
+    }
+
     /// How gradients become updates.
     pub fn update_rule(&self) -> UpdateRule {
         UpdateRule {
@@ -399,6 +438,13 @@ fn object(section: &impl Serialize) -> Map<String, Value> {
         // Sections are structs with names for keys.
         other => unreachable!("a section is an object: {other:?}"),
     }
+}
+
+fn example_kind<S: Serializer>(
+    kind: &Option<ExampleKind>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    kind.map(ExampleKind::name).serialize(serializer)
 }
 
 fn device<S: Serializer>(device: &DeviceChoice, serializer: S) -> Result<S::Ok, S::Error> {

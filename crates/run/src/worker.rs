@@ -14,8 +14,8 @@ use tandem_launch::experiment;
 use tandem_launch::protocol::{Metrics, WorkerEvent};
 use tandem_parallel::RandomInit;
 use tandem_trainer::{
-    CheckpointSetup, Checkpointer, Engine, EventSink, LearningRate, LoopEnd, LoopSettings,
-    Profiler, Recorder, Requests, RunCounters, TrainEvent, Watcher, train_loop,
+    CheckpointSetup, Checkpointer, Engine, EventSink, LoopEnd, LoopSettings, Profiler, Recorder,
+    Requests, RunCounters, TrainEvent, Watcher, train_loop,
 };
 
 use crate::engine::engine;
@@ -103,7 +103,7 @@ impl Worker<'_> {
             &self.spec.compute.engine,
             &self.prepared.config,
             self.prepared.strategy.clone(),
-            self.spec.identity.selection.seq_length,
+            self.spec.identity.selection.data.seq_length,
             self.ranks,
         )?;
         let storage = self.storage()?.watched(&self.spec.output, self.ranks)?;
@@ -275,12 +275,7 @@ impl Worker<'_> {
             limit => last_step.min(limit),
         };
         LoopSettings {
-            learning_rate: LearningRate {
-                peak: training.learning_rate,
-                schedule: training.lr_scheduler,
-                warmup_steps: training.warmup_steps,
-                total_steps: last_step,
-            },
+            learning_rate: training.learning_rate(last_step),
             rule: training.update_rule(),
             last_step,
             check_interval: training.check_interval,

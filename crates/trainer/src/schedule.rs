@@ -1,12 +1,13 @@
-//! The learning rate of every step.
+//! The learning rate of every step, as transformers' `get_scheduler` has it.
 
+use std::f64::consts::PI;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
 /// Shape of the learning rate after the warm-up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "snake_case")]
 pub enum Schedule {
     /// Stays.
     #[default]
@@ -15,32 +16,53 @@ pub enum Schedule {
     Linear,
     /// Falls along half a cosine to 0 at the last step.
     Cosine,
+    /// Falls along half a cosine to a part of the peak at the last step.
+    CosineWithMinLr,
+    /// Stays, and falls along half a cosine in the last steps (WSD; Hu et al., arXiv 2404.06395).
+    WarmupStableDecay,
+}
+
+impl Schedule {
+    /// Their names on the command line.
+    const NAMES: [(&str, Self); 5] = [
+        ("constant", Self::Constant),
+        ("linear", Self::Linear),
+        ("cosine", Self::Cosine),
+        ("cosine_with_min_lr", Self::CosineWithMinLr),
+        ("warmup_stable_decay", Self::WarmupStableDecay),
+    ];
+
+    /// Whether it ends at a part of the peak that one may choose.
+    pub fn has_min_lr(self) -> bool {
+        matches!(self, Self::CosineWithMinLr | Self::WarmupStableDecay)
+    }
 }
 
 impl FromStr for Schedule {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text {
-            "constant" => Ok(Self::Constant),
-            "linear" => Ok(Self::Linear),
-            "cosine" => Ok(Self::Cosine),
-            other => Err(format!(
-                "{other:?} is not a schedule; use constant, linear or cosine"
-            )),
-        }
+        let found = Self::NAMES.iter().find(|(name, _)| *name == text);
+        found.map(|(_, schedule)| *schedule).ok_or_else(|| {
+            let names = Self::NAMES.map(|(name, _)| name).join(", ");
+            format!("{text:?} is not a schedule; use one of {names}")
+        })
     }
 }
 
-/// A whole run's learning rates, as transformers' `get_scheduler` defines them.
+/// A whole run's learning rates.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LearningRate {
     /// The highest rate.
     pub peak: f64,
     /// Shape after the warm-up.
     pub schedule: Schedule,
-    /// Steps in which the rate rises in a straight line from 0.
+    /// Steps in which the rate rises in a straight line.
     pub warmup_steps: u64,
+    /// The last steps, in which [`Schedule::WarmupStableDecay`] falls.
+    pub decay_steps: u64,
+    /// What is left of the peak at the end, where [`Schedule::has_min_lr`].
+    pub min_lr_ratio: f64,
     /// Steps of the whole run.
     pub total_steps: u64,
 }
@@ -48,18 +70,38 @@ pub struct LearningRate {
 impl LearningRate {
     /// The rate of update `step`, counted from 1.
     pub fn at(&self, step: u64) -> f64 {
-        let done = step.saturating_sub(1) as f64;
-        let warmup = self.warmup_steps as f64;
-        if done < warmup {
-            return self.peak * done / warmup;
+        self.peak * self.factor(step.saturating_sub(1))
+    }
+
+    /// The part of the peak after `done` updates.
+    fn factor(&self, done: u64) -> f64 {
+        let above_min = |factor: f64| factor * (1.0 - self.min_lr_ratio) + self.min_lr_ratio;
+        let is_stable_decay = self.schedule == Schedule::WarmupStableDecay;
+        if done < self.warmup_steps {
+            let risen = done as f64 / self.warmup_steps as f64;
+            // So it is for transformers: of all schedules, this one begins where it ends.
+            return if is_stable_decay {
+                above_min(risen)
+            } else {
+                risen
+            };
         }
-        let progress = ((done - warmup) / (self.total_steps as f64 - warmup).max(1.0)).min(1.0);
-        let factor = match self.schedule {
+        let (start, steps) = if is_stable_decay {
+            let start = self.total_steps.saturating_sub(self.decay_steps);
+            (start.max(self.warmup_steps), self.decay_steps)
+        } else {
+            let steps = self.total_steps.saturating_sub(self.warmup_steps);
+            (self.warmup_steps, steps)
+        };
+        let progress = done.saturating_sub(start) as f64 / steps.max(1) as f64;
+        let progress = progress.min(1.0);
+        let half_cosine = 0.5 * (1.0 + (PI * progress).cos());
+        match self.schedule {
             Schedule::Constant => 1.0,
             Schedule::Linear => 1.0 - progress,
-            Schedule::Cosine => 0.5 * (1.0 + (std::f64::consts::PI * progress).cos()),
-        };
-        self.peak * factor
+            Schedule::Cosine => half_cosine,
+            Schedule::CosineWithMinLr | Schedule::WarmupStableDecay => above_min(half_cosine),
+        }
     }
 }
 
@@ -67,19 +109,74 @@ impl LearningRate {
 mod tests {
     use super::*;
 
+    /// What the functions in `transformers/optimization.py` (5.24) give for 4 steps of warm-up, 20 in all, 6 of decay, and
+    /// 0.1 as the ratio, from the first step on.
+    #[rustfmt::skip]
+    const RECORDED: [(&str, &[f64]); 5] = [
+        ("constant", &[0.0, 0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]),
+        ("linear", &[
+            0.0, 0.25, 0.5, 0.75, 1.0, 0.9375, 0.875, 0.8125, 0.75, 0.6875, 0.625, 0.5625, 0.5, 0.4375, 0.375, 0.3125, 0.25,
+            0.1875, 0.125, 0.0625, 0.0, 0.0,
+        ]),
+        ("cosine", &[
+            0.0, 0.25, 0.5, 0.75, 1.0, 0.9903926402, 0.9619397663, 0.9157348062, 0.8535533906, 0.7777851165, 0.6913417162,
+            0.597545161, 0.5, 0.402454839, 0.3086582838, 0.2222148835, 0.1464466094, 0.0842651938, 0.0380602337, 0.0096073598,
+        ]),
+        ("cosine_with_min_lr", &[
+            0.0, 0.25, 0.5, 0.75, 1.0, 0.9913533762, 0.9657457896, 0.9241613255, 0.8681980515, 0.8000066049, 0.7222075446,
+            0.6377906449, 0.55, 0.4622093551, 0.3777924554, 0.2999933951, 0.2318019485, 0.1758386745, 0.1342542104, 0.1086466238,
+        ]),
+        ("warmup_stable_decay", &[
+            0.1, 0.325, 0.55, 0.775, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.9397114317, 0.775, 0.55, 0.325,
+            0.1602885683, 0.1, 0.1,
+        ]),
+    ];
+
     #[test]
-    fn warms_up_and_decays() {
-        let rate = |schedule| LearningRate {
-            peak: 1.0,
-            schedule,
-            warmup_steps: 4,
-            total_steps: 12,
-        };
-        assert_eq!(rate(Schedule::Constant).at(1), 0.0);
-        assert_eq!(rate(Schedule::Constant).at(3), 0.5);
-        assert_eq!(rate(Schedule::Constant).at(100), 1.0);
-        assert_eq!(rate(Schedule::Linear).at(9), 0.5);
-        assert!((rate(Schedule::Cosine).at(9) - 0.5).abs() < 1e-12);
-        assert_eq!(rate(Schedule::Linear).at(99), 0.0);
+    fn rates_are_those_of_transformers() {
+        for (name, recorded) in RECORDED {
+            let rate = LearningRate {
+                peak: 2.0,
+                schedule: name.parse().unwrap(),
+                warmup_steps: 4,
+                decay_steps: 6,
+                min_lr_ratio: 0.1,
+                total_steps: 20,
+            };
+            for (done, factor) in recorded.iter().enumerate() {
+                let found = rate.at(done as u64 + 1) / 2.0;
+                assert!(
+                    (found - factor).abs() < 1e-9,
+                    "{name} {done}: {found} {factor}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn steps_that_do_not_fit_give_no_nonsense() {
+        for (name, _) in RECORDED {
+            for (warmup_steps, decay_steps, total_steps) in
+                [(0, 0, 0), (9, 9, 5), (0, 9, 5), (u64::MAX, 1, 5)]
+            {
+                let rate = LearningRate {
+                    peak: 1.0,
+                    schedule: name.parse().unwrap(),
+                    warmup_steps,
+                    decay_steps,
+                    min_lr_ratio: 0.0,
+                    total_steps,
+                };
+                for step in [0, 1, 5, 99] {
+                    assert!((0.0..=1.0).contains(&rate.at(step)), "{rate:?} {step}");
+                }
+            }
+        }
+        assert!(
+            "cosin"
+                .parse::<Schedule>()
+                .unwrap_err()
+                .contains("cosine_with_min_lr")
+        );
     }
 }

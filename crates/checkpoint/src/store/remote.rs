@@ -13,7 +13,6 @@ use rustls::crypto::ring;
 use tokio::runtime::{Builder, Runtime};
 use url::Url;
 
-use super::location::refused;
 use super::{Listed, PutMode, ReadAt, Store, StoreError, StoreErrorKind, Upload, Version, join};
 
 /// Parts of an upload that are in flight together: one connection does not fill the line.

@@ -5,6 +5,7 @@ use tandem_checkpoint::ScoreOrder;
 use tandem_comm::Transport;
 use tandem_model::Recompute;
 use tandem_run::spec;
+use tandem_run::spec::ExampleKind;
 
 /// Declares a flag's values, each with the value of the spec that it stands for.
 macro_rules! choices {
@@ -91,5 +92,30 @@ choices! {
         StrictPack => spec::PlacementStrategy::StrictPack,
         /// Each on a node of its own, or not at all.
         StrictSpread => spec::PlacementStrategy::StrictSpread,
+    }
+}
+
+/// What the rows of a dataset are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub enum DatasetFormat {
+    /// What the names of the columns tell.
+    Auto,
+    /// A column of text.
+    Text,
+    /// `messages` (role, content) or `conversations` (from, value), with `tools` where there is such a column.
+    Messages,
+    /// `prompt` and `completion`: text, or lists of messages.
+    PromptCompletion,
+}
+
+impl From<DatasetFormat> for Option<ExampleKind> {
+    fn from(choice: DatasetFormat) -> Self {
+        match choice {
+            DatasetFormat::Auto => None,
+            DatasetFormat::Text => Some(ExampleKind::Text),
+            DatasetFormat::Messages => Some(ExampleKind::Messages),
+            DatasetFormat::PromptCompletion => Some(ExampleKind::PromptCompletion),
+        }
     }
 }

@@ -16,6 +16,7 @@ use tandem_trainer::Schedule;
 use crate::flags::checkpoints::CheckpointFlags;
 use crate::flags::choices::{Dtype, InitChoice, RecomputeChoice};
 use crate::flags::cluster::ClusterFlags;
+use crate::flags::data::DataFlags;
 
 const AFTER_HELP: &str = "\
 Ranks form a mesh of tp_size x dp_size, rank = dp_rank * tp_size + tp_rank: tensor parallel groups are rows
@@ -74,6 +75,11 @@ pub struct FsdpFlags {
 #[derive(Debug, Clone, Args)]
 #[command(rename_all = "snake_case")]
 pub struct CommonFlags {
+    /// A .yaml, .toml or .json file with flags: their names without dashes, and their values. Flags on the command line win.
+    /// `run_config.json` of a run is such a file.
+    #[arg(long, value_name = "FILE", help_heading = "Model")]
+    pub config: Option<PathBuf>,
+
     /// A Hugging Face model: hub name, or folder with config.json, tokenizer.json and *.safetensors.
     #[arg(long, default_value = "Qwen/Qwen2-7B", help_heading = "Model")]
     pub model_name: String,
@@ -114,40 +120,12 @@ pub struct CommonFlags {
     #[arg(long, default_value_t = 1, help_heading = "Batch")]
     pub batch_size: usize,
 
-    /// Tokens per row.
-    #[arg(long, default_value_t = 2048, help_heading = "Batch")]
-    pub seq_length: usize,
-
     /// Forward and backward passes per optimizer step.
     #[arg(long, default_value_t = 1, help_heading = "Batch")]
     pub gradient_accumulation_steps: usize,
 
-    /// Join documents with the end-of-text token and cut them into rows of seq_length; false: one document and its
-    /// end-of-text token a row, truncated or padded.
-    #[arg(long, num_args = 0..=1, default_value_t = true, default_missing_value = "true", action = ArgAction::Set, help_heading = "Batch")]
-    pub packing: bool,
-
-    /// A hub name (`wikitext` is Salesforce/wikitext), a folder, a file, or a list of files and patterns with commas
-    /// between them. Files are .txt, .jsonl, .ndjson, .json, .csv, .tsv (also with .gz or .zst after it) or .parquet.
-    #[arg(long, default_value = "wikitext", help_heading = "Data")]
-    pub dataset_name: String,
-
-    /// The dataset's configuration on the hub, or a folder in a folder; `all`: all of them. wikitext's default is
-    /// wikitext-2-raw-v1.
-    #[arg(long, help_heading = "Data")]
-    pub dataset_config: Option<String>,
-
-    /// The dataset's split.
-    #[arg(long, default_value = "train", help_heading = "Data")]
-    pub dataset_split: String,
-
-    /// Use the first so many percent of the documents.
-    #[arg(long, default_value_t = 100.0, help_heading = "Data")]
-    pub dataset_percentage: f64,
-
-    /// The column that holds the text.
-    #[arg(long, default_value = "text", help_heading = "Data")]
-    pub text_column: String,
+    #[command(flatten)]
+    pub data: DataFlags,
 
     /// Passes over the data; 0, which is the default beside --max_steps: as many as that takes. With both flags, the run ends
     /// with what comes first.
@@ -178,13 +156,25 @@ pub struct CommonFlags {
     #[arg(long, default_value_t = 1e-5, help_heading = "Training")]
     pub learning_rate: f64,
 
-    /// Shape of the learning rate after the warm-up: constant, linear or cosine.
+    /// Shape of the learning rate after the warm-up: constant, linear, cosine, cosine_with_min_lr or warmup_stable_decay.
     #[arg(long, default_value = "constant", help_heading = "Training")]
     pub lr_scheduler: Schedule,
 
     /// Steps in which the learning rate rises from 0.
     #[arg(long, default_value_t = 0, help_heading = "Training")]
     pub warmup_steps: u64,
+
+    /// The same as a part of all steps, rounded up.
+    #[arg(long, default_value_t = 0.0, help_heading = "Training")]
+    pub warmup_ratio: f64,
+
+    /// What is left of the learning rate at the end, as a part of its peak (cosine_with_min_lr, warmup_stable_decay).
+    #[arg(long, default_value_t = 0.0, help_heading = "Training")]
+    pub min_lr_ratio: f64,
+
+    /// The last steps of the run, in which warmup_stable_decay falls.
+    #[arg(long, default_value_t = 0, value_name = "N", help_heading = "Training")]
+    pub decay_steps: u64,
 
     /// Decoupled weight decay of AdamW, on all parameters.
     #[arg(long, default_value_t = 0.01, help_heading = "Training")]
@@ -351,13 +341,7 @@ impl CommonFlags {
             model_name: self.model_name.clone(),
             selection: Selection {
                 num_layers: self.num_layers,
-                dataset_name: self.dataset_name.clone(),
-                dataset_config: self.dataset_config.clone(),
-                dataset_split: self.dataset_split.clone(),
-                dataset_percentage: self.dataset_percentage,
-                text_column: self.text_column.clone(),
-                packing: self.packing,
-                seq_length: self.seq_length,
+                data: self.data.to_spec(),
                 seed: self.seed,
             },
         }
@@ -375,6 +359,9 @@ impl CommonFlags {
             learning_rate: self.learning_rate,
             lr_scheduler: self.lr_scheduler,
             warmup_steps: self.warmup_steps,
+            warmup_ratio: self.warmup_ratio,
+            decay_steps: self.decay_steps,
+            min_lr_ratio: self.min_lr_ratio,
             weight_decay: self.weight_decay,
             adam_beta1: self.adam_beta1,
             adam_beta2: self.adam_beta2,
@@ -450,15 +437,15 @@ mod tests {
         let common = &args.common;
         assert_eq!(common.model_name, "Qwen/Qwen2-7B");
         assert_eq!(
-            (common.batch_size, common.seq_length, common.num_epochs),
+            (common.batch_size, common.data.seq_length, common.num_epochs),
             (1, 2048, 3)
         );
         assert_eq!(
-            (common.learning_rate, common.dataset_name.as_str()),
+            (common.learning_rate, common.data.dataset_name.as_str()),
             (1e-5, "wikitext")
         );
         assert_eq!(common.storage_path, "/mnt/cluster_storage");
-        assert!(!args.autocast && args.reshard_after_forward && common.packing);
+        assert!(!args.autocast && args.reshard_after_forward && common.data.packing.is_none());
         assert!(FsdpFlags::try_parse_from(["train_fsdp", "--tp_size", "1"]).is_err());
         let args = DeepSpeedFlags::try_parse_from(["train_deepspeed"].iter().chain(&MESH)).unwrap();
         assert_eq!(args.zero_stage, 1);
@@ -500,6 +487,17 @@ mod tests {
             (vec!["--learning_rate", "NaN"], "--learning_rate"),
             (vec!["--dataset_percentage", "101"], "--dataset_percentage"),
             (vec!["--adam_beta2", "1"], "--adam_beta2"),
+            (
+                vec!["--warmup_steps", "3", "--warmup_ratio", "0.1"],
+                "--warmup_ratio",
+            ),
+            (vec!["--warmup_ratio", "2"], "--warmup_ratio"),
+            (vec!["--min_lr_ratio", "0.1"], "cosine_with_min_lr"),
+            (vec!["--decay_steps", "3"], "warmup_stable_decay"),
+            (
+                vec!["--lr_scheduler", "warmup_stable_decay"],
+                "--decay_steps",
+            ),
             (vec!["--experiment_name", "a/b"], "experiment"),
             (
                 vec!["--resume_from", "a", "--experiment_name", "b"],
@@ -546,20 +544,26 @@ mod tests {
             "adam_beta1",
             "adam_beta2",
             "adam_eps",
+            "assistant_only_loss",
             "async_save",
             "batch_size",
+            "chat_template_path",
             "check_interval",
             "checkpoint_score_attribute",
             "checkpoint_score_order",
             "comm_timeout_s",
+            "completion_only_loss",
             "dataset_config",
+            "dataset_format",
             "dataset_name",
             "dataset_percentage",
             "dataset_split",
             "debug_steps",
+            "decay_steps",
             "device",
             "drop_last",
             "dtype",
+            "eos_token",
             "gradient_accumulation_steps",
             "hang_timeout_s",
             "init",
@@ -569,6 +573,7 @@ mod tests {
             "max_failures",
             "max_grad_norm",
             "max_steps",
+            "min_lr_ratio",
             "num_epochs",
             "num_layers",
             "num_to_keep",
@@ -578,6 +583,7 @@ mod tests {
             "save_steps",
             "sequence_parallel",
             "text_column",
+            "warmup_ratio",
             "warmup_steps",
             "weight_decay",
         ];

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)] // a failed helper is a failed test
 
 mod bad_input;
+mod chat;
 mod cluster;
 mod crash;
 mod damage;

@@ -5,12 +5,14 @@ use std::path::Path;
 use std::sync::Arc;
 
 use tandem_data::hub::Settings;
-use tandem_data::{DatasetOptions, Hub, Rows, Source, TokenCache, TokenDataset, Tokenizer, Verify};
+use tandem_data::{
+    DatasetOptions, Encoder, Hub, Rows, Source, TokenCache, TokenDataset, Tokenizer, Verify,
+};
 
 /// Where a cache's header has the hash of what follows it, its key, and the hash of all this.
-const BODY_HASH: std::ops::Range<usize> = 40..72;
-const KEY: std::ops::Range<usize> = 72..104;
-const HEADER_HASH: std::ops::Range<usize> = 104..128;
+const BODY_HASH: std::ops::Range<usize> = 56..88;
+const KEY: std::ops::Range<usize> = 88..120;
+const HEADER_HASH: std::ops::Range<usize> = 120..144;
 
 fn hub() -> Hub {
     Hub::new(Settings::from_variables(|_| None).unwrap())
@@ -29,11 +31,11 @@ pub mod seeds {
         file("tokenizer.json", &crate::models::seeds::tokenizer()[0]);
         file("tokenizer_config.json", br#"{"eos_token": "<end>"}"#);
         let text = file("text.txt", b"a b c\nb b\n\nc a b c a\n");
-        let tokenizer = Tokenizer::load(folder.path()).unwrap();
+        let encoder = Encoder::of_text(Tokenizer::load(folder.path()).unwrap());
         let options = DatasetOptions::new(text.to_str().unwrap());
         let source = Source::resolve(&options, &hub(), &mut ()).unwrap();
         let cache =
-            TokenCache::build_or_open(&source, &tokenizer, &folder.path().join("cache"), &mut ())
+            TokenCache::build_or_open(&source, &encoder, &folder.path().join("cache"), &mut ())
                 .unwrap();
         vec![fs::read(cache.path()).unwrap()]
     }

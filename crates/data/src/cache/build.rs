@@ -9,11 +9,11 @@ use rayon::prelude::*;
 use tempfile::NamedTempFile;
 
 use super::format::{HEADER_BYTES, Header};
-use super::{CacheError, TokenCache, Verify, key};
+use super::{CacheError, TokenCache, UNTRAINED, Verify, key};
+use crate::example::{Encoded, Encoder, ExampleError};
 use crate::lock::FileLock;
 use crate::progress::Progress;
 use crate::source::{Documents, Source};
-use crate::tokenizer::Tokenizer;
 
 /// Text that is read before it is tokenized by all threads: enough to keep them busy, little enough to hold.
 const CHUNK_BYTES: usize = 8 << 20;
@@ -24,17 +24,18 @@ const UNFINISHED: &str = ".tmp";
 /// See [`TokenCache::build_or_open`].
 pub(super) fn build_or_open(
     source: &Source,
-    tokenizer: &Tokenizer,
+    encoder: &Encoder,
     cache_dir: &Path,
     progress: &mut dyn Progress,
 ) -> Result<TokenCache, CacheError> {
-    let key = key::key(source, tokenizer)?;
+    let key = key::key(source, encoder)?;
     let name = key.to_hex();
     let lock_path = cache_dir.join(format!("{name}.lock"));
     let task = "tokenizing the same dataset";
     let _lock = FileLock::acquire(&lock_path, task).map_err(io_error("lock", &lock_path))?;
 
     let path = cache_dir.join(format!("{name}.tokens"));
+    let tokenizer = encoder.tokenizer();
     match TokenCache::open(&path, Verify::Full).and_then(|cache| cache.within(tokenizer)) {
         Ok(cache) => return Ok(cache),
         Err(CacheError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
@@ -47,46 +48,76 @@ pub(super) fn build_or_open(
     let header = Header {
         eos_id: tokenizer.eos_id(),
         pad_id: tokenizer.pad_id(),
-        separator: u64::from(!tokenizer.appends_eos()),
+        separator: u64::from(!encoder.ends_documents()),
+        kind: encoder.kind() as u8,
         key: *key.as_bytes(),
         ..Header::default()
     };
-    tokenize(source, tokenizer, writer, progress)?.finish(header, &path)?;
+    tokenize(source, encoder, writer, progress)?.finish(header, &path)?;
     TokenCache::open(&path, Verify::Header)
 }
 
 fn tokenize(
     source: &Source,
-    tokenizer: &Tokenizer,
+    encoder: &Encoder,
     mut writer: Writer,
     progress: &mut dyn Progress,
 ) -> Result<Writer, CacheError> {
     let mut documents = source.documents()?;
     let mut read = 0;
+    let mut first_refusal = None;
     loop {
         let chunk = next_chunk(&mut documents)?;
         if chunk.is_empty() {
             break;
         }
-        read += chunk.len() as u64;
         // Collecting keeps the order, so the file does not depend on the number of threads.
-        let tokens: Vec<Vec<u32>> = chunk
-            .par_iter()
-            .map(|text| tokenizer.encode(text))
-            .collect::<Result<_, _>>()?;
-        for (text, document) in chunk.iter().zip(&tokens) {
-            // Special tokens around nothing are not a document.
-            if !text.is_empty() && !document.is_empty() {
-                writer.push(document)?;
+        let encoded: Vec<Result<Encoded, ExampleError>> =
+            chunk.par_iter().map(|text| encoder.encode(text)).collect();
+        for (text, encoded) in chunk.iter().zip(encoded) {
+            read += 1;
+            match encoded {
+                // Special tokens around nothing are not a document.
+                Ok(encoded) if text.is_empty() || encoded.tokens.is_empty() => {}
+                Ok(encoded) => writer.push(encoded)?,
+                Err(error) if error.is_refusal() => {
+                    writer.refused += 1;
+                    first_refusal.get_or_insert((read, error));
+                }
+                Err(ExampleError::Tokenizer(error)) => return Err(error.into()),
+                Err(source) => {
+                    return Err(CacheError::Example {
+                        document: read,
+                        source,
+                    });
+                }
             }
         }
         let (done, total) = documents.progress();
         progress.update(done, total);
     }
+    let place = source.place();
+    match first_refusal {
+        Some((document, source)) if writer.documents == 0 => {
+            return Err(CacheError::AllRefused {
+                place: place.into(),
+                refused: writer.refused,
+                document,
+                source,
+            });
+        }
+        _ => {}
+    }
     if writer.documents == 0 {
         return Err(CacheError::Empty {
-            place: source.place().into(),
+            place: place.into(),
             documents: read,
+        });
+    }
+    if writer.trained == 0 {
+        return Err(CacheError::NothingTrained {
+            place: place.into(),
+            documents: writer.documents,
         });
     }
     Ok(writer)
@@ -129,6 +160,8 @@ pub(super) struct Writer {
     body: blake3::Hasher,
     documents: u64,
     tokens: u64,
+    trained: u64,
+    refused: u64,
 }
 
 impl Writer {
@@ -149,14 +182,27 @@ impl Writer {
             body: blake3::Hasher::new(),
             documents: 0,
             tokens: 0,
+            trained: 0,
+            refused: 0,
         })
     }
 
-    pub(super) fn push(&mut self, document: &[u32]) -> Result<(), CacheError> {
-        self.tokens += document.len() as u64;
+    pub(super) fn push(&mut self, document: Encoded) -> Result<(), CacheError> {
+        let Encoded {
+            mut tokens,
+            trained,
+        } = document;
+        for (token, is_trained) in tokens.iter_mut().zip(&trained) {
+            if *is_trained {
+                self.trained += 1;
+            } else {
+                *token |= UNTRAINED;
+            }
+        }
+        self.tokens += tokens.len() as u64;
         self.documents += 1;
         let end = self.tokens.to_ne_bytes();
-        self.append(bytemuck::cast_slice(document))
+        self.append(bytemuck::cast_slice(&tokens))
             .and_then(|()| self.ends.write_all(&end))
             .map_err(io_error("write a token cache to", &self.dir))
     }
@@ -194,6 +240,8 @@ impl Writer {
         let header = Header {
             documents: self.documents,
             tokens: self.tokens,
+            trained: self.trained,
+            refused: self.refused,
             body: *self.body.finalize().as_bytes(),
             ..header
         };

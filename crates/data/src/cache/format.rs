@@ -2,8 +2,8 @@
 //!
 //! | bytes | content |
 //! |---|---|
-//! | 128 | header |
-//! | 4 per token | tokens, `u32` |
+//! | 144 | header |
+//! | 4 per token | tokens, `u32`; the highest bit says that a token is not trained |
 //! | 0 or 4 | zeros, so that what follows is aligned |
 //! | 8 per document | where its tokens end, `u64` |
 //!
@@ -14,16 +14,16 @@ use std::ops::Range;
 use super::Verify;
 
 /// Bytes before the first token.
-pub(super) const HEADER_BYTES: usize = 128;
+pub(super) const HEADER_BYTES: usize = 144;
 
 /// The first eight bytes.
 const MAGIC: u64 = u64::from_be_bytes(*b"TANDEMTK");
 
 /// Changes whenever the same dataset and tokenizer would give another file.
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
 
 /// Where the header's own checksum begins; it reaches to the header's end.
-const CHECKSUM_AT: usize = 104;
+const CHECKSUM_AT: usize = 120;
 
 /// What the first bytes say about the others.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -32,8 +32,14 @@ pub(super) struct Header {
     pub(super) pad_id: u32,
     /// Tokens between documents: 1 (EOS), or 0 when the documents end with EOS themselves.
     pub(super) separator: u64,
+    /// What the documents were: an [`crate::ExampleKind`] as a number.
+    pub(super) kind: u8,
     pub(super) documents: u64,
     pub(super) tokens: u64,
+    /// Tokens of them that are trained.
+    pub(super) trained: u64,
+    /// Documents that are left out because a template refuses them.
+    pub(super) refused: u64,
     /// blake3 of all that follows the header.
     pub(super) body: [u8; 32],
     /// blake3 of what the tokens depend on.
@@ -54,9 +60,12 @@ impl Header {
         bytes.extend(VERSION.to_ne_bytes());
         bytes.extend(self.eos_id.to_ne_bytes());
         bytes.extend(self.pad_id.to_ne_bytes());
-        bytes.extend((self.separator as u32).to_ne_bytes());
+        bytes.extend((self.separator as u16).to_ne_bytes());
+        bytes.extend(u16::from(self.kind).to_ne_bytes());
         bytes.extend(self.documents.to_ne_bytes());
         bytes.extend(self.tokens.to_ne_bytes());
+        bytes.extend(self.trained.to_ne_bytes());
+        bytes.extend(self.refused.to_ne_bytes());
         bytes.extend(self.body);
         bytes.extend(self.key);
         let checksum = blake3::hash(&bytes);
@@ -83,11 +92,14 @@ impl Header {
         Ok(Self {
             eos_id: small_number(bytes, 12),
             pad_id: small_number(bytes, 16),
-            separator: u64::from(small_number(bytes, 20)),
+            separator: u64::from(u16::from_ne_bytes([bytes[20], bytes[21]])),
+            kind: u16::from_ne_bytes([bytes[22], bytes[23]]) as u8,
             documents: number(bytes, 24),
             tokens: number(bytes, 32),
-            body: hash(bytes, 40),
-            key: hash(bytes, 72),
+            trained: number(bytes, 40),
+            refused: number(bytes, 48),
+            body: hash(bytes, 56),
+            key: hash(bytes, 88),
         })
     }
 

@@ -6,18 +6,18 @@ use std::path::Path;
 
 use super::CacheError;
 use super::format::VERSION;
+use crate::example::Encoder;
 use crate::source::{BYTE_ORDER_MARK, Kind, Source};
-use crate::tokenizer::Tokenizer;
 
 /// Separates this hash from any other of the same bytes.
 const CONTEXT: &str = "tandem token cache: content of the dataset, what is taken of it, tokenizer";
 
 /// Hashes the files' content (not their names or times, so a moved or copied dataset keeps its cache), what is taken of
-/// them, and the tokenizer. Reads all files once, with all threads.
-pub(super) fn key(source: &Source, tokenizer: &Tokenizer) -> Result<blake3::Hash, CacheError> {
+/// them, and what makes tokens of them. Reads all files once, with all threads.
+pub(super) fn key(source: &Source, encoder: &Encoder) -> Result<blake3::Hash, CacheError> {
     let mut key = blake3::Hasher::new_derive_key(CONTEXT);
     key.update(&VERSION.to_le_bytes());
-    key.update(tokenizer.fingerprint().as_bytes());
+    key.update(encoder.fingerprint().as_bytes());
     key.update(&source.percentage().to_le_bytes());
     let format = format!("{:?}", source.format());
     for text in [&format, source.text_column()] {

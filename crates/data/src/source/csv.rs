@@ -1,4 +1,4 @@
-//! The text column of a file of comma or tab separated values with a header.
+//! The text column, or some columns, of a file of comma or tab separated values with a header.
 
 use std::io::{self, BufRead, Read};
 use std::path::{Path, PathBuf};
@@ -8,20 +8,28 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use csv::{ByteRecord, Reader, ReaderBuilder};
 
 use super::MAX_DOCUMENT_BYTES;
+use super::columns::Wanted;
 use super::error::SourceError;
 use super::input::Input;
 use super::kind::Kind;
 
-/// Reads one column, a record at a time. A field in quotes may hold line ends; a missing last field is an empty document,
+/// Reads a record at a time. A field in quotes may hold line ends; a missing last field is an empty document,
 /// as for `datasets`.
 pub(super) struct CsvRows {
     path: PathBuf,
     reader: Reader<Watched>,
     watch: Arc<Watch>,
-    column: usize,
     columns: usize,
+    taken: Taken,
     record: ByteRecord,
     has_failed: bool,
+}
+
+/// What is taken of a record.
+enum Taken {
+    Text(usize),
+    /// Names and places of what becomes an object.
+    Row(Vec<(&'static str, usize)>),
 }
 
 /// What is known of the bytes that the parser has taken.
@@ -61,24 +69,31 @@ impl Read for Watched {
 }
 
 impl CsvRows {
-    pub(super) fn open(path: &Path, column: &str) -> Result<Self, SourceError> {
+    pub(super) fn open(path: &Path, wanted: Wanted<'_>) -> Result<Self, SourceError> {
         let mut rows = Self::with_header(path)?;
-        let header = rows.header()?;
-        let names: Vec<String> = header
-            .iter()
-            .map(|name| String::from_utf8_lossy(name).into_owned())
-            .collect();
+        let names = names(&rows.header()?);
+        let place = |wanted: &str| names.iter().position(|name| name == wanted);
         rows.columns = names.len();
-        rows.column = names
-            .iter()
-            .position(|name| name == column)
-            .ok_or_else(|| SourceError::NoColumn {
-                path: path.into(),
-                line: None,
-                column: column.into(),
-                available: names,
-            })?;
+        rows.taken = match wanted {
+            Wanted::Text(column) => {
+                Taken::Text(place(column).ok_or_else(|| SourceError::NoColumn {
+                    path: path.into(),
+                    line: None,
+                    column: column.into(),
+                    available: names.clone(),
+                })?)
+            }
+            Wanted::Row(columns) => {
+                let places = columns.iter().map(|name| Some((*name, place(name)?)));
+                Taken::Row(places.flatten().collect())
+            }
+        };
         Ok(rows)
+    }
+
+    /// The names in the header of a file.
+    pub(super) fn columns(path: &Path) -> Result<Vec<String>, SourceError> {
+        Ok(names(&Self::with_header(path)?.header()?))
     }
 
     /// Records of a file, without its header.
@@ -112,8 +127,8 @@ impl CsvRows {
             path: path.into(),
             reader,
             watch,
-            column: 0,
             columns: 0,
+            taken: Taken::Text(0),
             record: ByteRecord::new(),
             has_failed: false,
         })
@@ -158,9 +173,22 @@ impl CsvRows {
         Ok(true)
     }
 
-    fn text(&self) -> Result<String, SourceError> {
-        let field = self.record.get(self.column).unwrap_or_default();
-        String::from_utf8(field.to_vec()).map_err(|_| SourceError::NotUtf8 {
+    fn document(&self) -> Result<String, SourceError> {
+        match &self.taken {
+            Taken::Text(place) => self.text(*place).map(str::to_owned),
+            Taken::Row(places) => {
+                let mut row = serde_json::Map::new();
+                for (name, place) in places {
+                    row.insert((*name).into(), self.text(*place)?.into());
+                }
+                Ok(serde_json::Value::Object(row).to_string())
+            }
+        }
+    }
+
+    fn text(&self, place: usize) -> Result<&str, SourceError> {
+        let field = self.record.get(place).unwrap_or_default();
+        std::str::from_utf8(field).map_err(|_| SourceError::NotUtf8 {
             path: self.path.clone(),
             line: self.line(),
         })
@@ -187,6 +215,13 @@ impl CsvRows {
     }
 }
 
+fn names(header: &ByteRecord) -> Vec<String> {
+    let names = header.iter();
+    names
+        .map(|name| String::from_utf8_lossy(name).into_owned())
+        .collect()
+}
+
 impl Iterator for CsvRows {
     type Item = Result<String, SourceError>;
 
@@ -196,7 +231,7 @@ impl Iterator for CsvRows {
         }
         let text = match self.read() {
             Ok(false) => return None,
-            Ok(true) => self.text(),
+            Ok(true) => self.document(),
             Err(error) => Err(error),
         };
         self.has_failed = text.is_err();

@@ -94,12 +94,12 @@ impl Documents<'_> {
 
 impl Reader {
     fn open(path: &Path, source: &Source) -> Result<Self, SourceError> {
-        let column = &source.text_column;
+        let wanted = source.wanted();
         Ok(match source.format {
             Format::Text => Self::Text(Lines::open(path)?),
-            Format::JsonLines => Self::Json(Box::new(JsonRows::open(path, column)?)),
-            Format::Csv => Self::Csv(Box::new(CsvRows::open(path, column)?)),
-            Format::Parquet => Self::Parquet(Box::new(ParquetRows::open(path, column)?)),
+            Format::JsonLines => Self::Json(Box::new(JsonRows::open(path, wanted)?)),
+            Format::Csv => Self::Csv(Box::new(CsvRows::open(path, wanted)?)),
+            Format::Parquet => Self::Parquet(Box::new(ParquetRows::open(path, wanted)?)),
         })
     }
 

@@ -32,6 +32,23 @@ pub enum SourceError {
         /// The file.
         path: PathBuf,
     },
+    /// Columns that do not make what was asked for.
+    #[error(
+        "{} has no {} for dataset_format {kind}; it has {}",
+        path.display(),
+        columns.join(" or "),
+        if available.is_empty() { "no columns".into() } else { available.join(", ") }
+    )]
+    OtherKind {
+        /// The file.
+        path: PathBuf,
+        /// What was asked for.
+        kind: &'static str,
+        /// What it is read from.
+        columns: &'static [&'static str],
+        /// The columns of the file.
+        available: Vec<String>,
+    },
     /// A pipe, for example.
     #[error("{} is {found}: a dataset's files must be regular files", path.display())]
     NotAFile {

@@ -1,4 +1,4 @@
-//! The text column of a file of JSON objects.
+//! The text column of a file of JSON objects, or the objects.
 
 mod values;
 
@@ -11,22 +11,27 @@ use serde_json::Value;
 use serde_json::de::StrRead;
 
 use self::values::Values;
+use super::columns::Wanted;
 use super::error::SourceError;
 
-/// Reads one column and skips the others without keeping them.
+/// Reads one column and skips the others without keeping them; or takes the objects as they are.
 pub(super) struct JsonRows {
     path: PathBuf,
     values: Values,
-    column: String,
+    /// The column with the text; `None` takes the objects.
+    column: Option<String>,
     has_failed: bool,
 }
 
 impl JsonRows {
-    pub(super) fn open(path: &Path, column: &str) -> Result<Self, SourceError> {
+    pub(super) fn open(path: &Path, wanted: Wanted<'_>) -> Result<Self, SourceError> {
         Ok(Self {
             path: path.into(),
             values: Values::open(path)?,
-            column: column.into(),
+            column: match wanted {
+                Wanted::Text(column) => Some(column.into()),
+                Wanted::Row(_) => None,
+            },
             has_failed: false,
         })
     }
@@ -41,37 +46,52 @@ impl JsonRows {
         Ok(count)
     }
 
+    /// The names in the first object of a file; none where there is no object, which reading it says.
+    pub(super) fn columns(path: &Path) -> Result<Vec<String>, SourceError> {
+        let Some(first) = Values::open(path)?.next() else {
+            return Ok(Vec::new());
+        };
+        let names = parse(&first?.0, names_of);
+        Ok(names.unwrap_or_default())
+    }
+
     /// Bytes of the file read so far.
     pub(super) fn bytes(&self) -> u64 {
         self.values.bytes()
     }
 
-    fn text_of(&self, object: &str, line: u64) -> Result<String, SourceError> {
+    fn document(&self, object: String, line: u64) -> Result<String, SourceError> {
         let json = |error: serde_json::Error| SourceError::Json {
             path: self.path.clone(),
             line: line + (error.line() as u64).saturating_sub(1),
             reason: reason(&error),
         };
-        let value =
-            parse(object, |parser| Column(&self.column).deserialize(parser)).map_err(json)?;
+        let Some(column) = &self.column else {
+            parse(&object, names_of).map_err(json)?;
+            return Ok(match without_nan(&object) {
+                Cow::Owned(object) => object,
+                Cow::Borrowed(_) => object,
+            });
+        };
+        let object = object.as_str();
+        let value = parse(object, |parser| Column(column).deserialize(parser)).map_err(json)?;
         match value {
             Some(Value::String(text)) => Ok(text),
             Some(Value::Null) => Ok(String::new()),
             Some(other) => Err(SourceError::NotText {
                 path: self.path.clone(),
                 line: Some(line),
-                column: self.column.clone(),
+                column: column.clone(),
                 found: kind_of(&other).into(),
             }),
             None => {
-                let object = parse(object, |parser| {
-                    <serde_json::Map<String, Value> as serde::Deserialize>::deserialize(parser)
-                });
+                let mut available = parse(object, names_of).map_err(json)?;
+                available.sort();
                 Err(SourceError::NoColumn {
                     path: self.path.clone(),
                     line: Some(line),
-                    column: self.column.clone(),
-                    available: object.map_err(json)?.keys().cloned().collect(),
+                    column: column.clone(),
+                    available,
                 })
             }
         }
@@ -86,7 +106,7 @@ impl Iterator for JsonRows {
             return None;
         }
         let text = match self.values.next()? {
-            Ok((object, line)) => self.text_of(&object, line),
+            Ok((object, line)) => self.document(object, line),
             Err(error) => Err(error),
         };
         self.has_failed = text.is_err();
@@ -142,6 +162,27 @@ fn without_nan(text: &str) -> Cow<'_, str> {
         }
         None => Cow::Borrowed(text),
     }
+}
+
+/// The names of an object's values, which are skipped.
+fn names_of(parser: &mut serde_json::Deserializer<StrRead<'_>>) -> serde_json::Result<Vec<String>> {
+    struct Names;
+    impl<'de> Visitor<'de> for Names {
+        type Value = Vec<String>;
+
+        fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+            formatter.write_str("an object")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, mut object: A) -> Result<Self::Value, A::Error> {
+            let mut names = Vec::new();
+            while let Some((name, IgnoredAny)) = object.next_entry()? {
+                names.push(name);
+            }
+            Ok(names)
+        }
+    }
+    parser.deserialize_map(Names)
 }
 
 /// Takes one value out of an object.

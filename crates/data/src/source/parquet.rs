@@ -2,6 +2,7 @@
 //! column, is not needed for that, and takes as long to compile as half of our own code.
 
 mod column;
+mod rows;
 
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -14,17 +15,18 @@ use parquet::errors::ParquetError;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 
 use self::column::{Column, NoText, find};
+use self::rows::Objects;
+use super::columns::Wanted;
 use super::error::SourceError;
 use crate::panic_message::panic_message;
 
 /// Rows that are decoded at once.
 const BATCH_ROWS: usize = 1024;
 
-/// Reads one column, a batch of rows at a time.
+/// Reads a batch of rows at a time.
 pub(super) struct ParquetRows {
     path: PathBuf,
-    // In a box because it is large, beside the readers of other kinds of files.
-    decoder: Box<Decoder>,
+    decoder: Batches,
     rows: IntoIter<String>,
     row: u64,
     total_rows: u64,
@@ -32,9 +34,49 @@ pub(super) struct ParquetRows {
     has_failed: bool,
 }
 
+/// What gives the next rows, at most so many as are decoded at once; none at the end of the file.
+enum Batches {
+    // In a box because it is large, beside the readers of other kinds of files.
+    Text(Box<Decoder>),
+    Objects(Objects),
+}
+
+impl Batches {
+    fn next_batch(&mut self) -> Result<Vec<String>, ParquetError> {
+        match self {
+            Self::Text(decoder) => decoder.next_batch(),
+            Self::Objects(objects) => objects.next_batch(BATCH_ROWS),
+        }
+    }
+}
+
 impl ParquetRows {
-    pub(super) fn open(path: &Path, column: &str) -> Result<Self, SourceError> {
+    pub(super) fn open(path: &Path, wanted: Wanted<'_>) -> Result<Self, SourceError> {
         let (file, file_bytes) = open(path)?;
+        let total_rows = row_count(&file);
+        let decoder = match wanted {
+            Wanted::Text(column) => Self::text(path, file, column)?,
+            Wanted::Row(columns) => {
+                let objects = guarded(|| Objects::open(file, columns));
+                Batches::Objects(objects.map_err(|reason| corrupt(path, 0, reason))?)
+            }
+        };
+        Ok(Self {
+            path: path.into(),
+            total_rows,
+            decoder,
+            rows: Vec::new().into_iter(),
+            row: 0,
+            file_bytes,
+            has_failed: false,
+        })
+    }
+
+    fn text(
+        path: &Path,
+        file: SerializedFileReader<File>,
+        column: &str,
+    ) -> Result<Batches, SourceError> {
         let schema = file.metadata().file_metadata().schema_descr();
         let column = find(schema, column).map_err(|problem| match problem {
             NoText::NoColumn { available } => SourceError::NoColumn {
@@ -50,15 +92,15 @@ impl ParquetRows {
                 found,
             },
         })?;
-        Ok(Self {
-            path: path.into(),
-            total_rows: row_count(&file),
-            decoder: Box::new(Decoder::new(file, column)),
-            rows: Vec::new().into_iter(),
-            row: 0,
-            file_bytes,
-            has_failed: false,
-        })
+        Ok(Batches::Text(Box::new(Decoder::new(file, column))))
+    }
+
+    /// The names of a file's columns.
+    pub(super) fn columns(path: &Path) -> Result<Vec<String>, SourceError> {
+        let (file, _) = open(path)?;
+        let schema = file.metadata().file_metadata().schema_descr();
+        let fields = schema.root_schema().get_fields();
+        Ok(fields.iter().map(|field| field.name().to_owned()).collect())
     }
 
     /// Rows of a file, from its footer.

@@ -7,7 +7,9 @@ use std::env;
 use std::io::{self, Write};
 use std::path::Path;
 
-use tandem_data::{DataError, DatasetOptions, Hub, Progress, Source, TokenCache, Tokenizer};
+use tandem_data::{
+    DataError, DatasetOptions, Encoder, Hub, Progress, Source, TokenCache, Tokenizer,
+};
 
 /// Notices whether anything was tokenized.
 struct Watch {
@@ -40,8 +42,8 @@ fn main() -> Result<(), DataError> {
     };
     let hub = Hub::from_env()?;
     let source = Source::resolve(&DatasetOptions::new(dataset), &hub, &mut ())?;
-    let tokenizer = Tokenizer::load(Path::new(tokenizer))?;
-    let cache = TokenCache::build_or_open(&source, &tokenizer, Path::new(cache_dir), &mut watch)?;
+    let encoder = Encoder::of_text(Tokenizer::load(Path::new(tokenizer))?);
+    let cache = TokenCache::build_or_open(&source, &encoder, Path::new(cache_dir), &mut watch)?;
     let deed = if watch.has_built { "built" } else { "reused" };
     println!("{deed} {} {}", cache.tokens(), cache.path().display());
     Ok(())

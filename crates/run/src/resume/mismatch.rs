@@ -7,12 +7,17 @@ use tandem_checkpoint::{TrainState, differences};
 pub const DATA_SIZE: &str = "data_size";
 
 /// Flags that decide which rows there are.
-const OF_DATA: [&str; 7] = [
+const OF_DATA: [&str; 12] = [
     "dataset_name",
     "dataset_config",
     "dataset_split",
     "dataset_percentage",
+    "dataset_format",
     "text_column",
+    "completion_only_loss",
+    "assistant_only_loss",
+    "chat_template_path",
+    "eos_token",
     "packing",
     "seq_length",
 ];

@@ -82,10 +82,12 @@ pub fn lines(
     lines.push(format!(
         "data      {} rows of {} tokens; {rows_per_step} rows a step, {} steps; {}",
         prepared.dataset.len(),
-        spec.identity.selection.seq_length,
+        spec.identity.selection.data.seq_length,
         prepared.total_steps,
         end(training, prepared),
     ));
+    let examples = prepared.examples.iter();
+    lines.extend(examples.map(|what| format!("examples  {what}")));
     lines.extend(
         prepared
             .left_out

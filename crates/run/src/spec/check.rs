@@ -2,8 +2,9 @@
 
 use tandem_launch::experiment;
 use tandem_model::Recompute;
+use tandem_trainer::Schedule;
 
-use super::{Compute, RunSpec};
+use super::{Compute, RunSpec, Training};
 use crate::failure::{Failure, Outcome};
 
 /// A million times what is trained in a step today.
@@ -17,6 +18,7 @@ impl RunSpec {
     pub fn checked(self) -> Outcome<Self> {
         check_counts(&self)?;
         check_ranges(&self)?;
+        check_schedule(&self.compute.training)?;
         let engine = &self.compute.engine;
         if engine.activation_checkpointing
             && engine
@@ -49,7 +51,7 @@ impl RunSpec {
 
 fn check_counts(spec: &RunSpec) -> Outcome<()> {
     let Compute { engine, training } = &spec.compute;
-    let seq_length = spec.identity.selection.seq_length;
+    let seq_length = spec.identity.selection.data.seq_length;
     let at_least_one = [
         ("batch_size", training.batch_size as u64),
         (
@@ -96,14 +98,44 @@ fn check_counts(spec: &RunSpec) -> Outcome<()> {
     Ok(())
 }
 
+/// What a schedule does not have is refused, and what it needs asked for.
+fn check_schedule(training: &Training) -> Outcome<()> {
+    let schedule = training.lr_scheduler;
+    let decays = schedule == Schedule::WarmupStableDecay;
+    let problem = if training.warmup_steps > 0 && training.warmup_ratio > 0.0 {
+        "--warmup_steps and --warmup_ratio say the same: pass one of them"
+    } else if training.min_lr_ratio > 0.0 && !schedule.has_min_lr() {
+        "--min_lr_ratio needs --lr_scheduler cosine_with_min_lr or warmup_stable_decay"
+    } else if training.decay_steps > 0 && !decays {
+        "--decay_steps needs --lr_scheduler warmup_stable_decay"
+    } else if decays && training.decay_steps == 0 {
+        "--lr_scheduler warmup_stable_decay needs --decay_steps, the last steps in which the rate falls"
+    } else {
+        return Ok(());
+    };
+    Err(Failure::usage(problem))
+}
+
 fn check_ranges(spec: &RunSpec) -> Outcome<()> {
     let training = &spec.compute.training;
-    let ranges: [(&str, f64, bool, &str); 6] = [
+    let ranges: [(&str, f64, bool, &str); 8] = [
         (
             "learning_rate",
             training.learning_rate,
             training.learning_rate > 0.0,
             "above 0",
+        ),
+        (
+            "warmup_ratio",
+            training.warmup_ratio,
+            (0.0..=1.0).contains(&training.warmup_ratio),
+            "from 0 to 1",
+        ),
+        (
+            "min_lr_ratio",
+            training.min_lr_ratio,
+            (0.0..=1.0).contains(&training.min_lr_ratio),
+            "from 0 to 1",
         ),
         (
             "weight_decay",
@@ -143,7 +175,7 @@ fn check_ranges(spec: &RunSpec) -> Outcome<()> {
             )));
         }
     }
-    let percentage = spec.identity.selection.dataset_percentage;
+    let percentage = spec.identity.selection.data.dataset_percentage;
     if !(percentage > 0.0 && percentage <= 100.0) {
         return Err(Failure::usage(format!(
             "--dataset_percentage is {percentage}; it must be above 0 and at most 100"

@@ -129,7 +129,7 @@ impl RunSpec {
         } = &mut self;
         for (flag, path) in [
             ("model_name", &mut identity.model_name),
-            ("dataset_name", &mut identity.selection.dataset_name),
+            ("dataset_name", &mut identity.selection.data.dataset_name),
         ] {
             // A name on a hub stays as it is.
             if Path::new(path).exists() {
@@ -148,6 +148,10 @@ impl RunSpec {
         let folders = [
             ("local_path", Some(&mut local.local_path)),
             ("loss_output_dir", local.loss_output_dir.as_mut()),
+            (
+                "chat_template_path",
+                identity.selection.data.chat_template_path.as_mut(),
+            ),
         ];
         for (flag, folder) in folders {
             if let Some(folder) = folder {

@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use tandem_comm::{Event, Observer, Transport, World, WorldConfig};
+use tandem_comm::{Event, Observer, RunSecret, Transport, World, WorldConfig};
 use tandem_model::Recompute;
 use tandem_parallel::{Precision, ShardingLevel};
 
@@ -63,6 +63,7 @@ fn as_ranks(size: usize, body: impl Fn(&World) + Sync) {
             timeout: Duration::from_secs(300),
             network_interface: None,
             transport: Transport::Tcp,
+            secret: RunSecret::guessable("a test"),
         })
     };
     thread::scope(|scope| {

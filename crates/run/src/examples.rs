@@ -1,0 +1,120 @@
+//! From the flags about data to examples and rows: for training, and for looking at them.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use tandem_data::chat::{ChatError, ChatTemplate};
+use tandem_data::{
+    CacheError, DatasetOptions, Encoder, ExampleKind, Hub, LossOn, Progress, Source, SourceError,
+    TokenCache, TokenDataset, Tokenizer,
+};
+
+use crate::failure::{Failure, Outcome};
+use crate::spec::Data;
+
+/// The files.
+pub fn source(data: &Data, hub: &Hub, progress: &mut dyn Progress) -> Outcome<Source> {
+    let options = DatasetOptions {
+        name: data.dataset_name.clone(),
+        config: data.dataset_config.clone(),
+        split: data.dataset_split.clone(),
+        text_column: data.text_column.clone(),
+        kind: data.dataset_format,
+        percentage: data.dataset_percentage,
+    };
+    Source::resolve(&options, hub, progress).map_err(|error| match error {
+        // The flag asks for what the file has not.
+        SourceError::OtherKind { .. } => usage(error),
+        other => Failure::other(format!("--dataset_name: {other}")),
+    })
+}
+
+/// The tokenizer in `dir`.
+pub fn tokenizer(data: &Data, dir: &Path) -> Outcome<Tokenizer> {
+    let tokenizer = Tokenizer::load(dir).map_err(Failure::other)?;
+    match &data.eos_token {
+        Some(token) => tokenizer.with_eos(token).map_err(usage),
+        None => Ok(tokenizer),
+    }
+}
+
+/// What makes tokens of examples of this kind, with the chat template of `dir` unless another is named.
+pub fn encoder(
+    data: &Data,
+    kind: ExampleKind,
+    tokenizer: Tokenizer,
+    dir: &Path,
+) -> Outcome<Encoder> {
+    let file = data.chat_template_path.as_deref();
+    let template = match (kind, ChatTemplate::load(dir, file)) {
+        (ExampleKind::Text, _) if file.is_some() => {
+            return Err(Failure::usage(
+                "--chat_template_path is for conversations, and the dataset has text (--dataset_format)",
+            ));
+        }
+        (ExampleKind::Text, _) => None,
+        // Text on both sides needs none.
+        (ExampleKind::PromptCompletion, Err(ChatError::Missing { .. })) => None,
+        (_, template) => Some(template.map_err(usage)?),
+    };
+    if data.assistant_only_loss && kind != ExampleKind::Messages {
+        return Err(Failure::usage(format!(
+            "--assistant_only_loss is for conversations (a column `messages` or `conversations`), and the dataset is {}",
+            kind.name()
+        )));
+    }
+    let loss_on = LossOn {
+        completion_only: data.completion_only_loss,
+        assistant_only: data.assistant_only_loss,
+    };
+    Ok(Encoder::new(tokenizer, kind, template, loss_on))
+}
+
+/// Why there is no cache. What is wrong with rows is the user's to mend.
+pub fn failure(error: CacheError) -> Failure {
+    match error {
+        CacheError::Example { .. }
+        | CacheError::AllRefused { .. }
+        | CacheError::NothingTrained { .. } => usage(error),
+        other => Failure::other(other),
+    }
+}
+
+fn usage(error: impl std::fmt::Display) -> Failure {
+    Failure::usage(error.to_string())
+}
+
+/// The rows of a cache.
+pub fn rows(data: &Data, cache: TokenCache) -> Outcome<TokenDataset> {
+    let packing = packs(data, &cache);
+    TokenDataset::new(Arc::new(cache), data.seq_length, packing).map_err(Failure::other)
+}
+
+fn packs(data: &Data, cache: &TokenCache) -> bool {
+    // Nobody wants a conversation to see the end of another one without having asked for it.
+    let is_text = cache.kind() == ExampleKind::Text;
+    data.packing.unwrap_or(is_text)
+}
+
+/// What the data are and how much of them is trained, in a line; nothing of text.
+pub fn described(data: &Data, cache: &TokenCache) -> Option<String> {
+    let what = match cache.kind() {
+        ExampleKind::Text => return None,
+        ExampleKind::Messages if data.assistant_only_loss => "conversations, loss on the assistant",
+        ExampleKind::Messages => "conversations, loss on all tokens",
+        ExampleKind::PromptCompletion if data.completion_only_loss => {
+            "prompts with completions, loss on completions"
+        }
+        ExampleKind::PromptCompletion => "prompts with completions, loss on all tokens",
+    };
+    let rows = match packs(data, cache) {
+        true => "joined and cut into rows",
+        false => "one a row",
+    };
+    Some(format!(
+        "{} {what}, {rows}; {} of {} tokens are trained",
+        cache.documents(),
+        cache.trained_tokens(),
+        cache.tokens()
+    ))
+}
