@@ -1,10 +1,8 @@
 //! What the training step is fed with.
 
 use crate::error::DataError;
+use crate::label::IGNORED_LABEL;
 use crate::sampler::Position;
-
-/// The label of a position that is no target: the loss leaves it out (the convention of Hugging Face and PyTorch).
-pub const IGNORED_LABEL: i64 = -100;
 
 /// One micro-batch of one data parallel rank.
 #[derive(Debug, Clone, PartialEq, Eq)]

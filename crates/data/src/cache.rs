@@ -15,8 +15,8 @@ use mmap_guard::FileData;
 use rayon::prelude::*;
 use thiserror::Error;
 
-use crate::batch::IGNORED_LABEL;
 use crate::example::{Encoder, ExampleError, ExampleKind};
+use crate::label::IGNORED_LABEL;
 use crate::progress::Progress;
 use crate::search::partition_index;
 use crate::source::{Source, SourceError};

@@ -16,4 +16,4 @@ mod template;
 pub use error::ChatError;
 pub use template::{ChatTemplate, Conversation};
 
-pub(crate) use spans::{Marked, assistant_spans, completion_span};
+pub(crate) use spans::{Marked, assistant_spans, completion_span, whole_text};

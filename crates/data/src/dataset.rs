@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use crate::batch::IGNORED_LABEL;
 use crate::cache::{Token, TokenCache};
 use crate::error::DatasetError;
 use crate::example::ExampleKind;
+use crate::label::IGNORED_LABEL;
 use crate::search::partition_index;
 
 /// Something that has rows of equal length.

@@ -6,7 +6,7 @@ use serde::Deserialize;
 use thiserror::Error;
 
 use crate::chat::{
-    ChatError, ChatTemplate, Conversation, Marked, assistant_spans, completion_span,
+    ChatError, ChatTemplate, Conversation, Marked, assistant_spans, completion_span, whole_text,
 };
 use crate::tokenizer::{Tokenizer, TokenizerError};
 
@@ -208,7 +208,25 @@ impl Encoder {
             ExampleKind::PromptCompletion => (self.pair(row)?, self.loss_on.completion_only),
             _ => self.conversation(&row)?,
         };
-        Ok(self.tokenizer.encode_marked(&marked, is_masked)?)
+        self.tokens(&marked, is_masked)
+    }
+
+    /// The tokens of a text. Trained are those with at least one character of what is trained, or all.
+    fn tokens(&self, marked: &Marked, is_masked: bool) -> Result<Encoded, ExampleError> {
+        if !is_masked {
+            let tokens = self.tokenizer.encode_plain(&marked.text)?;
+            let trained = vec![true; tokens.len()];
+            return Ok(Encoded { tokens, trained });
+        }
+        let (tokens, places) = self.tokenizer.encode_with_offsets(&marked.text)?;
+        let is_trained = |(start, end): (usize, usize)| {
+            let mut spans = marked.spans.iter();
+            spans.any(|span| start < span.end && span.start < end)
+        };
+        Ok(Encoded {
+            tokens,
+            trained: places.into_iter().map(is_trained).collect(),
+        })
     }
 
     fn conversation(&self, row: &Row) -> Result<(Marked, bool), ExampleError> {
@@ -221,7 +239,7 @@ impl Encoder {
         if self.loss_on.assistant_only {
             return Ok((assistant_spans(template, &conversation)?, true));
         }
-        let text = template.text(&conversation)?;
+        let text = whole_text(template, &conversation)?;
         let spans = Vec::new();
         Ok((Marked { text, spans }, false))
     }
@@ -251,10 +269,7 @@ impl Encoder {
     fn plain_pair(&self, prompt: &str, completion: &str) -> Marked {
         let eos = self.tokenizer.eos_token();
         let end = if completion.ends_with(eos) { "" } else { eos };
-        let start = prompt.chars().count();
-        let text = [prompt, completion, end].concat();
-        let spans = vec![start..start + text[prompt.len()..].chars().count()];
-        Marked { text, spans }
+        Marked::behind(prompt, [prompt, completion, end].concat())
     }
 
     fn template(&self) -> Result<&ChatTemplate, ExampleError> {

@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread::{Builder, JoinHandle};
 
-use crate::batch::{Batch, BatchSource, IGNORED_LABEL};
+use crate::batch::{Batch, BatchSource};
 use crate::dataset::Rows;
 use crate::error::{DataError, LoaderError};
+use crate::label::IGNORED_LABEL;
 use crate::panic_message::panic_message;
 use crate::sampler::{Position, Sampler};
 use crate::share::Share;

@@ -12,6 +12,7 @@ mod lines;
 mod parquet;
 mod places;
 mod select;
+mod wanted;
 
 use std::path::{Path, PathBuf};
 

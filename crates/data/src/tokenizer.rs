@@ -8,9 +8,8 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 use thiserror::Error;
 use tokenizers::Tokenizer as Pipeline;
+use tokenizers::tokenizer::Offsets;
 
-use crate::chat::Marked;
-use crate::example::Encoded;
 use crate::small_file::{self, JSON_BYTES, TOKENIZER_BYTES};
 
 /// Files that name the EOS token, in the order in which they are asked.
@@ -218,7 +217,7 @@ impl Tokenizer {
     }
 
     /// The tokens of a text without special ones.
-    fn encode_plain(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+    pub(crate) fn encode_plain(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
         self.encode_whole(text, false)
     }
 
@@ -228,29 +227,14 @@ impl Tokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
-    /// The tokens of a text that holds its special tokens already, and which of them have at least one character of what is
-    /// trained; all are where `is_masked` is false.
-    pub(crate) fn encode_marked(
+    /// The tokens of a text that holds its special tokens already, each with the characters (from, to) that it has of it.
+    pub(crate) fn encode_with_offsets(
         &self,
-        marked: &Marked,
-        is_masked: bool,
-    ) -> Result<Encoded, TokenizerError> {
-        let text = marked.text.as_str();
-        if !is_masked {
-            let tokens = self.encode_plain(text)?;
-            let trained = vec![true; tokens.len()];
-            return Ok(Encoded { tokens, trained });
-        }
+        text: &str,
+    ) -> Result<(Vec<u32>, Vec<Offsets>), TokenizerError> {
         let encoding = self.pipeline.encode_char_offsets(text, false);
         let encoding = encoding.map_err(|reason| refused(text, &reason))?;
-        let is_trained = |&(start, end): &(usize, usize)| {
-            let mut spans = marked.spans.iter();
-            spans.any(|span| start < span.end && span.start < end)
-        };
-        Ok(Encoded {
-            tokens: encoding.get_ids().to_vec(),
-            trained: encoding.get_offsets().iter().map(is_trained).collect(),
-        })
+        Ok((encoding.get_ids().to_vec(), encoding.get_offsets().to_vec()))
     }
 
     /// The text of tokens, special ones included; bytes that are no whole character are shown as such.

@@ -3,10 +3,12 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use serde_json::{Value, json};
 use tandem_data::chat::ChatTemplate;
 use tandem_data::{Encoder, ExampleKind, LossOn, Tokenizer};
+use tempfile::TempDir;
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests-data")
@@ -39,9 +41,31 @@ fn found(encoder: &Encoder, document: &str, mask: &str) -> Value {
     }
 }
 
+/// The tokenizer of SmolLM2-135M-Instruct, which is kept packed.
+fn smollm2() -> &'static Path {
+    static FOLDER: OnceLock<TempDir> = OnceLock::new();
+    let unpack = || {
+        let folder = tempfile::tempdir().unwrap();
+        for entry in fs::read_dir(root().join("tokenizers/smollm2")).unwrap() {
+            let path = entry.unwrap().path();
+            let bytes = fs::read(&path).unwrap();
+            let name = path.file_name().unwrap().to_str().unwrap();
+            match name.strip_suffix(".zst") {
+                Some(name) => {
+                    let bytes = zstd::decode_all(bytes.as_slice()).unwrap();
+                    fs::write(folder.path().join(name), bytes).unwrap();
+                }
+                None => fs::write(folder.path().join(name), bytes).unwrap(),
+            }
+        }
+        folder
+    };
+    FOLDER.get_or_init(unpack).path()
+}
+
 /// Folders of tokenizers, and the names that the golden files have for them.
 fn tokenizers() -> Vec<(String, PathBuf)> {
-    let mut all = vec![("smollm2".to_owned(), root().join("tokenizers/smollm2"))];
+    let mut all = vec![("smollm2".to_owned(), smollm2().to_owned())];
     if let Some(more) = std::env::var_os("TANDEM_TEST_TOKENIZERS") {
         for entry in fs::read_dir(more).unwrap() {
             let path = entry.unwrap().path();
@@ -137,10 +161,10 @@ fn pairs_are_the_golden_ones() {
 
 #[test]
 fn rows_of_another_shape_are_told() {
-    let dir = root().join("tokenizers/smollm2");
+    let dir = smollm2();
     let encoder = |kind| {
-        let tokenizer = Tokenizer::load(&dir).unwrap();
-        let template = ChatTemplate::load(&dir, None).unwrap();
+        let tokenizer = Tokenizer::load(dir).unwrap();
+        let template = ChatTemplate::load(dir, None).unwrap();
         Encoder::new(tokenizer, kind, Some(template), LossOn::default())
     };
     let conversations = encoder(ExampleKind::Messages);

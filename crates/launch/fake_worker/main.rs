@@ -150,8 +150,10 @@ impl Worker<'_> {
             println!("child {}", child.id());
         }
         self.phase("loading");
-        while self.script.never_trains {
-            std::thread::sleep(Duration::from_secs(1));
+        if self.script.never_trains {
+            loop {
+                std::thread::sleep(Duration::from_secs(1));
+            }
         }
         let first = self.last_checkpoint();
         self.phase("training");

@@ -1,5 +1,7 @@
 //! Limits that are really there, set by a shell for a process of its own.
 
+#![allow(clippy::unwrap_used)] // a failed helper is a failed test
+
 use std::process::Command;
 
 /// What `tandem-fake-worker limits` says with the limit that `ulimit` sets.

@@ -30,6 +30,7 @@ mod prepare;
 pub mod preview;
 pub mod ranks;
 mod resume;
+mod role;
 pub mod session;
 mod show;
 pub mod spec;

@@ -25,7 +25,7 @@ use tracing_subscriber::layer::{Context, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
 
 use crate::environment::Environment;
-use crate::session::Role;
+use crate::role::Role;
 use crate::show::screen;
 
 /// The variable that says what is logged.

@@ -12,19 +12,7 @@ use tandem_launch::tell;
 use crate::environment::Environment;
 use crate::failure::{Failure, Outcome};
 use crate::log;
-
-/// What this process is.
-pub enum Role {
-    /// Started by a person: starts workers.
-    Controller,
-    /// Started by a launcher.
-    Worker {
-        /// Who it is.
-        env: WorkerEnv,
-        /// Its controller, if it has one that listens.
-        control: ControlClient,
-    },
-}
+pub use crate::role::Role;
 
 impl Role {
     /// Finds out from the environment, and starts the log of this process: from here on it is known where that goes.

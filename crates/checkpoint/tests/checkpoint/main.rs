@@ -1,6 +1,8 @@
 //! Checkpoints from the outside: what is written on one mesh is read on any other, and trouble of every kind leaves either
 //! a true error or an older checkpoint, never a wrong one.
 
+#![allow(clippy::unwrap_used)] // a failed helper is a failed test
+
 mod background;
 mod damage;
 mod example;

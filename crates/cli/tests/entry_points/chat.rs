@@ -9,6 +9,9 @@ use serde_json::{Value, json};
 use crate::demo::{Run, losses, train};
 use crate::tiny::Tiny;
 
+/// A template, rows, flags, and words of the refusal.
+type Case<'a> = (Option<&'a str>, Vec<Value>, &'a [&'a str], &'a [&'a str]);
+
 const TEMPLATE: &str = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</{{ m.role }}>\n{% endfor %}\
                         {% if add_generation_prompt %}<assistant>{% endif %}";
 
@@ -156,7 +159,7 @@ fn a_preview_shows_what_is_trained() {
 #[test]
 fn what_is_no_conversation_or_no_template_is_said() {
     let good = conversations();
-    let cases: [(Option<&str>, Vec<Value>, &[&str], &[&str]); 8] = [
+    let cases: [Case<'_>; 8] = [
         (
             None,
             good.clone(),

@@ -14,6 +14,25 @@ pub(crate) struct Marked {
     pub(crate) spans: Vec<Range<usize>>,
 }
 
+impl Marked {
+    /// A text that begins with `prefix`, of which the rest is trained.
+    pub(crate) fn behind(prefix: &str, text: String) -> Self {
+        let start = prefix.chars().count();
+        let span = start..text.chars().count();
+        let spans = std::iter::once(span).collect();
+        Self { text, spans }
+    }
+}
+
+/// The text of a whole conversation.
+pub(crate) fn whole_text(
+    template: &ChatTemplate,
+    conversation: &Conversation,
+) -> Result<String, ChatError> {
+    let count = conversation.messages.len();
+    Ok(unmarked(template, template.render(conversation, count, false)?).text)
+}
+
 /// The whole conversation, and what the assistant says in it: what the template marks as generated; where it marks nothing,
 /// what a message of the assistant adds to the text of those before it with the beginning of an answer. So the header of
 /// an answer is not trained, and all that the template closes it with is.
@@ -67,13 +86,11 @@ pub(crate) fn completion_span(
             message: prompt_messages,
         });
     }
-    let start = before.chars().count();
-    let spans = vec![start..start + text[before.len()..].chars().count()];
-    Ok(Marked { text, spans })
+    Ok(Marked::behind(&before, text))
 }
 
 /// Takes the marks of generated text out, if the template makes any.
-pub(super) fn unmarked(template: &ChatTemplate, rendered: String) -> Marked {
+fn unmarked(template: &ChatTemplate, rendered: String) -> Marked {
     if !template.marks_generation() {
         let spans = Vec::new();
         return Marked {

@@ -1,4 +1,4 @@
-//! What the rows of a file are, and which of their columns make a document.
+//! What the rows of a file are: the names of its columns tell.
 
 use std::path::Path;
 
@@ -7,17 +7,9 @@ use super::error::SourceError;
 use super::json::JsonRows;
 use super::kind::Format;
 use super::parquet::ParquetRows;
+use super::wanted::Wanted;
 use super::{DatasetOptions, Source, TEXT_COLUMN};
 use crate::example::ExampleKind;
-
-/// What of a row is a document.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Wanted<'a> {
-    /// The text of this column.
-    Text(&'a str),
-    /// Those of these columns that there are, as an object of JSON.
-    Row(&'static [&'static str]),
-}
 
 impl Source {
     pub(super) fn wanted(&self) -> Wanted<'_> {

@@ -8,10 +8,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use csv::{ByteRecord, Reader, ReaderBuilder};
 
 use super::MAX_DOCUMENT_BYTES;
-use super::columns::Wanted;
 use super::error::SourceError;
 use super::input::Input;
 use super::kind::Kind;
+use super::wanted::Wanted;
 
 /// Reads a record at a time. A field in quotes may hold line ends; a missing last field is an empty document,
 /// as for `datasets`.

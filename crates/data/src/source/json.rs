@@ -11,8 +11,8 @@ use serde_json::Value;
 use serde_json::de::StrRead;
 
 use self::values::Values;
-use super::columns::Wanted;
 use super::error::SourceError;
+use super::wanted::Wanted;
 
 /// Reads one column and skips the others without keeping them; or takes the objects as they are.
 pub(super) struct JsonRows {

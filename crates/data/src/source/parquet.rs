@@ -16,8 +16,8 @@ use parquet::file::reader::{FileReader, SerializedFileReader};
 
 use self::column::{Column, NoText, find};
 use self::rows::Objects;
-use super::columns::Wanted;
 use super::error::SourceError;
+use super::wanted::Wanted;
 use crate::panic_message::panic_message;
 
 /// Rows that are decoded at once.

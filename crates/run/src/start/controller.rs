@@ -99,14 +99,21 @@ impl Show {
                         level: Level::Warning,
                         text,
                     },
-            } => {
-                if is_news(text, Some(*rank)) {
-                    self.display.line(&match rank {
-                        0 => format!("warning: {text}"),
-                        _ => format!("warning: rank {rank}: {text}"),
-                    });
-                }
+            } if is_news(text, Some(*rank)) => {
+                self.display.line(&match rank {
+                    0 => format!("warning: {text}"),
+                    _ => format!("warning: rank {rank}: {text}"),
+                });
             }
+            // Somebody has said it already.
+            ControllerEvent::Worker {
+                event:
+                    WorkerEvent::Message {
+                        level: Level::Warning,
+                        ..
+                    },
+                ..
+            } => {}
             ControllerEvent::Worker { rank: 0, event } => self.first_rank(event),
             ControllerEvent::Worker {
                 rank,
