@@ -131,7 +131,11 @@ fn said(base: &str, name: &str, anchor: &str) -> String {
         }
         Some(_) => {
             let outer = prefix.strip_suffix(DECODER).unwrap_or(prefix);
-            format!("the prefix {outer} is taken off the names of the tensors")
+            // `model.` may be the end of a longer word: `language_model.`
+            match outer.ends_with('.') {
+                true => format!("the prefix {outer} is taken off the names of the tensors"),
+                false => format!("{base} in the names of the tensors is read as {DECODER}"),
+            }
         }
         None if base.is_empty() => {
             format!("{DECODER} is put before the names of the tensors, which lack it")
