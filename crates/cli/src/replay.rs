@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use clap::{ArgAction, Args, ValueEnum};
 use tandem_launch::env::WorkerEnv;
 use tandem_launch::say;
-use tandem_mesh::DeviceMesh;
+use tandem_mesh::{DeviceMesh, ShardSlice};
 use tandem_model::{ModelConfig, ModuleTree};
 use tandem_parallel::OptimizerState;
 use tandem_run::engine::engine;
@@ -227,7 +227,7 @@ pub fn run_worker(args: &ReplayArgs, env: &WorkerEnv) -> Outcome<()> {
 pub fn check(args: &ReplayArgs, case: &Case) -> Outcome<()> {
     let candidate = read_candidate(&args.output.join("trajectory.json"))?;
     let expected = case.dir.join("expected.safetensors");
-    let initial = files::read_floats(&case.dir.join("model.safetensors"), "")?;
+    let initial = initial(case)?;
     let step0 = args.output.join("step0.safetensors");
     let last = files::read_floats(&args.output.join("final.safetensors"), "")?;
     let tolerances = &case.trajectory.tolerances;
@@ -267,6 +267,23 @@ pub fn check(args: &ReplayArgs, case: &Case) -> Outcome<()> {
             missed.join(", ")
         )))
     }
+}
+
+/// The weights that the case begins with, by the model's names.
+fn initial(case: &Case) -> Outcome<Tensors> {
+    let config = ModelConfig::from_dir(&case.dir).map_err(Failure::other)?;
+    let weights = Pretrained::open(&case.dir, config)?.weights;
+    let mut tensors = Tensors::new();
+    for name in weights.names() {
+        let shape = weights.shape(name).map_err(Failure::other)?;
+        let whole = ShardSlice::whole(shape);
+        let mut values = vec![0.0; shape.iter().product()];
+        weights
+            .read(name, &whole, &mut values)
+            .map_err(Failure::other)?;
+        tensors.insert(name.to_owned(), values);
+    }
+    Ok(tensors)
 }
 
 fn read_candidate(path: &Path) -> Outcome<Candidate> {

@@ -10,6 +10,15 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread::{Builder, JoinHandle};
 
+/// Bytes of a thread's stack if nobody says otherwise.
+const USUAL_STACK: usize = 2 << 20;
+
+/// Bytes that a thread addresses besides: its guard page, and the stack for signals.
+const BESIDE_A_STACK: usize = 64 << 10;
+
+/// Bytes that are left for all the rest of a process.
+const FOR_THE_REST: u64 = 16 << 20;
+
 /// What a process will need besides what it has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Need {
@@ -58,7 +67,36 @@ pub enum LimitError {
 /// [`LimitError`] names the limit and its value.
 pub fn check(need: Need) -> Result<(), LimitError> {
     check_descriptors(need.descriptors)?;
+    check_address_space(need)?;
     check_threads(need)
+}
+
+/// Counts whether the stacks fit into what a process may address. Trying it would be dangerous: a thread that finds no
+/// memory for its first allocation ends the process without a word.
+fn check_address_space(need: Need) -> Result<(), LimitError> {
+    let Some(limit) = getrlimit(Resource::As).current else {
+        return Ok(());
+    };
+    let each = need.stack.unwrap_or(USUAL_STACK) + BESIDE_A_STACK;
+    let left = limit.saturating_sub(address_space_used() + FOR_THE_REST);
+    let fitting = usize::try_from(left / each as u64).unwrap_or(usize::MAX);
+    if fitting >= need.threads {
+        return Ok(());
+    }
+    Err(LimitError::Threads {
+        needed: need.threads,
+        number: fitting + 1,
+        source: io::ErrorKind::OutOfMemory.into(),
+        limits: limits_of_threads(),
+    })
+}
+
+/// Bytes that this process addresses; 0 where the kernel does not tell.
+fn address_space_used() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmSize:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse().ok());
+    kib.unwrap_or(0_u64) << 10
 }
 
 fn check_descriptors(needed: u64) -> Result<(), LimitError> {

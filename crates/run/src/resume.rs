@@ -256,13 +256,17 @@ mod tests {
             state
         };
         // Rows of an epoch may have been left out, and the end of one is also the begin of the next.
-        assert!(is_possible(&with(|s| s.next_global_sample = 20), 10));
+        let fewer = |s: &mut TrainState| (s.next_global_sample, s.tokens_seen) = (20, 20 * 7);
+        assert!(is_possible(&with(fewer), 10));
         assert!(is_possible(
             &with(|s| (s.epoch, s.next_sample) = (3, 0)),
             10
         ));
         assert!(is_possible(
-            &with(|s| (s.epoch, s.next_sample, s.next_global_sample) = (1, 10, 20)),
+            &with(|s| {
+                (s.epoch, s.next_sample) = (1, 10);
+                (s.next_global_sample, s.tokens_seen) = (20, 20 * 7);
+            }),
             10
         ));
         for wrong in [

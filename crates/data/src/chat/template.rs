@@ -17,8 +17,9 @@ const RAISED: char = '\u{fdd0}';
 /// What stands for the borders of generated text in the output: two characters that are none, so that no text has them.
 pub(super) const GENERATED: [char; 2] = ['\u{fdd1}', '\u{fdd2}'];
 
-/// Instructions of a template before it is stopped: ten thousand times what a long conversation takes.
-const FUEL: u64 = 50_000_000;
+/// What a template may do before it is stopped: instructions, and one for every 64 bytes that it creates. That is a quarter of a
+/// gigabyte, a hundred times what a long conversation takes.
+const FUEL: u64 = 4_000_000;
 
 /// A compiled template.
 #[derive(Debug)]
@@ -317,6 +318,26 @@ mod tests {
                 .replace("{%- filter generation -%}", "{%-  filter generation  -%}")
         );
         assert!(!with_marks("{% if add_generation_prompt %}").1);
+    }
+
+    #[test]
+    fn a_template_that_does_not_end_is_stopped() {
+        let dir = tempfile::tempdir().unwrap();
+        let conversation = {
+            let value: Value =
+                serde_json::from_str(r#"[{"role": "user", "content": "hi"}]"#).unwrap();
+            Conversation::new(&value, Value::from(())).unwrap()
+        };
+        for text in [
+            "{% set ns = namespace(s='xxxxxxxxxxxxxxxx') %}{% for i in range(99) %}{% set ns.s = ns.s + ns.s %}{% endfor %}",
+            "{% for i in range(9999) %}{% for j in range(9999) %}x{% endfor %}{% endfor %}",
+            "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+        ] {
+            std::fs::write(dir.path().join("chat_template.jinja"), text).unwrap();
+            let template = ChatTemplate::load(dir.path(), None).unwrap();
+            let error = template.render(&conversation, 1, false).unwrap_err();
+            assert!(matches!(error, ChatError::Render { .. }), "{error}");
+        }
     }
 
     #[test]
