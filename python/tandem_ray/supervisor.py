@@ -140,7 +140,8 @@ class Supervisor:
             self._verdict = f"gave no sign of life for {self._patience.hang_timeout_s:g} s ({self._phase})"
         if self._verdict is not None:
             process.kill()
-        if (saves := self._signs.saves_requested()) > self._saves_passed_on:
+        # Ranks agree after each step on what any of them was asked for; told at different moments, they save twice.
+        if self._rank == 0 and (saves := self._signs.saves_requested()) > self._saves_passed_on:
             self._saves_passed_on = saves
             control.send("save_now")
         # Ray restarts the run when the node is gone; until then training goes on.
