@@ -1,11 +1,11 @@
 //! `--config FILE`: flags from a file. Its keys are the flags' names; flags on the command line win.
 
 use std::ffi::{OsStr, OsString};
-use std::fs;
 use std::path::Path;
 
 use clap::Command;
 use serde_json::{Map, Value};
+use tandem_files::read_small_text;
 use tandem_run::failure::{Failure, Outcome};
 
 /// The flag.
@@ -59,11 +59,7 @@ pub fn expand(command: &Command, args: &[OsString]) -> Outcome<Vec<OsString>> {
 
 /// A file's object. The ending says how it is written.
 fn read(path: &Path) -> Result<Map<String, Value>, String> {
-    let metadata = fs::metadata(path).map_err(|error| error.to_string())?;
-    if !metadata.is_file() || metadata.len() > MAX_BYTES {
-        return Err(format!("it must be a file of at most {MAX_BYTES} bytes"));
-    }
-    let text = fs::read_to_string(path).map_err(|error| error.to_string())?;
+    let text = read_small_text(path, MAX_BYTES).map_err(|error| error.to_string())?;
     let ending = path.extension().and_then(OsStr::to_str).unwrap_or_default();
     let value: Value = match ending.to_ascii_lowercase().as_str() {
         "yaml" | "yml" => serde_saphyr::from_str(&text).map_err(|error| error.to_string())?,
@@ -187,6 +183,7 @@ mod tests {
     use super::*;
     use crate::flags::train::FsdpFlags;
     use clap::{CommandFactory, Parser};
+    use std::fs;
 
     fn expanded(name: &str, text: &str, args: &[&str]) -> Result<FsdpFlags, String> {
         let folder = tempfile::tempdir().unwrap();

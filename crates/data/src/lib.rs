@@ -44,6 +44,7 @@ mod error;
 mod example;
 pub mod hub;
 mod label;
+mod limits;
 mod loader;
 mod lock;
 mod panic_message;
@@ -52,7 +53,6 @@ mod progress;
 mod sampler;
 mod search;
 mod share;
-mod small_file;
 mod source;
 mod tokenizer;
 

@@ -6,11 +6,12 @@ mod template;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
+use tandem_files::read_small;
 use thiserror::Error;
 use tokenizers::Tokenizer as Pipeline;
 use tokenizers::tokenizer::Offsets;
 
-use crate::small_file::{self, JSON_BYTES, TOKENIZER_BYTES};
+use crate::limits::{JSON_BYTES, TOKENIZER_BYTES};
 
 /// Files that name the EOS token, in the order in which they are asked.
 const EOS_FILES: [&str; 4] = [
@@ -122,11 +123,10 @@ impl Tokenizer {
         if !path.is_file() {
             return Err(TokenizerError::Missing { dir: dir.into() });
         }
-        let bytes =
-            small_file::read(&path, TOKENIZER_BYTES).map_err(|source| TokenizerError::Read {
-                path: path.clone(),
-                source,
-            })?;
+        let bytes = read_small(&path, TOKENIZER_BYTES).map_err(|source| TokenizerError::Read {
+            path: path.clone(),
+            source,
+        })?;
         let invalid = |reason: tokenizers::Error| TokenizerError::Invalid {
             path: path.clone(),
             reason: reason.to_string(),
@@ -344,8 +344,8 @@ fn special_token(
 }
 
 /// A JSON file, or null where there is none: all of these files are optional.
-fn read_json(path: &Path) -> Result<Value, TokenizerError> {
-    let bytes = match small_file::read(path, JSON_BYTES) {
+pub(crate) fn read_json(path: &Path) -> Result<Value, TokenizerError> {
+    let bytes = match read_small(path, JSON_BYTES) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Value::Null),
         Err(source) => {

@@ -37,5 +37,4 @@ pub mod output;
 pub mod parent;
 mod process_table;
 pub mod protocol;
-mod small_file;
 pub mod stop_signals;

@@ -4,11 +4,10 @@ mod family;
 mod keys;
 mod rope;
 
-use std::fs::File;
-use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
+use tandem_files::read_small;
 
 use family::Defaults;
 use keys::Keys;
@@ -138,7 +137,7 @@ impl ModelConfig {
     /// [`ConfigError`] names the key and what is wrong with it.
     pub fn from_dir(dir: &Path) -> Result<Self, ConfigError> {
         let path = dir.join("config.json");
-        let text = read(&path).map_err(|source| ConfigError::Read {
+        let text = read_small(&path, MAX_BYTES).map_err(|source| ConfigError::Read {
             path: path.clone(),
             source,
         })?;
@@ -304,21 +303,6 @@ impl ModelConfig {
         }
         Ok(self)
     }
-}
-
-/// The bytes of a small file; neither one that is none nor one that is too large is read.
-fn read(path: &Path) -> io::Result<Vec<u8>> {
-    if !std::fs::metadata(path)?.is_file() {
-        return Err(io::Error::other("it is not a regular file"));
-    }
-    let mut bytes = Vec::new();
-    File::open(path)?
-        .take(MAX_BYTES + 1)
-        .read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > MAX_BYTES {
-        return Err(io::Error::other("it is too large for a config.json"));
-    }
-    Ok(bytes)
 }
 
 #[cfg(test)]

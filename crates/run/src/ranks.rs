@@ -1,11 +1,11 @@
 //! A rank among the others: meeting them, and the groups of the mesh.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::time::Duration;
 
 use tandem_comm::{ProcessGroup, RunSecret, World, WorldConfig, broadcast_bytes};
+use tandem_files::read_small_text;
 use tandem_launch::env::{RENDEZVOUS_SECRET, RendezvousSecret, WorkerEnv};
 use tandem_launch::tell;
 use tandem_tensor::{Device, DeviceChoice, memory};
@@ -114,7 +114,8 @@ fn secret(env: &WorkerEnv, network: &Network) -> Outcome<RunSecret> {
     };
     if let Some(path) = &network.rendezvous_secret_file {
         let whose = || format!("--rendezvous_secret_file {}", path.display());
-        let text = read_small_file(path).map_err(|error| unusable(whose(), &error))?;
+        let text =
+            read_small_text(path, LONGEST_SECRET).map_err(|error| unusable(whose(), &error))?;
         return RunSecret::from_text(&text).map_err(|error| unusable(whose(), &error));
     }
     match &env.secret {
@@ -130,20 +131,6 @@ fn secret(env: &WorkerEnv, network: &Network) -> Outcome<RunSecret> {
             Ok(RunSecret::guessable(known))
         }
     }
-}
-
-fn read_small_file(path: &Path) -> std::io::Result<String> {
-    let metadata = std::fs::metadata(path)?;
-    if !metadata.is_file() {
-        return Err(std::io::Error::other("it is no regular file"));
-    }
-    if metadata.len() > LONGEST_SECRET {
-        return Err(std::io::Error::other(format!(
-            "it has {} bytes",
-            metadata.len()
-        )));
-    }
-    std::fs::read_to_string(path)
 }
 
 /// When a rank says that it is still alone.

@@ -7,7 +7,9 @@ use serde_json::Value;
 use crate::{assert_none, root};
 
 /// Each crate of the workspace with all that it may import of the others.
-const ALLOWED: [(&str, &[&str]); 14] = [
+const ALLOWED: [(&str, &[&str]); 15] = [
+    // What more than one crate must know about files of unknown origin.
+    ("tandem-files", &[]),
     // Slices only: it is built and tested without libtorch.
     ("tandem-kernels", &[]),
     // The only crate that knows libtorch.
@@ -19,8 +21,8 @@ const ALLOWED: [(&str, &[&str]); 14] = [
         &["tandem-kernels", "tandem-tensor", "tandem-mesh"],
     ),
     // No collectives: a model is handed what it needs of them.
-    ("tandem-model", &["tandem-tensor"]),
-    ("tandem-data", &[]),
+    ("tandem-model", &["tandem-files", "tandem-tensor"]),
+    ("tandem-data", &["tandem-files"]),
     (
         "tandem-parallel",
         &[
@@ -31,7 +33,7 @@ const ALLOWED: [(&str, &[&str]); 14] = [
         ],
     ),
     // Shard specs, never a strategy: what is written by one must load into another.
-    ("tandem-checkpoint", &["tandem-mesh"]),
+    ("tandem-checkpoint", &["tandem-files", "tandem-mesh"]),
     (
         "tandem-trainer",
         &[
@@ -45,11 +47,12 @@ const ALLOWED: [(&str, &[&str]); 14] = [
         ],
     ),
     // It starts whatever keeps the worker contract, so it must not know what a worker does.
-    ("tandem-launch", &[]),
+    ("tandem-launch", &["tandem-files"]),
     // What a run is and does. It sees no command line: whoever starts a run says so with a spec.
     (
         "tandem-run",
         &[
+            "tandem-files",
             "tandem-tensor",
             "tandem-mesh",
             "tandem-comm",
@@ -64,6 +67,7 @@ const ALLOWED: [(&str, &[&str]); 14] = [
     (
         "tandem-cli",
         &[
+            "tandem-files",
             "tandem-run",
             "tandem-tensor",
             "tandem-mesh",

@@ -1,12 +1,11 @@
 //! `model.safetensors.index.json`: which file holds which tensor.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{self, Read};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use tandem_files::read_small;
 
 use super::WeightsError;
 use crate::names::FileName;
@@ -27,17 +26,7 @@ pub(super) struct Index<N = FileName> {
 impl Index {
     /// Reads `path` and refuses names that lead out of its folder.
     pub fn read(path: &Path) -> Result<Self, WeightsError> {
-        let read = || {
-            let mut text = Vec::new();
-            File::open(path)?
-                .take(MAX_BYTES + 1)
-                .read_to_end(&mut text)?;
-            match text.len() as u64 {
-                0..=MAX_BYTES => Ok(text),
-                _ => Err(io::Error::other("it is too large for an index")),
-            }
-        };
-        let text = read().map_err(|source| WeightsError::Io {
+        let text = read_small(path, MAX_BYTES).map_err(|source| WeightsError::Io {
             action: "read",
             file: path.to_owned(),
             source,

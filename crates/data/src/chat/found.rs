@@ -1,9 +1,9 @@
 //! Where a model's chat template is.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
+use tandem_files::read_small_text;
 
 use super::error::ChatError;
 
@@ -105,16 +105,8 @@ fn of_list(path: PathBuf, list: &[Value]) -> Result<Found, ChatError> {
 }
 
 fn read(path: &Path) -> Result<String, ChatError> {
-    let failed = |source| ChatError::Read {
+    read_small_text(path, MAX_BYTES).map_err(|source| ChatError::Read {
         path: path.into(),
         source,
-    };
-    let metadata = fs::metadata(path).map_err(failed)?;
-    if !metadata.is_file() || metadata.len() > MAX_BYTES {
-        return Err(ChatError::Invalid {
-            path: path.into(),
-            reason: format!("it is no file of at most {MAX_BYTES} bytes"),
-        });
-    }
-    fs::read_to_string(path).map_err(failed)
+    })
 }

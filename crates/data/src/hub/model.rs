@@ -4,11 +4,12 @@ use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 
 use serde::Deserialize;
+use tandem_files::read_small;
 
 use super::error::HubError;
 use super::snapshot::Snapshot;
+use crate::limits::JSON_BYTES;
 use crate::progress::Progress;
-use crate::small_file;
 
 /// Small files that describe a model and its tokenizer; all but the first may be missing.
 const DESCRIPTION: [&str; 5] = [
@@ -81,8 +82,7 @@ fn weight_files(
             file: INDEX,
             reason,
         };
-        let bytes = small_file::read(&path, small_file::JSON_BYTES)
-            .map_err(|error| invalid(error.to_string()))?;
+        let bytes = read_small(&path, JSON_BYTES).map_err(|error| invalid(error.to_string()))?;
         let index: Index =
             serde_json::from_slice(&bytes).map_err(|error| invalid(error.to_string()))?;
         let files: BTreeSet<String> = index.weight_map.into_values().collect();

@@ -5,9 +5,8 @@
 //! is deleted as soon as all ranks are connected, so that a killed controller rarely leaves one behind; the next controller
 //! removes what one has left.
 
-use super::run_lock::LockOwner;
+use super::run_lock::{LockOwner, MAX_FILE_BYTES};
 use crate::protocol::{Command, MAX_LINE_BYTES, Parsed, VERSION, WorkerEvent, encode, parse_event};
-use crate::small_file;
 use rustix::fd::{AsFd, BorrowedFd};
 use rustix::net::sockopt::socket_peercred;
 use rustix::process::geteuid;
@@ -17,6 +16,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use tandem_files::read_small;
 use tempfile::TempDir;
 
 const FOLDER_PREFIX: &str = "tandem-";
@@ -193,7 +193,7 @@ fn is_abandoned(folder: &Path) -> bool {
     if !is_own_folder || !is_file() {
         return false;
     }
-    let owner = small_file::read(&file)
+    let owner = read_small(&file, MAX_FILE_BYTES)
         .ok()
         .and_then(|text| serde_json::from_slice::<LockOwner>(&text).ok());
     owner.is_some_and(|owner| !owner.may_be_alive())

@@ -5,15 +5,18 @@
 //! not exist any more has lost it.
 
 use crate::process_table::ProcessId;
-use crate::small_file;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::fs::{File, TryLockError};
 use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
+use tandem_files::read_small;
 
 const FILE_NAME: &str = ".lock";
+
+/// What a file of a run may have that is read whole: one that is started again ten thousand times writes less.
+pub(super) const MAX_FILE_BYTES: u64 = 64 << 20;
 
 /// The controller that holds, or held, a run's folder.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -150,7 +153,7 @@ impl fmt::Display for LockOwner {
 
 /// Who holds, or held and did not leave in good order, the lock of `run_dir`.
 pub(super) fn owner_of(run_dir: &Path) -> Option<LockOwner> {
-    serde_json::from_slice(&small_file::read(&run_dir.join(FILE_NAME)).ok()?).ok()
+    serde_json::from_slice(&read_small(&run_dir.join(FILE_NAME), MAX_FILE_BYTES).ok()?).ok()
 }
 
 pub(super) fn host_name() -> String {

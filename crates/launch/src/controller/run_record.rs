@@ -3,12 +3,11 @@
 //! It is replaced by rename, so a reader never sees half of it. Attempts of earlier controllers in the same folder are
 //! kept: a resumed experiment has one history.
 
-use super::run_lock::host_name;
+use super::run_lock::{MAX_FILE_BYTES, host_name};
 use super::{LaunchSpec, RunFailure, RunState};
 use crate::env::RUN_DIR;
 use crate::output::redacted;
 use crate::process_table::{ProcessId, was_started_with};
-use crate::small_file;
 use jiff::Timestamp;
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde::{Deserialize, Serialize};
@@ -18,6 +17,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+use tandem_files::read_small;
 
 const FILE_NAME: &str = "run.json";
 /// The file until it is whole.
@@ -262,12 +262,12 @@ pub(super) fn summary(path: &Path) -> Option<(RunState, Option<String>, Option<u
         #[serde(default)]
         last_step: Option<u64>,
     }
-    let found: Summary = serde_json::from_slice(&small_file::read(path).ok()?).ok()?;
+    let found: Summary = serde_json::from_slice(&read_small(path, MAX_FILE_BYTES).ok()?).ok()?;
     Some((found.state, found.reason, found.last_step))
 }
 
 fn read(path: &Path) -> io::Result<Option<RecordFile>> {
-    match small_file::read(path) {
+    match read_small(path, MAX_FILE_BYTES) {
         Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes)?)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
