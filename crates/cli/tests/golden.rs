@@ -35,6 +35,16 @@ struct Variant {
     activation_checkpointing: bool,
 }
 
+impl Variant {
+    /// FSDP, and nothing beside it.
+    const PLAIN: Self = Self {
+        zero_stage: None,
+        accumulation: 1,
+        sequence_parallel: false,
+        activation_checkpointing: false,
+    };
+}
+
 /// What case number `case` runs on mesh number `mesh`: FSDP once, and one ZeRO stage.
 fn variants(case: usize, mesh: usize) -> [Variant; 2] {
     let turn = case + mesh;
@@ -175,13 +185,7 @@ fn both_key_styles_of_config_load_and_match() {
         let config = case.path().join("config.json");
         std::fs::remove_file(&config).unwrap();
         std::fs::copy(golden(name).join("config_v4.json"), &config).unwrap();
-        let plain = Variant {
-            zero_stage: None,
-            accumulation: 1,
-            sequence_parallel: false,
-            activation_checkpointing: false,
-        };
-        let (passed, text) = replay(case.path(), 1, 1, plain);
+        let (passed, text) = replay(case.path(), 1, 1, Variant::PLAIN);
         println!("{name}, keys of transformers 4: passed {passed}");
         assert!(passed, "{name}:\n{text}");
     }
@@ -259,13 +263,7 @@ fn odd_configs_and_names_mean_what_they_mean_to_transformers() {
         }),
     ];
     for (what, case) in cases {
-        let plain = Variant {
-            zero_stage: None,
-            accumulation: 1,
-            sequence_parallel: false,
-            activation_checkpointing: false,
-        };
-        let (passed, text) = replay(case.path(), 1, 1, plain);
+        let (passed, text) = replay(case.path(), 1, 1, Variant::PLAIN);
         println!("{what}: passed {passed}");
         assert!(passed, "{what}:\n{text}");
     }
@@ -285,13 +283,11 @@ fn wrong_weights_are_noticed() {
     let middle = bytes.len() / 2 / 4 * 4 + 3;
     bytes[middle] ^= 0x04;
     std::fs::write(&model, bytes).unwrap();
-    let plain = Variant {
+    let zero_1 = Variant {
         zero_stage: Some(1),
-        accumulation: 1,
-        sequence_parallel: false,
-        activation_checkpointing: false,
+        ..Variant::PLAIN
     };
-    let (passed, text) = replay(case.path(), 1, 1, plain);
+    let (passed, text) = replay(case.path(), 1, 1, zero_1);
     assert!(!passed, "{text}");
     assert!(
         text.contains("MISSED") && text.contains("out of tolerance"),

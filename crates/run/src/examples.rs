@@ -46,16 +46,20 @@ pub fn encoder(
     dir: &Path,
 ) -> Outcome<Encoder> {
     let file = data.chat_template_path.as_deref();
-    let template = match (kind, ChatTemplate::load(dir, file)) {
-        (ExampleKind::Text, _) if file.is_some() => {
+    let template = match kind {
+        ExampleKind::Text if file.is_some() => {
             return Err(Failure::usage(
                 "--chat_template_path is for conversations, and the dataset has text (--dataset_format)",
             ));
         }
-        (ExampleKind::Text, _) => None,
-        // Text on both sides needs none.
-        (ExampleKind::PromptCompletion, Err(ChatError::Missing { .. })) => None,
-        (_, template) => Some(template.map_err(usage)?),
+        ExampleKind::Text => None,
+        ExampleKind::Messages | ExampleKind::PromptCompletion => {
+            match ChatTemplate::load(dir, file) {
+                // Text on both sides needs none.
+                Err(ChatError::Missing { .. }) if kind == ExampleKind::PromptCompletion => None,
+                template => Some(template.map_err(usage)?),
+            }
+        }
     };
     if data.assistant_only_loss && kind != ExampleKind::Messages {
         return Err(Failure::usage(format!(

@@ -3,14 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
-use tandem_data::{Encoded, Encoder, ExampleError, Hub, Rows, TokenCache, TokenDataset, Weights};
+use tandem_data::{
+    Encoded, Encoder, ExampleError, Hub, IGNORED_LABEL, Rows, TokenCache, TokenDataset, Weights,
+};
 
 use crate::examples;
 use crate::failure::{Failure, Outcome};
 use crate::spec::Data;
-
-/// The label of what is no target.
-const IGNORED: i64 = -100;
 
 /// Characters of a bar of the histogram.
 const BAR: usize = 40;
@@ -73,7 +72,13 @@ impl<'a> Preview<'a> {
         }
         let pairs = tokens.iter().zip(&trained);
         let labels: Vec<i64> = pairs
-            .map(|(token, is)| if *is { i64::from(*token) } else { IGNORED })
+            .map(|(token, is)| {
+                if *is {
+                    i64::from(*token)
+                } else {
+                    IGNORED_LABEL
+                }
+            })
             .collect();
         json!({"document": index, "input_ids": tokens, "labels": labels})
     }
@@ -190,7 +195,7 @@ impl Row {
         self.labels
             .iter()
             .skip(1)
-            .filter(|label| **label != IGNORED)
+            .filter(|label| **label != IGNORED_LABEL)
             .count()
     }
 
@@ -201,7 +206,7 @@ impl Row {
             if self.mask[at] == 0 {
                 break;
             }
-            let (is_trained, token) = (at > 0 && *label != IGNORED, *token as u32);
+            let (is_trained, token) = (at > 0 && *label != IGNORED_LABEL, *token as u32);
             match parts.last_mut() {
                 Some((was_trained, part)) if *was_trained == is_trained => part.push(token),
                 _ => parts.push((is_trained, vec![token])),

@@ -10,6 +10,7 @@ use serde::Deserialize;
 
 use super::error::ChatError;
 use super::{found, python};
+use crate::tokenizer::read_json;
 
 /// Encloses the words of `raise_exception` in minijinja's error.
 const RAISED: char = '\u{fdd0}';
@@ -262,10 +263,8 @@ fn special_tokens(dir: &Path) -> Vec<(String, String)> {
         "cls_token",
         "mask_token",
     ];
-    let read = |name: &str| -> serde_json::Value {
-        let text = std::fs::read_to_string(dir.join(name)).unwrap_or_default();
-        serde_json::from_str(&text).unwrap_or_default()
-    };
+    // Whoever loads a tokenizer is told what is wrong with these files; a template can do without.
+    let read = |name: &str| read_json(&dir.join(name)).unwrap_or_default();
     let files = ["tokenizer_config.json", "special_tokens_map.json"].map(read);
     let named = NAMES.iter().filter_map(|name| {
         let token = files.iter().find_map(|file| match &file[name] {
