@@ -37,6 +37,7 @@ mod dispatch;
 pub mod element;
 pub mod embedding;
 mod exp;
+pub mod experts;
 mod lanes;
 pub mod linear;
 #[cfg(target_arch = "x86_64")]
@@ -45,6 +46,7 @@ pub mod random;
 pub mod reduce;
 pub mod rms_norm;
 pub mod rope;
+pub mod router;
 pub mod sum_of_squares;
 pub mod swiglu;
 #[cfg(test)]
