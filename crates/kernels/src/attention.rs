@@ -22,6 +22,9 @@ pub struct Spec {
     pub scale: f32,
     /// A query sees this many keys at most, itself included; at least itself.
     pub window: Option<usize>,
+    /// Scores are bent to at most this much: `cap * tanh(score / cap)`, after the scale; more than 0 (Gemma 2, arXiv
+    /// 2408.00118).
+    pub soft_cap: Option<f32>,
 }
 
 /// What attention is computed of.
@@ -46,6 +49,7 @@ struct Shape {
     dim: usize,
     mask: Mask,
     scale: f32,
+    soft_cap: Option<f32>,
 }
 
 impl Shape {
@@ -64,6 +68,11 @@ impl Shape {
             "{heads} heads cannot share {kv_heads} key/value heads"
         );
         assert!(spec.scale > 0.0, "the scale {} is not positive", spec.scale);
+        let soft_cap = spec.soft_cap;
+        assert!(
+            soft_cap.is_none_or(|cap| cap > 0.0),
+            "the soft cap {soft_cap:?} is not positive"
+        );
         Self {
             cpu,
             batch,
@@ -75,6 +84,7 @@ impl Shape {
                 window: spec.window.map_or(usize::MAX, |window| window.max(1)),
             },
             scale: spec.scale,
+            soft_cap,
         }
     }
 
@@ -164,6 +174,13 @@ mod tests {
             let d_out = d_out.row(head, i).to_vec();
             let scores = (first..=i).map(|j| scale * dot(&query, k.row(shared, j)));
             let mut p: Vec<f64> = scores.collect();
+            let mut slope = vec![1.0; p.len()];
+            if let Some(cap) = spec.soft_cap.map(f64::from) {
+                for (score, slope) in p.iter_mut().zip(&mut slope) {
+                    let bent = (*score / cap).tanh();
+                    (*score, *slope) = (cap * bent, 1.0 - bent * bent);
+                }
+            }
             let largest = p.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let sum: f64 = p.iter().map(|score| (score - largest).exp()).sum();
             let logsumexp = largest + sum.ln();
@@ -171,8 +188,8 @@ mod tests {
             expected.logsumexp.push(logsumexp);
             let d_p: Vec<f64> = (first..=i).map(|j| dot(&d_out, v.row(shared, j))).collect();
             let common = dot(&p, &d_p);
-            for (j, (p, d_p)) in (first..).zip(p.iter().zip(&d_p)) {
-                let d_score = p * (d_p - common) * scale;
+            for (j, ((p, d_p), slope)) in (first..).zip(p.iter().zip(&d_p).zip(&slope)) {
+                let d_score = p * (d_p - common) * slope * scale;
                 add(expected.out.row(head, i), *p, v.row(shared, j));
                 add(expected.d_q.row(head, i), d_score, k.row(shared, j));
                 add(expected.d_k.row(shared, j), d_score, &query);
@@ -209,10 +226,19 @@ mod tests {
             [1, 130, 2, 1, 128],
             [1, 261, 7, 1, 64],
         ] {
-            for window in [None, Some(1), Some(33), Some(100)] {
+            let caps = [None, Some(0.7), Some(50.0)];
+            for (window, soft_cap) in [
+                (None, caps[0]),
+                (None, caps[1]),
+                (Some(1), caps[2]),
+                (Some(33), caps[0]),
+                (Some(33), caps[1]),
+                (Some(100), caps[0]),
+            ] {
                 let spec = Spec {
                     scale: 1.0 / (dim as f32).sqrt(),
                     window,
+                    soft_cap,
                 };
                 let width = (heads + 2 * kv_heads) * dim;
                 let qkv: Vec<bf16> = numbers(batch * seq * width, 1, 1.5);
@@ -247,9 +273,7 @@ mod tests {
                 backward(cpu, inputs, spec, saved, d_out, gradients);
 
                 let expected = expected(&inputs, spec, &d_out);
-                let label = format!(
-                    "{batch} x {seq}, {heads}/{kv_heads} heads of {dim}, window {window:?}"
-                );
+                let label = format!("{batch} x {seq}, {heads}/{kv_heads} heads of {dim}, {spec:?}");
                 for (name, found, expected) in [
                     ("out", wide(&out), &expected.out.data),
                     ("logsumexp", wide(&logsumexp), &expected.logsumexp),
@@ -274,6 +298,7 @@ mod tests {
         let spec = Spec {
             scale: 1.0,
             window: None,
+            soft_cap: None,
         };
         match Avx512Bf16::detect() {
             Some(cpu) => forward(

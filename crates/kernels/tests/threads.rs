@@ -182,6 +182,7 @@ fn products() -> Results {
     let spec = Spec {
         scale: 0.2,
         window: Some(50),
+        soft_cap: None,
     };
     let (mut out, mut logsumexp) = (zeros::<bf16>(len), zeros::<f32>(2 * 6 * 130));
     attention::forward(cpu, inputs, spec, &mut out, &mut logsumexp);

@@ -71,6 +71,7 @@ fn layer(config: &ModelConfig) -> DecoderLayer {
         attention: AttentionSpec {
             scale: (config.head_dim as f64).powf(-0.5),
             sliding_window: config.sliding_window[0].map(|window| window as i64),
+            soft_cap: None,
         },
         eps: 1e-6,
         matmul: Kind::Float,

@@ -63,6 +63,7 @@ fn attentions() {
             let spec = AttentionSpec {
                 scale: 0.125,
                 sliding_window: None,
+                soft_cap: None,
             };
             let d_out = random(&[1, seq, heads, dim], kind);
             let saved = attention::forward(&q, &k, &v, spec);

@@ -10,6 +10,9 @@ pub struct AttentionSpec {
     pub scale: f64,
     /// A query sees this many keys at most, itself included.
     pub sliding_window: Option<i64>,
+    /// Scores are bent to at most this much: `cap * tanh(score / cap)`, after the scale and before the mask; more than 0
+    /// (Gemma 2, arXiv 2408.00118).
+    pub soft_cap: Option<f64>,
 }
 
 /// The kernel's outputs.
@@ -21,7 +24,7 @@ pub struct AttentionOutput {
     pub logsumexp: Tensor,
 }
 
-/// `softmax(scale * q k^T + mask) v`.
+/// `softmax(scale * q k^T + mask) v`, with scores that are bent where there is a soft cap.
 ///
 /// `q` is `[batch, seq, heads, head_dim]`, `k` and `v` are `[batch, seq, kv_heads, head_dim]` with `heads` a multiple
 /// of `kv_heads`; views with any strides whose last is 1.
@@ -32,6 +35,10 @@ pub fn forward(q: &Tensor, k: &Tensor, v: &Tensor, spec: AttentionSpec) -> Atten
     #[cfg(target_arch = "x86_64")]
     if let Some(output) = fused::forward(q, k, v, spec) {
         return output;
+    }
+    if spec.soft_cap.is_some() {
+        // libtorch's kernel knows no soft cap.
+        return reference::forward(q, k, v, spec);
     }
     let (q, k, v) = (heads_first(q), heads_first(k), heads_first(v));
     let mask = window_mask(&q, spec);
@@ -57,6 +64,9 @@ pub fn backward(
     #[cfg(target_arch = "x86_64")]
     if let Some(gradients) = fused::backward(d_out, q, k, v, saved, spec) {
         return gradients;
+    }
+    if spec.soft_cap.is_some() {
+        return reference::backward(d_out, q, k, v, spec);
     }
     let (q, k, v) = (heads_first(q), heads_first(k), heads_first(v));
     let (d_out, out) = (heads_first(d_out), heads_first(&saved.out));
@@ -98,10 +108,11 @@ mod tests {
     /// What the other tests are held against.
     #[test]
     fn the_formulas_backward_is_the_derivative_of_its_forward() {
-        for sliding_window in [None, Some(2)] {
+        for (sliding_window, soft_cap) in [(None, None), (Some(2), None), (Some(3), Some(0.8))] {
             let spec = AttentionSpec {
                 scale: 0.7,
                 sliding_window,
+                soft_cap,
             };
             let double = |shape: &[i64], seed| randn(shape, seed).to_kind(Kind::Double);
             let q = double(&[2, 5, 4, 3], 1);
@@ -111,7 +122,7 @@ mod tests {
             let along = |q: &Tensor, k: &Tensor, v: &Tensor| {
                 dot(&reference::forward(q, k, v, spec).out, &d_out)
             };
-            let label = format!("window {sliding_window:?}");
+            let label = format!("{spec:?}");
             for (name, found, expected) in [
                 ("d_q", d_q, numeric_gradient(&q, |q| along(q, &k, &v))),
                 ("d_k", d_k, numeric_gradient(&k, |k| along(&q, k, &v))),
@@ -126,11 +137,18 @@ mod tests {
     #[test]
     fn matches_the_formula_with_gqa_and_sliding_windows() {
         for (heads, kv_heads) in [(4, 4), (6, 2), (5, 1)] {
-            for sliding_window in [None, Some(1), Some(7), Some(64)] {
+            for (sliding_window, soft_cap) in [
+                (None, None),
+                (Some(1), None),
+                (Some(7), None),
+                (Some(64), None),
+                (Some(7), Some(0.5)),
+            ] {
                 let (batch, seq, dim) = (2, 40, 16);
                 let spec = AttentionSpec {
                     scale: 0.25,
                     sliding_window,
+                    soft_cap,
                 };
                 let q = randn(&[batch, seq, heads, dim], 1);
                 let k = randn(&[batch, seq, kv_heads, dim], 2);
@@ -142,7 +160,7 @@ mod tests {
                 let [qa, ka, va, da] = [&q, &k, &v, &d_out].map(|t| t.to_kind(Kind::Double));
                 let expected = reference::forward(&qa, &ka, &va, spec);
                 let (dqa, dka, dva) = reference::backward(&da, &qa, &ka, &va, spec);
-                let label = format!("{heads}/{kv_heads} heads, window {sliding_window:?}");
+                let label = format!("{heads}/{kv_heads} heads, {spec:?}");
                 assert_close(&format!("out, {label}"), &saved.out, &expected.out, 1e-5);
                 assert_close(&format!("d_q, {label}"), &d_q, &dqa, 2e-5);
                 assert_close(&format!("d_k, {label}"), &d_k, &dka, 2e-5);
@@ -165,10 +183,18 @@ mod tests {
             (1, 261, 7, 1, 64),
         ];
         for (batch, seq, heads, kv_heads, dim) in shapes {
-            for sliding_window in [None, Some(1), Some(33), Some(100)] {
+            for (sliding_window, soft_cap) in [
+                (None, None),
+                (Some(1), None),
+                (Some(33), None),
+                (Some(100), None),
+                (None, Some(0.7)),
+                (Some(33), Some(50.0)),
+            ] {
                 let spec = AttentionSpec {
                     scale: 1.0 / (dim as f64).sqrt(),
                     sliding_window,
+                    soft_cap,
                 };
                 let width = (heads + 2 * kv_heads) * dim;
                 let qkv = (randn(&[batch, seq, width], 1) * 1.5).to_kind(Kind::BFloat16);
@@ -188,9 +214,7 @@ mod tests {
                 let [qa, ka, va, da] = [&q, &k, &v, &d_out].map(|t| t.to_kind(Kind::Double));
                 let expected = reference::forward(&qa, &ka, &va, spec);
                 let (dqa, dka, dva) = reference::backward(&da, &qa, &ka, &va, spec);
-                let label = format!(
-                    "{batch} x {seq}, {heads}/{kv_heads} heads of {dim}, window {sliding_window:?}"
-                );
+                let label = format!("{batch} x {seq}, {heads}/{kv_heads} heads of {dim}, {spec:?}");
                 for (name, found, expected) in [
                     ("out", &saved.out, expected.out),
                     ("logsumexp", &saved.logsumexp, expected.logsumexp),
@@ -213,6 +237,7 @@ mod tests {
         let spec = AttentionSpec {
             scale: 0.3,
             sliding_window: Some(9),
+            soft_cap: None,
         };
         let q = randn(&[2, 20, 6, 8], 1);
         let k = randn(&[2, 20, 3, 8], 2);

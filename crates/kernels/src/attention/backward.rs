@@ -219,6 +219,7 @@ impl OneHead<'_> {
                 keys: seen.len(),
                 width: seq,
                 scale: self.shape.scale,
+                soft_cap: self.shape.soft_cap,
             },
             scores: &space.scores,
             d_probabilities: &space.d_probabilities,

@@ -83,6 +83,7 @@ fn one_head(
                 keys: keys.len(),
                 width,
                 scale: shape.scale,
+                soft_cap: shape.soft_cap,
             },
             scores: &mut scores,
             probabilities: &mut probabilities,

@@ -39,6 +39,8 @@ pub(super) struct Window {
     pub(super) width: usize,
     /// Multiplies the scores.
     pub(super) scale: f32,
+    /// Bends them afterwards.
+    pub(super) soft_cap: Option<f32>,
 }
 
 impl Window {
@@ -69,10 +71,17 @@ impl Kernel for Softmax<'_> {
 
     #[inline(always)]
     fn run<I: InstructionSet>(self) {
-        let scale = self.window.scale;
         for (row, place, seen) in self.window.rows() {
             let scores = &mut self.scores[place.clone()][seen.clone()];
             let probabilities = &mut self.probabilities[place];
+            let mut scale = self.window.scale;
+            if let Some(cap) = self.window.soft_cap {
+                let inverse = scale / cap;
+                for score in scores.iter_mut() {
+                    *score = cap * tanh::<I>(*score * inverse);
+                }
+                scale = 1.0;
+            }
             let shift = lanes::max(scores) * scale;
             for score in scores.iter_mut() {
                 *score = exp::<I>(I::mul_add(*score, scale, -shift));
@@ -123,6 +132,17 @@ impl Kernel for SoftmaxGradient<'_> {
             let inputs = inputs.zip(&self.d_probabilities[place][seen.clone()]);
             let p = self.probabilities[filled.clone()][seen.clone()].iter_mut();
             let outputs = p.zip(&mut self.d_scores[filled][seen]);
+            if let Some(cap) = self.window.soft_cap {
+                let inverse = scale / cap;
+                for ((score, d_p), (p, d_score)) in inputs.zip(outputs) {
+                    let bent = tanh::<I>(*score * inverse);
+                    let exact = exp::<I>(I::mul_add(bent, cap, -logsumexp));
+                    let slope = (1.0 - bent * bent) * scale;
+                    *p = bf16::round(exact);
+                    *d_score = bf16::round(exact * (d_p - delta) * slope);
+                }
+                continue;
+            }
             for ((score, d_p), (p, d_score)) in inputs.zip(outputs) {
                 let exact = exp::<I>(I::mul_add(*score, scale, -logsumexp));
                 *p = bf16::round(exact);
@@ -130,6 +150,13 @@ impl Kernel for SoftmaxGradient<'_> {
             }
         }
     }
+}
+
+/// Within 2e-7 of the true value, which for scores is as good as their own rounding.
+#[inline(always)]
+fn tanh<I: InstructionSet>(x: f32) -> f32 {
+    // Where the exponential overflows, this is 1.
+    1.0 - 2.0 / (exp::<I>(2.0 * x) + 1.0)
 }
 
 /// The sums of the products of two lists of rows.

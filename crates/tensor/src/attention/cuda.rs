@@ -1,12 +1,12 @@
 //! Attention on CUDA. Half precision runs FlashAttention-2 (which knows GQA and sliding windows); fp32, for which
-//! it has no kernel, runs the plain formula.
+//! it has no kernel, and soft caps, which that kernel lacks, run the plain formula.
 
 use tandem_torch::{Kind, Tensor, attention as libtorch};
 
 use super::{AttentionOutput, AttentionSpec, reference};
 
 pub(super) fn forward(q: &Tensor, k: &Tensor, v: &Tensor, spec: AttentionSpec) -> AttentionOutput {
-    if q.kind() == Kind::Float {
+    if by_formula(q, spec) {
         return reference::forward(q, k, v, spec);
     }
     let (out, logsumexp) = libtorch::cuda_forward(q, k, v, spec.scale, window_left(spec));
@@ -21,7 +21,7 @@ pub(super) fn backward(
     saved: &AttentionOutput,
     spec: AttentionSpec,
 ) -> (Tensor, Tensor, Tensor) {
-    if q.kind() == Kind::Float {
+    if by_formula(q, spec) {
         return reference::backward(d_out, q, k, v, spec);
     }
     let saved = libtorch::Saved {
@@ -32,6 +32,10 @@ pub(super) fn backward(
         logsumexp: &saved.logsumexp,
     };
     libtorch::cuda_backward(d_out, saved, spec.scale, window_left(spec))
+}
+
+fn by_formula(q: &Tensor, spec: AttentionSpec) -> bool {
+    q.kind() == Kind::Float || spec.soft_cap.is_some()
 }
 
 /// FlashAttention counts the keys *before* the query; Hugging Face's window includes the query itself.

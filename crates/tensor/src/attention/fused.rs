@@ -77,13 +77,14 @@ fn call<'a>(
         return None;
     };
     let kv_size = [batch, seq, kv_count, dim];
-    let scale = spec.scale as f32;
+    let (scale, soft_cap) = (spec.scale as f32, spec.soft_cap.map(|cap| cap as f32));
     let fits = k.size() == kv_size
         && v.size() == kv_size
         && q.numel() > 0
         && kv_count > 0
         && count % kv_count == 0
-        && scale > 0.0;
+        && scale > 0.0
+        && soft_cap.is_none_or(|cap| cap > 0.0);
     if !fits {
         return None;
     }
@@ -93,7 +94,12 @@ fn call<'a>(
         v: heads(v)?,
     };
     let window = spec.sliding_window.map(|window| window.max(1) as usize);
-    Some((cpu, inputs, Spec { scale, window }))
+    let spec = Spec {
+        scale,
+        window,
+        soft_cap,
+    };
+    Some((cpu, inputs, spec))
 }
 
 /// `None` where the tensor is not bf16 in host memory, or its rows are not plain.
