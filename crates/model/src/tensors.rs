@@ -109,6 +109,17 @@ impl LayerTensors {
     }
 }
 
+/// The tensors of a mixture of experts; `[out, in]` matrices.
+#[derive(Debug)]
+pub struct ExpertsTensors {
+    /// `[experts, hidden]`
+    pub router: Tensor,
+    /// For each expert `[2 * intermediate, hidden]`
+    pub gate_up: Vec<Tensor>,
+    /// For each expert `[hidden, intermediate]`
+    pub down: Vec<Tensor>,
+}
+
 /// The tensors behind the last layer.
 #[derive(Debug)]
 pub struct HeadTensors {
