@@ -10,6 +10,7 @@ mod damage;
 mod demo;
 mod export;
 mod full_disk;
+mod hang_up;
 // The fuzz tests use more of it.
 #[allow(dead_code)]
 #[path = "../fuzz/harness.rs"]
