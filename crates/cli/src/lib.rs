@@ -10,6 +10,8 @@ mod flags;
 mod inspect;
 mod replay;
 mod tandem;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod train;
 
 use std::ffi::{OsStr, OsString};

@@ -14,7 +14,7 @@ const BODY_HASH: std::ops::Range<usize> = 56..88;
 const KEY: std::ops::Range<usize> = 88..120;
 const HEADER_HASH: std::ops::Range<usize> = 120..144;
 
-fn hub() -> Hub {
+pub fn hub() -> Hub {
     Hub::new(Settings::from_variables(|_| None).unwrap())
 }
 
