@@ -28,6 +28,7 @@ mod network;
 mod object_storage;
 mod other_launchers;
 mod output;
+mod packing;
 mod profile;
 mod reshard;
 mod resume;
