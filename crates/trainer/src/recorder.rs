@@ -1,4 +1,5 @@
-//! Metrics on disk: `metrics.jsonl`, a line a step, and the loss history.
+//! What rank 0 writes down of a run: `metrics.jsonl`, a line a step; the same as curves for TensorBoard; `events.jsonl`; and the
+//! loss history.
 
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Write};
@@ -8,10 +9,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::TrainError;
 use crate::events::StepMetrics;
+use crate::journal::{Happening, Journal, now};
+use crate::tensorboard::Curves;
 
 /// Writes what rank 0 records of a run.
 pub struct Recorder {
     metrics: Option<(PathBuf, File)>,
+    /// For people; what cannot be written of these two ends no run.
+    curves: Option<Curves>,
+    journal: Option<Journal>,
     history: Option<PathBuf>,
     losses: Vec<LossPoint>,
 }
@@ -29,14 +35,16 @@ impl Recorder {
     pub fn none() -> Self {
         Self {
             metrics: None,
+            curves: None,
+            journal: None,
             history: None,
             losses: Vec::new(),
         }
     }
 
     /// Goes on with `{run_dir}/metrics.jsonl` after step `done`: lines of later steps, which a run that ended without a
-    /// checkpoint has left, are dropped, so that the file is that of a run which was never interrupted. With
-    /// `history_dir`, also keeps a loss history there.
+    /// checkpoint has left, are dropped, so that the file is that of a run which was never interrupted; and likewise with the
+    /// curves in `{run_dir}/tensorboard`. With `history_dir`, also keeps a loss history there.
     ///
     /// # Errors
     /// When a file cannot be read or opened.
@@ -57,6 +65,11 @@ impl Recorder {
         }
         Ok(Self {
             metrics: Some((path, file)),
+            curves: unless_told(
+                Curves::create(run_dir, done, now()),
+                "there are no curves for TensorBoard",
+            ),
+            journal: unless_told(Journal::open(run_dir), "there is no events.jsonl"),
             history: history_dir.map(|dir| dir.join("loss_history.json")),
             losses,
         })
@@ -75,12 +88,22 @@ impl Recorder {
         // One write per line: whoever follows the file never sees half of one.
         file.write_all(line.as_bytes())
             .map_err(|source| write_error(path, source))?;
+        if let Some(curves) = &mut self.curves {
+            curves.step(metrics);
+        }
         self.losses.push(LossPoint {
             step: metrics.step,
             epoch: metrics.epoch,
             loss: metrics.loss,
         });
         Ok(())
+    }
+
+    /// Takes note of something that is no step.
+    pub(crate) fn note(&mut self, happening: Happening<'_>) {
+        if let Some(journal) = &mut self.journal {
+            journal.note(happening);
+        }
     }
 
     /// Writes the loss history.
@@ -95,6 +118,13 @@ impl Recorder {
             .map_err(|error| write_error(path, error.into()))?;
         write_whole(path, &text).map_err(|source| write_error(path, source))
     }
+}
+
+/// What could be opened; else the user is told what is missing, and why.
+fn unless_told<T>(opened: std::io::Result<T>, otherwise: &str) -> Option<T> {
+    opened
+        .inspect_err(|error| tracing::warn!(%error, "{otherwise} of this run"))
+        .ok()
 }
 
 fn write_error(path: &Path, source: std::io::Error) -> TrainError {

@@ -129,7 +129,7 @@ pub fn to_message(metrics: &StepMetrics, last_step: u64) -> Metrics {
         ("tokens_per_s", metrics.tokens_per_s),
         ("step_time_s", metrics.step_time_s),
         ("tokens_seen", metrics.tokens_seen as f64),
-        ("gemm_fraction", metrics.gemm_fraction),
+        ("mfu", metrics.mfu),
         ("last_step", last_step as f64),
     ]
     .into_iter()
@@ -150,8 +150,11 @@ pub fn from_message(step: u64, epoch: u64, metrics: &Metrics) -> (StepMetrics, u
         saving_s: 0.0,
         tokens_seen: number("tokens_seen") as u64,
         n_tokens: 0,
-        gemm_fraction: number("gemm_fraction"),
+        mfu: number("mfu"),
+        tokens_per_s_per_device: f64::NAN,
+        tflops_per_device: f64::NAN,
         peak_memory_mb: Vec::new(),
+        time: f64::NAN,
     };
     (metrics, number("last_step") as u64)
 }
