@@ -304,7 +304,7 @@ pub struct Local {
 /// What is shown and measured on the way.
 #[derive(Debug, Clone, Serialize)]
 pub struct Shown {
-    /// Without a terminal: a line every so many steps.
+    /// A line with the loss every so many steps.
     pub log_interval: u64,
     /// Steps that are recorded; 0 is none.
     pub profile: u64,

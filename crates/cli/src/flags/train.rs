@@ -235,7 +235,7 @@ pub struct CommonFlags {
     #[arg(long, help_heading = "Output")]
     pub experiment_name: Option<String>,
 
-    /// Without a terminal: a line every so many steps.
+    /// A line with the loss every so many steps.
     #[arg(long, default_value_t = 10, value_name = "N", help_heading = "Output")]
     pub log_interval: u64,
 

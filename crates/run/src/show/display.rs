@@ -136,9 +136,9 @@ impl Display {
 
     fn after(&mut self, metrics: &StepMetrics) -> Progress {
         let latest = metrics.step_time_s;
-        let usual = self.step_time_s.map_or(latest, |before| {
-            before + LATEST * (latest - before)
-        });
+        let usual = self
+            .step_time_s
+            .map_or(latest, |before| before + LATEST * (latest - before));
         self.step_time_s = Some(usual);
         let left = self.last_step.saturating_sub(metrics.step) as f64 * usual;
         Progress {

@@ -214,7 +214,11 @@ mod tests {
         assert_eq!(at(150), "[====>     ]");
         assert_eq!(at(300), "[==========]");
         assert_eq!(at(900), "[==========]");
-        let none = Progress { last_step: 0, step: 0, ..AT };
+        let none = Progress {
+            last_step: 0,
+            step: 0,
+            ..AT
+        };
         assert_eq!(none.drawn(3), "[   ]");
     }
 
@@ -252,7 +256,12 @@ mod tests {
 
     #[test]
     fn numbers_and_times_are_short() {
-        for (number, text) in [(0.4, "0"), (9_999.0, "9999"), (12_345.0, "12.3k"), (2.5e6, "2.5M")] {
+        for (number, text) in [
+            (0.4, "0"),
+            (9_999.0, "9999"),
+            (12_345.0, "12.3k"),
+            (2.5e6, "2.5M"),
+        ] {
             assert_eq!(count(number), text);
         }
         for (seconds, text) in [

@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 
 use tandem_launch::client::ControlClient;
+use tandem_launch::output::note;
 use tandem_launch::protocol::{Level, Metrics, PHASE_TRAINING, WorkerEvent};
 use tandem_trainer::{EventSink, StepMetrics, TrainEvent};
 
 use crate::show::display::Display;
+use crate::spec::RunSpec;
 
 /// A worker's event sink. Every rank tells the controller how far it is; rank 0 also tells what to show.
 pub enum Reporter<'a> {
@@ -18,6 +20,8 @@ pub enum Reporter<'a> {
         is_first: bool,
         /// The last step of the run.
         last_step: u64,
+        /// What this rank writes down in its log.
+        diary: Diary,
     },
     /// Nobody listens: rank 0 shows by itself.
     Terminal(Display),
@@ -26,15 +30,21 @@ pub enum Reporter<'a> {
 }
 
 impl<'a> Reporter<'a> {
-    /// The sink of a worker of rank `rank`.
-    pub fn new(control: &'a ControlClient, rank: usize, log_interval: u64) -> Self {
+    /// The sink of a worker of rank `rank`. `has_log`: what it prints goes to a log of its own, and not to its supervisor's
+    /// screen, as with Ray.
+    pub fn new(control: &'a ControlClient, rank: usize, spec: &RunSpec, has_log: bool) -> Self {
         match (control.is_connected(), rank) {
             (true, _) => Self::Controller {
                 control,
                 is_first: rank == 0,
                 last_step: 0,
+                diary: Diary {
+                    has_log,
+                    log_interval: spec.output.shown.log_interval.max(1),
+                    phase: String::new(),
+                },
             },
-            (false, 0) => Self::Terminal(Display::new(log_interval)),
+            (false, 0) => Self::Terminal(Display::new(spec)),
             (false, _) => Self::Silent,
         }
     }
@@ -49,7 +59,8 @@ impl EventSink for Reporter<'_> {
                 control,
                 is_first,
                 last_step,
-            } => match event {
+                diary,
+            } => match diary.seen(event) {
                 TrainEvent::Phase(name) => control.send(&WorkerEvent::Phase { name }),
                 // What is being prepared counts as a sign of life.
                 TrainEvent::Progress { what, .. } => {
@@ -101,6 +112,57 @@ impl EventSink for Reporter<'_> {
                 | TrainEvent::Profile(_)
                 | TrainEvent::End => {}
             },
+        }
+    }
+}
+
+/// What a rank does, for its log: what the run shows is rank 0's, and where another one is slow or ends is in its own.
+pub struct Diary {
+    has_log: bool,
+    log_interval: u64,
+    /// The last one; it is told of again and again.
+    phase: String,
+}
+
+impl Diary {
+    /// Writes down what is worth it.
+    fn seen(&mut self, event: TrainEvent) -> TrainEvent {
+        if !self.has_log {
+            return event;
+        }
+        match &event {
+            TrainEvent::Phase(name) | TrainEvent::Progress { what: name, .. } => self.phase(name),
+            TrainEvent::Begin {
+                first_step,
+                last_step,
+            } => note(&format!("training, from step {first_step} to {last_step}")),
+            TrainEvent::Step(metrics) => {
+                self.phase.clear();
+                if metrics.step.is_multiple_of(self.log_interval) {
+                    note(&format!(
+                        "step {}: loss {:.4}, {:.3} s",
+                        metrics.step, metrics.loss, metrics.step_time_s
+                    ));
+                }
+            }
+            TrainEvent::Saving => self.phase("waiting for a save"),
+            TrainEvent::Saved(saved) => note(&format!(
+                "saved {} (step {}) in {:.1} s",
+                saved.name, saved.step, saved.seconds
+            )),
+            TrainEvent::SaveFailed { step, problem } => {
+                note(&format!("no checkpoint after step {step}: {problem}"));
+            }
+            TrainEvent::End => note("training is over"),
+            TrainEvent::Summary(_) | TrainEvent::Profile(_) => {}
+        }
+        event
+    }
+
+    fn phase(&mut self, name: &str) {
+        if self.phase != name {
+            name.clone_into(&mut self.phase);
+            note(name);
         }
     }
 }
