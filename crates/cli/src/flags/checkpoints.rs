@@ -21,13 +21,13 @@ pub struct CheckpointFlags {
     #[arg(long, value_name = "N")]
     pub num_to_keep: Option<usize>,
 
-    /// Keep the best checkpoints by this number (loss, grad_norm, step, ...) instead of the newest.
+    /// Keep the best checkpoints by this number (eval_loss, loss, grad_norm, step, ...) instead of the newest.
     #[arg(long, value_name = "NAME")]
     pub checkpoint_score_attribute: Option<String>,
 
-    /// Whether a large score is good.
-    #[arg(long, value_enum, default_value_t = Order::Max)]
-    pub checkpoint_score_order: Order,
+    /// Whether a large score is good [default: min for losses and perplexity, otherwise max].
+    #[arg(long, value_enum)]
+    pub checkpoint_score_order: Option<Order>,
 
     /// Continue an experiment at the exact next sample, on any mesh, with either strategy: its name in the storage path, its
     /// folder, or the folder of one of its checkpoints, which is then the one to continue from.
@@ -74,6 +74,11 @@ impl CheckpointFlags {
             max_failures,
             hang_timeout_s,
         } = self;
+        let of_losses = |name: &str| name.ends_with("loss") || name == "perplexity";
+        let usual = match checkpoint_score_attribute.as_deref().is_some_and(of_losses) {
+            true => Order::Min,
+            false => Order::Max,
+        };
         let checkpoints = Checkpoints {
             saving: Saving {
                 save_steps,
@@ -83,7 +88,7 @@ impl CheckpointFlags {
                 max_failures,
                 num_to_keep,
                 checkpoint_score_attribute,
-                checkpoint_score_order: checkpoint_score_order.into(),
+                checkpoint_score_order: checkpoint_score_order.unwrap_or(usual).into(),
             },
             watch: Watch { hang_timeout_s },
         };
