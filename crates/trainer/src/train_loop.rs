@@ -275,6 +275,7 @@ impl Training<'_, '_> {
         let set = validation.set.clone();
         self.watcher.sink.event(TrainEvent::Evaluating);
         let mut told_at = Instant::now();
+        let mut saves = Vec::new();
         let Self {
             engine,
             checkpoints,
@@ -288,10 +289,13 @@ impl Training<'_, '_> {
                 told_at = Instant::now();
             }
             let (agreed, ended) = agree(engine, checkpoints, (watcher.requests)())?;
-            tell(watcher.sink, ended, None);
+            saves.extend(ended);
             *asked = asked.or(agreed);
             Ok(!asked.stop)
         })?;
+        for outcome in saves {
+            self.tell(Some(outcome), None);
+        }
         match &result {
             None => validation.leave_after(step),
             Some(result) => {
@@ -318,7 +322,7 @@ impl Training<'_, '_> {
         let step = point.counters.step;
         let own = (self.watcher.requests)();
         let (agreed, ended) = agree(self.engine, self.checkpoints, own)?;
-        tell(self.watcher.sink, ended, None);
+        self.tell(ended, None);
         let asked = std::mem::take(&mut self.asked).or(agreed);
         // An evaluation that was left is something to come back for.
         let is_left = self.validation.as_ref().is_some_and(Validation::is_left);
@@ -346,9 +350,22 @@ impl Training<'_, '_> {
             checkpoints.save(engine, point, &mut || sink.event(TrainEvent::Saving))
         })?;
         for outcome in ended {
-            tell(self.watcher.sink, Some(outcome), end);
+            self.tell(Some(outcome), end);
         }
         Ok(())
+    }
+
+    /// Tells how a save ended. That the run's last one failed, after the step `end`, is an error, which tells it itself.
+    fn tell(&mut self, outcome: Option<SaveOutcome>, end: Option<u64>) {
+        let sink = &mut *self.watcher.sink;
+        match outcome {
+            Some(SaveOutcome::Saved(saved)) => sink.event(TrainEvent::Saved(saved)),
+            Some(SaveOutcome::Failed { step, .. }) if Some(step) == end => {}
+            Some(SaveOutcome::Failed { step, problem }) => {
+                sink.event(TrainEvent::SaveFailed { step, problem });
+            }
+            None => {}
+        }
     }
 
     /// When the last step to be profiled is done: the trace, and the table.
@@ -372,7 +389,7 @@ impl Training<'_, '_> {
         sink.event(TrainEvent::Saving);
         let alive = &mut || sink.event(TrainEvent::Saving);
         let last = self.checkpoints.finish(self.engine, alive)?;
-        tell(self.watcher.sink, last, end);
+        self.tell(last, end);
         // Without a checkpoint of its last step, the work since the one before would be lost.
         if let Some(error) = self.checkpoints.last_problem(self.counters.step) {
             return Err(error);
@@ -401,18 +418,6 @@ fn agree(
     let agreed = own.reach(engine.world.as_ref(), engine.device)?;
     let ended = checkpoints.advance(engine, agreed.stage)?;
     Ok((agreed.requests, ended))
-}
-
-/// Tells how a save ended. That the run's last one failed, after the step `end`, is an error, which tells it itself.
-fn tell(sink: &mut dyn EventSink, outcome: Option<SaveOutcome>, end: Option<u64>) {
-    match outcome {
-        Some(SaveOutcome::Saved(saved)) => sink.event(TrainEvent::Saved(saved)),
-        Some(SaveOutcome::Failed { step, .. }) if Some(step) == end => {}
-        Some(SaveOutcome::Failed { step, problem }) => {
-            sink.event(TrainEvent::SaveFailed { step, problem });
-        }
-        None => {}
-    }
 }
 
 /// Waits for the parameters of the last update to arrive everywhere.

@@ -21,11 +21,11 @@ pub struct CheckpointFlags {
     #[arg(long, value_name = "N")]
     pub num_to_keep: Option<usize>,
 
-    /// Keep the best checkpoints by this number (eval_loss, loss, grad_norm, step, ...) instead of the newest.
+    /// Keep the best checkpoints by this number (loss, eval_loss, grad_norm, step, ...) instead of the newest.
     #[arg(long, value_name = "NAME")]
     pub checkpoint_score_attribute: Option<String>,
 
-    /// Whether a large score is good [default: min for losses and perplexity, otherwise max].
+    /// Whether a large score is good [default: min for losses and perplexities, otherwise max].
     #[arg(long, value_enum)]
     pub checkpoint_score_order: Option<Order>,
 
@@ -74,11 +74,13 @@ impl CheckpointFlags {
             max_failures,
             hang_timeout_s,
         } = self;
-        let of_losses = |name: &str| name.ends_with("loss") || name == "perplexity";
-        let usual = match checkpoint_score_attribute.as_deref().is_some_and(of_losses) {
-            true => Order::Min,
-            false => Order::Max,
-        };
+        let order = checkpoint_score_order.unwrap_or_else(|| {
+            let is_loss = |name: &String| name.ends_with("loss") || name.ends_with("perplexity");
+            match checkpoint_score_attribute.as_ref().is_some_and(is_loss) {
+                true => Order::Min,
+                false => Order::Max,
+            }
+        });
         let checkpoints = Checkpoints {
             saving: Saving {
                 save_steps,
@@ -88,7 +90,7 @@ impl CheckpointFlags {
                 max_failures,
                 num_to_keep,
                 checkpoint_score_attribute,
-                checkpoint_score_order: checkpoint_score_order.unwrap_or(usual).into(),
+                checkpoint_score_order: order.into(),
             },
             watch: Watch { hang_timeout_s },
         };
