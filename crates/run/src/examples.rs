@@ -9,20 +9,26 @@ use tandem_data::{
     TokenCache, TokenDataset, Tokenizer,
 };
 
+use tandem_model::ModelConfig;
+
 use crate::failure::{Failure, Outcome};
 use crate::spec::Data;
 
-/// The files.
-pub fn source(data: &Data, hub: &Hub, progress: &mut dyn Progress) -> Outcome<Source> {
-    let options = DatasetOptions {
+/// What the data crate is asked for.
+pub fn options(data: &Data) -> DatasetOptions {
+    DatasetOptions {
         name: data.dataset_name.clone(),
         config: data.dataset_config.clone(),
         split: data.dataset_split.clone(),
         text_column: data.text_column.clone(),
         kind: data.dataset_format,
         percentage: data.dataset_percentage,
-    };
-    Source::resolve(&options, hub, progress).map_err(|error| match error {
+    }
+}
+
+/// The files.
+pub fn source(data: &Data, hub: &Hub, progress: &mut dyn Progress) -> Outcome<Source> {
+    Source::resolve(&options(data), hub, progress).map_err(|error| match error {
         // The flag asks for what the file has not.
         SourceError::OtherKind { .. } => usage(error),
         other => Failure::other(format!("--dataset_name: {other}")),
@@ -72,6 +78,39 @@ pub fn encoder(
         assistant_only: data.assistant_only_loss,
     };
     Ok(Encoder::new(tokenizer, kind, template, loss_on))
+}
+
+/// The tokens of `source`, with the tokenizer and chat template in `model_dir`, and what of it is left out, a line each.
+pub fn cache(
+    data: &Data,
+    source: &Source,
+    model_dir: &Path,
+    config: &ModelConfig,
+    cache_dir: &Path,
+    progress: &mut dyn Progress,
+) -> Outcome<(TokenCache, Vec<String>)> {
+    let tokenizer = tokenizer(data, model_dir)?;
+    if tokenizer.vocab_size() > config.vocab_size {
+        return Err(Failure::other(format!(
+            "the tokenizer of {} has {} tokens, but the model's vocabulary has {}; they belong to different models",
+            model_dir.display(),
+            tokenizer.vocab_size(),
+            config.vocab_size
+        )));
+    }
+    let encoder = encoder(data, source.kind(), tokenizer, model_dir)?;
+    let cache =
+        TokenCache::build_or_open(source, &encoder, cache_dir, progress).map_err(failure)?;
+    let files = source.left_out().map(|files| format!("files: {files}"));
+    let mut left_out: Vec<String> = files.into_iter().collect();
+    if cache.refused() > 0 {
+        left_out.push(format!(
+            "{} of {} rows of the dataset, which the chat template refuses (`tandem data preview --documents` says why)",
+            cache.refused(),
+            cache.refused() + cache.documents()
+        ));
+    }
+    Ok((cache, left_out))
 }
 
 /// Why there is no cache. What is wrong with rows is the user's to mend.

@@ -20,6 +20,7 @@
 
 mod check;
 mod continued;
+mod evaluation;
 mod ray;
 mod strategy;
 pub mod wire;
@@ -36,6 +37,7 @@ use tandem_model::Recompute;
 use tandem_tensor::DeviceChoice;
 use tandem_trainer::{LearningRate, SaveRule, Schedule, UpdateRule};
 
+pub use evaluation::{EvalChoice, EvalStrategy, Evaluation};
 pub use ray::{PlacementStrategy, Ray};
 pub use strategy::{DeepSpeed, Dtype, Fsdp, Strategy};
 pub use tandem_data::ExampleKind;
@@ -118,6 +120,9 @@ pub struct Compute {
     /// What it does in a step, and how many steps there are.
     #[serde(flatten)]
     pub training: Training,
+    /// What it is evaluated on on the way.
+    #[serde(flatten)]
+    pub evaluation: Evaluation,
 }
 
 /// What the engine of a rank is built from, besides a model. `tandem replay` and `tandem bench` build one as well.

@@ -15,7 +15,8 @@ use tandem_launch::protocol::{Metrics, WorkerEvent};
 use tandem_parallel::RandomInit;
 use tandem_trainer::{
     CheckpointSetup, Checkpointer, Engine, EventSink, LoopEnd, LoopSettings, Profiler, Recorder,
-    Requests, RunCounters, TrainEvent, Watcher, train_loop,
+    Requests, RunCounters, TrainEvent, VALIDATION, Validation, ValidationState, Watcher,
+    train_loop,
 };
 
 use crate::engine::engine;
@@ -211,6 +212,7 @@ impl Worker<'_> {
         if let Some(resumed) = &start.resumed {
             self.report_again(resumed);
         }
+        let validation = self.validation(state)?;
         let mut loader = self.loader(engine.coords.dp_rank, next)?;
         let counters = RunCounters {
             step: state.global_step,
@@ -245,6 +247,7 @@ impl Worker<'_> {
             &settings,
             &mut checkpoints,
             counters,
+            validation,
             &mut watcher,
         );
         match (storage.lost(), end) {
@@ -298,6 +301,31 @@ impl Worker<'_> {
         } = self.prepared;
         let options = LoaderOptions { share, start };
         Loader::new(dataset.clone(), sampler.clone(), options).map_err(Failure::other)
+    }
+
+    /// The evaluations of the run, going on from how they went so far.
+    fn validation(&self, state: &TrainState) -> Outcome<Option<Validation>> {
+        let Some(prepared) = &self.prepared.evaluation else {
+            return Ok(None);
+        };
+        let saved = state.extra.get(VALIDATION).cloned();
+        let saved: Option<ValidationState> = saved
+            .map(serde_json::from_value)
+            .transpose()
+            .map_err(|error| {
+                Failure::other(format!(
+                    "the checkpoint of step {} is damaged: what it says of evaluations: {error}",
+                    state.global_step
+                ))
+            })?;
+        let data = prepared.data.dataset.fingerprint();
+        let rule = self.spec.compute.evaluation.rule();
+        Ok(Some(Validation::new(
+            prepared.set.clone(),
+            rule,
+            data,
+            saved,
+        )))
     }
 
     fn recorder(&self, storage: &Storage, step: u64) -> Outcome<Recorder> {
@@ -440,6 +468,10 @@ fn ended(end: &LoopEnd) -> Ended {
     .collect();
     if let Some(loss) = end.loss {
         metrics.insert("loss", loss);
+    }
+    if let Some(evaluation) = end.evaluation {
+        metrics.insert("eval_loss", evaluation.eval_loss);
+        metrics.insert("perplexity", evaluation.perplexity);
     }
     Ended::Finished(metrics)
 }

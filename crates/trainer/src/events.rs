@@ -61,6 +61,33 @@ impl StepMetrics {
     }
 }
 
+/// The numbers of one evaluation; a line of `metrics.jsonl`.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct EvalMetrics {
+    /// Optimizer steps done before it.
+    pub step: u64,
+    /// Mean cross entropy over all valid targets of the evaluated rows.
+    pub eval_loss: f64,
+    /// `exp(eval_loss)`.
+    pub perplexity: f64,
+    /// Valid targets.
+    pub eval_tokens: u64,
+    /// From beginning to end.
+    pub eval_seconds: f64,
+}
+
+impl From<EvalMetrics> for TrainEvent {
+    fn from(metrics: EvalMetrics) -> Self {
+        Self::Evaluated {
+            step: metrics.step,
+            eval_loss: metrics.eval_loss,
+            perplexity: metrics.perplexity,
+            tokens: metrics.eval_tokens,
+            seconds: metrics.eval_seconds,
+        }
+    }
+}
+
 /// A checkpoint that was just committed.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SavedCheckpoint {
@@ -107,6 +134,21 @@ pub enum TrainEvent {
     Profile(Vec<String>),
     /// A step is done.
     Step(StepMetrics),
+    /// Training waits for an evaluation, which is getting on.
+    Evaluating,
+    /// The model was evaluated.
+    Evaluated {
+        /// Optimizer steps done before it.
+        step: u64,
+        /// Mean cross entropy over all valid targets of the evaluated rows.
+        eval_loss: f64,
+        /// `exp(eval_loss)`.
+        perplexity: f64,
+        /// Valid targets.
+        tokens: u64,
+        /// From beginning to end.
+        seconds: f64,
+    },
     /// Training waits for a save.
     Saving,
     /// There is a new checkpoint.

@@ -1,5 +1,6 @@
 //! One forward and backward's worth of tokens, on the device.
 
+use tandem_data::Batch;
 use tandem_tensor::cross_entropy::IGNORE;
 use tandem_tensor::{Device, Tensor};
 
@@ -19,6 +20,12 @@ pub struct MicroBatch {
 }
 
 impl MicroBatch {
+    /// A loader's batch, on `device`.
+    pub fn of(batch: &Batch, device: Device) -> Self {
+        let (ids, labels) = (&batch.input_ids, &batch.labels);
+        Self::new(ids, labels, batch.seq, batch.hash, device)
+    }
+
     /// From rows in Hugging Face's convention: `labels` aligned with `ids`, so position `t` predicts `labels[t + 1]`
     /// and the last position of a row predicts nothing.
     ///

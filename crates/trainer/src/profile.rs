@@ -45,6 +45,8 @@ pub enum Activity {
     Optimizer,
     /// Copying the state for a checkpoint.
     Save,
+    /// A forward pass over rows that are not trained on.
+    Evaluation,
 }
 
 /// A span of one activity.

@@ -11,7 +11,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use crate::events::StepMetrics;
+use crate::events::{EvalMetrics, StepMetrics};
 
 /// The folder in that of the run.
 const FOLDER: &str = "tensorboard";
@@ -81,10 +81,13 @@ impl Curves {
         self.write(&event::scalars(metrics.time, metrics.step, &values));
     }
 
-    /// The points of an evaluation after `step`, at `time` (seconds since 1970).
-    pub fn evaluated(&mut self, step: u64, loss: f64, perplexity: f64, time: f64) {
-        let values = [("eval/loss", loss), ("eval/perplexity", perplexity)];
-        self.write(&event::scalars(time, step, &values));
+    /// The points of an evaluation that ends at `time` (seconds since 1970).
+    pub fn evaluated(&mut self, metrics: &EvalMetrics, time: f64) {
+        let values = [
+            ("eval/loss", metrics.eval_loss),
+            ("eval/perplexity", metrics.perplexity),
+        ];
+        self.write(&event::scalars(time, metrics.step, &values));
     }
 
     fn write(&mut self, event: &[u8]) {
@@ -316,7 +319,14 @@ mod tests {
         let run = tempfile::tempdir().unwrap();
         let mut curves = Curves::create(run.path(), 0, 1000.5).unwrap();
         curves.step(&metrics(1, 2.5));
-        curves.evaluated(1, 1.5, 4.5, 1002.0);
+        let evaluation = EvalMetrics {
+            step: 1,
+            eval_loss: 1.5,
+            perplexity: 4.5,
+            eval_tokens: 64,
+            eval_seconds: 0.1,
+        };
+        curves.evaluated(&evaluation, 1002.0);
         let events = events(run.path());
         assert_eq!(events.len(), 4);
         assert_eq!(

@@ -177,7 +177,16 @@ impl EventSink for Display {
                 last_step,
             } => self.begin(first_step, last_step),
             TrainEvent::Step(metrics) => self.step(&metrics),
-            TrainEvent::Saving => {}
+            TrainEvent::Saving | TrainEvent::Evaluating => {}
+            TrainEvent::Evaluated {
+                step,
+                eval_loss,
+                perplexity,
+                tokens,
+                seconds,
+            } => self.line(&format!(
+                "evaluated after step {step}: eval loss {eval_loss:.4}, perplexity {perplexity:.2} ({tokens} tokens in {seconds:.1} s)"
+            )),
             TrainEvent::Saved(saved) => {
                 for warning in &saved.warnings {
                     self.line(&format!("warning: {warning}"));

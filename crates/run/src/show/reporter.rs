@@ -10,6 +10,9 @@ use tandem_trainer::{EventSink, StepMetrics, TrainEvent};
 use crate::show::display::Display;
 use crate::spec::RunSpec;
 
+/// The name by which an evaluation is told from other reports.
+const EVAL_LOSS: &str = "eval_loss";
+
 /// A worker's event sink. Every rank tells the controller how far it is; rank 0 also tells what to show.
 pub enum Reporter<'a> {
     /// A controller listens.
@@ -87,6 +90,28 @@ impl EventSink for Reporter<'_> {
                 TrainEvent::Saving => control.send(&WorkerEvent::Phase {
                     name: "saving".to_owned(),
                 }),
+                TrainEvent::Evaluating => control.send(&WorkerEvent::Phase {
+                    name: "evaluating".to_owned(),
+                }),
+                // Every rank reports it: Ray's callbacks hear of it when all have.
+                TrainEvent::Evaluated {
+                    step,
+                    eval_loss,
+                    perplexity,
+                    tokens,
+                    seconds,
+                } => control.send(&WorkerEvent::Report {
+                    metrics: [
+                        ("step", step as f64),
+                        (EVAL_LOSS, eval_loss),
+                        ("perplexity", perplexity),
+                        ("eval_tokens", tokens as f64),
+                        ("eval_seconds", seconds),
+                    ]
+                    .into_iter()
+                    .collect(),
+                    checkpoint_dir_name: None,
+                }),
                 // Every rank reports, as Ray Train wants it; the first one's reports are the run's.
                 TrainEvent::Saved(saved) => {
                     if *is_first {
@@ -145,6 +170,12 @@ impl Diary {
                     ));
                 }
             }
+            TrainEvent::Evaluating => self.phase("evaluating"),
+            TrainEvent::Evaluated {
+                step, eval_loss, ..
+            } => note(&format!(
+                "evaluated after step {step}: eval loss {eval_loss:.4}"
+            )),
             TrainEvent::Saving => self.phase("waiting for a save"),
             TrainEvent::Saved(saved) => note(&format!(
                 "saved {} (step {}) in {:.1} s",
@@ -180,6 +211,18 @@ pub fn saved_metrics(metrics: &BTreeMap<String, serde_json::Value>) -> Metrics {
         .iter()
         .filter_map(|(name, value)| Some((name.as_str(), value.as_f64()?)))
         .collect()
+}
+
+/// An evaluation as it comes back from the protocol; `None` for other reports.
+pub fn evaluation_from_message(metrics: &Metrics) -> Option<TrainEvent> {
+    let number = |name: &str| metrics.get(name).unwrap_or(f64::NAN);
+    Some(TrainEvent::Evaluated {
+        eval_loss: metrics.get(EVAL_LOSS)?,
+        step: number("step") as u64,
+        perplexity: number("perplexity"),
+        tokens: number("eval_tokens") as u64,
+        seconds: number("eval_seconds"),
+    })
 }
 
 /// The numbers of a step as the protocol carries them.

@@ -125,17 +125,29 @@ impl RunSpec {
     /// `binary` is the workers' program, where it cannot be found by its name.
     pub fn for_other_folders(mut self, name: &str, binary: Option<PathBuf>) -> Outcome<Self> {
         let Self {
-            identity, output, ..
+            identity,
+            output,
+            compute,
+            ..
         } = &mut self;
-        for (flag, path) in [
-            ("model_name", &mut identity.model_name),
-            ("dataset_name", &mut identity.selection.data.dataset_name),
-        ] {
+        let names = [
+            ("model_name", Some(&mut identity.model_name)),
+            (
+                "dataset_name",
+                Some(&mut identity.selection.data.dataset_name),
+            ),
+            (
+                "eval_dataset_name",
+                compute.evaluation.eval_dataset_name.as_mut(),
+            ),
+        ];
+        for (flag, path) in names {
+            let Some(path) = path else { continue };
             // A name on a hub stays as it is.
             if Path::new(path).exists() {
                 *path = absolute(flag, path)?;
             } else if let Some(parts) = tandem_data::file_list(path)
-                && flag == "dataset_name"
+                && flag != "model_name"
             {
                 let parts: Outcome<Vec<String>> =
                     parts.into_iter().map(|part| absolute(flag, part)).collect();

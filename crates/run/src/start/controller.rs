@@ -8,13 +8,13 @@ use tandem_launch::exit_code;
 use tandem_launch::protocol::{Level, WorkerEvent};
 use tandem_trainer::{EventSink, TrainEvent};
 
-use crate::environment::{Environment, RESUMED_AT, TOKEN_CACHE};
+use crate::environment::{EVAL_TOKEN_CACHE, Environment, RESUMED_AT, TOKEN_CACHE};
 use crate::failure::Outcome;
 use crate::libtorch::Libtorch;
 use crate::limits;
 use crate::log::is_news;
 use crate::show::display::Display;
-use crate::show::reporter::from_message;
+use crate::show::reporter::{evaluation_from_message, from_message};
 use crate::show::{outcome, screen, summary};
 use crate::spec::RunSpec;
 use crate::start::checked::Checked;
@@ -50,6 +50,9 @@ pub fn run(spec: &RunSpec, args: &[OsString], environment: &Environment) -> Outc
         graceful_stop: true,
     };
     let mut variables = vec![(TOKEN_CACHE, prepared.token_cache.into())];
+    if let Some(evaluation) = prepared.evaluation {
+        variables.push((EVAL_TOKEN_CACHE, evaluation.data.token_cache.into()));
+    }
     if let Some(moment) = resumed_at {
         variables.push((RESUMED_AT, moment.to_string().into()));
     }
@@ -163,6 +166,14 @@ impl Show {
                 self.display.event(TrainEvent::Step(metrics));
             }
             WorkerEvent::Message { text, .. } => self.display.line(text),
+            WorkerEvent::Report {
+                checkpoint_dir_name: None,
+                metrics,
+            } => {
+                if let Some(evaluated) = evaluation_from_message(metrics) {
+                    self.display.event(evaluated);
+                }
+            }
             WorkerEvent::Report {
                 checkpoint_dir_name: Some(name),
                 metrics,

@@ -13,7 +13,7 @@ use serde_json::Value;
 use tandem_launch::{delegate, exit_code};
 use tandem_trainer::{EventSink, TrainEvent};
 
-use crate::environment::{Environment, TOKEN_CACHE};
+use crate::environment::{EVAL_TOKEN_CACHE, Environment, TOKEN_CACHE};
 use crate::failure::{Failure, Outcome};
 use crate::show::{outcome, screen, summary};
 use crate::spec::{Ray, RunSpec};
@@ -74,6 +74,11 @@ fn drive(python: &Python, request: &[u8], checked: &Checked) -> Outcome<i32> {
     // Where storage is shared, workers on every node find the cache; elsewhere they build their own.
     if let Ok(cache) = std::path::absolute(&checked.prepared.token_cache) {
         command.env(TOKEN_CACHE, cache);
+    }
+    let evaluation = checked.prepared.evaluation.as_ref();
+    let eval_cache = evaluation.map(|it| std::path::absolute(&it.data.token_cache));
+    if let Some(Ok(cache)) = eval_cache {
+        command.env(EVAL_TOKEN_CACHE, cache);
     }
     if !std::io::stderr().is_terminal() {
         command.env("RAY_COLOR_PREFIX", "0");

@@ -8,7 +8,7 @@ use super::{Activity, Record};
 use crate::gemm_floor::LinearTime;
 
 /// Rows of the table, in the order of a step.
-const KINDS: [&str; 9] = [
+const KINDS: [&str; 10] = [
     "data",
     "agreement",
     "embedding",
@@ -18,6 +18,7 @@ const KINDS: [&str; 9] = [
     "gradient norm",
     "optimizer",
     "save",
+    "evaluation",
 ];
 
 fn kind_of(activity: Activity) -> &'static str {
@@ -31,6 +32,7 @@ fn kind_of(activity: Activity) -> &'static str {
         Activity::GradientNorm => "gradient norm",
         Activity::Optimizer => "optimizer",
         Activity::Save => "save",
+        Activity::Evaluation => "evaluation",
     }
 }
 
