@@ -21,6 +21,7 @@
 mod check;
 mod continued;
 mod dataset;
+mod evaluation;
 mod ray;
 mod strategy;
 pub mod wire;
@@ -38,6 +39,7 @@ use tandem_tensor::DeviceChoice;
 use tandem_trainer::{LearningRate, SaveRule, Schedule, UpdateRule};
 
 pub use dataset::NamedDataset;
+pub use evaluation::{EvalChoice, EvalStrategy, Evaluation};
 pub use ray::{PlacementStrategy, Ray};
 pub use strategy::{DeepSpeed, Dtype, Fsdp, Strategy};
 pub use tandem_data::{ExampleKind, Packing};
@@ -126,6 +128,9 @@ pub struct Compute {
     /// What it does in a step, and how many steps there are.
     #[serde(flatten)]
     pub training: Training,
+    /// What it is evaluated on on the way.
+    #[serde(flatten)]
+    pub evaluation: Evaluation,
 }
 
 /// What the engine of a rank is built from, besides a model. `tandem replay` and `tandem bench` build one as well.
@@ -312,7 +317,7 @@ pub struct Local {
 /// What is shown and measured on the way.
 #[derive(Debug, Clone, Serialize)]
 pub struct Shown {
-    /// Without a terminal: a line every so many steps.
+    /// A line with the loss every so many steps.
     pub log_interval: u64,
     /// Steps that are recorded; 0 is none.
     pub profile: u64,
