@@ -179,7 +179,7 @@ mod tests {
                     aten::logits_to_gradient_(
                         &plain,
                         &targets,
-                        vocab,
+                        vocab.clone(),
                         &normaliser,
                         bend,
                         objective,

@@ -150,6 +150,12 @@ fn check_ranges(spec: &RunSpec) -> Outcome<()> {
             "0 or more",
         ),
         (
+            "z_loss",
+            training.z_loss,
+            training.z_loss >= 0.0,
+            "0 or more",
+        ),
+        (
             "adam_eps",
             training.adam_eps,
             training.adam_eps > 0.0,

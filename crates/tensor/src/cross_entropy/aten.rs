@@ -76,7 +76,7 @@ pub fn logits_to_gradient_(
         .masked_fill(&elsewhere, 0.0);
     gradient.scatter_add_(1, &local.unsqueeze(1), &one_hot.unsqueeze(1));
     let gradient = match bend.soft_cap.map(f64::from) {
-        Some(cap) => gradient * (1.0 + (bent * (1.0 / cap)).square() * -1.0),
+        Some(cap) => gradient * ((bent * (1.0 / cap)).square() * -1.0 + 1.0),
         None => gradient,
     };
     gradient.masked_fill_(&ignored.unsqueeze(1), 0.0);
