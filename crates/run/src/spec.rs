@@ -214,6 +214,8 @@ pub struct Training {
     pub adam_eps: f64,
     /// Gradients are scaled down to this norm; 0 leaves them.
     pub max_grad_norm: f64,
+    /// Multiplies the square of the logarithm of the sum of all `e^logit` in the loss; 0 is none.
+    pub z_loss: f64,
     /// Every so many steps, replicas are compared bit by bit; 0 is never.
     pub check_interval: u64,
 }
