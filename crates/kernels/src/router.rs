@@ -50,8 +50,8 @@ pub fn forward(
 
 /// The gradient `d_logits [tokens, experts]` from that of the weights, `d_weights [tokens, top_k]`, and what [`forward`] gave.
 ///
-/// `d_probabilities [experts]` comes on top for every token of `counted [tokens]`: the gradient of a loss that is the same
-/// function of each token's probabilities (load balancing). Where it is empty there is none.
+/// `d_probabilities [experts]` comes on top for every token of `counted [tokens]`, or for all where that is empty: the gradient
+/// of a loss that is the same function of each token's probabilities (load balancing). Where it is empty there is none.
 ///
 /// # Panics
 /// When a size does not fit.
@@ -75,7 +75,8 @@ pub fn backward(
     assert_eq!(d_logits.len(), probabilities.len(), "a gradient each");
     if !d_probabilities.is_empty() {
         assert_eq!(d_probabilities.len(), rule.experts, "one for each expert");
-        assert_eq!(counted.len(), tokens, "each token counts or does not");
+        let all = counted.is_empty() || counted.len() == tokens;
+        assert!(all, "each token counts or does not");
     }
     let rows = probabilities
         .chunks_exact(rule.experts)
@@ -85,7 +86,7 @@ pub fn backward(
         .zip(d_logits.chunks_exact_mut(rule.experts));
     dispatch::for_each(rows.enumerate().map(
         |(token, ((((probabilities, chosen), weights), d_weights), d_logits))| {
-            let is_counted = !d_probabilities.is_empty() && counted[token];
+            let is_counted = counted.get(token) != Some(&false);
             ChoiceGradient {
                 probabilities,
                 chosen,

@@ -11,7 +11,7 @@ use std::ops::Range;
 use tandem_kernels::experts::Dispatch;
 use tandem_kernels::router;
 pub use tandem_kernels::router::Rule;
-use tandem_torch::{Device, Kind, Tensor};
+use tandem_torch::{Device, Tensor};
 
 /// What the router chose for every token, and where the tokens' rows go.
 #[derive(Debug)]
@@ -37,7 +37,7 @@ pub struct Routing {
 pub struct Balance<'a> {
     /// Its derivative for each expert's probability.
     pub d_probabilities: &'a [f32],
-    /// The tokens that count.
+    /// The tokens that count; all where it is empty.
     pub counted: &'a [bool],
 }
 
@@ -78,22 +78,24 @@ impl Routing {
         self.rule.top_k as i64
     }
 
-    /// Adds, for each expert, the tokens of `counted [tokens]` that chose it to `chosen [experts]`, and the sum of their
-    /// probabilities to `probabilities [experts]`.
-    pub fn count(&self, counted: &[bool], chosen: &mut [u64], probabilities: &mut [f64]) {
+    /// For each expert, the tokens that chose it and the sum of its probabilities, over those that are `counted [tokens]`, or all
+    /// where that is empty.
+    pub fn load(&self, counted: &[bool]) -> (Vec<u64>, Vec<f64>) {
         let Rule { experts, top_k, .. } = self.rule;
-        let tokens = self
-            .probabilities
-            .chunks_exact(experts)
-            .zip(self.chosen.chunks_exact(top_k));
-        for ((of_token, choices), _) in tokens.zip(counted).filter(|(_, counted)| **counted) {
+        let (mut chosen, mut sums) = (vec![0; experts], vec![0.0; experts]);
+        let rows = self.probabilities.chunks_exact(experts);
+        for (token, (of_token, choices)) in rows.zip(self.chosen.chunks_exact(top_k)).enumerate() {
+            if counted.get(token) == Some(&false) {
+                continue;
+            }
             for &expert in choices {
                 chosen[expert as usize] += 1;
             }
-            for (sum, &p) in probabilities.iter_mut().zip(of_token) {
+            for (sum, &p) in sums.iter_mut().zip(of_token) {
                 *sum += f64::from(p);
             }
         }
+        (chosen, sums)
     }
 
     /// The gradient of the logits, fp32 `[tokens, experts]`, from that of each row's weight, fp32 `[rows]`, and of the balance.
@@ -130,7 +132,7 @@ pub fn gather(x: &Tensor, routing: &Routing) -> Tensor {
         return x.shallow_clone();
     }
     // A lookup in a table whose entries are the tokens.
-    crate::embedding::forward(x, &routing.tokens, 0..tokens, x.kind())
+    crate::embedding::forward(x, &routing.tokens, 0..tokens, 1.0, x.kind())
 }
 
 /// `x [rows, features]` with each row times its weight.
@@ -153,6 +155,8 @@ pub fn row_dots(a: &Tensor, b: &Tensor) -> Tensor {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tandem_torch::Kind;
+
     use crate::cpu::testing::{assert_close, dot, numeric_gradient, randn};
 
     const RULE: Rule = Rule {
@@ -220,8 +224,7 @@ mod tests {
         let d_factors = row_dots(&gather(&d_y, &routing), &gather(&x, &routing));
         let d_logits = routing.backward(&d_factors, None);
         assert_close("d_logits", &d_logits, &truth, 2e-3);
-        let (mut chosen, mut sums) = (vec![0; 4], vec![0.0; 4]);
-        routing.count(&[true, false, true, true, true], &mut chosen, &mut sums);
+        let (chosen, sums) = routing.load(&[true, false, true, true, true]);
         assert_eq!(chosen.iter().sum::<u64>(), 8);
         assert!((sums.iter().sum::<f64>() - 4.0).abs() < 1e-5);
     }

@@ -120,13 +120,13 @@ impl Engine {
             precision: strategy.precision,
             device,
         };
-        let dims = slices.layer_dims(&config, coords.tp_rank);
         let layers = config
             .sliding_window
             .iter()
             .zip(rope_tables(&config, seq, device))
-            .map(|(window, rope)| DecoderLayer {
-                dims: dims.clone(),
+            .enumerate()
+            .map(|(index, (window, rope))| DecoderLayer {
+                dims: slices.layer_dims(&config, index, coords.tp_rank),
                 rope,
                 attention: AttentionSpec {
                     scale: config.attention_scale,

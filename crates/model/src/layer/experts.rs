@@ -1,4 +1,4 @@
-//! A mixture of experts in the place of an MLP: a router, and SwiGLU blocks of which each token sees a few.
+//! A mixture of experts in the place of an MLP: a router, and gated MLPs of which each token sees a few.
 //!
 //! Each expert is cut over the row as an MLP is: gate|up by columns, down by rows. The router is whole on every rank and sees
 //! all tokens, so that all ranks choose alike; its gradient comes from this rank's columns of the experts only, and is one
@@ -7,7 +7,8 @@
 use std::ops::Range;
 
 use tandem_tensor::experts::{self, Balance, Routing, Rule};
-use tandem_tensor::{Accumulate, Kind, Tensor, linear, swiglu};
+use tandem_tensor::glu::{self, Activation};
+use tandem_tensor::{Accumulate, Kind, Tensor, linear};
 
 use crate::tensors::ExpertsTensors;
 
@@ -38,6 +39,7 @@ pub(super) fn forward(
     weights: &ExpertsTensors,
     normed: &Tensor,
     rule: Rule,
+    activation: Activation,
     keeps_all: bool,
 ) -> (Tensor, ExpertsSaved) {
     let logits = linear::forward(&normed.to_kind(Kind::Float), &weights.router, None);
@@ -45,15 +47,9 @@ pub(super) fn forward(
     let rows = experts::gather(normed, &routing);
     let gate_up = by_expert(&rows, &weights.gate_up, &routing, linear::forward_into, 0);
     drop(rows);
-    let product = swiglu::forward(&gate_up);
+    let product = glu::forward(activation, &gate_up);
     let weighted = experts::scale(&product, &routing);
-    let out = by_expert(
-        &weighted,
-        &weights.down,
-        &routing,
-        linear::forward_into,
-        0,
-    );
+    let out = by_expert(&weighted, &weights.down, &routing, linear::forward_into, 0);
     let partial = experts::combine(&out, None, &routing);
     let saved = ExpertsSaved {
         routing,
@@ -63,12 +59,58 @@ pub(super) fn forward(
     (partial, saved)
 }
 
+/// What the experts of a layer got of some tokens.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ExpertLoad {
+    /// For each expert, the tokens that chose it.
+    pub chosen: Vec<u64>,
+    /// For each expert, the sum of its probabilities over the tokens.
+    pub probabilities: Vec<f64>,
+}
+
+impl ExpertLoad {
+    /// Of these tokens and those of `other`.
+    pub fn add(&mut self, other: &Self) {
+        for (sum, chosen) in self.chosen.iter_mut().zip(&other.chosen) {
+            *sum += chosen;
+        }
+        for (sum, p) in self.probabilities.iter_mut().zip(&other.probabilities) {
+            *sum += p;
+        }
+    }
+
+    /// As one list that can be added: the counts, then the sums.
+    pub fn values(&self) -> impl Iterator<Item = f64> {
+        let counts = self.chosen.iter().map(|&chosen| chosen as f64);
+        counts.chain(self.probabilities.iter().copied())
+    }
+
+    /// From [`Self::values`].
+    pub fn from_values(values: &[f64]) -> Self {
+        let (counts, probabilities) = values.split_at(values.len() / 2);
+        Self {
+            chosen: counts.iter().map(|&count| count as u64).collect(),
+            probabilities: probabilities.to_vec(),
+        }
+    }
+}
+
 impl ExpertsSaved {
+    /// What the experts got of the tokens that are `counted`; of all where that is empty.
+    pub(super) fn load(&self, counted: &[bool]) -> ExpertLoad {
+        let (chosen, probabilities) = self.routing.load(counted);
+        ExpertLoad {
+            chosen,
+            probabilities,
+        }
+    }
+
     /// The gradient of the block's input, of which each rank of the row has a part, from that of its output.
     pub(super) fn backward_input(
         self,
         weights: &ExpertsTensors,
         d_branch: &Tensor,
+        activation: Activation,
         balance: Option<Balance<'_>>,
     ) -> (Tensor, ExpertsBackward) {
         let Self {
@@ -79,11 +121,11 @@ impl ExpertsSaved {
         let d_rows = experts::gather(d_branch, &routing);
         let into = linear::backward_input_into;
         let d_weighted = by_expert(&d_rows, &weights.down, &routing, into, 1);
-        let product = product.unwrap_or_else(|| swiglu::forward(&gate_up));
+        let product = product.unwrap_or_else(|| glu::forward(activation, &gate_up));
         let d_factors = experts::row_dots(&d_weighted, &product);
         let d_product = experts::scale(&d_weighted, &routing);
         drop(d_weighted);
-        let d_gate_up = swiglu::backward(&d_product, &gate_up);
+        let d_gate_up = glu::backward(activation, &d_product, &gate_up);
         let weighted = experts::scale(&product, &routing);
         drop((d_product, gate_up, product));
 
