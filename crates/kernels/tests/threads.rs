@@ -201,6 +201,7 @@ fn products() -> Results {
         q: Heads::plain(&q, size),
         k: Heads::plain(&k, kv_size),
         v: Heads::plain(&v, kv_size),
+        documents: None,
     };
     let spec = Spec {
         scale: 0.2,

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use tandem_tensor::cross_entropy::{self, Bend, Objective};
+use tandem_tensor::cross_entropy::{self, Bend, Normaliser, Objective};
 use tandem_tensor::rms_norm::{self, NormSpec};
 use tandem_tensor::scratch::Scratch;
 use tandem_tensor::{Accumulate, linear};
@@ -42,6 +42,14 @@ pub struct HeadOutput {
     pub d_x: Tensor,
 }
 
+/// A chunk of rows after its forward pass.
+struct Chunk {
+    /// Of this rank's part of the vocabulary, in the scratch buffer: until the next chunk.
+    logits: Tensor,
+    /// What the ranks of the row agreed on.
+    normaliser: Normaliser,
+}
+
 impl Head {
     /// Loss and all gradients. `x` is this rank's tokens of the residual stream; `targets` (i64, all tokens) holds
     /// [`cross_entropy::IGNORE`] where there is none.
@@ -71,22 +79,16 @@ impl Head {
         let mut loss_sum = Tensor::zeros([], (Kind::Double, x.device()));
         let mut weight_gradient = accumulate;
         let weight = weights.weight.to_kind(self.matmul);
-        let vocab = self.vocab.end - self.vocab.start;
         let objective = Objective {
             scale: scale as f32,
             z_loss: self.z_loss as f32,
         };
 
         let own = || self.vocab.clone();
-        for start in (0..tokens).step_by(self.chunk_rows.max(1)) {
-            let rows = (self.chunk_rows as i64).min(tokens - start);
+        for (start, rows) in self.chunks(tokens) {
             let hidden = hidden.narrow(0, start, rows);
             let targets = targets.narrow(0, start, rows);
-            let logits = self.scratch.take(&[rows, vocab], self.matmul, x.device());
-            linear::forward_into(&logits, &hidden, &weight);
-            let stats = cross_entropy::local_stats(&logits, &targets, own(), self.bend);
-            let stats = tp.gather_stats(&stats)?;
-            let normaliser = cross_entropy::combine(&stats, &targets);
+            let Chunk { logits, normaliser } = self.chunk(&hidden, &weight, &targets, tp)?;
             loss_sum += normaliser.loss.sum(Kind::Double);
             let (bend, agreed) = (self.bend, &normaliser);
             cross_entropy::logits_to_gradient_(&logits, &targets, own(), agreed, bend, objective);
@@ -100,6 +102,54 @@ impl Head {
         let (d_x, d_norm) = rms_norm::backward(&d_normed, x, &weights.norm, &rstd, self.norm);
         linear::store(&gradients.norm, &d_norm, accumulate);
         Ok(HeadOutput { loss_sum, d_x })
+    }
+
+    /// The sum of the loss alone, the same number as [`HeadOutput::loss_sum`]; for evaluation.
+    ///
+    /// # Errors
+    /// When a peer fails.
+    pub fn loss(
+        &self,
+        weights: &HeadTensors,
+        x: &Tensor,
+        targets: &Tensor,
+        tp: &dyn TpContext,
+    ) -> Result<Tensor, ModelError> {
+        let (normed, _) = rms_norm::forward(x, &weights.norm, self.norm, self.matmul);
+        let hidden = tp.gather_tokens(&normed)?;
+        let mut loss_sum = Tensor::zeros([], (Kind::Double, x.device()));
+        let weight = weights.weight.to_kind(self.matmul);
+        for (start, rows) in self.chunks(hidden.size()[0]) {
+            let hidden = hidden.narrow(0, start, rows);
+            let targets = targets.narrow(0, start, rows);
+            let chunk = self.chunk(&hidden, &weight, &targets, tp)?;
+            loss_sum += chunk.normaliser.loss.sum(Kind::Double);
+        }
+        Ok(loss_sum)
+    }
+
+    /// First row and number of rows of every chunk.
+    fn chunks(&self, tokens: i64) -> impl Iterator<Item = (i64, i64)> + use<> {
+        let most = self.chunk_rows.max(1) as i64;
+        let starts = (0..tokens).step_by(most as usize);
+        starts.map(move |start| (start, most.min(tokens - start)))
+    }
+
+    /// The logits of a chunk of normed rows, and what turns them into a loss.
+    fn chunk(
+        &self,
+        hidden: &Tensor,
+        weight: &Tensor,
+        targets: &Tensor,
+        tp: &dyn TpContext,
+    ) -> Result<Chunk, ModelError> {
+        let shape = [hidden.size()[0], self.vocab.end - self.vocab.start];
+        let logits = self.scratch.take(&shape, self.matmul, hidden.device());
+        linear::forward_into(&logits, hidden, weight);
+        let stats = cross_entropy::local_stats(&logits, targets, self.vocab.clone(), self.bend);
+        let stats = tp.gather_stats(&stats)?;
+        let normaliser = cross_entropy::combine(&stats, targets);
+        Ok(Chunk { logits, normaliser })
     }
 
     /// The logits of this rank's part of the vocabulary, fp32 `[tokens, local vocabulary]`; for evaluation.

@@ -153,7 +153,7 @@ fn check_layer(label: &str, config: &ModelConfig, layer: &DecoderLayer) {
     let loss = |flat: &Tensor, x: &Tensor| {
         let weights = LayerTensors::view(flat, &layer.dims).unwrap();
         let (y, _) = layer
-            .forward(&weights, x.copy(), &SingleRank, Recompute::Light)
+            .forward(&weights, x.copy(), None, &SingleRank, Recompute::Light)
             .unwrap();
         dot(&y, &d_out)
     };
@@ -163,7 +163,7 @@ fn check_layer(label: &str, config: &ModelConfig, layer: &DecoderLayer) {
         let d_flat = Tensor::full([numel], f64::NAN, (Kind::Float, Device::Cpu));
         let d_weights = LayerTensors::view(&d_flat, &layer.dims).unwrap();
         let (_, saved) = layer
-            .forward(&weights, x.copy(), &SingleRank, recompute)
+            .forward(&weights, x.copy(), None, &SingleRank, recompute)
             .unwrap();
         let d_x = layer
             .backward(

@@ -63,7 +63,7 @@
 use std::time::Duration;
 
 use tandem_comm::{ReduceOp, all_gather_numbers};
-use tandem_model::LayerSaved;
+use tandem_model::{LayerSaved, Recompute};
 use tandem_parallel::{TpTokens, check_same_batch, global_grad_norm};
 use tandem_tensor::adamw::AdamWStep;
 use tandem_tensor::{Accumulate, Kind, Tensor};
@@ -104,7 +104,7 @@ pub struct StepReport {
 
 /// One micro-batch's turn in the step.
 pub(crate) struct Turn<'a> {
-    micro: &'a MicroBatch,
+    pub(crate) micro: &'a MicroBatch,
     /// The row, for this many tokens.
     pub(crate) tp: TpTokens,
     is_first: bool,
@@ -213,7 +213,7 @@ pub(crate) fn forward(
     let mut saved = Vec::with_capacity(engine.layers.len());
     for layer in 0..engine.layers.len() {
         let (out, kept) = engine.during(Activity::Layer(layer), |engine| {
-            layer_forward(engine, turn, layer, x)
+            layer_forward(engine, turn, layer, x, engine.recompute)
         })?;
         x = out;
         saved.push(kept);
@@ -221,7 +221,7 @@ pub(crate) fn forward(
     Ok((x, saved))
 }
 
-fn embed(engine: &mut Engine, turn: &Turn<'_>) -> Result<Tensor, TrainError> {
+pub(crate) fn embed(engine: &mut Engine, turn: &Turn<'_>) -> Result<Tensor, TrainError> {
     let flat = engine.unshard(EMBEDDING)?;
     engine.start_unshard(EMBEDDING + 1)?;
     let table = engine.table(&flat);
@@ -235,17 +235,19 @@ fn embed(engine: &mut Engine, turn: &Turn<'_>) -> Result<Tensor, TrainError> {
     Ok(x)
 }
 
-fn layer_forward(
+pub(crate) fn layer_forward(
     engine: &mut Engine,
     turn: &Turn<'_>,
     layer: usize,
     x: Tensor,
+    recompute: Recompute,
 ) -> Result<(Tensor, LayerSaved), TrainError> {
     let unit = units::of_layer(layer);
     let flat = engine.unshard(unit)?;
     engine.start_unshard(unit + 1)?;
     let weights = engine.layer_tensors(layer, &flat);
-    let result = engine.layers[layer].forward(&weights, x, &turn.tp, engine.recompute)?;
+    let documents = turn.micro.documents.as_ref();
+    let result = engine.layers[layer].forward(&weights, x, documents, &turn.tp, recompute)?;
     // The last layer is the first that backward needs: it stays.
     if engine.strategy.reshard_after_forward && layer + 1 < engine.layers.len() {
         engine.reshard(unit);

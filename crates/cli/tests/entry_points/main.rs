@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)] // a failed helper is a failed test
 
 mod bad_input;
+mod browser;
 mod chat;
 mod cluster;
 mod crash;
@@ -10,6 +11,7 @@ mod damage;
 mod demo;
 mod export;
 mod full_disk;
+mod hang_up;
 // The fuzz tests use more of it.
 #[allow(dead_code)]
 #[path = "../fuzz/harness.rs"]
@@ -27,7 +29,9 @@ mod network;
 mod object_storage;
 mod other_launchers;
 mod output;
+mod packing;
 mod profile;
+mod report;
 mod reshard;
 mod resume;
 mod resume_from;

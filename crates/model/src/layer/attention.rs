@@ -3,7 +3,9 @@
 
 mod qk_norm;
 
-use tandem_tensor::attention::{self, AttentionOutput};
+use std::sync::Arc;
+
+use tandem_tensor::attention::{self, AttentionOutput, Documents};
 use tandem_tensor::{Accumulate, linear};
 use tandem_tensor::{Kind, Tensor, rope};
 
@@ -25,6 +27,7 @@ pub(super) struct AttentionSaved {
     /// Of q and of k, fp32 `[2, tokens]`, where they are normalised across heads.
     across_rstd: Option<Tensor>,
     output: AttentionOutput,
+    documents: Option<Arc<Documents>>,
 }
 
 /// q, k and v as `[batch, seq, heads, head_dim]` views of one `[tokens, qkv_width]` buffer.
@@ -36,10 +39,15 @@ struct Heads {
 
 impl DecoderLayer {
     /// What the block adds to the residual stream, less the bias of the output projection.
+    ///
+    /// Positions count through the row, also where there are several documents: rotary scores depend on how far query and key
+    /// are apart, and both are of one document, so starting again in each would change roundings only, and need a table of
+    /// angles for every row.
     pub(super) fn attention_forward(
         &self,
         weights: &LayerTensors,
         x: &Tensor,
+        documents: Option<&Arc<Documents>>,
         tp: &dyn TpContext,
         keeps_all: bool,
     ) -> Result<(Tensor, AttentionSaved), ModelError> {
@@ -49,7 +57,8 @@ impl DecoderLayer {
         let across_rstd = self.rstd_across_heads(&qkv, tp)?;
         let heads = self.normed_and_rotated(weights, &qkv, across_rstd.as_ref());
         let (k, v) = (self.per_query(&heads.k), self.per_query(&heads.v));
-        let output = attention::forward(&heads.q, &k, &v, self.attention);
+        let output =
+            attention::forward(&heads.q, &k, &v, self.attention, documents.map(Arc::as_ref));
         let partial = linear::forward(&self.join_heads(&output.out), &weights.o_weight, None);
         let delta = tp.reduce_tokens(partial)?;
         let saved = AttentionSaved {
@@ -58,6 +67,7 @@ impl DecoderLayer {
             qkv,
             across_rstd,
             output,
+            documents: documents.cloned(),
         };
         Ok((delta, saved))
     }
@@ -122,8 +132,15 @@ impl DecoderLayer {
         };
         let (k, v) = (self.per_query(&heads.k), self.per_query(&heads.v));
         let d_heads = self.one_group(d_joined, self.dims.q_heads);
-        let (d_q, d_k, d_v) =
-            attention::backward(&d_heads, &heads.q, &k, &v, &saved.output, self.attention);
+        let (d_q, d_k, d_v) = attention::backward(
+            &d_heads,
+            &heads.q,
+            &k,
+            &v,
+            &saved.output,
+            self.attention,
+            saved.documents.as_deref(),
+        );
         let (d_k, d_v) = (self.sum_per_key(d_k), self.sum_per_key(d_v));
 
         let d_qkv = saved.qkv.empty_like();

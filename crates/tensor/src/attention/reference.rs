@@ -3,13 +3,19 @@
 
 use tandem_torch::{Device, Kind, Tensor};
 
-use super::{AttentionOutput, AttentionSpec};
+use super::{AttentionOutput, AttentionSpec, Documents};
 
 /// As [`super::forward`]. `logsumexp` is `[batch, heads, seq]`.
-pub(super) fn forward(q: &Tensor, k: &Tensor, v: &Tensor, spec: AttentionSpec) -> AttentionOutput {
+pub(super) fn forward(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    spec: AttentionSpec,
+    documents: Option<&Documents>,
+) -> AttentionOutput {
     let kind = q.kind();
     let (q, k, v) = expand(q, k, v);
-    let (scores, _) = scores(&q, &k, spec);
+    let (scores, _) = scores(&q, &k, spec, documents);
     let out = scores.softmax(-1, scores.kind()).matmul(&v).transpose(1, 2);
     AttentionOutput {
         out: out.to_kind(kind),
@@ -24,10 +30,11 @@ pub(super) fn backward(
     k: &Tensor,
     v: &Tensor,
     spec: AttentionSpec,
+    documents: Option<&Documents>,
 ) -> (Tensor, Tensor, Tensor) {
     let (kind, kv_heads) = (q.kind(), k.size()[2]);
     let (q, k, v) = expand(q, k, v);
-    let (scores, slope) = scores(&q, &k, spec);
+    let (scores, slope) = scores(&q, &k, spec, documents);
     let probabilities = scores.softmax(-1, scores.kind());
     let d_out = d_out.to_kind(q.kind()).transpose(1, 2);
     let d_v = probabilities.transpose(-2, -1).matmul(&d_out);
@@ -55,9 +62,34 @@ pub(super) fn causal_mask(seq: i64, window: Option<i64>, device: Device) -> Tens
     Tensor::zeros([seq, seq], (Kind::Float, device)).masked_fill(&hidden, f64::NEG_INFINITY)
 }
 
+/// Additive fp32 mask `[batch, 1, seq, seq]`: 0 where both are of one document, -inf elsewhere.
+fn documents_mask(documents: &Documents, device: Device) -> Tensor {
+    let [batch, seq] = documents.size();
+    // Positions are exact in fp32.
+    let starts: Vec<f32> = documents
+        .of_position()
+        .iter()
+        .map(|&start| start as f32)
+        .collect();
+    let starts = Tensor::from_slice(&starts).to_device(device);
+    let apart = starts.view([batch, 1, seq, 1]) - starts.view([batch, 1, 1, seq]);
+    let other = apart.lt(0.0).logical_or(&apart.ge(1.0));
+    Tensor::zeros([batch, 1, seq, seq], (Kind::Float, device))
+        .masked_fill(&other, f64::NEG_INFINITY)
+}
+
 /// Masked scores; and, where they are bent by a soft cap, the derivative of the bend.
-fn scores(q: &Tensor, k: &Tensor, spec: AttentionSpec) -> (Tensor, Option<Tensor>) {
+fn scores(
+    q: &Tensor,
+    k: &Tensor,
+    spec: AttentionSpec,
+    documents: Option<&Documents>,
+) -> (Tensor, Option<Tensor>) {
     let mask = causal_mask(q.size()[2], spec.sliding_window, q.device());
+    let mask = match documents {
+        Some(documents) => mask + documents_mask(documents, q.device()),
+        None => mask,
+    };
     let scores = q.matmul(&k.transpose(-2, -1)) * spec.scale;
     let Some(cap) = spec.soft_cap else {
         return (scores + mask, None);
