@@ -40,6 +40,7 @@ pub use micro_batch::MicroBatch;
 pub use profile::Profiler;
 pub use progress::RunCounters;
 pub use recorder::{Recorder, write_whole};
-pub use schedule::{LearningRate, Schedule};
+pub use schedule::{LearningRate, Schedule, WarmupType};
+pub use tandem_parallel::WeightDecayOn;
 pub use train_loop::{LoopEnd, LoopSettings, Watcher, train_loop};
 pub use train_step::{StepReport, UpdateRule, train_step};
