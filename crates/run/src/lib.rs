@@ -20,8 +20,10 @@
 pub mod engine;
 pub mod environment;
 mod examples;
+pub mod facts;
 pub mod failure;
 mod identity;
+pub mod kept_spec;
 pub mod libtorch;
 mod limits;
 pub mod log;

@@ -34,7 +34,7 @@ use tandem_comm::Transport;
 use tandem_mesh::DeviceMesh;
 use tandem_model::Recompute;
 use tandem_tensor::DeviceChoice;
-use tandem_trainer::{LearningRate, SaveRule, Schedule, UpdateRule};
+use tandem_trainer::{LearningRate, SaveRule, Schedule, UpdateRule, WarmupType, WeightDecayOn};
 
 pub use ray::{PlacementStrategy, Ray};
 pub use strategy::{DeepSpeed, Dtype, Fsdp, Strategy};
@@ -53,6 +53,8 @@ pub struct RunSpec {
     pub checkpoints: Checkpoints,
     /// Who starts the workers, and how they reach each other.
     pub cluster: Cluster,
+    /// Where the values above come from, for the reader of the summary. They are no part of the run.
+    pub notes: Vec<String>,
 }
 
 /// What is learned from what: what another model, other data or another seed would change. Compared by content, so that a
@@ -187,12 +189,21 @@ pub struct Training {
     pub warmup_steps: u64,
     /// The same as a part of all steps.
     pub warmup_ratio: f64,
+    /// How it rises, for the schedules of DeepSpeed.
+    pub warmup_type: WarmupType,
+    /// The part of the peak where it begins to rise, for the schedules of DeepSpeed.
+    pub warmup_min_ratio: f64,
     /// The last steps, in which `warmup_stable_decay` falls.
     pub decay_steps: u64,
     /// What is left of the peak at the end.
     pub min_lr_ratio: f64,
+    /// Steps after which the schedule is at its end; 0 is those of the run.
+    pub schedule_steps: u64,
     /// AdamW's, decoupled.
     pub weight_decay: f64,
+    /// On which parameters.
+    #[serde(serialize_with = "weight_decay_on")]
+    pub weight_decay_on: WeightDecayOn,
     /// Decay of the first moment.
     pub adam_beta1: f64,
     /// Decay of the second moment.
@@ -208,11 +219,17 @@ pub struct Training {
 impl Training {
     /// The learning rates of a run of this many steps.
     pub fn learning_rate(&self, total_steps: u64) -> LearningRate {
+        let total_steps = match self.schedule_steps {
+            0 => total_steps,
+            own => own,
+        };
         let of_all = (total_steps as f64 * self.warmup_ratio).ceil() as u64;
         LearningRate {
             peak: self.learning_rate,
             schedule: self.lr_scheduler,
             warmup_steps: self.warmup_steps.max(of_all),
+            warmup_type: self.warmup_type,
+            warmup_min_ratio: self.warmup_min_ratio,
             decay_steps: self.decay_steps,
             min_lr_ratio: self.min_lr_ratio,
             total_steps,
@@ -226,6 +243,7 @@ impl Training {
             beta2: self.adam_beta2,
             eps: self.adam_eps,
             weight_decay: self.weight_decay,
+            weight_decay_on: self.weight_decay_on,
             max_grad_norm: self.max_grad_norm,
         }
     }
@@ -416,11 +434,14 @@ impl RunSpec {
     pub fn settings(&self) -> BTreeMap<String, Value> {
         let named_by_the_state = object(&TrainState::default());
         let mut settings = Map::new();
+        // A run that goes on in another folder has not changed. A path that cannot be made absolute stays as it is.
+        let spec = self.clone().for_other_folders("", None);
+        let spec = spec.as_ref().unwrap_or(self);
         for section in [
-            object(&self.identity.selection),
-            object(&self.compute),
-            object(&self.output.shown),
-            object(&self.checkpoints),
+            object(&spec.identity.selection),
+            object(&spec.compute),
+            object(&spec.output.shown),
+            object(&spec.checkpoints),
         ] {
             settings.extend(section);
         }
@@ -462,6 +483,13 @@ fn recompute<S: Serializer>(choice: &Option<Recompute>, serializer: S) -> Result
         Recompute::Full => "full",
     });
     name.serialize(serializer)
+}
+
+fn weight_decay_on<S: Serializer>(on: &WeightDecayOn, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(match on {
+        WeightDecayOn::All => "all",
+        WeightDecayOn::Matrices => "matrices",
+    })
 }
 
 fn transport<S: Serializer>(transport: &Transport, serializer: S) -> Result<S::Ok, S::Error> {

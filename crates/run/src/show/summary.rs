@@ -35,6 +35,7 @@ pub fn lines(
             },
         ),
     ];
+    lines.extend(spec.notes.iter().cloned());
     let notes = prepared.pretrained.iter().flat_map(|found| &found.notes);
     lines.extend(notes.map(|note| format!("weights   {note}")));
     lines.extend([

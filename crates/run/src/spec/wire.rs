@@ -125,7 +125,10 @@ impl RunSpec {
     /// `binary` is the workers' program, where it cannot be found by its name.
     pub fn for_other_folders(mut self, name: &str, binary: Option<PathBuf>) -> Outcome<Self> {
         let Self {
-            identity, output, ..
+            identity,
+            output,
+            cluster,
+            ..
         } = &mut self;
         for (flag, path) in [
             ("model_name", &mut identity.model_name),
@@ -151,6 +154,10 @@ impl RunSpec {
             (
                 "chat_template_path",
                 identity.selection.data.chat_template_path.as_mut(),
+            ),
+            (
+                "rendezvous_secret_file",
+                cluster.network.rendezvous_secret_file.as_mut(),
             ),
         ];
         for (flag, folder) in folders {
