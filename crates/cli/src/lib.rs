@@ -2,13 +2,18 @@
 
 mod bench_step;
 mod checkpoint_location;
+mod command_line;
 mod config_file;
 mod data;
 mod doctor;
+mod ds_config;
 mod export;
 mod flags;
+mod init;
 mod inspect;
+mod line;
 mod replay;
+mod resumed_flags;
 mod tandem;
 mod train;
 
