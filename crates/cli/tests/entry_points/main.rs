@@ -4,9 +4,11 @@
 
 mod bad_input;
 mod chat;
+mod check_flags;
 mod cluster;
 mod crash;
 mod damage;
+mod deepspeed_file;
 mod demo;
 mod export;
 mod full_disk;
