@@ -15,7 +15,7 @@ use serde_json::{Map, Value};
 use tandem_files::read_small_text;
 use tandem_run::failure::{Failure, Outcome};
 
-use crate::line::{Line, NO_FP16, folded, same, words};
+use crate::line::{Line, NO_FP16, folded, same_all, words};
 use section::{Section, Setting};
 
 /// The flag.
@@ -167,9 +167,10 @@ impl DsConfig {
         }
         let given = line.values(said.flag);
         let own = words(&said.value).unwrap_or_default();
-        let is_same = given.len() == own.len()
-            && (given.iter().zip(&own)).all(|(given, own)| same(Some(given), Some(own)));
-        if is_same || (own.len() == 1 && same(given.last().map(String::as_str), Some(&own[0]))) {
+        // Of a flag that is given twice, the last counts, unless all do.
+        let is_list = said.value.is_array();
+        let counted = if is_list { 0 } else { given.len() - 1 };
+        if same_all(&given[counted..], &own) {
             return Ok(());
         }
         Err(Failure::usage(format!(

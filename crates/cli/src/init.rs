@@ -383,7 +383,10 @@ mod tests {
             .into_spec()
             .unwrap();
         assert_eq!(spec.identity.model_name, args.model_name);
-        assert_eq!(spec.identity.selection.data.dataset_name, args.dataset_name);
+        assert_eq!(
+            spec.identity.selection.data.dataset_name,
+            [args.dataset_name.as_str()]
+        );
         assert_eq!(spec.output.experiment.storage_path, "./runs");
         let other = complete(&DeepSpeedFlags::command(), &line, &environment).unwrap();
         assert!(

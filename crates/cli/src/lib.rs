@@ -15,6 +15,8 @@ mod line;
 mod replay;
 mod resumed_flags;
 mod tandem;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod train;
 
 use std::ffi::{OsStr, OsString};

@@ -22,7 +22,7 @@ const TOGETHER: [(&str, &str); 5] = [
 ];
 
 /// What only makes sense with the value that the file has for another flag.
-const OF_ANOTHER: [(&str, &str); 7] = [
+const OF_ANOTHER: [(&str, &str); 9] = [
     ("decay_steps", "lr_scheduler"),
     ("min_lr_ratio", "lr_scheduler"),
     ("warmup_type", "lr_scheduler"),
@@ -30,6 +30,8 @@ const OF_ANOTHER: [(&str, &str); 7] = [
     ("schedule_steps", "lr_scheduler"),
     ("autocast", "dtype"),
     ("checkpoint_score_order", "checkpoint_score_attribute"),
+    ("packing", "packing_strategy"),
+    ("packing_strategy", "packing"),
 ];
 
 /// Words behind a program's name.
@@ -177,6 +179,12 @@ pub fn same(one: Option<&str>, other: Option<&str>) -> bool {
         }
         (one, other) => one == other,
     }
+}
+
+/// The same of flags that may be given several times.
+pub fn same_all(one: &[String], other: &[String]) -> bool {
+    let pairs = || one.iter().zip(other);
+    one.len() == other.len() && pairs().all(|(one, other)| same(Some(one), Some(other)))
 }
 
 /// The words of a value, each for a flag of its own.

@@ -8,7 +8,7 @@ use tandem_run::kept_spec;
 use tandem_run::spec::Experiment;
 
 use crate::flags::train::at_home;
-use crate::line::{Line, folded, has_flag, same, words};
+use crate::line::{Line, folded, has_flag, same_all, words};
 
 /// What is about one start of a run, or says where it is.
 const OF_ONE_START: [&str; 6] = [
@@ -129,22 +129,30 @@ impl RunFlags {
         let mut taken = Vec::new();
         let mut changed = Vec::new();
         for (key, value) in keys {
-            let own = self.keys.get(key).and_then(shown);
-            let Some(value) = shown(value) else {
+            let own = self.keys.get(key).and_then(words).unwrap_or_default();
+            let value = words(value).unwrap_or_default();
+            let default: Vec<String> = default_of(command, key).into_iter().collect();
+            if value.is_empty() {
                 continue;
+            }
+            let now = match line.has(key) {
+                true => given(line, key, value.len()),
+                false if line.decides(key, &self.keys) => {
+                    if !same_all(&default, &own) {
+                        changed.push(format!("not {}", shown(key, &value)));
+                    }
+                    continue;
+                }
+                false => value,
             };
-            if let Some(given) = line.value(key) {
-                if !same(Some(&given), own.as_deref()) {
-                    changed.push(difference(key, &given, own));
-                }
-            } else if line.decides(key, &self.keys) {
-                if !same(default_of(command, key).as_deref(), own.as_deref()) {
-                    changed.push(format!("not --{key} {value}"));
-                }
-            } else if own.as_deref() != Some(&value) {
-                changed.push(difference(key, &value, own));
-            } else if !same(default_of(command, key).as_deref(), Some(&value)) {
-                taken.push(format!("--{key} {value}"));
+            if !same_all(&now, &own) {
+                let was = match own.is_empty() {
+                    true => String::new(),
+                    false => format!(", was {}", own.join(" ")),
+                };
+                changed.push(format!("{}{was}", shown(key, &now)));
+            } else if !line.has(key) && !same_all(&default, &now) {
+                taken.push(shown(key, &now));
             }
         }
         if self.entry_point != command.get_name() {
@@ -177,16 +185,21 @@ const OF_RAY: [&str; 7] = [
     "resource_timeout_s",
 ];
 
-fn difference(key: &str, value: &str, own: Option<String>) -> String {
-    match own {
-        Some(own) => format!("--{key} {value}, was {own}"),
-        None => format!("--{key} {value}"),
+/// What the line gives a flag: of one that has one value, the last counts.
+fn given(line: &Line, flag: &str, of_run: usize) -> Vec<String> {
+    let mut values = line.values(flag);
+    if of_run == 1 && flag != "dataset_name" {
+        values.drain(..values.len() - 1);
     }
+    values
 }
 
-fn shown(value: &Value) -> Option<String> {
-    let words = words(value)?;
-    (!words.is_empty()).then(|| words.join(","))
+fn shown(flag: &str, values: &[String]) -> String {
+    let words: Vec<String> = values
+        .iter()
+        .map(|value| format!("--{flag} {value}"))
+        .collect();
+    words.join(" ")
 }
 
 /// A flag's value where nobody gives one.

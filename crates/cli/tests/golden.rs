@@ -12,10 +12,11 @@ use std::process::Command;
 
 use serde_json::{Map, Value, json};
 
-const CASES: [&str; 8] = [
+const CASES: [&str; 9] = [
     "llama3_rope",
     "llama_mha",
     "mistral",
+    "packed_qwen2",
     "qwen2_odd_vocab",
     "qwen2_padded",
     "qwen2_tied",
@@ -138,6 +139,7 @@ cases!(
     llama3_rope,
     llama_mha,
     mistral,
+    packed_qwen2,
     qwen2_odd_vocab,
     qwen2_padded,
     qwen2_tied,
@@ -267,6 +269,21 @@ fn odd_configs_and_names_mean_what_they_mean_to_transformers() {
         println!("{what}: passed {passed}");
         assert!(passed, "{what}:\n{text}");
     }
+}
+
+/// Were the document mask not there, the packed case would miss its numbers; with plain rows it would do so too if the mask
+/// were always there.
+#[test]
+fn documents_that_see_each_other_are_noticed() {
+    let case = changed("packed_qwen2", |_| {});
+    let path = case.path().join("batches.safetensors");
+    let bytes = std::fs::read(&path).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let kept = tensors.iter().filter(|(name, _)| *name != "document_ids");
+    let written = safetensors::serialize(kept.collect::<Vec<_>>(), None).unwrap();
+    std::fs::write(&path, written).unwrap();
+    let (passed, text) = replay(case.path(), 1, 1, Variant::PLAIN);
+    assert!(!passed && text.contains("MISSED"), "{text}");
 }
 
 /// A tolerance that is missed is an error: the check itself can fail.

@@ -178,10 +178,12 @@ fn products() -> Results {
         q: Heads::plain(&q, size),
         k: Heads::plain(&k, kv_size),
         v: Heads::plain(&v, kv_size),
+        documents: None,
     };
     let spec = Spec {
         scale: 0.2,
         window: Some(50),
+        soft_cap: None,
     };
     let (mut out, mut logsumexp) = (zeros::<bf16>(len), zeros::<f32>(2 * 6 * 130));
     attention::forward(cpu, inputs, spec, &mut out, &mut logsumexp);

@@ -4,10 +4,12 @@ mod attention;
 mod mlp;
 
 use std::rc::Rc;
+use std::sync::Arc;
 
 use tandem_tensor::Accumulate;
+use tandem_tensor::attention::{AttentionSpec, Documents};
 use tandem_tensor::rms_norm::{self, Residual};
-use tandem_tensor::{Kind, Tensor, attention::AttentionSpec};
+use tandem_tensor::{Kind, Tensor};
 
 use crate::error::ModelError;
 use crate::rope_table::RopeTable;
@@ -50,6 +52,8 @@ pub enum Recompute {
 pub struct LayerSaved {
     /// This rank's tokens of the residual stream, as they entered the layer.
     input: Tensor,
+    /// For computing again.
+    documents: Option<Arc<Documents>>,
     blocks: Option<BlocksSaved>,
 }
 
@@ -62,7 +66,8 @@ struct BlocksSaved {
 }
 
 impl DecoderLayer {
-    /// `x` is this rank's tokens of the residual stream, `[tokens, hidden]`; so is the result.
+    /// `x` is this rank's tokens of the residual stream, `[tokens, hidden]`; so is the result. Tokens see their own one of the
+    /// `documents` only, which are those of all the row's tokens.
     ///
     /// # Errors
     /// When a peer fails.
@@ -70,13 +75,15 @@ impl DecoderLayer {
         &self,
         weights: &LayerTensors,
         x: Tensor,
+        documents: Option<&Arc<Documents>>,
         tp: &dyn TpContext,
         recompute: Recompute,
     ) -> Result<(Tensor, LayerSaved), ModelError> {
         let keeps_all = recompute == Recompute::None;
-        let (out, blocks) = self.blocks_forward(weights, &x, tp, keeps_all)?;
+        let (out, blocks) = self.blocks_forward(weights, &x, documents, tp, keeps_all)?;
         let saved = LayerSaved {
             input: x,
+            documents: documents.cloned(),
             blocks: (recompute != Recompute::Full).then_some(blocks),
         };
         Ok((out, saved))
@@ -96,11 +103,18 @@ impl DecoderLayer {
         d_out: Tensor,
         tp: &dyn TpContext,
     ) -> Result<Tensor, ModelError> {
-        let LayerSaved { input, blocks } = saved;
+        let LayerSaved {
+            input,
+            documents,
+            blocks,
+        } = saved;
         let blocks = match blocks {
             Some(blocks) => blocks,
             // Whatever is computed now is needed now.
-            None => self.blocks_forward(weights, &input, tp, true)?.1,
+            None => {
+                let documents = documents.as_ref();
+                self.blocks_forward(weights, &input, documents, tp, true)?.1
+            }
         };
         let BlocksSaved {
             attention,
@@ -118,10 +132,11 @@ impl DecoderLayer {
         &self,
         weights: &LayerTensors,
         x: &Tensor,
+        documents: Option<&Arc<Documents>>,
         tp: &dyn TpContext,
         keeps_all: bool,
     ) -> Result<(Tensor, BlocksSaved), ModelError> {
-        let (delta, attention) = self.attention_forward(weights, x, tp, keeps_all)?;
+        let (delta, attention) = self.attention_forward(weights, x, documents, tp, keeps_all)?;
         let normed = self.norm_after_attention(weights, x, delta);
         let (out, mlp) = self.mlp_forward(weights, &normed, tp, keeps_all)?;
         let saved = BlocksSaved {

@@ -71,6 +71,7 @@ fn layer(config: &ModelConfig) -> DecoderLayer {
         attention: AttentionSpec {
             scale: (config.head_dim as f64).powf(-0.5),
             sliding_window: config.sliding_window[0].map(|window| window as i64),
+            soft_cap: None,
         },
         eps: 1e-6,
         matmul: Kind::Float,
@@ -121,7 +122,7 @@ fn check_layer(label: &str, config: &ModelConfig, layer: &DecoderLayer) {
     let loss = |flat: &Tensor, x: &Tensor| {
         let weights = LayerTensors::view(flat, &layer.dims).unwrap();
         let (y, _) = layer
-            .forward(&weights, x.copy(), &SingleRank, Recompute::Light)
+            .forward(&weights, x.copy(), None, &SingleRank, Recompute::Light)
             .unwrap();
         dot(&y, &d_out)
     };
@@ -131,7 +132,7 @@ fn check_layer(label: &str, config: &ModelConfig, layer: &DecoderLayer) {
         let d_flat = Tensor::full([numel], f64::NAN, (Kind::Float, Device::Cpu));
         let d_weights = LayerTensors::view(&d_flat, &layer.dims).unwrap();
         let (_, saved) = layer
-            .forward(&weights, x.copy(), &SingleRank, recompute)
+            .forward(&weights, x.copy(), None, &SingleRank, recompute)
             .unwrap();
         let d_x = layer
             .backward(

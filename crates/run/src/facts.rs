@@ -1,5 +1,7 @@
 //! What can be known of a run before there is anything to run: the size of its model, and the memory that it takes.
 
+use std::path::Path;
+
 use tandem_data::Hub;
 use tandem_trainer::EventSink;
 
@@ -41,7 +43,7 @@ impl Facts {
                 .is_some_and(|ending| ending == "safetensors")
         };
         // What is on the hub has weights; of those, the configuration alone was fetched.
-        let is_local = std::path::Path::new(&spec.identity.model_name).is_dir();
+        let is_local = Path::new(&spec.identity.model_name).is_dir();
         let entries = std::fs::read_dir(&planned.model_dir).map_err(Failure::other)?;
         let has_weights = !is_local || entries.flatten().any(is_weights);
         let config = &planned.config;
@@ -63,12 +65,12 @@ impl Facts {
 /// A local dataset that cannot be read.
 pub fn dataset_kind(spec: &RunSpec) -> Outcome<Option<&'static str>> {
     let data = &spec.identity.selection.data;
-    let name = &data.dataset_name;
-    let is_path = std::path::Path::new(name).exists() || tandem_data::file_list(name).is_some();
-    if !is_path {
-        return Ok(None);
-    }
     let hub = Hub::from_env().map_err(Failure::other)?;
-    let source = examples::source(data, &hub.offline(), &mut ())?;
-    Ok(Some(source.kind().name()))
+    for dataset in data.datasets() {
+        if examples::is_path(&dataset.name) {
+            let source = examples::source(data, &dataset.name, &hub.offline(), &mut ())?;
+            return Ok(Some(source.kind().name()));
+        }
+    }
+    Ok(None)
 }

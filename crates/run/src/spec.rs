@@ -20,6 +20,7 @@
 
 mod check;
 mod continued;
+mod dataset;
 mod ray;
 mod strategy;
 pub mod wire;
@@ -36,9 +37,10 @@ use tandem_model::Recompute;
 use tandem_tensor::DeviceChoice;
 use tandem_trainer::{LearningRate, SaveRule, Schedule, UpdateRule, WarmupType, WeightDecayOn};
 
+pub use dataset::NamedDataset;
 pub use ray::{PlacementStrategy, Ray};
 pub use strategy::{DeepSpeed, Dtype, Fsdp, Strategy};
-pub use tandem_data::ExampleKind;
+pub use tandem_data::{ExampleKind, Packing};
 
 /// A run.
 #[derive(Debug, Clone)]
@@ -84,8 +86,9 @@ pub struct Selection {
 /// What the rows are made of.
 #[derive(Debug, Clone, Serialize)]
 pub struct Data {
-    /// A name on the hub, or a file or folder.
-    pub dataset_name: String,
+    /// A name on the hub, or a file or folder; or several of them, each with its weight.
+    #[serde(serialize_with = "one_or_list")]
+    pub dataset_name: Vec<String>,
     /// The data set's configuration on the hub.
     pub dataset_config: Option<String>,
     /// Its split.
@@ -107,6 +110,11 @@ pub struct Data {
     pub eos_token: Option<String>,
     /// Whether documents are joined and cut into rows; where it is not said, text is and conversations are not.
     pub packing: Option<bool>,
+    /// How they are joined.
+    #[serde(serialize_with = "packing")]
+    pub packing_strategy: Option<Packing>,
+    /// Whether documents of a row do not see each other; where it is not said, only those of text that is wrapped do.
+    pub document_mask: Option<bool>,
     /// Tokens of a row.
     pub seq_length: usize,
 }
@@ -466,6 +474,18 @@ fn example_kind<S: Serializer>(
     serializer: S,
 ) -> Result<S::Ok, S::Error> {
     kind.map(ExampleKind::name).serialize(serializer)
+}
+
+fn packing<S: Serializer>(packing: &Option<Packing>, serializer: S) -> Result<S::Ok, S::Error> {
+    packing.map(Packing::name).serialize(serializer)
+}
+
+/// One name as it has always been written.
+fn one_or_list<S: Serializer>(names: &[String], serializer: S) -> Result<S::Ok, S::Error> {
+    match names {
+        [one] => one.serialize(serializer),
+        several => several.serialize(serializer),
+    }
 }
 
 fn device<S: Serializer>(device: &DeviceChoice, serializer: S) -> Result<S::Ok, S::Error> {

@@ -63,16 +63,18 @@ fn attentions() {
             let spec = AttentionSpec {
                 scale: 0.125,
                 sliding_window: None,
+                soft_cap: None,
             };
             let d_out = random(&[1, seq, heads, dim], kind);
-            let saved = attention::forward(&q, &k, &v, spec);
+            let saved = attention::forward(&q, &k, &v, spec, None);
             let best = |run: &dyn Fn()| {
                 (0..REPEATS)
                     .map(|_| seconds(run))
                     .fold(f64::INFINITY, f64::min)
             };
-            let forward = best(&|| drop(attention::forward(&q, &k, &v, spec)));
-            let backward = best(&|| drop(attention::backward(&d_out, &q, &k, &v, &saved, spec)));
+            let forward = best(&|| drop(attention::forward(&q, &k, &v, spec, None)));
+            let backward =
+                best(&|| drop(attention::backward(&d_out, &q, &k, &v, &saved, spec, None)));
             let product = (heads * seq * seq * dim) as f64;
             println!(
                 "{:28} {:>6.2} ms {:>6.2} ms {:>4.0}, {:>3.0}",

@@ -71,6 +71,7 @@ operators! {
     RSQRT = c"aten::rsqrt" c"" (Floats) -> 1;
     SILU = c"aten::silu" c"" (Floats) -> 1;
     SIGMOID = c"aten::sigmoid" c"" (Floats) -> 1;
+    TANH = c"aten::tanh" c"" (Floats) -> 1;
     DIV = c"aten::div" c"Tensor" (Floats, Floats) -> 1;
     MUL_ = c"aten::mul_" c"Tensor" (Floats, Number) -> 1;
     BITWISE_XOR_ = c"aten::bitwise_xor_" c"Tensor" (Index, Integer) -> 1;

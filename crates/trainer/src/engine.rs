@@ -130,6 +130,7 @@ impl Engine {
                 attention: AttentionSpec {
                     scale,
                     sliding_window: window.map(|keys| keys as i64),
+                    soft_cap: None,
                 },
                 eps: config.rms_norm_eps,
                 matmul: strategy.precision.matmul,

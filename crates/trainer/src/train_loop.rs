@@ -163,6 +163,7 @@ impl Training<'_, '_> {
                     .map(|it| {
                         let (ids, labels) = (&it.input_ids, &it.labels);
                         MicroBatch::new(ids, labels, engine.seq, it.hash, engine.device)
+                            .with_documents(it.documents.clone(), engine.seq)
                     })
                     .collect(),
             };

@@ -243,7 +243,13 @@ fn layer_forward(
     let flat = engine.unshard(unit)?;
     engine.start_unshard(unit + 1)?;
     let weights = engine.layer_tensors(layer, &flat);
-    let result = engine.layers[layer].forward(&weights, x, &turn.tp, engine.recompute)?;
+    let result = engine.layers[layer].forward(
+        &weights,
+        x,
+        turn.micro.documents.as_ref(),
+        &turn.tp,
+        engine.recompute,
+    )?;
     // The last layer is the first that backward needs: it stays.
     if engine.strategy.reshard_after_forward && layer + 1 < engine.layers.len() {
         engine.reshard(unit);

@@ -472,7 +472,7 @@ mod tests {
             (1, 2048, 3)
         );
         assert_eq!(
-            (common.learning_rate, common.data.dataset_name.as_str()),
+            (common.learning_rate, common.data.dataset_name[0].as_str()),
             (1e-5, "wikitext")
         );
         assert_eq!(common.storage_path, "/mnt/cluster_storage");
@@ -594,6 +594,7 @@ mod tests {
             "debug_steps",
             "decay_steps",
             "device",
+            "document_mask",
             "drop_last",
             "dtype",
             "eos_token",
@@ -611,6 +612,7 @@ mod tests {
             "num_layers",
             "num_to_keep",
             "packing",
+            "packing_strategy",
             "profile",
             "recompute",
             "save_steps",

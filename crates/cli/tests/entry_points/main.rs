@@ -12,6 +12,7 @@ mod deepspeed_file;
 mod demo;
 mod export;
 mod full_disk;
+mod hang_up;
 // The fuzz tests use more of it.
 #[allow(dead_code)]
 #[path = "../fuzz/harness.rs"]
@@ -29,6 +30,7 @@ mod network;
 mod object_storage;
 mod other_launchers;
 mod output;
+mod packing;
 mod profile;
 mod reshard;
 mod resume;

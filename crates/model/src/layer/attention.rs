@@ -1,7 +1,9 @@
 //! The attention block: norm, q|k|v (column-parallel over heads), rotary embedding, attention, output projection
 //! (row-parallel).
 
-use tandem_tensor::attention::{self, AttentionOutput};
+use std::sync::Arc;
+
+use tandem_tensor::attention::{self, AttentionOutput, Documents};
 use tandem_tensor::{Accumulate, linear};
 use tandem_tensor::{Kind, Tensor, rms_norm, rope};
 
@@ -19,6 +21,7 @@ pub(super) struct AttentionSaved {
     /// q|k|v for all tokens: rotated, or (with q/k norms) as projected, since the norms' backward needs that.
     qkv: Tensor,
     output: AttentionOutput,
+    documents: Option<Arc<Documents>>,
 }
 
 /// q, k and v as `[batch, seq, heads, head_dim]` views of one `[tokens, qkv_width]` buffer.
@@ -30,10 +33,15 @@ struct Heads {
 
 impl DecoderLayer {
     /// What the block adds to the residual stream, less the bias of the output projection.
+    ///
+    /// Positions count through the row, also where there are several documents: rotary scores depend on how far query and key
+    /// are apart, and both are of one document, so starting again in each would change roundings only, and need a table of
+    /// angles for every row.
     pub(super) fn attention_forward(
         &self,
         weights: &LayerTensors,
         x: &Tensor,
+        documents: Option<&Arc<Documents>>,
         tp: &dyn TpContext,
         keeps_all: bool,
     ) -> Result<(Tensor, AttentionSaved), ModelError> {
@@ -42,7 +50,8 @@ impl DecoderLayer {
         let qkv = linear::forward(&normed, &weights.qkv_weight, weights.qkv_bias.as_ref());
         let heads = self.normed_and_rotated(weights, &qkv);
         let (k, v) = (self.per_query(&heads.k), self.per_query(&heads.v));
-        let output = attention::forward(&heads.q, &k, &v, self.attention);
+        let output =
+            attention::forward(&heads.q, &k, &v, self.attention, documents.map(Arc::as_ref));
         let partial = linear::forward(&self.join_heads(&output.out), &weights.o_weight, None);
         let delta = tp.reduce_tokens(partial)?;
         let saved = AttentionSaved {
@@ -50,6 +59,7 @@ impl DecoderLayer {
             normed: keeps_all.then_some(normed),
             qkv,
             output,
+            documents: documents.cloned(),
         };
         Ok((delta, saved))
     }
@@ -112,8 +122,15 @@ impl DecoderLayer {
         };
         let (k, v) = (self.per_query(&heads.k), self.per_query(&heads.v));
         let d_heads = self.one_group(d_joined, self.dims.q_heads);
-        let (d_q, d_k, d_v) =
-            attention::backward(&d_heads, &heads.q, &k, &v, &saved.output, self.attention);
+        let (d_q, d_k, d_v) = attention::backward(
+            &d_heads,
+            &heads.q,
+            &k,
+            &v,
+            &saved.output,
+            self.attention,
+            saved.documents.as_deref(),
+        );
         let (d_k, d_v) = (self.sum_per_key(d_k), self.sum_per_key(d_v));
 
         let d_qkv = saved.qkv.empty_like();

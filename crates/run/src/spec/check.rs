@@ -16,6 +16,7 @@ impl RunSpec {
     /// # Errors
     /// Wrong usage, with the flag to change.
     pub fn checked(self) -> Outcome<Self> {
+        self.identity.selection.data.check()?;
         check_counts(&self)?;
         check_ranges(&self)?;
         check_schedule(&self.compute.training)?;

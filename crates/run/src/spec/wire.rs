@@ -10,7 +10,7 @@ use schemars::{JsonSchema, Schema, schema_for};
 use serde::{Serialize, Serializer};
 use serde_json::{Map, Value};
 
-use super::{Kept, Name, Ray, RunSpec, Watch, object};
+use super::{Kept, Name, NamedDataset, Ray, RunSpec, Watch, object};
 use crate::failure::{Failure, Outcome};
 
 /// A run, as it is written.
@@ -130,20 +130,14 @@ impl RunSpec {
             cluster,
             ..
         } = &mut self;
-        for (flag, path) in [
-            ("model_name", &mut identity.model_name),
-            ("dataset_name", &mut identity.selection.data.dataset_name),
-        ] {
-            // A name on a hub stays as it is.
-            if Path::new(path).exists() {
-                *path = absolute(flag, path)?;
-            } else if let Some(parts) = tandem_data::file_list(path)
-                && flag == "dataset_name"
-            {
-                let parts: Outcome<Vec<String>> =
-                    parts.into_iter().map(|part| absolute(flag, part)).collect();
-                *path = parts?.join(",");
-            }
+        // A name on a hub stays as it is.
+        if Path::new(&identity.model_name).exists() {
+            identity.model_name = absolute("model_name", &identity.model_name)?;
+        }
+        for text in &mut identity.selection.data.dataset_name {
+            let mut dataset = NamedDataset::parse(text);
+            dataset.name = absolute_dataset(dataset.name)?;
+            *text = dataset.text();
         }
         let storage_path = &mut output.experiment.storage_path;
         *storage_path = absolute("storage_path", storage_path)?;
@@ -172,6 +166,20 @@ impl RunSpec {
             ray.binary = binary;
         }
         Ok(self)
+    }
+}
+
+fn absolute_dataset(name: String) -> Outcome<String> {
+    let flag = "dataset_name";
+    if Path::new(&name).exists() {
+        return absolute(flag, &name);
+    }
+    match tandem_data::file_list(&name) {
+        Some(parts) => {
+            let parts = parts.into_iter().map(|part| absolute(flag, part));
+            Ok(parts.collect::<Outcome<Vec<String>>>()?.join(","))
+        }
+        None => Ok(name),
     }
 }
 

@@ -91,7 +91,7 @@ fn model(spec: &RunSpec, hub: &Hub) -> Outcome<Found> {
     )))
 }
 
-fn data(spec: &RunSpec, hub: &Hub) -> Outcome<Option<String>> {
+fn data(spec: &RunSpec, hub: &Hub) -> Outcome<Vec<String>> {
     let data = &spec.identity.selection.data;
     if let Some(path) = &data.chat_template_path
         && !path.is_file()
@@ -101,18 +101,21 @@ fn data(spec: &RunSpec, hub: &Hub) -> Outcome<Option<String>> {
             path.display()
         )));
     }
-    let found = examples::source(data, &hub.offline(), &mut ());
-    let name = &data.dataset_name;
-    let is_path = Path::new(name).exists() || tandem_data::file_list(name).is_some();
-    let Err(failure) = found.map(drop) else {
-        return Ok(None);
-    };
-    // What is not here may still be on the hub.
-    let is_on_the_hub = !is_path && (name == "wikitext" || hub.dataset(name).is_ok());
-    match is_on_the_hub {
-        true => Ok(Some(format!(
+    let mut notes = Vec::new();
+    for dataset in data.datasets() {
+        let name = &dataset.name;
+        let found = examples::source(data, name, &hub.offline(), &mut ());
+        let Err(failure) = found.map(drop) else {
+            continue;
+        };
+        // What is not here may still be on the hub.
+        let is_elsewhere = || name == "wikitext" || hub.dataset(name).is_ok();
+        if examples::is_path(name) || !is_elsewhere() {
+            return Err(failure);
+        }
+        notes.push(format!(
             "the dataset {name} is on the hub and not here: the run begins with a download, and it is looked at then"
-        ))),
-        false => Err(failure),
+        ));
     }
+    Ok(notes)
 }
