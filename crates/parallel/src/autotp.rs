@@ -82,8 +82,13 @@ impl AutoTp {
         for (regex, style) in &self.overrides {
             let mut used = false;
             for (path, planned) in &mut styles {
-                if regex.is_match(path) {
-                    *planned = *style;
+                // DeepSpeed's patterns are about parameters.
+                if regex.is_match(path) || regex.is_match(&format!("{path}.weight")) {
+                    *planned = match (*style, *planned) {
+                        // Their outputs are the vocabulary.
+                        (Style::Colwise, Style::VocabParallel) => Style::VocabParallel,
+                        (style, _) => style,
+                    };
                     used = true;
                 }
             }

@@ -149,6 +149,13 @@ fn overrides_are_honoured_or_refused() {
         refusal.contains("mlp.down_proj") && refusal.contains("rowwise"),
         "{refusal}"
     );
+    // As DeepSpeed's files have them: about parameters, and the outputs of the embedding are the vocabulary.
+    for same in [
+        r"^(?:.*\.(up|gate)_proj\.weight$)=colwise",
+        r"^(?:.*\.embed_tokens$)=colwise",
+    ] {
+        assert_eq!(plan(same).unwrap(), Plan::declared(&tree), "{same}");
+    }
     assert!(
         plan("no_such_module=rowwise")
             .unwrap_err()
