@@ -105,6 +105,10 @@ fn parsed(text: &str, command: &Command) -> Result<(String, Map<String, Value>),
             *value = pairs.iter().map(pair).collect();
         }
     }
+    // The order of no scores says nothing.
+    if keys.get("checkpoint_score_attribute").is_none_or(Value::is_null) {
+        keys.remove("checkpoint_score_order");
+    }
     keys.retain(|key, value| {
         !value.is_null() && !OF_ONE_START.contains(&key.as_str()) && has_flag(command, key)
     });

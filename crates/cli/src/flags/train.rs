@@ -175,9 +175,9 @@ pub struct CommonFlags {
     #[arg(long, default_value_t = 0.0, help_heading = "Training")]
     pub warmup_ratio: f64,
 
-    /// How it rises with DeepSpeed's schedules [default: log]; with the others, in a straight line.
-    #[arg(long, value_enum, help_heading = "Training")]
-    pub warmup_type: Option<WarmupChoice>,
+    /// How it rises with DeepSpeed's schedules; with the others, in a straight line.
+    #[arg(long, value_enum, default_value_t = WarmupChoice::Log, help_heading = "Training")]
+    pub warmup_type: WarmupChoice,
 
     /// Where it begins to rise with DeepSpeed's schedules, as a part of the peak.
     #[arg(long, default_value_t = 0.0, help_heading = "Training")]
@@ -387,7 +387,7 @@ impl CommonFlags {
             lr_scheduler: self.lr_scheduler,
             warmup_steps: self.warmup_steps,
             warmup_ratio: self.warmup_ratio,
-            warmup_type: self.warmup_type.map(Into::into).unwrap_or_default(),
+            warmup_type: self.warmup_type.into(),
             warmup_min_ratio: self.warmup_min_ratio,
             decay_steps: self.decay_steps,
             min_lr_ratio: self.min_lr_ratio,
