@@ -106,7 +106,10 @@ fn parsed(text: &str, command: &Command) -> Result<(String, Map<String, Value>),
         }
     }
     // The order of no scores says nothing.
-    if keys.get("checkpoint_score_attribute").is_none_or(Value::is_null) {
+    if keys
+        .get("checkpoint_score_attribute")
+        .is_none_or(Value::is_null)
+    {
         keys.remove("checkpoint_score_order");
     }
     keys.retain(|key, value| {
@@ -142,7 +145,9 @@ impl RunFlags {
             let now = match line.has(key) {
                 true => given(line, key, value.len()),
                 false if line.decides(key, &self.keys) => {
-                    if !same_all(&default, &own) {
+                    // No epochs are as many as the steps take.
+                    let is_unlimited = key == "num_epochs" && own == ["0"];
+                    if !same_all(&default, &own) && !is_unlimited {
                         changed.push(format!("not {}", shown(key, &value)));
                     }
                     continue;
