@@ -13,6 +13,7 @@ mod init;
 mod inspect;
 mod line;
 mod replay;
+mod report;
 mod resumed_flags;
 mod tandem;
 #[cfg(feature = "testing")]

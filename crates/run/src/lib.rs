@@ -19,6 +19,7 @@
 
 pub mod engine;
 pub mod environment;
+mod eval_data;
 mod examples;
 pub mod facts;
 pub mod failure;
@@ -30,6 +31,7 @@ pub mod log;
 mod model_files;
 mod prepare;
 pub mod preview;
+mod progress;
 pub mod ranks;
 mod resume;
 mod role;

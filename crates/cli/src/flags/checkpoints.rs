@@ -21,7 +21,7 @@ pub struct CheckpointFlags {
     #[arg(long, value_name = "N")]
     pub num_to_keep: Option<usize>,
 
-    /// Keep the best checkpoints by this number (loss, grad_norm, step, ...) instead of the newest.
+    /// Keep the best checkpoints by this number (loss, eval_loss, grad_norm, step, ...) instead of the newest.
     #[arg(long, value_name = "NAME")]
     pub checkpoint_score_attribute: Option<String>,
 

@@ -128,6 +128,7 @@ impl RunSpec {
             identity,
             output,
             cluster,
+            compute,
             ..
         } = &mut self;
         // A name on a hub stays as it is.
@@ -136,8 +137,11 @@ impl RunSpec {
         }
         for text in &mut identity.selection.data.dataset_name {
             let mut dataset = NamedDataset::parse(text);
-            dataset.name = absolute_dataset(dataset.name)?;
+            dataset.name = absolute_dataset("dataset_name", dataset.name)?;
             *text = dataset.text();
+        }
+        if let Some(name) = &mut compute.evaluation.eval_dataset_name {
+            *name = absolute_dataset("eval_dataset_name", std::mem::take(name))?;
         }
         let storage_path = &mut output.experiment.storage_path;
         *storage_path = absolute("storage_path", storage_path)?;
@@ -169,8 +173,7 @@ impl RunSpec {
     }
 }
 
-fn absolute_dataset(name: String) -> Outcome<String> {
-    let flag = "dataset_name";
+fn absolute_dataset(flag: &str, name: String) -> Outcome<String> {
     if Path::new(&name).exists() {
         return absolute(flag, &name);
     }
