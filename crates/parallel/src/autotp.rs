@@ -98,7 +98,16 @@ impl AutoTp {
                 });
             }
         }
-        Ok(Plan { styles })
+        let mut plan = Plan { styles };
+        // A norm of what a product gives goes with it.
+        for module in tree.modules() {
+            let is_norm = matches!(module.kind, ModuleKind::Norm { .. });
+            let is_cut = plan.styles.get(&module.path) == Some(&Style::Colwise);
+            if is_norm && is_cut && plan.is_whole(module.parent()) {
+                plan.styles.insert(module.path.clone(), Style::Replicate);
+            }
+        }
+        Ok(plan)
     }
 }
 

@@ -79,3 +79,40 @@ fn a_file_of_deepspeeds_trains_as_flags_do() {
     assert_eq!(code, Some(2));
     assert!(text.contains("--batch_size 3"), "{text}");
 }
+
+/// A block that is skipped is computed whole by every rank of a row, with the same numbers.
+#[test]
+fn a_block_that_is_skipped_trains_as_one_that_is_cut() {
+    let scratch = tempfile::tempdir().unwrap();
+    let file = scratch.path().join("ds.json");
+    let skip = json!({"patterns": [".*layers\\.0\\.self_attn\\.", ".*\\.mlp\\."], "partition_type": "skip"});
+    let config = json!({"bf16": {"enabled": false}, "tensor_parallel": {"autotp_size": 2,
+        "partition_config": {"layer_specs": [skip]}}});
+    fs::write(&file, config.to_string()).unwrap();
+    let flags = [
+        "--max_steps",
+        "3",
+        "--dtype",
+        "fp32",
+        "--sequence_parallel",
+        "true",
+        "--check_interval",
+        "1",
+    ];
+    let run = |tp| Run::new("deepspeed", tp, 1).args(flags);
+    let cut = losses(
+        &run(2)
+            .args(["--max_grad_norm", "0", "--zero_stage", "0"])
+            .succeed(),
+    );
+    let whole = losses(
+        &run(2)
+            .args(["--deepspeed", file.to_str().unwrap()])
+            .succeed(),
+    );
+    for (cut, whole) in cut.iter().zip(&whole) {
+        // Sums of two parts instead of one, in fp32.
+        assert!((cut - whole).abs() < 2e-5, "{cut} {whole}");
+    }
+    assert_eq!(whole.len(), 3);
+}
