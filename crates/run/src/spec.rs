@@ -22,6 +22,7 @@ mod check;
 mod continued;
 mod dataset;
 mod evaluation;
+mod names;
 mod ray;
 mod strategy;
 pub mod wire;
@@ -29,7 +30,7 @@ pub mod wire;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 use serde_json::{Map, Value};
 use tandem_checkpoint::{CheckpointName, Retention, Score, ScoreOrder, TrainState};
 use tandem_comm::Transport;
@@ -89,7 +90,7 @@ pub struct Selection {
 #[derive(Debug, Clone, Serialize)]
 pub struct Data {
     /// A name on the hub, or a file or folder; or several of them, each with its weight.
-    #[serde(serialize_with = "one_or_list")]
+    #[serde(serialize_with = "names::one_or_list")]
     pub dataset_name: Vec<String>,
     /// The data set's configuration on the hub.
     pub dataset_config: Option<String>,
@@ -98,7 +99,7 @@ pub struct Data {
     /// The first so many percent of its documents.
     pub dataset_percentage: f64,
     /// What its rows are; the columns tell where it is not said.
-    #[serde(serialize_with = "example_kind")]
+    #[serde(serialize_with = "names::example_kind")]
     pub dataset_format: Option<ExampleKind>,
     /// The column with the text.
     pub text_column: String,
@@ -113,7 +114,7 @@ pub struct Data {
     /// Whether documents are joined and cut into rows; where it is not said, text is and conversations are not.
     pub packing: Option<bool>,
     /// How they are joined.
-    #[serde(serialize_with = "packing")]
+    #[serde(serialize_with = "names::packing")]
     pub packing_strategy: Option<Packing>,
     /// Whether documents of a row do not see each other; where it is not said, only those of text that is wrapped do.
     pub document_mask: Option<bool>,
@@ -145,7 +146,7 @@ pub struct EngineSpec {
     #[serde(flatten)]
     pub strategy: Strategy,
     /// Where to compute.
-    #[serde(serialize_with = "device")]
+    #[serde(serialize_with = "names::device")]
     pub device: DeviceChoice,
     /// Kind of parameters and activations.
     pub dtype: Dtype,
@@ -154,7 +155,7 @@ pub struct EngineSpec {
     /// The same as `recompute` [`Recompute::Full`].
     pub activation_checkpointing: bool,
     /// What backward computes again.
-    #[serde(serialize_with = "recompute")]
+    #[serde(serialize_with = "names::recompute")]
     pub recompute: Option<Recompute>,
     /// Seconds that a rank waits for the others in one collective.
     pub comm_timeout_s: u64,
@@ -215,7 +216,7 @@ pub struct Training {
     /// AdamW's, decoupled.
     pub weight_decay: f64,
     /// On which parameters.
-    #[serde(serialize_with = "weight_decay_on")]
+    #[serde(serialize_with = "names::weight_decay_on")]
     pub weight_decay_on: WeightDecayOn,
     /// Decay of the first moment.
     pub adam_beta1: f64,
@@ -392,7 +393,7 @@ pub struct Kept {
     #[schemars(length(min = 1))]
     pub checkpoint_score_attribute: Option<String>,
     /// What is best.
-    #[serde(serialize_with = "score_order")]
+    #[serde(serialize_with = "names::score_order")]
     #[schemars(with = "String", extend("enum" = ["max", "min"]))]
     pub checkpoint_score_order: ScoreOrder,
 }
@@ -440,7 +441,7 @@ pub struct Network {
     /// A file with the run's secret, the same for all ranks; otherwise their launcher gives it.
     pub rendezvous_secret_file: Option<PathBuf>,
     /// How groups on CPUs move data.
-    #[serde(serialize_with = "transport")]
+    #[serde(serialize_with = "names::transport")]
     pub transport: Transport,
 }
 
@@ -474,62 +475,4 @@ fn object(section: &impl Serialize) -> Map<String, Value> {
         // Sections are structs with names for keys.
         other => unreachable!("a section is an object: {other:?}"),
     }
-}
-
-fn example_kind<S: Serializer>(
-    kind: &Option<ExampleKind>,
-    serializer: S,
-) -> Result<S::Ok, S::Error> {
-    kind.map(ExampleKind::name).serialize(serializer)
-}
-
-fn packing<S: Serializer>(packing: &Option<Packing>, serializer: S) -> Result<S::Ok, S::Error> {
-    packing.map(Packing::name).serialize(serializer)
-}
-
-/// One name as it has always been written.
-fn one_or_list<S: Serializer>(names: &[String], serializer: S) -> Result<S::Ok, S::Error> {
-    match names {
-        [one] => one.serialize(serializer),
-        several => several.serialize(serializer),
-    }
-}
-
-fn device<S: Serializer>(device: &DeviceChoice, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(match device {
-        DeviceChoice::Auto => "auto",
-        DeviceChoice::Cpu => "cpu",
-        DeviceChoice::Cuda => "cuda",
-    })
-}
-
-fn recompute<S: Serializer>(choice: &Option<Recompute>, serializer: S) -> Result<S::Ok, S::Error> {
-    let name = choice.map(|choice| match choice {
-        Recompute::None => "none",
-        Recompute::Light => "light",
-        Recompute::Full => "full",
-    });
-    name.serialize(serializer)
-}
-
-fn weight_decay_on<S: Serializer>(on: &WeightDecayOn, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(match on {
-        WeightDecayOn::All => "all",
-        WeightDecayOn::Matrices => "matrices",
-    })
-}
-
-fn transport<S: Serializer>(transport: &Transport, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(match transport {
-        Transport::Auto => "auto",
-        Transport::Shm => "shm",
-        Transport::Tcp => "tcp",
-    })
-}
-
-fn score_order<S: Serializer>(order: &ScoreOrder, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(match order {
-        ScoreOrder::Max => "max",
-        ScoreOrder::Min => "min",
-    })
 }
