@@ -339,11 +339,7 @@ fn evaluation(
     if !own.is_on() {
         return Ok(None);
     }
-    let flag = match (&own.eval_dataset_name, &own.eval_split) {
-        (Some(_), _) => "--eval_dataset_name",
-        (None, Some(_)) => "--eval_split",
-        (None, None) => "evaluation",
-    };
+    let flag = own.flag();
     let cache_dir = spec.output.local_folder().join(TOKEN_CACHES);
     let place = Place {
         model_dir,

@@ -66,6 +66,10 @@ fn what_a_run_lacks_is_said_before_it_begins() {
             &["there is no checkpoint"],
         ),
         (
+            &["--eval_dataset_name", "/no/such.txt"],
+            &["--eval_dataset_name"],
+        ),
+        (
             &["--chat_template_path", "/no/such.jinja"],
             &["--chat_template_path"],
         ),

@@ -8,6 +8,7 @@ use tandem_launch::exit_code;
 use super::checked::saved_state;
 use super::ray::find_python;
 use crate::environment::Environment;
+use crate::eval_data;
 use crate::examples;
 use crate::failure::{Failure, Outcome};
 use crate::libtorch::Libtorch;
@@ -57,11 +58,12 @@ fn look(spec: &RunSpec, environment: &Environment) -> Outcome<Vec<String>> {
                 check_memory(&planned.memory, workers)?;
             }
             let data = &spec.identity.selection.data;
-            examples::tokenizer(data, &planned.model_dir)?;
+            examples::model_tokenizer(data, &planned.model_dir, &planned.config)?;
         }
         Found::OnTheHub(note) => notes.push(note),
     }
     notes.extend(data(spec, &hub)?);
+    evaluated(spec, &hub)?;
     Ok(notes)
 }
 
@@ -118,4 +120,14 @@ fn data(spec: &RunSpec, hub: &Hub) -> Outcome<Vec<String>> {
         ));
     }
     Ok(notes)
+}
+
+/// What is evaluated on, where it is on this machine.
+fn evaluated(spec: &RunSpec, hub: &Hub) -> Outcome<()> {
+    let evaluation = &spec.compute.evaluation;
+    let choice = evaluation.choice(&spec.identity.selection.data);
+    if evaluation.is_on() && examples::is_path(&choice.dataset) {
+        eval_data::resolve(&choice, evaluation.flag(), &hub.offline(), &mut ())?;
+    }
+    Ok(())
 }
