@@ -22,7 +22,7 @@ const TOGETHER: [(&str, &str); 5] = [
 ];
 
 /// What only makes sense with the value that the file has for another flag.
-const OF_ANOTHER: [(&str, &str); 9] = [
+const OF_ANOTHER: [(&str, &str); 14] = [
     ("decay_steps", "lr_scheduler"),
     ("min_lr_ratio", "lr_scheduler"),
     ("warmup_type", "lr_scheduler"),
@@ -32,6 +32,11 @@ const OF_ANOTHER: [(&str, &str); 9] = [
     ("checkpoint_score_order", "checkpoint_score_attribute"),
     ("packing", "packing_strategy"),
     ("packing_strategy", "packing"),
+    ("dataset_config", "dataset_name"),
+    ("eval_steps", "eval_strategy"),
+    ("eval_strategy", "eval_steps"),
+    ("eval_split", "eval_dataset_name"),
+    ("early_stopping_threshold", "early_stopping_patience"),
 ];
 
 /// Words behind a program's name.
