@@ -48,7 +48,7 @@ impl Facts {
         let has_weights = !is_local || entries.flatten().any(is_weights);
         let config = &planned.config;
         Ok(Self {
-            family: format!("{:?}", config.architecture),
+            family: config.family.to_owned(),
             num_layers: config.num_layers,
             hidden_size: config.hidden_size,
             parameters: planned.tree.numel(),

@@ -167,7 +167,9 @@ pub fn prepare(
 ) -> Outcome<Prepared> {
     let RunSpec {
         identity: Identity { selection, .. },
-        compute: Compute { engine, training },
+        compute: Compute {
+            engine, training, ..
+        },
         ..
     } = spec;
     let mesh = engine.mesh;

@@ -142,7 +142,7 @@ fn check_schedule(training: &Training) -> Outcome<()> {
 
 fn check_ranges(spec: &RunSpec) -> Outcome<()> {
     let training = &spec.compute.training;
-    let ranges: [(&str, f64, bool, &str); 9] = [
+    let ranges: [(&str, f64, bool, &str); 10] = [
         (
             "learning_rate",
             training.learning_rate,
