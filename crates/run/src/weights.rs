@@ -5,7 +5,7 @@ mod unused;
 
 use std::path::Path;
 
-use tandem_checkpoint::HfWeights;
+use tandem_checkpoint::{HfWeights, WeightsError};
 use tandem_mesh::ShardSlice;
 use tandem_model::{ModelConfig, ModuleTree, ParamSpec};
 use tandem_parallel::WeightSource;
@@ -35,7 +35,12 @@ impl Pretrained {
     /// # Errors
     /// They are not those of the model that `config` describes, or are quantised.
     pub fn open(folder: &Path, mut config: ModelConfig) -> Outcome<Self> {
-        let mut weights = HfWeights::open(folder).map_err(Failure::other)?;
+        let mut weights = HfWeights::open(folder).map_err(|error| match error {
+            WeightsError::NoWeights { hint: "", .. } => {
+                Failure::other(format!("{error}; --init random begins with new weights"))
+            }
+            other => Failure::other(other),
+        })?;
         let mut notes = Vec::new();
         let tensors = expected(&ModuleTree::new(&config));
         let fit = weights

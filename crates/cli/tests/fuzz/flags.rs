@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use tandem_cli::testing::flags_of_file;
+use tandem_cli::testing::{flags_of_deepspeed, flags_of_file, flags_of_run};
 
 pub mod seeds {
     pub fn yaml() -> Vec<Vec<u8>> {
@@ -34,6 +34,21 @@ pub mod seeds {
             "version": "0.1.0", "binary": null}"#;
         vec![run.to_vec(), flags.to_vec()]
     }
+
+    pub fn deepspeed() -> Vec<Vec<u8>> {
+        let file = br#"{"train_batch_size": 8, "gradient_accumulation_steps": 2, "gradient_clipping": 0.5, "steps_per_print": 10,
+            "zero_optimization": {"stage": 2, "overlap_comm": true, "offload_optimizer": {"device": "none"}},
+            "bf16": {"enabled": "auto"}, "fp16": {"enabled": false}, "optimizer": {"type": "AdamW", "params": {"lr": 1e-3,
+            "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.1, "torch_adam": true}},
+            "scheduler": {"type": "WarmupDecayLR", "params": {"warmup_num_steps": 2, "total_num_steps": 4, "warmup_min_lr": 1e-6,
+            "warmup_max_lr": 1e-3, "warmup_type": "linear"}}, "tensor_parallel": {"autotp_size": 2, "partition_config":
+            {"use_default_specs": false, "layer_specs": [{"patterns": [".*o_proj$"], "partition_type": "row"}]}}}"#;
+        vec![file.to_vec()]
+    }
+
+    pub fn resumed() -> Vec<Vec<u8>> {
+        run_config()
+    }
 }
 
 fn read(name: &str, bytes: &[u8]) {
@@ -55,4 +70,22 @@ pub fn toml(bytes: &[u8]) {
 
 pub fn run_config(bytes: &[u8]) {
     read("run_config.json", bytes);
+}
+
+pub fn deepspeed(bytes: &[u8]) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("ds.json");
+    fs::write(&path, bytes).unwrap();
+    if let Some(said) = flags_of_deepspeed(&path) {
+        assert!(!said.is_empty(), "it is refused without a word");
+    }
+}
+
+/// The flags of a run that goes on.
+pub fn resumed(bytes: &[u8]) {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("run_config.json"), bytes).unwrap();
+    for said in flags_of_run(folder.path()) {
+        assert!(!said.is_empty(), "it is refused without a word");
+    }
 }

@@ -5,6 +5,7 @@
 
 #![allow(clippy::unwrap_used)] // a failed helper is a failed test
 
+mod decay;
 mod step;
 mod table;
 
