@@ -47,7 +47,7 @@ mod label;
 mod limits;
 mod loader;
 mod lock;
-mod panic_message;
+mod panics;
 mod permutation;
 mod progress;
 mod sampler;
