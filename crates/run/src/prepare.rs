@@ -30,7 +30,7 @@ pub struct Prepared {
     pub pretrained: Option<Pretrained>,
     /// Its modules.
     pub tree: ModuleTree,
-    /// How it is cut.
+    /// How the model and its states are cut over the ranks.
     pub strategy: Strategy,
     /// What of the data is not trained on and why, a line each.
     pub left_out: Vec<String>,
@@ -40,9 +40,9 @@ pub struct Prepared {
     pub dataset: Arc<TokenDataset>,
     /// Documents and tokens of the dataset.
     pub documents_and_tokens: (u64, u64),
-    /// The file they are in.
+    /// The file of the tokens.
     pub token_cache: PathBuf,
-    /// Which of them when.
+    /// The order in which rows are trained.
     pub sampler: Sampler,
     /// Optimizer steps of the run.
     pub total_steps: u64,
@@ -163,7 +163,7 @@ fn model(spec: &RunSpec, hub: &Hub, sink: &mut dyn EventSink) -> Outcome<(PathBu
     Ok((model_dir, config))
 }
 
-/// The error of what a flag names.
+/// The error about what the flag `flag` names.
 fn of_flag(flag: &str, error: impl std::fmt::Display) -> Failure {
     Failure::other(format!("--{flag}: {error}"))
 }

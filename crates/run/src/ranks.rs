@@ -102,7 +102,7 @@ impl Ranks {
     }
 }
 
-/// Longer files hold no secret.
+/// The most bytes that a file with a secret may have.
 const LONGEST_SECRET: u64 = 4096;
 
 /// What the ranks prove to each other that they know.
@@ -133,7 +133,7 @@ fn secret(env: &WorkerEnv, network: &Network) -> Outcome<RunSecret> {
     }
 }
 
-/// When a rank says that it is still alone.
+/// How long a rank waits for the others before it says so.
 const WAITING: Duration = Duration::from_secs(10);
 
 /// Says once, after a while, what this rank waits for: that may be ranks which nobody starts.

@@ -39,7 +39,7 @@ pub use inspect::{first_row_logits, gather_tensor};
 pub use micro_batch::MicroBatch;
 pub use profile::Profiler;
 pub use progress::RunCounters;
-pub use recorder::{Recorder, write_whole};
+pub use recorder::Recorder;
 pub use schedule::{LearningRate, Schedule};
 pub use train_loop::{LoopEnd, LoopSettings, Watcher, train_loop};
 pub use train_step::{StepReport, UpdateRule, train_step};

@@ -7,11 +7,12 @@ mod report;
 mod trace;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use tandem_comm::{Event as Operation, Observer};
+use parking_lot::{Mutex, MutexGuard};
+use tandem_comm::{Observer, OperationEvent};
 use tandem_tensor::Device;
 use tandem_tensor::device::synchronize;
 
@@ -75,7 +76,7 @@ struct Record {
     steps: Vec<Step>,
     spans: Vec<Span>,
     waits: Vec<Wait>,
-    operations: Vec<Operation>,
+    operations: Vec<OperationEvent>,
 }
 
 /// Records the steps of a window; shared with the process groups, which tell it what they do.
@@ -159,7 +160,7 @@ impl Profiler {
     }
 
     fn lock(&self) -> MutexGuard<'_, Record> {
-        self.record.lock().unwrap_or_else(PoisonError::into_inner)
+        self.record.lock()
     }
 
     fn is_recording(&self) -> bool {
@@ -196,7 +197,7 @@ impl Drop for OpenSpan {
 }
 
 impl Observer for Profiler {
-    fn operation(&self, event: &Operation) {
+    fn operation(&self, event: &OperationEvent) {
         if self.is_recording() {
             self.lock().operations.push(event.clone());
         }
@@ -311,7 +312,7 @@ mod tests {
                 start: at(20),
                 end: at(30),
             }],
-            operations: vec![Operation {
+            operations: vec![OperationEvent {
                 group,
                 collective: Collective::AllReduce,
                 sequence: 7,

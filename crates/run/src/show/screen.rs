@@ -3,16 +3,16 @@
 //! The bar is the process's, not a display's, because anything may have a line to say: the log, from any thread.
 
 use std::io;
-use std::sync::{Mutex, PoisonError};
 
 use indicatif::ProgressBar;
+use parking_lot::Mutex;
 use tandem_launch::output::to_stderr;
 
 static BAR: Mutex<Option<ProgressBar>> = Mutex::new(None);
 
 /// From now on lines are written above `bar`, or, with none, as they come.
 pub fn set_bar(bar: Option<ProgressBar>) {
-    *BAR.lock().unwrap_or_else(PoisonError::into_inner) = bar;
+    *BAR.lock() = bar;
 }
 
 /// Writes a line, or several.
@@ -20,7 +20,7 @@ pub fn set_bar(bar: Option<ProgressBar>) {
 /// # Errors
 /// What the system said; the caller can go on.
 pub fn line(text: &str) -> io::Result<()> {
-    let bar = BAR.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let bar = BAR.lock().clone();
     match bar {
         Some(bar) => bar.suspend(|| to_stderr(format_args!("{text}"))),
         None => to_stderr(format_args!("{text}")),
@@ -60,7 +60,7 @@ mod tests {
             Ok(())
         }
         fn clear_line(&self) -> io::Result<()> {
-            *self.0.lock().unwrap() += 1;
+            *self.0.lock() += 1;
             Ok(())
         }
         fn flush(&self) -> io::Result<()> {
@@ -71,7 +71,7 @@ mod tests {
     #[test]
     fn a_bar_is_taken_away_while_a_line_is_written() {
         let terminal = Terminal::default();
-        let cleared = || *terminal.0.lock().unwrap();
+        let cleared = || *terminal.0.lock();
         let target = ProgressDrawTarget::term_like(Box::new(terminal.clone()));
         let bar = ProgressBar::with_draw_target(Some(3), target);
         bar.tick();

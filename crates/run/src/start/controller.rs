@@ -84,7 +84,7 @@ pub fn run(spec: &RunSpec, args: &[OsString], environment: &Environment) -> Outc
 struct Show {
     display: Display,
     started: bool,
-    /// Where is noted that there is nobody any more who sees the run.
+    /// The file that says when output could no longer be written.
     log: PathBuf,
     is_noted: bool,
 }
