@@ -1,24 +1,29 @@
 //! What a run needs before ranks meet: model, data and memory. Whoever starts the run checks all of it, so that what is
 //! wrong is said once, before anything is started.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::{Value, json};
 use tandem_data::{
-    EpochLimit, ExampleKind, Hub, Progress, Rows, Sampler, TokenCache, TokenDataset, Verify,
-    Weights,
+    EpochLimit, ExampleKind, Hub, Mixture, Rows, Sampler, TokenCache, Verify, Weights,
 };
 use tandem_mesh::DeviceMesh;
 use tandem_model::{ModelConfig, ModuleTree};
 use tandem_parallel::{Strategy, TpSlices, UnitLayout, layouts};
-use tandem_trainer::{EventSink, MemoryEstimate, TrainEvent, estimate_memory};
+use tandem_trainer::{EvalSet, EventSink, MemoryEstimate, estimate_memory};
 
 use crate::environment::Environment;
+use crate::eval_data::{EvalData, Place};
 use crate::examples;
 use crate::failure::{Failure, Outcome};
+use crate::progress::Shown;
 use crate::spec::{Compute, Identity, Init, RunSpec, Training};
 use crate::weights::Pretrained;
+
+/// The folder of token caches, beside those of runs.
+const TOKEN_CACHES: &str = "token_cache";
 
 /// A model and data that fit together.
 pub struct Prepared {
@@ -34,16 +39,18 @@ pub struct Prepared {
     pub strategy: Strategy,
     /// What of the data is not trained on and why, a line each.
     pub left_out: Vec<String>,
-    /// What the data are, where they are not text.
-    pub examples: Option<String>,
+    /// What the data are, a line for each dataset, where they are not just text.
+    pub examples: Vec<String>,
     /// The tokens.
-    pub dataset: Arc<TokenDataset>,
-    /// Documents and tokens of the dataset.
+    pub dataset: Arc<Mixture>,
+    /// Documents and tokens of all datasets.
     pub documents_and_tokens: (u64, u64),
-    /// The file of the tokens.
-    pub token_cache: PathBuf,
+    /// The files of the tokens, one for each dataset.
+    pub token_caches: Vec<PathBuf>,
     /// The order in which rows are trained.
     pub sampler: Sampler,
+    /// What is evaluated on the way, if anything.
+    pub evaluation: Option<PreparedEvaluation>,
     /// Optimizer steps of the run.
     pub total_steps: u64,
     /// What each rank will need.
@@ -52,11 +59,32 @@ pub struct Prepared {
     pub layouts: Vec<UnitLayout>,
 }
 
+/// Rows that a run is evaluated on.
+pub struct PreparedEvaluation {
+    /// The rows.
+    pub data: EvalData,
+    /// What of them.
+    pub set: EvalSet,
+}
+
 impl Prepared {
     /// How much data there is, for a checkpoint to remember.
     pub fn data_size(&self) -> Value {
         let (documents, tokens) = self.documents_and_tokens;
         json!({"documents": documents, "tokens": tokens})
+    }
+
+    /// The value of [`TOKEN_CACHE`](crate::environment::TOKEN_CACHE) for workers; `None` where the names of several files
+    /// cannot be told apart, and workers find them by themselves.
+    pub fn token_cache_variable(&self) -> Option<OsString> {
+        let absolute = |path: &PathBuf| std::path::absolute(path).ok();
+        match &self.token_caches[..] {
+            [one] => absolute(one).map(PathBuf::into_os_string),
+            several => {
+                let paths: Option<Vec<PathBuf>> = several.iter().map(absolute).collect();
+                std::env::join_paths(paths?).ok()
+            }
+        }
     }
 }
 
@@ -70,7 +98,9 @@ pub fn prepare(
 ) -> Outcome<Prepared> {
     let RunSpec {
         identity: Identity { selection, .. },
-        compute: Compute { engine, training },
+        compute: Compute {
+            engine, training, ..
+        },
         ..
     } = spec;
     let mesh = engine.mesh;
@@ -108,14 +138,18 @@ pub fn prepare(
     if let Some(count) = local_workers {
         check_memory(&memory, count)?;
     }
-    let (cache, mut left_out) = token_cache(spec, environment, &model_dir, &config, &hub, sink)?;
-    let token_cache = cache.path().to_owned();
-    let documents_and_tokens = (cache.documents(), cache.tokens());
-    let examples = examples::described(&selection.data, &cache);
-    let dataset = examples::rows(&selection.data, cache)?;
+    let (caches, mut left_out) = token_caches(spec, environment, &model_dir, &config, &hub, sink)?;
+    let token_caches = caches.iter().map(|cache| cache.path().to_owned()).collect();
+    let documents_and_tokens = (
+        caches.iter().map(TokenCache::documents).sum(),
+        caches.iter().map(TokenCache::tokens).sum(),
+    );
+    let dataset = examples::mixture(&selection.data, caches, selection.seed)?;
+    let examples = examples::described(&selection.data, &dataset);
     let dataset = Arc::new(dataset);
     let sampler = sampler(training, selection.seed, mesh, dataset.len())?;
     left_out.extend(left_out_of(training, &dataset, &sampler));
+    let evaluation = evaluation(spec, environment, &model_dir, &config, &hub, sink)?;
     let total_steps = match training.max_steps {
         0 => sampler.total_steps(),
         limit => sampler.total_steps().min(limit),
@@ -130,8 +164,9 @@ pub fn prepare(
         examples,
         dataset,
         documents_and_tokens,
-        token_cache,
+        token_caches,
         sampler,
+        evaluation,
         total_steps,
         memory,
         layouts,
@@ -149,7 +184,7 @@ fn model(spec: &RunSpec, hub: &Hub, sink: &mut dyn EventSink) -> Outcome<(PathBu
         Init::Random => Weights::NotNeeded,
     };
     let model_dir = hub
-        .model_dir(model_name, weights, &mut Shown(sink, String::new()))
+        .model_dir(model_name, weights, &mut Shown::to(sink))
         .map_err(|error| of_flag("model_name", error))?;
     let config = ModelConfig::from_dir(&model_dir)
         .and_then(|config| config.truncated(selection.num_layers))
@@ -201,47 +236,80 @@ pub fn check_memory(memory: &MemoryEstimate, local_workers: usize) -> Outcome<()
     Ok(())
 }
 
-fn token_cache(
+/// One for each dataset, and what of their files and rows is left out.
+fn token_caches(
     spec: &RunSpec,
     environment: &Environment,
     model_dir: &Path,
     config: &ModelConfig,
     hub: &Hub,
     sink: &mut dyn EventSink,
-) -> Outcome<(TokenCache, Vec<String>)> {
+) -> Outcome<(Vec<TokenCache>, Vec<String>)> {
     let data = &spec.identity.selection.data;
-    let built = environment.token_cache.as_deref();
-    if let Some(path) = built.filter(|path| path.is_file()) {
-        // Whoever built it has said what is left out.
-        let cache = TokenCache::open(path, Verify::Header).map_err(Failure::other)?;
-        return Ok((cache, Vec::new()));
+    let datasets = data.datasets();
+    let built = environment.token_caches(datasets.len());
+    if built.len() == datasets.len() && built.iter().all(|path| path.is_file()) {
+        // Whoever built them has said what is left out.
+        let open = |path: &PathBuf| TokenCache::open(path, Verify::Header).map_err(Failure::other);
+        let caches: Outcome<Vec<TokenCache>> = built.iter().map(open).collect();
+        return Ok((caches?, Vec::new()));
     }
     // In shared storage, all hosts of a cluster and all runs use one cache.
-    let cache_dir = spec.output.local_folder().join("token_cache");
-    let mut shown = Shown(sink, String::new());
-    let tokenizer = examples::tokenizer(data, model_dir)?;
-    if tokenizer.vocab_size() > config.vocab_size {
-        return Err(Failure::other(format!(
-            "the tokenizer of {} has {} tokens, but the model's vocabulary has {}; they belong to different models",
-            model_dir.display(),
-            tokenizer.vocab_size(),
-            config.vocab_size
-        )));
+    let cache_dir = spec.output.local_folder().join(TOKEN_CACHES);
+    let mut shown = Shown::to(sink);
+    let tokenizer = examples::model_tokenizer(data, model_dir, config)?;
+    let (mut caches, mut left_out) = (Vec::new(), Vec::new());
+    for dataset in &datasets {
+        // Of several, each line says which.
+        let what = match datasets.len() {
+            1 => "the dataset",
+            _ => &dataset.name,
+        };
+        let source = examples::source(data, &dataset.name, hub, &mut shown)?;
+        let made = examples::cache(
+            data,
+            (what, &source),
+            &tokenizer,
+            model_dir,
+            &cache_dir,
+            &mut shown,
+        )?;
+        caches.push(made.0);
+        left_out.extend(made.1);
     }
-    let source = examples::source(data, hub, &mut shown)?;
-    let encoder = examples::encoder(data, source.kind(), tokenizer, model_dir)?;
-    let cache = TokenCache::build_or_open(&source, &encoder, &cache_dir, &mut shown)
-        .map_err(examples::failure)?;
-    let files = source.left_out().map(|files| format!("files: {files}"));
-    let mut left_out: Vec<String> = files.into_iter().collect();
-    if cache.refused() > 0 {
-        left_out.push(format!(
-            "{} of {} rows of the dataset, which the chat template refuses (`tandem data preview --documents` says why)",
-            cache.refused(),
-            cache.refused() + cache.documents()
-        ));
+    Ok((caches, left_out))
+}
+
+/// The rows that the run is evaluated on, if it is.
+fn evaluation(
+    spec: &RunSpec,
+    environment: &Environment,
+    model_dir: &Path,
+    config: &ModelConfig,
+    hub: &Hub,
+    sink: &mut dyn EventSink,
+) -> Outcome<Option<PreparedEvaluation>> {
+    let (own, training) = (&spec.compute.evaluation, &spec.compute.training);
+    if !own.is_on() {
+        return Ok(None);
     }
-    Ok((cache, left_out))
+    let flag = match (&own.eval_dataset_name, &own.eval_split) {
+        (Some(_), _) => "--eval_dataset_name",
+        (None, Some(_)) => "--eval_split",
+        (None, None) => "evaluation",
+    };
+    let cache_dir = spec.output.local_folder().join(TOKEN_CACHES);
+    let place = Place {
+        model_dir,
+        config,
+        cache_dir: &cache_dir,
+        built: environment.eval_token_cache.as_deref(),
+    };
+    let choice = own.choice(&spec.identity.selection.data);
+    let data = EvalData::prepare(&choice, flag, &place, hub, &mut Shown::to(sink))?;
+    let batch_size = own.eval_batch_size.unwrap_or(training.batch_size);
+    let set = data.set(batch_size, own.eval_max_batches, flag)?;
+    Ok(Some(PreparedEvaluation { data, set }))
 }
 
 fn sampler(training: &Training, seed: u64, mesh: DeviceMesh, rows: u64) -> Outcome<Sampler> {
@@ -260,21 +328,34 @@ fn sampler(training: &Training, seed: u64, mesh: DeviceMesh, rows: u64) -> Outco
 }
 
 /// What the cut into rows and steps leaves out.
-fn left_out_of(training: &Training, dataset: &TokenDataset, sampler: &Sampler) -> Vec<String> {
+fn left_out_of(training: &Training, mixture: &Mixture, sampler: &Sampler) -> Vec<String> {
     let mut lines = Vec::new();
-    let (cut, seq) = (dataset.cut_documents(), dataset.seq_length());
-    if cut > 0 {
-        lines.push(format!(
-            "the ends of {cut} of {} documents, which are longer than a row of {seq} tokens",
-            dataset.len()
-        ));
-    }
-    let untrained = dataset.untrained_documents();
-    if untrained > 0 && dataset.kind() != ExampleKind::Text {
-        lines.push(format!(
-            "{untrained} of {} conversations, of which no token within {seq} is trained",
-            untrained + dataset.len()
-        ));
+    let seq = mixture.seq_length();
+    for (index, part) in mixture.parts().iter().enumerate() {
+        let (dataset, documents) = (&part.dataset, part.dataset.cache().documents());
+        let of = match mixture.parts().len() {
+            1 => String::new(),
+            _ => format!(" of {}", part.name),
+        };
+        let (cut, untrained) = (dataset.cut_documents(), dataset.untrained_documents());
+        if cut > 0 {
+            lines.push(format!(
+                "the ends of {cut} of {} documents{of}, which are longer than a row of {seq} tokens",
+                documents - untrained
+            ));
+        }
+        if untrained > 0 && dataset.kind() != ExampleKind::Text {
+            lines.push(format!(
+                "{untrained} of {documents} conversations{of}, of which no token within {seq} is trained"
+            ));
+        }
+        let rest = dataset.len() - mixture.epoch_rows(index);
+        if rest > 0 {
+            lines.push(format!(
+                "{rest} of {} rows{of} in every epoch, by its weight: others in every epoch, until all were there",
+                dataset.len()
+            ));
+        }
     }
     let rows = sampler.left_out();
     if rows > 0 {
@@ -284,25 +365,8 @@ fn left_out_of(training: &Training, dataset: &TokenDataset, sampler: &Sampler) -
         };
         lines.push(format!(
             "{rows} of {} rows in every epoch: {why}",
-            dataset.len()
+            mixture.len()
         ));
     }
     lines
-}
-
-/// The data crate's progress as events.
-struct Shown<'a>(&'a mut dyn EventSink, String);
-
-impl Progress for Shown<'_> {
-    fn begin(&mut self, what: &str) {
-        what.clone_into(&mut self.1);
-    }
-
-    fn update(&mut self, done: u64, total: u64) {
-        self.0.event(TrainEvent::Progress {
-            what: self.1.clone(),
-            done,
-            total,
-        });
-    }
 }

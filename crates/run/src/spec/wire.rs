@@ -10,7 +10,7 @@ use schemars::{JsonSchema, Schema, schema_for};
 use serde::{Serialize, Serializer};
 use serde_json::{Map, Value};
 
-use super::{Kept, Name, Ray, RunSpec, Watch, object};
+use super::{Kept, Name, NamedDataset, Ray, RunSpec, Watch, object};
 use crate::failure::{Failure, Outcome};
 
 /// A run, as it is written.
@@ -125,22 +125,22 @@ impl RunSpec {
     /// `binary` is the workers' program, where it cannot be found by its name.
     pub fn for_other_folders(mut self, name: &str, binary: Option<PathBuf>) -> Outcome<Self> {
         let Self {
-            identity, output, ..
+            identity,
+            output,
+            compute,
+            ..
         } = &mut self;
-        for (flag, path) in [
-            ("model_name", &mut identity.model_name),
-            ("dataset_name", &mut identity.selection.data.dataset_name),
-        ] {
-            // A name on a hub stays as it is.
-            if Path::new(path).exists() {
-                *path = absolute(flag, path)?;
-            } else if let Some(parts) = tandem_data::file_list(path)
-                && flag == "dataset_name"
-            {
-                let parts: Outcome<Vec<String>> =
-                    parts.into_iter().map(|part| absolute(flag, part)).collect();
-                *path = parts?.join(",");
-            }
+        // A name on a hub stays as it is.
+        if Path::new(&identity.model_name).exists() {
+            identity.model_name = absolute("model_name", &identity.model_name)?;
+        }
+        for text in &mut identity.selection.data.dataset_name {
+            let mut dataset = NamedDataset::parse(text);
+            dataset.name = absolute_dataset("dataset_name", dataset.name)?;
+            *text = dataset.text();
+        }
+        if let Some(name) = &mut compute.evaluation.eval_dataset_name {
+            *name = absolute_dataset("eval_dataset_name", std::mem::take(name))?;
         }
         let storage_path = &mut output.experiment.storage_path;
         *storage_path = absolute("storage_path", storage_path)?;
@@ -165,6 +165,19 @@ impl RunSpec {
             ray.binary = binary;
         }
         Ok(self)
+    }
+}
+
+fn absolute_dataset(flag: &str, name: String) -> Outcome<String> {
+    if Path::new(&name).exists() {
+        return absolute(flag, &name);
+    }
+    match tandem_data::file_list(&name) {
+        Some(parts) => {
+            let parts = parts.into_iter().map(|part| absolute(flag, part));
+            Ok(parts.collect::<Outcome<Vec<String>>>()?.join(","))
+        }
+        None => Ok(name),
     }
 }
 
