@@ -11,6 +11,8 @@ mod inspect;
 mod replay;
 mod report;
 mod tandem;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod train;
 
 use std::ffi::{OsStr, OsString};

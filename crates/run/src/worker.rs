@@ -107,6 +107,7 @@ impl Worker<'_> {
             self.spec.identity.selection.data.seq_length,
             self.ranks,
         )?;
+        engine.set_z_loss(self.spec.compute.training.z_loss);
         let storage = self.storage()?.watched(&self.spec.output, self.ranks)?;
         self.profile(&mut engine, &storage);
         let start = self.start(&mut engine, &storage, reporter)?;

@@ -15,7 +15,9 @@ pub fn per_step(config: &ModelConfig, tree: &ModuleTree, tokens: u64, seq: u64) 
             ModuleKind::Embedding { rows, features } if config.tie_word_embeddings => {
                 (rows * features) as u64
             }
-            ModuleKind::Embedding { .. } | ModuleKind::Norm { .. } => 0,
+            ModuleKind::Embedding { .. }
+            | ModuleKind::Norm { .. }
+            | ModuleKind::HeadNorm { .. } => 0,
         })
         .sum();
     let width = (config.num_heads * config.head_dim) as f64;

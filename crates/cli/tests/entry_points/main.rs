@@ -11,6 +11,7 @@ mod damage;
 mod demo;
 mod export;
 mod full_disk;
+mod hang_up;
 // The fuzz tests use more of it.
 #[allow(dead_code)]
 #[path = "../fuzz/harness.rs"]
@@ -28,6 +29,7 @@ mod network;
 mod object_storage;
 mod other_launchers;
 mod output;
+mod packing;
 mod profile;
 mod report;
 mod reshard;

@@ -49,7 +49,9 @@ pub fn run(spec: &RunSpec, args: &[OsString], environment: &Environment) -> Outc
         hang_timeout: Duration::from_secs(spec.checkpoints.watch.hang_timeout_s),
         graceful_stop: true,
     };
-    let mut variables = vec![(TOKEN_CACHE, prepared.token_cache.into())];
+    let caches = prepared.token_cache_variable();
+    let mut variables: Vec<(&str, OsString)> = Vec::new();
+    variables.extend(caches.map(|caches| (TOKEN_CACHE, caches)));
     if let Some(evaluation) = prepared.evaluation {
         variables.push((EVAL_TOKEN_CACHE, evaluation.data.token_cache.into()));
     }

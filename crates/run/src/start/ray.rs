@@ -72,8 +72,8 @@ fn drive(python: &Python, request: &[u8], checked: &Checked) -> Outcome<i32> {
         .args(["-m", python::DRIVER, "--parent"])
         .arg(std::process::id().to_string());
     // Where storage is shared, workers on every node find the cache; elsewhere they build their own.
-    if let Ok(cache) = std::path::absolute(&checked.prepared.token_cache) {
-        command.env(TOKEN_CACHE, cache);
+    if let Some(caches) = checked.prepared.token_cache_variable() {
+        command.env(TOKEN_CACHE, caches);
     }
     let evaluation = checked.prepared.evaluation.as_ref();
     let eval_cache = evaluation.map(|it| std::path::absolute(&it.data.token_cache));
