@@ -177,10 +177,10 @@ mod tests {
     fn the_bar_says_what_matters_at_every_width() {
         for (width, expected) in [
             (20, "step 120/300"),
-            (40, "step 120/300  [===>      ]  loss 2.3457"),
+            (40, "step 120/300  [===>       ]  loss 2.3457"),
             (
                 60,
-                "step 120/300  [==========>                ]  loss 2.3457",
+                "step 120/300  [======>           ]  loss 2.3457  3m 25s left",
             ),
             (
                 80,
