@@ -51,6 +51,6 @@ pub use parameters::{Cut, Init, Module, ModuleKind, ModuleTree, ParamSpec, UnitT
 pub use rope_table::RopeTable;
 pub use tensors::{
     DenseTensors, ExpertsDims, ExpertsTensors, HeadTensors, LayerDims, LayerTensors, MlpTensors,
-    QkNormDims,
+    QkNormDims, WholeBlocks,
 };
 pub use tp_context::{PendingTensor, SingleRank, TpContext, TpError};

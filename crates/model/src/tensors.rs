@@ -49,6 +49,15 @@ pub struct ExpertsDims {
     pub intermediate: usize,
 }
 
+/// The blocks of a layer that every rank of a row computes whole, instead of a slice of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct WholeBlocks {
+    /// The attention.
+    pub attention: bool,
+    /// The MLP.
+    pub mlp: bool,
+}
+
 /// How this rank's q and k are normalised.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum QkNormDims {
@@ -92,6 +101,24 @@ impl LayerDims {
                 },
             }),
         }
+    }
+
+    /// The same slice of layer `index`, with the blocks of `blocks` whole.
+    #[must_use]
+    pub fn with_whole(self, config: &ModelConfig, index: usize, blocks: WholeBlocks) -> Self {
+        let whole = Self::whole(config, index);
+        let mut dims = self;
+        if blocks.attention {
+            dims = Self {
+                intermediate: dims.intermediate,
+                experts: dims.experts,
+                ..whole.clone()
+            };
+        }
+        if blocks.mlp {
+            dims.intermediate = whole.intermediate;
+        }
+        dims
     }
 
     /// Weights of the norms of q and k, where they have norms.

@@ -8,7 +8,9 @@ use tandem_checkpoint::Copying;
 use tandem_comm::ProcessGroup;
 use tandem_mesh::{Coords, DeviceMesh};
 use tandem_model::config::RopeConfig;
-use tandem_model::{DecoderLayer, Embedding, Head, ModelConfig, ModuleTree, Recompute, RopeTable};
+use tandem_model::{
+    DecoderLayer, Embedding, Head, ModelConfig, ModuleTree, Recompute, RopeTable, WholeBlocks,
+};
 use tandem_parallel::{
     BufferPool, FlatUnit, Strategy, TpGroup, TpSlices, UnitSetup, WeightSource, layouts,
 };
@@ -120,13 +122,24 @@ impl Engine {
             precision: strategy.precision,
             device,
         };
+        let plan = &strategy.plan;
+        let whole_blocks = |layer: usize| WholeBlocks {
+            attention: plan.is_whole(&format!("model.layers.{layer}.self_attn")),
+            mlp: config.experts_of(layer).is_none()
+                && plan.is_whole(&format!("model.layers.{layer}.mlp")),
+        };
+        let dims = |layer: usize| {
+            let own = slices.layer_dims(&config, layer, coords.tp_rank);
+            own.with_whole(&config, layer, whole_blocks(layer))
+        };
         let layers = config
             .sliding_window
             .iter()
             .zip(rope_tables(&config, seq, device))
             .enumerate()
             .map(|(index, (window, rope))| DecoderLayer {
-                dims: slices.layer_dims(&config, index, coords.tp_rank),
+                dims: dims(index),
+                whole: whole_blocks(index),
                 rope,
                 attention: AttentionSpec {
                     scale: config.attention_scale,
