@@ -5,6 +5,7 @@ mod checkpoint_location;
 mod config_file;
 mod data;
 mod doctor;
+mod eval;
 mod export;
 mod flags;
 mod inspect;

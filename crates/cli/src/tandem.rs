@@ -16,6 +16,7 @@ use tandem_run::start::local::{self, Supervision};
 use crate::bench_step::{self, BenchStepArgs};
 use crate::data::{self, DataCommand};
 use crate::doctor::{self, DoctorArgs};
+use crate::eval::{self, EvalArgs};
 use crate::export::{self, ExportArgs};
 use crate::inspect::{self, InspectArgs};
 use crate::replay::{self, ReplayArgs};
@@ -33,6 +34,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Eval(EvalArgs),
     Replay(ReplayArgs),
     Export(ExportArgs),
     Inspect(InspectArgs),
@@ -66,6 +68,7 @@ pub fn main(args: &[OsString], environment: &Environment) -> ExitCode {
                 | Command::Schema => Err(Failure::usage(
                     "export, inspect, doctor, data and schema are single processes; start them without RANK and WORLD_SIZE",
                 )),
+                Command::Eval(args) => eval::run_worker(args, &env, &control, environment),
                 Command::Replay(args) => replay::run_worker(args, &env),
                 Command::Bench(Bench::Step(args)) => {
                     bench_step::run_worker(args, &env, environment)
@@ -78,6 +81,7 @@ pub fn main(args: &[OsString], environment: &Environment) -> ExitCode {
             )
         }
         Ok(Role::Controller) => end(match &cli.command {
+            Command::Eval(own) => eval::run(own, args, environment),
             Command::Replay(own) => replay_with_workers(own, args),
             Command::Export(args) => export::run(args, environment),
             Command::Inspect(args) => inspect::run(args, environment),

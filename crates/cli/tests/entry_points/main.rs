@@ -8,6 +8,7 @@ mod cluster;
 mod crash;
 mod damage;
 mod demo;
+mod evaluation;
 mod export;
 mod full_disk;
 // The fuzz tests use more of it.
