@@ -237,17 +237,22 @@ fn a_killed_run_goes_on_with_the_same_evaluations_on_another_mesh() {
 fn what_cannot_be_evaluated_is_said_before_anything_starts() {
     let data = Data::new("qwen2_untied");
     let folder = data.folder.path();
+    let other = tempfile::tempdir().unwrap();
     let write = |name: &str, text: &str| {
-        let path = folder
-            .join("..")
-            .join(format!("{}-{name}", std::process::id()));
+        let path = other.path().join(name);
         fs::write(&path, text).unwrap();
-        path.canonicalize().unwrap().to_str().unwrap().to_owned()
+        path.to_str().unwrap().to_owned()
     };
     let own = folder.join("train.jsonl").to_str().unwrap().to_owned();
     let empty = write("empty.jsonl", "");
-    let short = write("short.jsonl", "{\"text\": \"\"}\n{\"text\": \"\"}\n");
-    let cases: [(&[&str], &[&str]); 5] = [
+    let few = write("few.jsonl", "{\"text\": \"ab\"}\n");
+    let long = json!({"prompt": "x".repeat(40), "completion": "y"});
+    let long = write("long.jsonl", &long.to_string());
+    let cases: [(&[&str], &[&str]); 6] = [
+        (
+            &["--eval_dataset_name", &few, "--packing", "true"],
+            &["--eval_dataset_name", "fewer than one packed row"],
+        ),
         (
             &["--eval_split", "nope"],
             &["--eval_split", "no split `nope`", "train, validation"],
@@ -261,8 +266,11 @@ fn what_cannot_be_evaluated_is_said_before_anything_starts() {
             &["--eval_dataset_name", "empty.jsonl"],
         ),
         (
-            &["--eval_dataset_name", &short],
-            &["--eval_dataset_name", "target"],
+            &["--eval_dataset_name", &long],
+            &[
+                "--eval_dataset_name",
+                "none of the 1 documents has a target",
+            ],
         ),
         (
             &["--eval_dataset_name", "/no/such/place.jsonl"],
@@ -280,9 +288,6 @@ fn what_cannot_be_evaluated_is_said_before_anything_starts() {
             assert!(text.contains(word), "{word:?} is not in: {text}");
         }
         assert!(!run.dir().exists(), "an empty folder is left: {text}");
-    }
-    for path in [empty, short] {
-        fs::remove_file(path).unwrap();
     }
 }
 
