@@ -22,6 +22,7 @@ pytestmark = pytest.mark.usefixtures("cluster")
 MakeTrainer = Callable[..., TandemTrainer]
 Meanwhile = Callable[[Callable[[], None]], None]
 
+
 class Evaluations(UserCallback):  # type: ignore[misc]
     """Writes what Ray's callbacks hear of evaluations into a file: they live in Ray's controller, not here."""
 
