@@ -19,6 +19,7 @@ _SHOWN: Final[dict[str, str]] = {
     "lr": "lr {:.3g}",
     "grad_norm": "grad norm {:.3f}",
     "tokens_per_s": "{:.0f} tokens/s",
+    "mfu": "MFU {:.0%}",
     "step_time_s": "{:.3f} s/step",
 }
 
@@ -51,7 +52,7 @@ class RunLog:
         self._next_progress = self._clock() + PROGRESS_INTERVAL_S
         shown = [form.format(progress.metrics[name]) for name, form in _SHOWN.items() if name in progress.metrics]
         of_all = f" of {last_step:.0f}" if last_step else ""
-        self.line(f"step {progress.step}{of_all}, epoch {progress.epoch}: {', '.join(shown)}")
+        self.line(f"step {progress.step}{of_all}, epoch {progress.epoch + 1}: {', '.join(shown)}")
 
     def evaluation(self, report: Report) -> None:
         """Writes what an evaluation gave; nothing of other reports."""

@@ -3,14 +3,18 @@
 mod error;
 mod index;
 mod naming;
+#[cfg(feature = "testing")]
+mod single;
 mod tensor_list;
 mod weights;
 mod writer;
 
 pub use error::WeightsError;
+#[cfg(feature = "testing")]
+pub use single::{NamedTensor, write_safetensors};
 pub use tensor_list::TensorProblem;
 pub use weights::HfWeights;
-pub use writer::{HfWriter, NamedTensor, write_safetensors};
+pub use writer::HfWriter;
 
 /// The one file of a model that is not cut.
 const SINGLE_FILE: &str = "model.safetensors";

@@ -5,8 +5,7 @@
 //! strategy writes, any other can read.
 //!
 //! # Models
-//! [`HfWeights`] reads the weights of a Hugging Face model, and [`HfWriter`] writes such a model; [`write_safetensors`]
-//! writes one file.
+//! [`HfWeights`] reads the weights of a Hugging Face model, and [`HfWriter`] writes such a model.
 //!
 //! # Checkpoints
 //! Saving is a walk through four calls, of which the caller makes the first and the last two on rank 0:
@@ -85,7 +84,9 @@ pub use element::FloatKind;
 pub use error::CheckpointError;
 pub use export::{DEFAULT_SHARD_BYTES, ModelFile, export};
 pub use header::{Entry, HeaderError};
-pub use hf::{HfWeights, HfWriter, NamedTensor, TensorProblem, WeightsError, write_safetensors};
+pub use hf::{HfWeights, HfWriter, TensorProblem, WeightsError};
+#[cfg(feature = "testing")]
+pub use hf::{NamedTensor, write_safetensors};
 pub use inspect::{Contents, FileCheck};
 pub use manifest::{
     CHUNK_BYTES, CommitRecord, FORMAT_VERSION, FileRecord, Manifest, PieceRecord, TensorRecord,

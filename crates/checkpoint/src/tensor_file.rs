@@ -142,36 +142,6 @@ impl TensorFile {
         }
     }
 
-    /// Reads a whole tensor of integers (i64 or i32).
-    ///
-    /// # Errors
-    /// No such tensor, another kind, or a failed read.
-    pub fn read_i64(&self, name: &str) -> Result<Vec<i64>, WeightsError> {
-        let entry = self.entry(name)?;
-        let read = || {
-            let mut bytes = vec![0; (entry.bytes.end - entry.bytes.start) as usize];
-            self.read_bytes(entry, entry.bytes.start, &mut bytes)?;
-            Ok(bytes)
-        };
-        match entry.dtype {
-            Dtype::I64 => {
-                let bytes = read()?;
-                Ok(bytes
-                    .as_chunks()
-                    .0
-                    .iter()
-                    .map(|&b| i64::from_le_bytes(b))
-                    .collect())
-            }
-            Dtype::I32 => {
-                let bytes = read()?;
-                let elements = bytes.as_chunks().0.iter();
-                Ok(elements.map(|&b| i32::from_le_bytes(b).into()).collect())
-            }
-            _ => Err(self.wrong_kind(entry, "i64 or i32")),
-        }
-    }
-
     fn read_block(
         &self,
         entry: &Entry,

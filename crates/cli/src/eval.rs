@@ -95,6 +95,12 @@ impl EvalArgs {
             }
         };
         let data = self.data.to_spec();
+        let mut datasets = data.datasets().into_iter();
+        let (Some(dataset), None) = (datasets.next(), datasets.next()) else {
+            return Err(Failure::usage(
+                "tandem eval takes one --dataset_name: losses of several are several numbers",
+            ));
+        };
         let splits = data.dataset_split.split(',');
         Ok(EvalJob {
             model,
@@ -110,6 +116,7 @@ impl EvalArgs {
                 head_chunk_rows: HEAD_CHUNK_ROWS,
             },
             choice: EvalChoice {
+                dataset: dataset.name,
                 splits: splits.map(|split| split.trim().to_owned()).collect(),
                 data,
                 is_named: true,

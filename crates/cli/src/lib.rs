@@ -10,7 +10,10 @@ mod export;
 mod flags;
 mod inspect;
 mod replay;
+mod report;
 mod tandem;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod train;
 
 use std::ffi::{OsStr, OsString};

@@ -1,6 +1,7 @@
 //! `tandem replay`: trains on recorded batches, so that any model can be held against PyTorch on any mesh.
 
 mod case;
+mod documents;
 mod files;
 mod verdict;
 
@@ -101,6 +102,8 @@ struct Batches {
     ids: Integers,
     labels: Integers,
     mask: Integers,
+    /// Where the documents of each row begin.
+    starts: Vec<Vec<u32>>,
 }
 
 impl ReplayArgs {
@@ -181,7 +184,8 @@ pub fn run_worker(args: &ReplayArgs, env: &WorkerEnv) -> Outcome<()> {
         })?;
     }
     let first_row = row(&batches.ids, 0, 0);
-    let logits = first_row_logits(&mut engine, first_row).map_err(Failure::train)?;
+    let logits =
+        first_row_logits(&mut engine, first_row, &batches.starts[0]).map_err(Failure::train)?;
     let mut step0 = vec![Floats {
         name: "logits".to_owned(),
         shape: vec![case.trajectory.seq, engine.config.vocab_size],
@@ -323,7 +327,13 @@ fn read_batches(case: &Case) -> Outcome<Batches> {
             path.display()
         )));
     }
-    Ok(Batches { ids, labels, mask })
+    let starts = documents::starts(&path, wanted)?;
+    Ok(Batches {
+        ids,
+        labels,
+        mask,
+        starts,
+    })
 }
 
 /// One row of a `[steps, rows, seq]` tensor.
@@ -346,13 +356,15 @@ fn micro_batches(
     (0..args.gradient_accumulation_steps)
         .map(|micro| {
             let part = engine.coords.dp_rank * args.gradient_accumulation_steps + micro;
-            let start = (step * case.trajectory.global_batch + part * rows) * seq;
-            let range = start..start + rows * seq;
+            let first = step * case.trajectory.global_batch + part * rows;
+            let range = first * seq..(first + rows) * seq;
+            let starts = batches.starts[first..first + rows].to_vec();
             let (ids, labels) = (
                 &batches.ids.values[range.clone()],
                 &batches.labels.values[range],
             );
             MicroBatch::new(ids, labels, seq, part as u64, engine.device)
+                .with_documents(starts, seq)
         })
         .collect()
 }

@@ -181,6 +181,33 @@ impl Signature {
         })
     }
 
+    /// Some that there are.
+    #[cfg(feature = "testing")]
+    pub(crate) fn samples() -> [Self; 3] {
+        let one = Self {
+            collective: Collective::AllReduce,
+            reduce: Some(ReduceOp::Sum),
+            element: Element::F32,
+            root: 0,
+            elements: 1 << 20,
+            layout: 0,
+            sequence: 812,
+        };
+        let gather = Self {
+            collective: Collective::AllGather,
+            reduce: None,
+            element: Element::Bf16,
+            layout: u64::MAX,
+            ..one
+        };
+        let broadcast = Self {
+            collective: Collective::Broadcast,
+            root: 3,
+            ..gather
+        };
+        [one, gather, broadcast]
+    }
+
     /// What tells two ranks' operations apart, in words.
     pub(crate) fn describe(words: [u64; Self::WORDS]) -> String {
         let Some(it) = Self::decode(words) else {

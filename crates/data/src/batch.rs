@@ -18,6 +18,8 @@ pub struct Batch {
     pub labels: Vec<i64>,
     /// `[rows, seq]`: 1 for a token, 0 for padding, which is on the right.
     pub attention_mask: Vec<u8>,
+    /// For each row, where its documents begin: 0, and in ascending order further ones that see nothing of those before them.
+    pub documents: Vec<Vec<u32>>,
     /// Epoch, from 0.
     pub epoch: u64,
     /// The optimizer step within its epoch, from 0.
@@ -29,7 +31,7 @@ pub struct Batch {
     pub step_samples: u64,
     /// Whether this step is the last of its epoch.
     pub ends_epoch: bool,
-    /// Hash of `input_ids` and `labels`, the same on every machine: ranks that must see the same batch compare it.
+    /// Hash of `input_ids`, `labels` and documents, the same on every machine: ranks that must see the same batch compare it.
     pub hash: u64,
 }
 
@@ -43,11 +45,20 @@ impl Batch {
             .count()
     }
 
-    /// The hash of a batch of these tokens and labels, as little-endian machines (all that PyTorch supports) hold them.
-    pub(crate) fn hash_of(input_ids: &[i64], labels: &[i64]) -> u64 {
+    /// The hash of a batch of these tokens, labels and documents, as little-endian machines (all that PyTorch supports) hold
+    /// them.
+    pub(crate) fn hash_of(input_ids: &[i64], labels: &[i64], documents: &[Vec<u32>]) -> u64 {
         let mut hasher = blake3::Hasher::new();
         hasher.update(bytemuck::cast_slice(input_ids));
         hasher.update(bytemuck::cast_slice(labels));
+        for (row, starts) in documents
+            .iter()
+            .enumerate()
+            .filter(|(_, starts)| starts.len() > 1)
+        {
+            hasher.update(&(row as u64).to_le_bytes());
+            hasher.update(bytemuck::cast_slice(starts));
+        }
         let mut first = [0; 8];
         first.copy_from_slice(&hasher.finalize().as_bytes()[..8]);
         u64::from_le_bytes(first)
@@ -75,9 +86,17 @@ mod tests {
 
     #[test]
     fn hashes_are_stable_and_see_everything() {
-        let hash = Batch::hash_of(&[1, 2, 3], &[1, 2, IGNORED_LABEL]);
-        assert_ne!(hash, Batch::hash_of(&[1, 2, 3], &[1, 2, 3]));
-        assert_ne!(hash, Batch::hash_of(&[1, 3, 2], &[1, 2, IGNORED_LABEL]));
+        let plain = [vec![0]];
+        let hash = Batch::hash_of(&[1, 2, 3], &[1, 2, IGNORED_LABEL], &plain);
+        assert_ne!(hash, Batch::hash_of(&[1, 2, 3], &[1, 2, 3], &plain));
+        assert_ne!(
+            hash,
+            Batch::hash_of(&[1, 3, 2], &[1, 2, IGNORED_LABEL], &plain)
+        );
+        assert_ne!(
+            hash,
+            Batch::hash_of(&[1, 2, 3], &[1, 2, IGNORED_LABEL], &[vec![0, 2]])
+        );
         assert_eq!(hash, PINNED, "ranks of different builds would disagree");
     }
 
@@ -91,6 +110,7 @@ mod tests {
             input_ids: vec![1, 2, 3, 4, 5, 5],
             labels: vec![1, 2, 3, 4, 5, IGNORED_LABEL],
             attention_mask: vec![1, 1, 1, 1, 1, 0],
+            documents: vec![vec![0]; 2],
             epoch: 0,
             step_in_epoch: 0,
             first_sample: 0,

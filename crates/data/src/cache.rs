@@ -6,6 +6,7 @@
 mod build;
 mod format;
 mod key;
+mod pipeline;
 
 use std::ffi::OsStr;
 use std::io;
@@ -146,7 +147,7 @@ pub enum CacheError {
 impl TokenCache {
     /// The cache of `source` as `encoder` sees it, below `cache_dir`; it is built if it is not there or damaged.
     ///
-    /// Documents are tokenized by all threads of the current rayon pool. The file appears whole or not at all. If several
+    /// Documents are tokenized by as many threads as the current rayon pool has. The file appears whole or not at all. If several
     /// processes call this at the same time, one builds and the others wait for it.
     ///
     /// # Errors
@@ -322,6 +323,19 @@ impl TokenCache {
         }
     }
 
+    /// Where the documents of a part of this stream begin, counted from its own beginning: 0 for the first, which may have begun
+    /// before, and the others.
+    pub fn stream_starts(&self, start: u64, len: usize) -> Vec<u32> {
+        let (ends, separator) = (self.ends(), self.header.separator);
+        let end_of = |d: usize| ends[d] + (d as u64 + 1) * separator;
+        let first = partition_index(ends.len(), |d| end_of(d) <= start);
+        let later = (first..ends.len()).map(|d| end_of(d) - start);
+        let later = later.take_while(|&start| start < len as u64);
+        [0].into_iter()
+            .chain(later.map(|start| start as u32))
+            .collect()
+    }
+
     fn all_tokens(&self) -> &[u32] {
         bytemuck::cast_slice(&self.data[self.layout.tokens.clone()])
     }
@@ -335,8 +349,8 @@ impl TokenCache {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::build::Writer;
+    use super::pipeline::Encoded;
     use super::*;
-    use crate::example::Encoded;
     use std::fs;
     use std::sync::Arc;
 
@@ -359,9 +373,9 @@ pub(crate) mod tests {
     fn write(dir: &Path, documents: &[&[u32]], eos_id: u32, separator: u64) -> PathBuf {
         let mut writer = Writer::new(dir, "test").unwrap();
         for document in documents {
-            let trained = vec![true; document.len()];
-            let tokens = document.to_vec();
-            writer.push(Encoded { tokens, trained }).unwrap();
+            let mut encoded = Encoded::default();
+            encoded.push(document, &vec![true; document.len()]);
+            writer.push(&encoded).unwrap();
         }
         let header = Header {
             eos_id,

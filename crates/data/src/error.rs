@@ -32,7 +32,7 @@ pub enum DataError {
 pub enum DatasetError {
     /// A position needs one before it to be a target.
     #[error(
-        "seq_length is {seq_length}: it must be at least 2, so that a token can predict the next"
+        "seq_length is {seq_length}: it must be at least 2, so that a token can predict the next, and less than 2^32"
     )]
     SeqLength {
         /// What was asked for.
@@ -50,6 +50,14 @@ pub enum DatasetError {
         missing: u64,
         /// Tokens of a row.
         seq_length: usize,
+    },
+    /// More than numbers of 32 bits can count.
+    #[error(
+        "the dataset has {documents} documents, too many to be packed by best fit: use --packing_strategy wrapped"
+    )]
+    TooManyDocuments {
+        /// Documents that have at least one token.
+        documents: u64,
     },
     /// Nothing to predict anywhere.
     #[error(

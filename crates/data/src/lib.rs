@@ -10,6 +10,7 @@
 //! tokenizer  text -> tokens
 //! cache      all documents -> one file of tokens     built once in parallel, then memory-mapped
 //! dataset    tokens -> rows of `seq_length`          packed, or one document a row
+//! mixture    several datasets -> one                  by weight
 //! sampler    (seed, epoch, n) -> row                 a permutation that is never stored
 //! loader     rows -> micro-batches of this rank      built ahead by a thread
 //! ```
@@ -47,9 +48,11 @@ mod label;
 mod limits;
 mod loader;
 mod lock;
+mod mixture;
 mod panic_message;
 mod permutation;
 mod progress;
+mod row_layout;
 mod sampler;
 mod search;
 mod share;
@@ -64,8 +67,10 @@ pub use example::{Encoded, Encoder, ExampleError, ExampleKind, LossOn};
 pub use hub::{Hub, HubError, Weights};
 pub use label::IGNORED_LABEL;
 pub use loader::{Loader, LoaderOptions};
+pub use mixture::{Mixture, MixtureError, Part};
 pub use permutation::Permutation;
 pub use progress::Progress;
+pub use row_layout::{Packing, RowLayout};
 pub use sampler::{EpochLimit, Position, Sampler, SamplerError};
 pub use share::{Share, ShareError};
 pub use source::{DatasetOptions, Documents, Format, SelectError, Source, SourceError, file_list};

@@ -151,16 +151,22 @@ fn build_batch(
         .chunks_exact_mut(seq)
         .zip(labels.chunks_exact_mut(seq))
         .zip(mask.chunks_exact_mut(seq));
-    for (((input_ids, labels), mask), sample) in row_slices.zip(samples) {
-        rows.fill(sample, input_ids, labels, mask);
+    let mut documents = vec![vec![0]; share.batch_size];
+    for ((((input_ids, labels), mask), documents), sample) in
+        row_slices.zip(&mut documents).zip(samples)
+    {
+        let row = rows.row_at(start.epoch, sample);
+        rows.fill(row, input_ids, labels, mask);
+        *documents = rows.documents(row);
     }
     Batch {
         rows: share.batch_size,
         seq,
-        hash: Batch::hash_of(&input_ids, &labels),
+        hash: Batch::hash_of(&input_ids, &labels, &documents),
         input_ids,
         labels,
         attention_mask: mask,
+        documents,
         epoch: start.epoch,
         step_in_epoch: start.sample / sampler.global_batch(),
         first_sample: start.sample + range.start as u64,
@@ -253,7 +259,8 @@ mod tests {
         assert_eq!(places, [epoch(0), epoch(1)].concat());
         for batch in &batches {
             assert_eq!((batch.rows, batch.seq), (2, 3));
-            assert_eq!(batch.hash, Batch::hash_of(&batch.input_ids, &batch.labels));
+            let hash = Batch::hash_of(&batch.input_ids, &batch.labels, &batch.documents);
+            assert_eq!(batch.hash, hash);
             assert!(
                 batch
                     .input_ids

@@ -22,7 +22,7 @@ const EOS_FILES: [&str; 4] = [
 ];
 
 /// Text to tokens, and what else training must know of a vocabulary.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Tokenizer {
     pipeline: Pipeline,
     eos_id: u32,

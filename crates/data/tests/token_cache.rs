@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use tandem_data::{
     BatchSource, CacheError, DatasetOptions, Encoder, EpochLimit, Hub, Loader, LoaderOptions,
-    Position, Progress, Rows, Sampler, Share, Source, SourceError, Token, TokenCache, TokenDataset,
-    Tokenizer, Verify,
+    Position, Progress, RowLayout, Rows, Sampler, Share, Source, SourceError, Token, TokenCache,
+    TokenDataset, Tokenizer, Verify,
 };
 
 const TEXT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../demo/data/kjv.txt");
@@ -229,7 +229,7 @@ fn text_becomes_batches() {
     println!("{} tokens joined", stream.len());
 
     let (seq, eos) = (128, i64::from(encoder.tokenizer().eos_id()));
-    let dataset = Arc::new(TokenDataset::new(cache, seq, true).unwrap());
+    let dataset = Arc::new(TokenDataset::new(cache, seq, RowLayout::WRAPPED).unwrap());
     let share = Share {
         dp_rank: 1,
         dp_size: 2,

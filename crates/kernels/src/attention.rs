@@ -22,6 +22,9 @@ pub struct Spec {
     pub scale: f32,
     /// A query sees this many keys at most, itself included; at least itself.
     pub window: Option<usize>,
+    /// Scores are bent to at most this much: `cap * tanh(score / cap)`, after the scale; more than 0 (Gemma 2, arXiv
+    /// 2408.00118).
+    pub soft_cap: Option<f32>,
 }
 
 /// What attention is computed of.
@@ -33,25 +36,30 @@ pub struct Inputs<'a> {
     pub k: Heads<'a>,
     /// As `k`.
     pub v: Heads<'a>,
+    /// `[batch, seq]`: where the document of each position begins. A query sees nothing before it. `None`: each row is one
+    /// document.
+    pub documents: Option<&'a [u32]>,
 }
 
 /// What is computed, and with which instructions.
 #[derive(Clone, Copy)]
-struct Shape {
+struct Shape<'a> {
     cpu: Avx512Bf16,
     batch: usize,
     seq: usize,
     heads: usize,
     kv_heads: usize,
     dim: usize,
-    mask: Mask,
+    window: usize,
+    documents: Option<&'a [u32]>,
     scale: f32,
+    soft_cap: Option<f32>,
 }
 
-impl Shape {
+impl<'a> Shape<'a> {
     /// # Panics
-    /// When sizes do not fit.
-    fn of(cpu: Avx512Bf16, inputs: &Inputs<'_>, spec: Spec) -> Self {
+    /// When sizes do not fit, or documents do not follow each other.
+    fn of(cpu: Avx512Bf16, inputs: &Inputs<'a>, spec: Spec) -> Self {
         let (q, k, v) = (inputs.q.size(), inputs.k.size(), inputs.v.size());
         let [batch, seq, heads, dim] = q;
         let kv_heads = k[2];
@@ -64,6 +72,27 @@ impl Shape {
             "{heads} heads cannot share {kv_heads} key/value heads"
         );
         assert!(spec.scale > 0.0, "the scale {} is not positive", spec.scale);
+        let soft_cap = spec.soft_cap;
+        assert!(
+            soft_cap.is_none_or(|cap| cap > 0.0),
+            "the soft cap {soft_cap:?} is not positive"
+        );
+        if let Some(documents) = inputs.documents {
+            assert_eq!(
+                documents.len(),
+                batch * seq,
+                "a document for every position"
+            );
+            let follow = documents.chunks_exact(seq).all(|row| {
+                let mut current = 0;
+                row.iter().enumerate().all(|(position, &start)| {
+                    let begins = start as usize == position;
+                    current = if begins { start } else { current };
+                    start == current
+                })
+            });
+            assert!(follow, "documents must begin where the one before ends");
+        }
         Self {
             cpu,
             batch,
@@ -71,16 +100,25 @@ impl Shape {
             heads,
             kv_heads,
             dim,
-            mask: Mask {
-                window: spec.window.map_or(usize::MAX, |window| window.max(1)),
-            },
+            window: spec.window.map_or(usize::MAX, |window| window.max(1)),
+            documents: inputs.documents,
             scale: spec.scale,
+            soft_cap,
         }
     }
 
     /// Query heads that share a key/value head.
     fn group(&self) -> usize {
         self.heads / self.kv_heads
+    }
+
+    /// For a query head, counted through all batch rows.
+    fn mask(&self, head: usize) -> Mask<'a> {
+        let row = head / self.heads * self.seq;
+        Mask {
+            window: self.window,
+            documents: self.documents.map(|starts| &starts[row..][..self.seq]),
+        }
     }
 }
 
@@ -159,11 +197,22 @@ mod tests {
         let scale = f64::from(spec.scale);
         for (head, i) in (0..batch * heads).flat_map(|head| (0..seq).map(move |i| (head, i))) {
             let shared = head / group;
+            let start = inputs
+                .documents
+                .map(|starts| starts[head / heads * seq + i]);
             let first = (i + 1).saturating_sub(spec.window.unwrap_or(seq));
+            let first = first.max(start.unwrap_or(0) as usize);
             let query = q.row(head, i).to_vec();
             let d_out = d_out.row(head, i).to_vec();
             let scores = (first..=i).map(|j| scale * dot(&query, k.row(shared, j)));
             let mut p: Vec<f64> = scores.collect();
+            let mut slope = vec![1.0; p.len()];
+            if let Some(cap) = spec.soft_cap.map(f64::from) {
+                for (score, slope) in p.iter_mut().zip(&mut slope) {
+                    let bent = (*score / cap).tanh();
+                    (*score, *slope) = (cap * bent, 1.0 - bent * bent);
+                }
+            }
             let largest = p.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let sum: f64 = p.iter().map(|score| (score - largest).exp()).sum();
             let logsumexp = largest + sum.ln();
@@ -171,8 +220,8 @@ mod tests {
             expected.logsumexp.push(logsumexp);
             let d_p: Vec<f64> = (first..=i).map(|j| dot(&d_out, v.row(shared, j))).collect();
             let common = dot(&p, &d_p);
-            for (j, (p, d_p)) in (first..).zip(p.iter().zip(&d_p)) {
-                let d_score = p * (d_p - common) * scale;
+            for (j, ((p, d_p), slope)) in (first..).zip(p.iter().zip(&d_p).zip(&slope)) {
+                let d_score = p * (d_p - common) * slope * scale;
                 add(expected.out.row(head, i), *p, v.row(shared, j));
                 add(expected.d_q.row(head, i), d_score, k.row(shared, j));
                 add(expected.d_k.row(shared, j), d_score, &query);
@@ -193,6 +242,21 @@ mod tests {
         assert!(off <= 6e-3 * size, "{label}: {off} of {size}");
     }
 
+    /// Rows of documents of these lengths, again and again; every row begins with another one.
+    fn documents(batch: usize, seq: usize, lengths: &[usize]) -> Vec<u32> {
+        let mut starts = Vec::new();
+        for row in 0..batch {
+            let mut lengths = lengths.iter().cycle().skip(row);
+            let mut start = 0;
+            while start < seq {
+                let len = lengths.next().map_or(1, |len| (*len).min(seq - start));
+                starts.extend(vec![start as u32; len]);
+                start += len;
+            }
+        }
+        starts
+    }
+
     /// Inputs are parts of a common buffer, as q|k|v are: sizes around tiles and blocks, odd ones, windows that end within
     /// them.
     #[test]
@@ -209,10 +273,26 @@ mod tests {
             [1, 130, 2, 1, 128],
             [1, 261, 7, 1, 64],
         ] {
-            for window in [None, Some(1), Some(33), Some(100)] {
+            let caps = [None, Some(0.7), Some(50.0)];
+            // Of a few tokens, of one, and longer than any block.
+            let short = documents(batch, seq, &[5, 1, 1, 17, 2, 40]);
+            let long = documents(batch, seq, &[150, 1, 120]);
+            for (window, soft_cap, documents) in [
+                (None, caps[0], None),
+                (None, caps[1], None),
+                (Some(1), caps[2], None),
+                (Some(33), caps[0], None),
+                (Some(33), caps[1], None),
+                (Some(100), caps[0], None),
+                (None, caps[0], Some(&short)),
+                (None, caps[1], Some(&long)),
+                (Some(9), caps[0], Some(&short)),
+                (Some(33), caps[0], Some(&long)),
+            ] {
                 let spec = Spec {
                     scale: 1.0 / (dim as f32).sqrt(),
                     window,
+                    soft_cap,
                 };
                 let width = (heads + 2 * kv_heads) * dim;
                 let qkv: Vec<bf16> = numbers(batch * seq * width, 1, 1.5);
@@ -224,6 +304,7 @@ mod tests {
                     q: part(0, heads),
                     k: part(heads, kv_heads),
                     v: part(heads + kv_heads, kv_heads),
+                    documents: documents.map(|starts| &starts[..]),
                 };
                 let size = inputs.q.size();
                 let d_out: Vec<bf16> = numbers(size.iter().product(), 2, 1.0);
@@ -247,8 +328,9 @@ mod tests {
                 backward(cpu, inputs, spec, saved, d_out, gradients);
 
                 let expected = expected(&inputs, spec, &d_out);
+                let longest = documents.and_then(|starts| starts.last());
                 let label = format!(
-                    "{batch} x {seq}, {heads}/{kv_heads} heads of {dim}, window {window:?}"
+                    "{batch} x {seq}, {heads}/{kv_heads} heads of {dim}, {spec:?}, last document at {longest:?}"
                 );
                 for (name, found, expected) in [
                     ("out", wide(&out), &expected.out.data),
@@ -274,11 +356,17 @@ mod tests {
         let spec = Spec {
             scale: 1.0,
             window: None,
+            soft_cap: None,
         };
         match Avx512Bf16::detect() {
             Some(cpu) => forward(
                 cpu,
-                Inputs { q, k, v: k },
+                Inputs {
+                    q,
+                    k,
+                    v: k,
+                    documents: None,
+                },
                 spec,
                 &mut [bf16::ONE; 5],
                 &mut [0.0; 5],

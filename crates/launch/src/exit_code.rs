@@ -6,8 +6,7 @@
 //! | 1 | [`FAILURE`] | the run failed; the message says why |
 //! | 2 | [`USAGE`] | the command line or configuration is wrong: starting again cannot help, so the controller never does |
 //! | 75 | [`STOPPED_AFTER_SAVING`] | asked to stop (preemption, Ctrl-C), finished the step and saved: start again to continue |
-//! | 130 | [`INTERRUPTED`] | ended by SIGINT without saving |
-//! | 143 | [`TERMINATED`] | ended by SIGTERM without saving |
+//! | 129, 130, 143 | [`for_signal`] | ended by SIGHUP, SIGINT, SIGTERM without saving |
 //!
 //! A worker killed by a signal has no exit code; shells show it as 128 + the signal's number.
 
@@ -22,10 +21,6 @@ pub const USAGE: i32 = 2;
 /// Stopped on request, after saving. 75 is `EX_TEMPFAIL` of sysexits.h ("try again later"), which batch systems can
 /// be told to requeue.
 pub const STOPPED_AFTER_SAVING: i32 = 75;
-/// Ended by SIGINT without saving.
-pub const INTERRUPTED: i32 = 130;
-/// Ended by SIGTERM without saving.
-pub const TERMINATED: i32 = 143;
 
 /// The exit code of a process that ends because of `signal`: 128 + its number, as shells do.
 #[must_use]

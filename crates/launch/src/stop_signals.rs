@@ -62,8 +62,8 @@ pub fn stop_this_process() {
     let _ = signal_hook::low_level::raise(SIGTERM);
 }
 
-/// Whether whoever started this process wants it to outlive its terminal, as nohup does.
-pub(crate) fn hang_up_is_ignored() -> bool {
+/// Whether whoever started this process wants it to outlive its terminal, as nohup does. Children inherit it.
+pub fn hang_up_is_ignored() -> bool {
     std::fs::read_to_string("/proc/self/status").is_ok_and(|status| is_ignored(&status, SIGHUP))
 }
 

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 
 use tandem_launch::env::{CHECKPOINT, RUN_DIR};
 
-/// Name of the variable with the token cache that the controller has built and checked, so that its workers, at every start,
-/// need not read the whole dataset to see that it is the right one.
+/// Name of the variable with the token caches, one for each dataset, that the controller has built and checked, so that its
+/// workers, at every start, need not read all data to see that they are the right ones.
 pub const TOKEN_CACHE: &str = "TANDEM_TOKEN_CACHE";
 /// The same for the rows that the run is evaluated on.
 pub const EVAL_TOKEN_CACHE: &str = "TANDEM_EVAL_TOKEN_CACHE";
@@ -27,7 +27,7 @@ pub struct Environment {
     /// The newest checkpoint on the supervisor's record; where it is set, the supervisor keeps the list of checkpoints.
     pub checkpoint: Option<String>,
     /// See [`TOKEN_CACHE`].
-    pub token_cache: Option<PathBuf>,
+    token_cache: Option<OsString>,
     /// See [`EVAL_TOKEN_CACHE`].
     pub eval_token_cache: Option<PathBuf>,
     /// See [`RESUMED_AT`].
@@ -42,6 +42,15 @@ pub struct Environment {
 }
 
 impl Environment {
+    /// The token caches of so many datasets, where somebody has built them. The name of a single one may have any characters.
+    pub fn token_caches(&self, datasets: usize) -> Vec<PathBuf> {
+        match (&self.token_cache, datasets) {
+            (None, _) => Vec::new(),
+            (Some(path), 1) => vec![path.into()],
+            (Some(paths), _) => std::env::split_paths(paths).collect(),
+        }
+    }
+
     /// Reads all variables. One whose value is not Unicode counts as not set, unless it is a path.
     pub fn read() -> Self {
         let all: Vec<(OsString, OsString)> = std::env::vars_os().collect();
@@ -53,7 +62,7 @@ impl Environment {
         Self {
             run_dir: text(RUN_DIR),
             checkpoint: text(CHECKPOINT),
-            token_cache: path(TOKEN_CACHE).map(PathBuf::from),
+            token_cache: path(TOKEN_CACHE),
             eval_token_cache: path(EVAL_TOKEN_CACHE).map(PathBuf::from),
             resumed_at: text(RESUMED_AT).and_then(|moment| moment.parse().ok()),
             python: path(PYTHON).map(PathBuf::from),

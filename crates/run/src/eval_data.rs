@@ -60,16 +60,17 @@ impl EvalData {
             // Whoever built it has said what it is.
             Some(path) => {
                 let cache = TokenCache::open(path, Verify::Header).map_err(Failure::other)?;
-                (cache, choice.data.dataset_name.clone())
+                (cache, choice.dataset.clone())
             }
             None => {
                 let (source, data) = resolve(choice, flag, hub, progress)?;
-                let name = format!("{}, split {}", data.dataset_name, data.dataset_split);
+                let name = format!("{}, split {}", choice.dataset, data.dataset_split);
+                let tokenizer = examples::model_tokenizer(&data, place.model_dir, place.config)?;
                 let made = examples::cache(
                     &data,
-                    &source,
+                    (&name, &source),
+                    &tokenizer,
                     place.model_dir,
-                    place.config,
                     place.cache_dir,
                     progress,
                 )
@@ -118,13 +119,13 @@ fn resolve(
 ) -> Outcome<(Source, Data)> {
     let mut missing = None;
     // A file that is trained on is no split of itself, whatever it is called.
-    let is_file = !choice.is_named && is_file(&choice.data.dataset_name);
+    let is_file = !choice.is_named && is_file(&choice.dataset);
     for split in choice.splits.iter().filter(|_| !is_file) {
         let data = Data {
             dataset_split: split.clone(),
             ..choice.data.clone()
         };
-        match Source::resolve(&examples::options(&data), hub, progress) {
+        match Source::resolve(&examples::options(&data, &choice.dataset), hub, progress) {
             Ok(source) => return Ok((source, data)),
             Err(
                 error @ (SourceError::SplitOfFile { .. }
@@ -136,7 +137,7 @@ fn resolve(
             Err(error) => return Err(Failure::usage(format!("{flag}: {error}"))),
         }
     }
-    let name = &choice.data.dataset_name;
+    let name = &choice.dataset;
     let why = match missing {
         Some(why) if choice.is_named => return Err(Failure::usage(format!("{flag}: {why}"))),
         Some(why) => why,

@@ -5,19 +5,18 @@ use std::sync::Arc;
 
 use tandem_data::chat::{ChatError, ChatTemplate};
 use tandem_data::{
-    CacheError, DatasetOptions, Encoder, ExampleKind, Hub, LossOn, Progress, Source, SourceError,
-    TokenCache, TokenDataset, Tokenizer,
+    CacheError, DatasetOptions, Encoder, ExampleKind, Hub, LossOn, Mixture, Packing, Part,
+    Progress, RowLayout, Rows, Source, SourceError, TokenCache, TokenDataset, Tokenizer,
 };
-
 use tandem_model::ModelConfig;
 
 use crate::failure::{Failure, Outcome};
 use crate::spec::Data;
 
-/// What the data crate is asked for.
-pub fn options(data: &Data) -> DatasetOptions {
+/// What the data crate is asked for, for the dataset `name`.
+pub fn options(data: &Data, name: &str) -> DatasetOptions {
     DatasetOptions {
-        name: data.dataset_name.clone(),
+        name: name.to_owned(),
         config: data.dataset_config.clone(),
         split: data.dataset_split.clone(),
         text_column: data.text_column.clone(),
@@ -26,9 +25,9 @@ pub fn options(data: &Data) -> DatasetOptions {
     }
 }
 
-/// The files.
-pub fn source(data: &Data, hub: &Hub, progress: &mut dyn Progress) -> Outcome<Source> {
-    Source::resolve(&options(data), hub, progress).map_err(|error| match error {
+/// The files of one of the datasets.
+pub fn source(data: &Data, name: &str, hub: &Hub, progress: &mut dyn Progress) -> Outcome<Source> {
+    Source::resolve(&options(data, name), hub, progress).map_err(|error| match error {
         // The flag asks for what the file has not.
         SourceError::OtherKind { .. } => usage(error),
         other => Failure::other(format!("--dataset_name: {other}")),
@@ -42,6 +41,20 @@ pub fn tokenizer(data: &Data, dir: &Path) -> Outcome<Tokenizer> {
         Some(token) => tokenizer.with_eos(token).map_err(usage),
         None => Ok(tokenizer),
     }
+}
+
+/// The tokenizer in `dir`, for the model of `config`.
+pub fn model_tokenizer(data: &Data, dir: &Path, config: &ModelConfig) -> Outcome<Tokenizer> {
+    let tokenizer = tokenizer(data, dir)?;
+    if tokenizer.vocab_size() <= config.vocab_size {
+        return Ok(tokenizer);
+    }
+    Err(Failure::other(format!(
+        "the tokenizer of {} has {} tokens, but the model's vocabulary has {}; they belong to different models",
+        dir.display(),
+        tokenizer.vocab_size(),
+        config.vocab_size
+    )))
 }
 
 /// What makes tokens of examples of this kind, with the chat template of `dir` unless another is named.
@@ -80,32 +93,24 @@ pub fn encoder(
     Ok(Encoder::new(tokenizer, kind, template, loss_on))
 }
 
-/// The tokens of `source`, with the tokenizer and chat template in `model_dir`, and what of it is left out, a line each.
+/// The tokens of `source`, which is `what` in messages, with the chat template in `model_dir`; and what of it is left out, a line
+/// each.
 pub fn cache(
     data: &Data,
-    source: &Source,
+    (what, source): (&str, &Source),
+    tokenizer: &Tokenizer,
     model_dir: &Path,
-    config: &ModelConfig,
     cache_dir: &Path,
     progress: &mut dyn Progress,
 ) -> Outcome<(TokenCache, Vec<String>)> {
-    let tokenizer = tokenizer(data, model_dir)?;
-    if tokenizer.vocab_size() > config.vocab_size {
-        return Err(Failure::other(format!(
-            "the tokenizer of {} has {} tokens, but the model's vocabulary has {}; they belong to different models",
-            model_dir.display(),
-            tokenizer.vocab_size(),
-            config.vocab_size
-        )));
-    }
-    let encoder = encoder(data, source.kind(), tokenizer, model_dir)?;
+    let encoder = encoder(data, source.kind(), tokenizer.clone(), model_dir)?;
     let cache =
         TokenCache::build_or_open(source, &encoder, cache_dir, progress).map_err(failure)?;
     let files = source.left_out().map(|files| format!("files: {files}"));
     let mut left_out: Vec<String> = files.into_iter().collect();
     if cache.refused() > 0 {
         left_out.push(format!(
-            "{} of {} rows of the dataset, which the chat template refuses (`tandem data preview --documents` says why)",
+            "{} of {} rows of {what}, which the chat template refuses (`tandem data preview --documents` says why)",
             cache.refused(),
             cache.refused() + cache.documents()
         ));
@@ -130,20 +135,73 @@ fn usage(error: impl std::fmt::Display) -> Failure {
 
 /// The rows of a cache.
 pub fn rows(data: &Data, cache: TokenCache) -> Outcome<TokenDataset> {
-    let packing = packs(data, &cache);
-    TokenDataset::new(Arc::new(cache), data.seq_length, packing).map_err(Failure::other)
+    let layout = layout(data, cache.kind());
+    TokenDataset::new(Arc::new(cache), data.seq_length, layout).map_err(Failure::other)
 }
 
-fn packs(data: &Data, cache: &TokenCache) -> bool {
+/// The rows of all datasets. `caches` are in the order of the flags.
+pub fn mixture(data: &Data, caches: Vec<TokenCache>, seed: u64) -> Outcome<Mixture> {
+    let parts = data.datasets().into_iter().zip(caches);
+    let parts: Outcome<Vec<Part>> = parts
+        .map(|(named, cache)| {
+            Ok(Part {
+                name: named.name,
+                dataset: Arc::new(rows(data, cache)?),
+                weight: named.weight,
+            })
+        })
+        .collect();
+    Mixture::new(parts?, seed).map_err(|error| usage(format!("--dataset_name: {error}")))
+}
+
+/// How documents of this kind become rows.
+fn layout(data: &Data, kind: ExampleKind) -> RowLayout {
     // Nobody wants a conversation to see the end of another one without having asked for it.
-    let is_text = cache.kind() == ExampleKind::Text;
-    data.packing.unwrap_or(is_text)
+    let is_text = kind == ExampleKind::Text;
+    let packs = data
+        .packing
+        .unwrap_or(is_text || data.packing_strategy.is_some());
+    let by_kind = match is_text {
+        true => Packing::Wrapped,
+        false => Packing::BestFit,
+    };
+    let strategy = data.packing_strategy.unwrap_or(by_kind);
+    let sees_others = is_text && strategy == Packing::Wrapped;
+    RowLayout {
+        packing: packs.then_some(strategy),
+        document_mask: data.document_mask.unwrap_or(!sees_others),
+    }
 }
 
-/// What the data are and how much of them is trained, in a line; nothing of text.
-pub fn described(data: &Data, cache: &TokenCache) -> Option<String> {
+/// What the data are and how much of them is trained, in lines; nothing of a text that is cut into rows.
+pub fn described(data: &Data, mixture: &Mixture) -> Vec<String> {
+    let parts = mixture.parts();
+    if let [one] = parts {
+        let layout = layout(data, one.dataset.kind());
+        let is_plain = one.dataset.kind() == ExampleKind::Text
+            && (layout == RowLayout::WRAPPED || layout.packing.is_none());
+        return match is_plain {
+            true => Vec::new(),
+            false => vec![described_part(data, one)],
+        };
+    }
+    let all = mixture.len() as f64;
+    let lines = parts.iter().enumerate().map(|(index, part)| {
+        let (rows, of_all) = (part.dataset.len(), mixture.epoch_rows(index));
+        format!(
+            "{}: {}; {rows} rows, {of_all} in an epoch ({:.1}% of it)",
+            part.name,
+            described_part(data, part),
+            100.0 * of_all as f64 / all
+        )
+    });
+    lines.collect()
+}
+
+fn described_part(data: &Data, part: &Part) -> String {
+    let (dataset, cache) = (&part.dataset, part.dataset.cache());
     let what = match cache.kind() {
-        ExampleKind::Text => return None,
+        ExampleKind::Text => "documents",
         ExampleKind::Messages if data.assistant_only_loss => "conversations, loss on the assistant",
         ExampleKind::Messages => "conversations, loss on all tokens",
         ExampleKind::PromptCompletion if data.completion_only_loss => {
@@ -151,14 +209,28 @@ pub fn described(data: &Data, cache: &TokenCache) -> Option<String> {
         }
         ExampleKind::PromptCompletion => "prompts with completions, loss on all tokens",
     };
-    let rows = match packs(data, cache) {
-        true => "joined and cut into rows",
-        false => "one a row",
+    let layout = layout(data, cache.kind());
+    let mut rows = match (layout.packing, dataset.padding()) {
+        (None, _) => "one a row".to_owned(),
+        (Some(strategy), Some(padding)) => {
+            format!(
+                "packed ({}, {:.1}% padding)",
+                strategy.name(),
+                100.0 * padding
+            )
+        }
+        (Some(strategy), None) => format!("joined and cut into rows ({})", strategy.name()),
     };
-    Some(format!(
+    if layout.packing.is_some() {
+        rows.push_str(match layout.document_mask {
+            true => ", none sees another",
+            false => ", they see each other",
+        });
+    }
+    format!(
         "{} {what}, {rows}; {} of {} tokens are trained",
         cache.documents(),
         cache.trained_tokens(),
         cache.tokens()
-    ))
+    )
 }

@@ -1,12 +1,13 @@
 //! What a run needs before ranks meet: model, data and memory. Whoever starts the run checks all of it, so that what is
 //! wrong is said once, before anything is started.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::{Value, json};
 use tandem_data::{
-    EpochLimit, ExampleKind, Hub, Rows, Sampler, TokenCache, TokenDataset, Verify, Weights,
+    EpochLimit, ExampleKind, Hub, Mixture, Rows, Sampler, TokenCache, Verify, Weights,
 };
 use tandem_mesh::DeviceMesh;
 use tandem_model::{ModelConfig, ModuleTree};
@@ -38,14 +39,14 @@ pub struct Prepared {
     pub strategy: Strategy,
     /// What of the data is not trained on and why, a line each.
     pub left_out: Vec<String>,
-    /// What the data are, where they are not text.
-    pub examples: Option<String>,
+    /// What the data are, a line for each dataset, where they are not just text.
+    pub examples: Vec<String>,
     /// The tokens.
-    pub dataset: Arc<TokenDataset>,
-    /// Documents and tokens of the dataset.
+    pub dataset: Arc<Mixture>,
+    /// Documents and tokens of all datasets.
     pub documents_and_tokens: (u64, u64),
-    /// The file they are in.
-    pub token_cache: PathBuf,
+    /// The files they are in, one for each dataset.
+    pub token_caches: Vec<PathBuf>,
     /// Which of them when.
     pub sampler: Sampler,
     /// What is evaluated on the way, if anything.
@@ -71,6 +72,19 @@ impl Prepared {
     pub fn data_size(&self) -> Value {
         let (documents, tokens) = self.documents_and_tokens;
         json!({"documents": documents, "tokens": tokens})
+    }
+
+    /// The value of [`TOKEN_CACHE`](crate::environment::TOKEN_CACHE) for workers; `None` where the names of several files
+    /// cannot be told apart, and workers find them by themselves.
+    pub fn token_cache_variable(&self) -> Option<OsString> {
+        let absolute = |path: &PathBuf| std::path::absolute(path).ok();
+        match &self.token_caches[..] {
+            [one] => absolute(one).map(PathBuf::into_os_string),
+            several => {
+                let paths: Option<Vec<PathBuf>> = several.iter().map(absolute).collect();
+                std::env::join_paths(paths?).ok()
+            }
+        }
     }
 }
 
@@ -124,11 +138,14 @@ pub fn prepare(
     if let Some(count) = local_workers {
         check_memory(&memory, count)?;
     }
-    let (cache, mut left_out) = token_cache(spec, environment, &model_dir, &config, &hub, sink)?;
-    let token_cache = cache.path().to_owned();
-    let documents_and_tokens = (cache.documents(), cache.tokens());
-    let examples = examples::described(&selection.data, &cache);
-    let dataset = examples::rows(&selection.data, cache)?;
+    let (caches, mut left_out) = token_caches(spec, environment, &model_dir, &config, &hub, sink)?;
+    let token_caches = caches.iter().map(|cache| cache.path().to_owned()).collect();
+    let documents_and_tokens = (
+        caches.iter().map(TokenCache::documents).sum(),
+        caches.iter().map(TokenCache::tokens).sum(),
+    );
+    let dataset = examples::mixture(&selection.data, caches, selection.seed)?;
+    let examples = examples::described(&selection.data, &dataset);
     let dataset = Arc::new(dataset);
     let sampler = sampler(training, selection.seed, mesh, dataset.len())?;
     left_out.extend(left_out_of(training, &dataset, &sampler));
@@ -147,7 +164,7 @@ pub fn prepare(
         examples,
         dataset,
         documents_and_tokens,
-        token_cache,
+        token_caches,
         sampler,
         evaluation,
         total_steps,
@@ -219,26 +236,48 @@ pub fn check_memory(memory: &MemoryEstimate, local_workers: usize) -> Outcome<()
     Ok(())
 }
 
-fn token_cache(
+/// One for each dataset, and what of their files and rows is left out.
+fn token_caches(
     spec: &RunSpec,
     environment: &Environment,
     model_dir: &Path,
     config: &ModelConfig,
     hub: &Hub,
     sink: &mut dyn EventSink,
-) -> Outcome<(TokenCache, Vec<String>)> {
+) -> Outcome<(Vec<TokenCache>, Vec<String>)> {
     let data = &spec.identity.selection.data;
-    let built = environment.token_cache.as_deref();
-    if let Some(path) = built.filter(|path| path.is_file()) {
-        // Whoever built it has said what is left out.
-        let cache = TokenCache::open(path, Verify::Header).map_err(Failure::other)?;
-        return Ok((cache, Vec::new()));
+    let datasets = data.datasets();
+    let built = environment.token_caches(datasets.len());
+    if built.len() == datasets.len() && built.iter().all(|path| path.is_file()) {
+        // Whoever built them has said what is left out.
+        let open = |path: &PathBuf| TokenCache::open(path, Verify::Header).map_err(Failure::other);
+        let caches: Outcome<Vec<TokenCache>> = built.iter().map(open).collect();
+        return Ok((caches?, Vec::new()));
     }
     // In shared storage, all hosts of a cluster and all runs use one cache.
     let cache_dir = spec.output.local_folder().join(TOKEN_CACHES);
     let mut shown = Shown::to(sink);
-    let source = examples::source(data, hub, &mut shown)?;
-    examples::cache(data, &source, model_dir, config, &cache_dir, &mut shown)
+    let tokenizer = examples::model_tokenizer(data, model_dir, config)?;
+    let (mut caches, mut left_out) = (Vec::new(), Vec::new());
+    for dataset in &datasets {
+        // Of several, each line says which.
+        let what = match datasets.len() {
+            1 => "the dataset",
+            _ => &dataset.name,
+        };
+        let source = examples::source(data, &dataset.name, hub, &mut shown)?;
+        let made = examples::cache(
+            data,
+            (what, &source),
+            &tokenizer,
+            model_dir,
+            &cache_dir,
+            &mut shown,
+        )?;
+        caches.push(made.0);
+        left_out.extend(made.1);
+    }
+    Ok((caches, left_out))
 }
 
 /// The rows that the run is evaluated on, if it is.
@@ -289,21 +328,34 @@ fn sampler(training: &Training, seed: u64, mesh: DeviceMesh, rows: u64) -> Outco
 }
 
 /// What the cut into rows and steps leaves out.
-fn left_out_of(training: &Training, dataset: &TokenDataset, sampler: &Sampler) -> Vec<String> {
+fn left_out_of(training: &Training, mixture: &Mixture, sampler: &Sampler) -> Vec<String> {
     let mut lines = Vec::new();
-    let (cut, seq) = (dataset.cut_documents(), dataset.seq_length());
-    if cut > 0 {
-        lines.push(format!(
-            "the ends of {cut} of {} documents, which are longer than a row of {seq} tokens",
-            dataset.len()
-        ));
-    }
-    let untrained = dataset.untrained_documents();
-    if untrained > 0 && dataset.kind() != ExampleKind::Text {
-        lines.push(format!(
-            "{untrained} of {} conversations, of which no token within {seq} is trained",
-            untrained + dataset.len()
-        ));
+    let seq = mixture.seq_length();
+    for (index, part) in mixture.parts().iter().enumerate() {
+        let (dataset, documents) = (&part.dataset, part.dataset.cache().documents());
+        let of = match mixture.parts().len() {
+            1 => String::new(),
+            _ => format!(" of {}", part.name),
+        };
+        let (cut, untrained) = (dataset.cut_documents(), dataset.untrained_documents());
+        if cut > 0 {
+            lines.push(format!(
+                "the ends of {cut} of {} documents{of}, which are longer than a row of {seq} tokens",
+                documents - untrained
+            ));
+        }
+        if untrained > 0 && dataset.kind() != ExampleKind::Text {
+            lines.push(format!(
+                "{untrained} of {documents} conversations{of}, of which no token within {seq} is trained"
+            ));
+        }
+        let rest = dataset.len() - mixture.epoch_rows(index);
+        if rest > 0 {
+            lines.push(format!(
+                "{rest} of {} rows{of} in every epoch, by its weight: others in every epoch, until all were there",
+                dataset.len()
+            ));
+        }
     }
     let rows = sampler.left_out();
     if rows > 0 {
@@ -313,7 +365,7 @@ fn left_out_of(training: &Training, dataset: &TokenDataset, sampler: &Sampler) -
         };
         lines.push(format!(
             "{rows} of {} rows in every epoch: {why}",
-            dataset.len()
+            mixture.len()
         ));
     }
     lines

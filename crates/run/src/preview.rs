@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 use tandem_data::{
-    Encoded, Encoder, ExampleError, Hub, IGNORED_LABEL, Rows, TokenCache, TokenDataset, Weights,
+    Encoded, Encoder, ExampleError, Hub, IGNORED_LABEL, Mixture, Rows, Source, TokenCache,
+    Tokenizer, Weights,
 };
 
 use crate::examples;
@@ -38,25 +39,38 @@ impl<'a> Preview<'a> {
         Ok(Self { data, dir, hub })
     }
 
-    fn open(&self) -> Outcome<(tandem_data::Source, Encoder)> {
-        let source = examples::source(self.data, &self.hub, &mut ())?;
-        let tokenizer = examples::tokenizer(self.data, &self.dir)?;
-        let encoder = examples::encoder(self.data, source.kind(), tokenizer, &self.dir)?;
-        Ok((source, encoder))
+    fn open(&self) -> Outcome<Vec<(Source, Encoder)>> {
+        self.data.check()?;
+        let tokenizer = self.tokenizer()?;
+        let datasets = self.data.datasets();
+        let open = datasets.iter().map(|dataset| {
+            let source = examples::source(self.data, &dataset.name, &self.hub, &mut ())?;
+            let tokenizer = tokenizer.clone();
+            let encoder = examples::encoder(self.data, source.kind(), tokenizer, &self.dir)?;
+            Ok((source, encoder))
+        });
+        open.collect()
+    }
+
+    fn tokenizer(&self) -> Outcome<Tokenizer> {
+        examples::tokenizer(self.data, &self.dir)
     }
 
     /// A line of JSON for each document in the order of the files, before packing and cutting: `{document, input_ids,
-    /// labels}`, or `{document, error}` for one that is not trained.
+    /// labels}`, or `{document, error}` for one that is not trained. Documents of several datasets are counted through.
     pub fn documents(&self, lines: Lines<'_>) -> Outcome<()> {
-        let (source, encoder) = self.open()?;
-        for (index, document) in source.documents().map_err(Failure::other)?.enumerate() {
-            let document = document.map_err(Failure::other)?;
-            let line = match encoder.encode(&document) {
-                Ok(encoded) => self.document(index, &encoder, encoded),
-                Err(ExampleError::Tokenizer(error)) => return Err(Failure::other(error)),
-                Err(error) => json!({"document": index, "error": error.to_string()}),
-            };
-            lines(&line.to_string())?;
+        let mut index = 0;
+        for (source, encoder) in self.open()? {
+            for document in source.documents().map_err(Failure::other)? {
+                let document = document.map_err(Failure::other)?;
+                let line = match encoder.encode(&document) {
+                    Ok(encoded) => self.document(index, &encoder, encoded),
+                    Err(ExampleError::Tokenizer(error)) => return Err(Failure::other(error)),
+                    Err(error) => json!({"document": index, "error": error.to_string()}),
+                };
+                lines(&line.to_string())?;
+                index += 1;
+            }
         }
         Ok(())
     }
@@ -83,29 +97,24 @@ impl<'a> Preview<'a> {
         json!({"document": index, "input_ids": tokens, "labels": labels})
     }
 
-    /// All documents as rows, through a cache that is gone when this is over.
-    fn dataset(&self) -> Outcome<(TokenDataset, Encoder, Option<String>)> {
-        let (source, encoder) = self.open()?;
+    /// All documents as rows, through caches that are gone when this is over.
+    fn dataset(&self) -> Outcome<Mixture> {
         let folder = tempfile::tempdir().map_err(Failure::other)?;
-        let cache = TokenCache::build_or_open(&source, &encoder, folder.path(), &mut ())
-            .map_err(examples::failure)?;
-        let described = examples::described(self.data, &cache);
-        Ok((examples::rows(self.data, cache)?, encoder, described))
+        let open = self.open()?;
+        let caches = open.iter().map(|(source, encoder)| {
+            TokenCache::build_or_open(source, encoder, folder.path(), &mut ())
+                .map_err(examples::failure)
+        });
+        examples::mixture(self.data, caches.collect::<Outcome<_>>()?, 0)
     }
 
     /// A line of JSON for each row, at most `count`: `{row, input_ids, labels, position_ids, document_ids}`. Padding is
-    /// document -1.
+    /// document -1; documents that see each other are one.
     pub fn rows(&self, count: Option<u64>, lines: Lines<'_>) -> Outcome<()> {
-        let (dataset, _, _) = self.dataset()?;
-        for index in 0..dataset.len().min(count.unwrap_or(u64::MAX)) {
+        let dataset = self.dataset()?;
+        for index in 0..dataset.all_rows().min(count.unwrap_or(u64::MAX)) {
             let row = Row::of(&dataset, index);
-            let positions: Vec<usize> = row
-                .mask
-                .iter()
-                .enumerate()
-                .map(|(at, is)| at * usize::from(*is))
-                .collect();
-            let documents: Vec<i64> = row.mask.iter().map(|is| i64::from(*is) - 1).collect();
+            let (positions, documents): (Vec<usize>, Vec<i64>) = row.places().unzip();
             let line = json!({
                 "row": index,
                 "input_ids": row.input_ids,
@@ -120,9 +129,10 @@ impl<'a> Preview<'a> {
 
     /// The first `count` rows as text, and how long all of them are. What is trained is shown by colours, or in brackets.
     pub fn text(&self, count: u64, has_colors: bool, lines: Lines<'_>) -> Outcome<()> {
-        let (dataset, encoder, described) = self.dataset()?;
-        if let Some(described) = described {
-            lines(&described)?;
+        let dataset = self.dataset()?;
+        let tokenizer = self.tokenizer()?;
+        for line in examples::described(self.data, &dataset) {
+            lines(&line)?;
         }
         let (trained, plain, end) = match has_colors {
             true => ("\u{1b}[32m", "\u{1b}[2m", "\u{1b}[0m"),
@@ -133,21 +143,28 @@ impl<'a> Preview<'a> {
             if has_colors { end } else { "" }
         ))?;
         let mut tally = Tally::default();
-        for index in 0..dataset.len() {
+        for index in 0..dataset.all_rows() {
             let row = Row::of(&dataset, index);
             tally.add(&row);
             if index >= count {
                 continue;
             }
+            let documents = match row.starts.len() {
+                1 => String::new(),
+                count => format!(" in {count} documents (│ between them)"),
+            };
             lines(&format!(
-                "--- row {index}: {} tokens, {} trained, {} padding",
+                "--- row {index}: {} tokens{documents}, {} trained, {} padding",
                 row.tokens(),
                 row.targets(),
                 row.padding()
             ))?;
             let mut text = String::new();
-            for (is_trained, part) in row.parts() {
-                let words = encoder.tokenizer().decode(&part);
+            for (begins, is_trained, part) in row.parts() {
+                let words = tokenizer.decode(&part);
+                if begins {
+                    text.push('│');
+                }
                 match (is_trained, has_colors) {
                     (true, _) => text.extend([trained, &words, end]),
                     (false, true) => text.extend([plain, &words, end]),
@@ -168,15 +185,18 @@ struct Row {
     input_ids: Vec<i64>,
     labels: Vec<i64>,
     mask: Vec<u8>,
+    /// Where its documents begin.
+    starts: Vec<u32>,
 }
 
 impl Row {
-    fn of(dataset: &TokenDataset, index: u64) -> Self {
+    fn of(dataset: &Mixture, index: u64) -> Self {
         let seq = dataset.seq_length();
         let mut row = Self {
             input_ids: vec![0; seq],
             labels: vec![0; seq],
             mask: vec![0; seq],
+            starts: dataset.documents(index),
         };
         dataset.fill(index, &mut row.input_ids, &mut row.labels, &mut row.mask);
         row
@@ -190,26 +210,43 @@ impl Row {
         self.mask.len() - self.tokens()
     }
 
-    /// The first token has none before it that could predict it.
-    fn targets(&self) -> usize {
-        self.labels
-            .iter()
-            .skip(1)
-            .filter(|label| **label != IGNORED_LABEL)
-            .count()
+    /// For each token, its position in its document and the document's number; 0 and -1 in padding.
+    fn places(&self) -> impl Iterator<Item = (usize, i64)> {
+        self.mask.iter().enumerate().map(|(at, is)| {
+            if *is == 0 {
+                return (0, -1);
+            }
+            let begun = self.starts.partition_point(|&start| start as usize <= at);
+            (at - self.starts[begun - 1] as usize, begun as i64 - 1)
+        })
     }
 
-    /// Runs of tokens that are trained, or not.
-    fn parts(&self) -> Vec<(bool, Vec<u32>)> {
-        let mut parts: Vec<(bool, Vec<u32>)> = Vec::new();
-        for (at, (token, label)) in self.input_ids.iter().zip(&self.labels).enumerate() {
-            if self.mask[at] == 0 {
+    /// Whether the token at this place is a target: the first of a row has none before it that could predict it.
+    fn is_target(&self, at: usize) -> bool {
+        at > 0 && self.labels[at] != IGNORED_LABEL
+    }
+
+    fn targets(&self) -> usize {
+        let places = 0..self.labels.len();
+        places.filter(|&at| self.is_target(at)).count()
+    }
+
+    /// Runs of tokens: whether a document other than the first begins with it, whether it is trained, and its tokens.
+    fn parts(&self) -> Vec<(bool, bool, Vec<u32>)> {
+        let mut parts: Vec<(bool, bool, Vec<u32>)> = Vec::new();
+        for (at, (token, (position, document))) in
+            self.input_ids.iter().zip(self.places()).enumerate()
+        {
+            if document < 0 {
                 break;
             }
-            let (is_trained, token) = (at > 0 && *label != IGNORED_LABEL, *token as u32);
+            let begins = position == 0 && document > 0;
+            let (is_trained, token) = (self.is_target(at), *token as u32);
             match parts.last_mut() {
-                Some((was_trained, part)) if *was_trained == is_trained => part.push(token),
-                _ => parts.push((is_trained, vec![token])),
+                Some((_, was_trained, part)) if *was_trained == is_trained && !begins => {
+                    part.push(token);
+                }
+                _ => parts.push((begins, is_trained, vec![token])),
             }
         }
         parts

@@ -20,6 +20,7 @@
 
 mod check;
 mod continued;
+mod dataset;
 mod evaluation;
 mod ray;
 mod strategy;
@@ -37,10 +38,11 @@ use tandem_model::Recompute;
 use tandem_tensor::DeviceChoice;
 use tandem_trainer::{LearningRate, SaveRule, Schedule, UpdateRule};
 
+pub use dataset::NamedDataset;
 pub use evaluation::{EvalChoice, EvalStrategy, Evaluation};
 pub use ray::{PlacementStrategy, Ray};
 pub use strategy::{DeepSpeed, Dtype, Fsdp, Strategy};
-pub use tandem_data::ExampleKind;
+pub use tandem_data::{ExampleKind, Packing};
 
 /// A run.
 #[derive(Debug, Clone)]
@@ -84,8 +86,9 @@ pub struct Selection {
 /// What the rows are made of.
 #[derive(Debug, Clone, Serialize)]
 pub struct Data {
-    /// A name on the hub, or a file or folder.
-    pub dataset_name: String,
+    /// A name on the hub, or a file or folder; or several of them, each with its weight.
+    #[serde(serialize_with = "one_or_list")]
+    pub dataset_name: Vec<String>,
     /// The data set's configuration on the hub.
     pub dataset_config: Option<String>,
     /// Its split.
@@ -107,6 +110,11 @@ pub struct Data {
     pub eos_token: Option<String>,
     /// Whether documents are joined and cut into rows; where it is not said, text is and conversations are not.
     pub packing: Option<bool>,
+    /// How they are joined.
+    #[serde(serialize_with = "packing")]
+    pub packing_strategy: Option<Packing>,
+    /// Whether documents of a row do not see each other; where it is not said, only those of text that is wrapped do.
+    pub document_mask: Option<bool>,
     /// Tokens of a row.
     pub seq_length: usize,
 }
@@ -206,6 +214,8 @@ pub struct Training {
     pub adam_eps: f64,
     /// Gradients are scaled down to this norm; 0 leaves them.
     pub max_grad_norm: f64,
+    /// Multiplies the square of the logarithm of the sum of all `e^logit` in the loss; 0 is none.
+    pub z_loss: f64,
     /// Every so many steps, replicas are compared bit by bit; 0 is never.
     pub check_interval: u64,
 }
@@ -309,7 +319,7 @@ pub struct Local {
 /// What is shown and measured on the way.
 #[derive(Debug, Clone, Serialize)]
 pub struct Shown {
-    /// Without a terminal: a line every so many steps.
+    /// A line with the loss every so many steps.
     pub log_interval: u64,
     /// Steps that are recorded; 0 is none.
     pub profile: u64,
@@ -450,6 +460,18 @@ fn example_kind<S: Serializer>(
     serializer: S,
 ) -> Result<S::Ok, S::Error> {
     kind.map(ExampleKind::name).serialize(serializer)
+}
+
+fn packing<S: Serializer>(packing: &Option<Packing>, serializer: S) -> Result<S::Ok, S::Error> {
+    packing.map(Packing::name).serialize(serializer)
+}
+
+/// One name as it has always been written.
+fn one_or_list<S: Serializer>(names: &[String], serializer: S) -> Result<S::Ok, S::Error> {
+    match names {
+        [one] => one.serialize(serializer),
+        several => several.serialize(serializer),
+    }
 }
 
 fn device<S: Serializer>(device: &DeviceChoice, serializer: S) -> Result<S::Ok, S::Error> {

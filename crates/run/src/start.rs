@@ -6,6 +6,9 @@ mod lease;
 pub mod local;
 mod ray;
 
+#[cfg(feature = "testing")]
+pub use lease::start_beside;
+
 use std::ffi::OsString;
 use std::process::ExitCode;
 

@@ -30,7 +30,7 @@ use crate::ranks::Ranks;
 use crate::resume::{Origin, Resumed, resume};
 use crate::session::Ended;
 use crate::show::reporter::{Reporter, saved_metrics};
-use crate::show::summary;
+use crate::show::{screen, summary};
 use crate::spec::{Init, RunSpec};
 use crate::storage::{Storage, folder_lost, nothing_to_continue};
 
@@ -48,7 +48,7 @@ pub fn run(
             .map_err(cannot_handle)?;
     }
     limits::check_own(env)?;
-    let mut reporter = Reporter::new(control, env.rank, spec.output.shown.log_interval);
+    let mut reporter = Reporter::new(control, env.rank, spec, environment.checkpoint.is_none());
     reporter.event(TrainEvent::Phase("preparing".to_owned()));
     let prepared = prepare(spec, environment, None, &mut reporter)?;
     reporter.event(TrainEvent::Phase("joining".to_owned()));
@@ -107,6 +107,7 @@ impl Worker<'_> {
             self.spec.identity.selection.data.seq_length,
             self.ranks,
         )?;
+        engine.set_z_loss(self.spec.compute.training.z_loss);
         let storage = self.storage()?.watched(&self.spec.output, self.ranks)?;
         self.profile(&mut engine, &storage);
         let start = self.start(&mut engine, &storage, reporter)?;
@@ -198,6 +199,9 @@ impl Worker<'_> {
         let settings = self.settings(state, next);
         let mut recorder = self.recorder(storage, state.global_step)?;
         if self.env.rank == 0 && matches!(reporter, Reporter::Terminal(_)) {
+            if let Err(error) = screen::keep_log(&storage.run_dir) {
+                tracing::warn!(%error, "this run's lines are not kept");
+            }
             let lines = summary::lines(
                 self.spec,
                 self.prepared,

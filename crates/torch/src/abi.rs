@@ -96,7 +96,6 @@ functions! {
         aoti_torch_get_device_index: fn(Handle, *mut i32) -> Code;
         // Number of dimensions, sizes, strides, kind, device's type and index, result.
         aoti_torch_empty_strided: fn(i64, *const i64, *const i64, i32, i32, i32, *mut Handle) -> Code;
-        aoti_torch_empty_strided_pinned: fn(i64, *const i64, *const i64, i32, i32, i32, *mut Handle) -> Code;
         // Tensor, number of dimensions, sizes, strides, elements from the tensor's first on, result.
         aoti_torch__reinterpret_tensor: fn(Handle, i64, *const i64, *const i64, i64, *mut Handle) -> Code;
         aoti_torch_copy_: fn(Handle, Handle, i32) -> Code;

@@ -88,18 +88,43 @@ pub fn cpu_backward(
     (d_query, d_key, d_value)
 }
 
-/// Causal attention on CUDA, in half precision (FlashAttention-2). `query` is `[batch, seq, heads, dim]`, `key` and `value` may
-/// have fewer heads; a query sees `window_left` keys before itself at most. Returns the output and the log-sum-exp.
+/// What a query sees on CUDA besides being causal.
+#[derive(Debug, Clone, Copy)]
+pub struct Masked<'a> {
+    /// Multiplies the scores.
+    pub scale: f64,
+    /// Keys before itself that a query sees at most.
+    pub window_left: Option<i64>,
+    /// Sequences of different lengths, one after another, instead of rows.
+    pub documents: Option<Documents<'a>>,
+}
+
+/// Where sequences of different lengths lie.
+#[derive(Debug, Clone, Copy)]
+pub struct Documents<'a> {
+    /// i32 `[documents + 1]`, on the device: where each begins, and where the last ends.
+    pub bounds: &'a Tensor,
+    /// Tokens of the longest.
+    pub longest: i64,
+}
+
+/// Causal attention on CUDA, in half precision (FlashAttention-2). `query` is `[batch, seq, heads, dim]`, or, with documents,
+/// `[tokens, heads, dim]`; `key` and `value` may have fewer heads. Returns the output and the log-sum-exp.
+///
+/// The form with documents was compiled and never run: no machine with such a device was at hand.
 #[track_caller]
 pub fn cuda_forward(
     query: &Tensor,
     key: &Tensor,
     value: &Tensor,
-    scale: f64,
-    window_left: Option<i64>,
+    masked: Masked<'_>,
 ) -> (Tensor, Tensor) {
-    let (left, right) = window(window_left);
-    let seq = query.size()[1];
+    let Masked {
+        scale, documents, ..
+    } = masked;
+    let (left, right) = window(masked.window_left);
+    let bounds = documents.map(|documents| documents.bounds.handle());
+    let seq = documents.map_or_else(|| query.size()[1], |documents| documents.longest);
     let mut results = [null_mut(); 5];
     let [out, logsumexp, random_state, unused, debug_mask] = &mut results;
     // SAFETY: as in `cpu_forward`.
@@ -109,8 +134,8 @@ pub fn cuda_forward(
             query.handle(),
             key.handle(),
             value.handle(),
-            null(),
-            null(),
+            optional(&bounds),
+            optional(&bounds),
             seq,
             seq,
             0.0,
@@ -139,13 +164,16 @@ pub fn cuda_forward(
 pub fn cuda_backward(
     d_out: &Tensor,
     saved: Saved<'_>,
-    scale: f64,
-    window_left: Option<i64>,
+    masked: Masked<'_>,
 ) -> (Tensor, Tensor, Tensor) {
-    let (left, right) = window(window_left);
-    let seq = saved.query.size()[1];
+    let Masked {
+        scale, documents, ..
+    } = masked;
+    let (left, right) = window(masked.window_left);
+    let seq = documents.map_or_else(|| saved.query.size()[1], |documents| documents.longest);
     // Without dropout the kernel reads no random state, and without packed sequences no starts; undefined tensors say so.
     let undefined = undefined();
+    let bounds = documents.map_or(&undefined, |documents| documents.bounds);
     let mut gradients = [null_mut(); 3];
     let [d_query, d_key, d_value] = &mut gradients;
     // SAFETY: as in `cpu_forward`.
@@ -158,8 +186,8 @@ pub fn cuda_backward(
             saved.value.handle(),
             saved.out.handle(),
             saved.logsumexp.handle(),
-            undefined.handle(),
-            undefined.handle(),
+            bounds.handle(),
+            bounds.handle(),
             seq,
             seq,
             0.0,

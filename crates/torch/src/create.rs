@@ -1,16 +1,11 @@
 //! New tensors: empty, filled, converted, copied.
 
-use crate::abi::{Code, Handle};
 use crate::device::Device;
 use crate::error::expect;
 use crate::kind::Kind;
 use crate::library::torch;
 use crate::scalar::Scalar;
 use crate::tensor::{Shape, Tensor, new_tensor};
-
-/// Makes a tensor: number of dimensions, sizes, strides, kind, device's type and index, result.
-type Allocate =
-    unsafe extern "C" fn(i64, *const i64, *const i64, i32, i32, i32, *mut Handle) -> Code;
 
 /// Dimensions of the widest tensor that is made.
 const MOST_DIMENSIONS: usize = 8;
@@ -36,40 +31,15 @@ impl Tensor {
     /// When there is not enough memory.
     #[track_caller]
     pub fn empty(shape: impl Shape, options: (Kind, Device)) -> Self {
-        let allocate = torch().functions.aoti_torch_empty_strided;
-        Self::allocated("empty", allocate, shape.sizes(), options)
-    }
-
-    /// As [`Self::empty`], in host memory that CUDA devices reach without the processor.
-    ///
-    /// # Panics
-    /// Without a CUDA device, or when there is not enough memory.
-    #[track_caller]
-    pub fn empty_pinned(shape: impl Shape, kind: Kind) -> Self {
-        let allocate = torch().functions.aoti_torch_empty_strided_pinned;
-        Self::allocated(
-            "pinned memory",
-            allocate,
-            shape.sizes(),
-            (kind, Device::Cpu),
-        )
-    }
-
-    #[track_caller]
-    fn allocated(
-        operation: &str,
-        allocate: Allocate,
-        size: &[i64],
-        (kind, device): (Kind, Device),
-    ) -> Self {
+        let ((kind, device), size) = (options, shape.sizes());
         let codes = &torch().codes;
         let strides = contiguous_strides(size);
         let (device, index) = device.code(codes);
         let (dims, kind) = (size.len() as i64, codes.of_kind(kind));
-        expect(new_tensor(operation, |out| {
+        expect(new_tensor("empty", |out| {
             // SAFETY: both lists have as many numbers as there are dimensions.
             unsafe {
-                allocate(
+                (torch().functions.aoti_torch_empty_strided)(
                     dims,
                     size.as_ptr(),
                     strides.as_ptr(),

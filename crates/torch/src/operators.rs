@@ -65,12 +65,14 @@ macro_rules! operators {
 
 operators! {
     ABS = c"aten::abs" c"" (Floats) -> 1;
+    ERF = c"aten::erf" c"" (Floats) -> 1;
     EXP = c"aten::exp" c"" (Floats) -> 1;
     LOG = c"aten::log" c"" (Floats) -> 1;
     SQRT = c"aten::sqrt" c"" (Floats) -> 1;
     RSQRT = c"aten::rsqrt" c"" (Floats) -> 1;
     SILU = c"aten::silu" c"" (Floats) -> 1;
     SIGMOID = c"aten::sigmoid" c"" (Floats) -> 1;
+    TANH = c"aten::tanh" c"" (Floats) -> 1;
     DIV = c"aten::div" c"Tensor" (Floats, Floats) -> 1;
     MUL_ = c"aten::mul_" c"Tensor" (Floats, Number) -> 1;
     BITWISE_XOR_ = c"aten::bitwise_xor_" c"Tensor" (Index, Integer) -> 1;

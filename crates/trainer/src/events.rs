@@ -19,6 +19,8 @@ pub struct StepMetrics {
     pub grad_norm: f64,
     /// Tokens of the global batch, padding included, per second.
     pub tokens_per_s: f64,
+    /// The same for one of the devices.
+    pub tokens_per_s_per_device: f64,
     /// Seconds from the end of the previous step to the end of this one.
     pub step_time_s: f64,
     /// How much of it training waited for a save.
@@ -27,10 +29,14 @@ pub struct StepMetrics {
     pub tokens_seen: u64,
     /// Valid targets of this step.
     pub n_tokens: u64,
-    /// Useful matrix arithmetic per second, as a fraction of what this machine was measured to do.
-    pub gemm_fraction: f64,
+    /// 10^12 model FLOPs per second, of one of the devices.
+    pub tflops_per_device: f64,
+    /// Model FLOPs utilisation: the model FLOPs per second as a fraction of the devices' peak.
+    pub mfu: f64,
     /// Largest resident set so far, in MB, per rank.
     pub peak_memory_mb: Vec<f64>,
+    /// When the step ended, in seconds since 1970.
+    pub time: f64,
 }
 
 impl StepMetrics {
@@ -42,7 +48,7 @@ impl StepMetrics {
             ("grad_norm", self.grad_norm),
             ("tokens_per_s", self.tokens_per_s),
             ("step_time_s", self.step_time_s),
-            ("gemm_fraction", self.gemm_fraction),
+            ("mfu", self.mfu),
         ];
         let counts = [
             ("step", self.step),

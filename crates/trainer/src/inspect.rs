@@ -39,12 +39,18 @@ pub fn gather_tensor(
     Ok(cpu::read_f32(&sum))
 }
 
-/// fp32 logits `[seq, vocabulary]` of one row of tokens; the same on every rank. Every rank passes the same row.
+/// fp32 logits `[seq, vocabulary]` of one row of tokens, whose documents begin at `starts`; the same on every rank. Every rank
+/// passes the same row.
 ///
 /// # Errors
 /// When a peer fails.
-pub fn first_row_logits(engine: &mut Engine, row: &[i64]) -> Result<Vec<f32>, TrainError> {
-    let micro = MicroBatch::new(row, row, row.len(), 0, engine.device);
+pub fn first_row_logits(
+    engine: &mut Engine,
+    row: &[i64],
+    starts: &[u32],
+) -> Result<Vec<f32>, TrainError> {
+    let micro = MicroBatch::new(row, row, row.len(), 0, engine.device)
+        .with_documents(vec![starts.to_vec()], row.len());
     let turn = Turn::only(engine, &micro);
     let (x, _) = forward(engine, &turn)?;
     let flat = engine.unshard(engine.head_unit())?;

@@ -1,6 +1,9 @@
 //! One forward and backward's worth of tokens, on the device.
 
+use std::sync::Arc;
+
 use tandem_data::Batch;
+use tandem_tensor::attention::Documents;
 use tandem_tensor::cross_entropy::IGNORE;
 use tandem_tensor::{Device, Tensor};
 
@@ -11,6 +14,8 @@ pub struct MicroBatch {
     pub ids: Tensor,
     /// i64 `[rows * seq]`: what each position must predict, [`IGNORE`] where there is nothing.
     pub targets: Tensor,
+    /// The documents of rows that have several, which then do not see each other.
+    pub documents: Option<Arc<Documents>>,
     /// Tokens, padding included.
     pub tokens: usize,
     /// Positions with a target.
@@ -24,6 +29,7 @@ impl MicroBatch {
     pub fn of(batch: &Batch, device: Device) -> Self {
         let (ids, labels) = (&batch.input_ids, &batch.labels);
         Self::new(ids, labels, batch.seq, batch.hash, device)
+            .with_documents(batch.documents.clone(), batch.seq)
     }
 
     /// From rows in Hugging Face's convention: `labels` aligned with `ids`, so position `t` predicts `labels[t + 1]`
@@ -45,8 +51,20 @@ impl MicroBatch {
             valid_targets: targets.iter().filter(|&&target| target != IGNORE).count(),
             ids: Tensor::from_slice(ids).to_device(device),
             targets: Tensor::from_slice(&targets).to_device(device),
+            documents: None,
             hash,
         }
+    }
+
+    /// The same with rows of several documents each, which begin at `starts`. Whose first token is nobody's target is for the
+    /// labels to say.
+    ///
+    /// # Panics
+    /// When there are not as many rows, or their starts are not in them.
+    pub fn with_documents(self, starts: Vec<Vec<u32>>, seq: usize) -> Self {
+        assert_eq!(starts.len() * seq, self.tokens, "starts for every row");
+        let documents = Documents::new(starts, seq, self.ids.device()).map(Arc::new);
+        Self { documents, ..self }
     }
 }
 
@@ -66,5 +84,12 @@ mod tests {
         let targets: Vec<i64> = batch.targets.to_vec();
         assert_eq!(targets, [2, -100, -100, 5, 6, -100]);
         assert_eq!((batch.tokens, batch.valid_targets), (6, 3));
+        assert!(batch.documents.is_none());
+        assert!(
+            batch
+                .with_documents(vec![vec![0], vec![0, 1]], 3)
+                .documents
+                .is_some()
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! Metrics on disk: `metrics.jsonl`, a line for each step and for each evaluation, and the loss history.
+//! What rank 0 writes down of a run: `metrics.jsonl`, a line for each step and for each evaluation; the same as curves for
+//! TensorBoard; `events.jsonl`; and the loss history.
 
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Write};
@@ -8,10 +9,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::TrainError;
 use crate::events::{EvalMetrics, StepMetrics};
+use crate::journal::{Happening, Journal, now};
+use crate::tensorboard::Curves;
 
 /// Writes what rank 0 records of a run.
 pub struct Recorder {
     metrics: Option<(PathBuf, File)>,
+    /// For people; what cannot be written of these two ends no run.
+    curves: Option<Curves>,
+    journal: Option<Journal>,
     history: Option<PathBuf>,
     losses: Vec<LossPoint>,
     /// The step of the last evaluation.
@@ -44,6 +50,8 @@ impl Recorder {
     pub fn none() -> Self {
         Self {
             metrics: None,
+            curves: None,
+            journal: None,
             history: None,
             losses: Vec::new(),
             evaluated: None,
@@ -51,8 +59,8 @@ impl Recorder {
     }
 
     /// Goes on with `{run_dir}/metrics.jsonl` after step `done`: lines of later steps, which a run that ended without a
-    /// checkpoint has left, are dropped, so that the file is that of a run which was never interrupted. With
-    /// `history_dir`, also keeps a loss history there.
+    /// checkpoint has left, are dropped, so that the file is that of a run which was never interrupted; and likewise with the
+    /// curves in `{run_dir}/tensorboard`. With `history_dir`, also keeps a loss history there.
     ///
     /// # Errors
     /// When a file cannot be read or opened.
@@ -73,6 +81,11 @@ impl Recorder {
         }
         Ok(Self {
             metrics: Some((path, file)),
+            curves: unless_told(
+                Curves::create(run_dir, done, now()),
+                "there are no curves for TensorBoard",
+            ),
+            journal: unless_told(Journal::open(run_dir), "there is no events.jsonl"),
             history: history_dir.map(|dir| dir.join("loss_history.json")),
             losses: kept.losses,
             evaluated: kept.evaluated,
@@ -86,6 +99,9 @@ impl Recorder {
     pub fn step(&mut self, metrics: &StepMetrics) -> Result<(), TrainError> {
         if self.metrics.is_some() {
             self.line(metrics)?;
+            if let Some(curves) = &mut self.curves {
+                curves.step(metrics);
+            }
             self.losses.push(LossPoint {
                 step: metrics.step,
                 epoch: metrics.epoch,
@@ -103,7 +119,12 @@ impl Recorder {
     pub fn evaluation(&mut self, metrics: &EvalMetrics) -> Result<(), TrainError> {
         match self.evaluated.replace(metrics.step) {
             Some(step) if step == metrics.step => Ok(()),
-            _ => self.line(metrics),
+            _ => {
+                if let Some(curves) = &mut self.curves {
+                    curves.evaluated(metrics, now());
+                }
+                self.line(metrics)
+            }
         }
     }
 
@@ -118,6 +139,13 @@ impl Recorder {
             .map_err(|source| write_error(path, source))
     }
 
+    /// Takes note of something that is no step.
+    pub(crate) fn note(&mut self, happening: Happening<'_>) {
+        if let Some(journal) = &mut self.journal {
+            journal.note(happening);
+        }
+    }
+
     /// Writes the loss history.
     ///
     /// # Errors
@@ -130,6 +158,13 @@ impl Recorder {
             .map_err(|error| write_error(path, error.into()))?;
         write_whole(path, &text).map_err(|source| write_error(path, source))
     }
+}
+
+/// What could be opened; else the user is told what is missing, and why.
+fn unless_told<T>(opened: std::io::Result<T>, otherwise: &str) -> Option<T> {
+    opened
+        .inspect_err(|error| tracing::warn!(%error, "{otherwise} of this run"))
+        .ok()
 }
 
 fn write_error(path: &Path, source: std::io::Error) -> TrainError {

@@ -14,6 +14,7 @@ use crate::error::TrainError;
 use crate::evaluate::evaluate;
 use crate::events::{EvalMetrics, EventSink, TrainEvent};
 use crate::gemm_floor;
+use crate::journal::Happening;
 use crate::micro_batch::MicroBatch;
 use crate::profile::{Activity, Profiler};
 use crate::progress::{ResumePoint, RunCounters};
@@ -150,6 +151,16 @@ struct StepBatch {
 
 impl Training<'_, '_> {
     fn begin(&mut self) -> Result<(), TrainError> {
+        let (ranks, peak) = (self.engine.world.size(), self.meter.peak());
+        self.watcher.recorder.note(Happening::Started {
+            step: self.counters.step,
+            last_step: self.settings.last_step,
+            ranks,
+            peak_flops: peak.flops,
+            peak_of: peak.of(),
+        });
+        let line = peak.line(ranks);
+        self.watcher.sink.event(TrainEvent::Summary(vec![line]));
         self.watcher.sink.event(TrainEvent::Begin {
             first_step: self.first_step,
             last_step: self.settings.last_step,
@@ -357,12 +368,20 @@ impl Training<'_, '_> {
 
     /// Tells how a save ended. That the run's last one failed, after the step `end`, is an error, which tells it itself.
     fn tell(&mut self, outcome: Option<SaveOutcome>, end: Option<u64>) {
-        let sink = &mut *self.watcher.sink;
+        let Watcher { sink, recorder, .. } = &mut *self.watcher;
         match outcome {
-            Some(SaveOutcome::Saved(saved)) => sink.event(TrainEvent::Saved(saved)),
-            Some(SaveOutcome::Failed { step, .. }) if Some(step) == end => {}
+            Some(SaveOutcome::Saved(saved)) => {
+                recorder.note(Happening::saved(&saved));
+                sink.event(TrainEvent::Saved(saved));
+            }
             Some(SaveOutcome::Failed { step, problem }) => {
-                sink.event(TrainEvent::SaveFailed { step, problem });
+                recorder.note(Happening::SaveFailed {
+                    step,
+                    problem: &problem,
+                });
+                if Some(step) != end {
+                    sink.event(TrainEvent::SaveFailed { step, problem });
+                }
             }
             None => {}
         }
@@ -394,6 +413,10 @@ impl Training<'_, '_> {
         if let Some(error) = self.checkpoints.last_problem(self.counters.step) {
             return Err(error);
         }
+        self.watcher.recorder.note(Happening::Ended {
+            step: self.counters.step,
+            stopped: self.stopped,
+        });
         self.watcher.recorder.finish()?;
         self.watcher.sink.event(TrainEvent::End);
         Ok(LoopEnd {
@@ -437,7 +460,7 @@ fn finish_profile(
     profiler: &Profiler,
     micro_batches: &[MicroBatch],
 ) -> Result<Vec<String>, TrainError> {
-    profiler.write_trace(engine.world.rank())?;
+    profiler.write(engine.world.rank())?;
     // All at the same time, as they compute at the same time.
     engine.world.barrier()?.wait()?;
     let tokens = micro_batches.first().map_or(0, |micro| micro.tokens);

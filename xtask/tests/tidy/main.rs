@@ -7,6 +7,7 @@ mod dependencies;
 mod edges;
 mod repository;
 mod sources;
+mod unused;
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,4 @@
-//! Writing safetensors: one file from tensors in memory, or a whole model as a stream.
+//! Writing a whole model as a stream.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, File};
@@ -10,68 +10,13 @@ use tandem_mesh::ShardSlice;
 
 use super::index::Index;
 use super::{INDEX_FILE, SINGLE_FILE, WeightsError};
-use crate::durable::{PartialFile, sync_folder, sync_parent};
+use crate::durable::{sync_folder, sync_parent};
 use crate::element::FloatKind;
 use crate::header::Header;
 use crate::names::FileName;
 
 /// Elements that [`HfWriter`] holds at a time.
 const WINDOW_ELEMENTS: usize = 4 << 20;
-
-/// A tensor in memory.
-#[derive(Debug, Clone, Copy)]
-pub struct NamedTensor<'a> {
-    /// Its name.
-    pub name: &'a str,
-    /// Its shape.
-    pub shape: &'a [usize],
-    /// Its elements, row-major.
-    pub data: &'a [f32],
-}
-
-/// Writes one safetensors file, which appears whole and durable, or not at all.
-///
-/// # Errors
-/// A file that cannot be written, or a tensor whose data do not fill its shape.
-pub fn write_safetensors(
-    path: &Path,
-    tensors: &[NamedTensor<'_>],
-    kind: FloatKind,
-) -> Result<(), WeightsError> {
-    let header_error = |problem| WeightsError::Header {
-        file: path.to_owned(),
-        problem,
-    };
-    for tensor in tensors {
-        let elements: usize = tensor.shape.iter().product();
-        if elements != tensor.data.len() {
-            return Err(WeightsError::Shape {
-                file: path.to_owned(),
-                tensor: tensor.name.to_owned(),
-                expected: tensor.shape.to_vec(),
-                found: vec![tensor.data.len()],
-            });
-        }
-    }
-    let specs = tensors.iter().map(|t| (t.name, kind.dtype(), t.shape));
-    let (first, _) = Header::encode(specs).map_err(header_error)?;
-    let write = || -> io::Result<()> {
-        let mut file = PartialFile::create(path)?;
-        file.write_all(&first)?;
-        let mut bytes = Vec::new();
-        for window in tensors.iter().flat_map(|t| t.data.chunks(WINDOW_ELEMENTS)) {
-            bytes.clear();
-            kind.encode(window, &mut bytes);
-            file.write_all(&bytes)?;
-        }
-        file.finish()
-    };
-    write().map_err(|source| WeightsError::Io {
-        action: "write",
-        file: path.to_owned(),
-        source,
-    })
-}
 
 /// Writes a model folder tensor by tensor, holding a bounded part of one tensor at a time.
 ///

@@ -99,10 +99,7 @@ fn a_published_file_reads_as_the_reference_implementation_reads_it() {
         assert_eq!(out, expected, "{name}");
     }
     let batches = TensorFile::open(&golden.join("batches.safetensors")).unwrap();
-    let ids = batches.read_i64("input_ids").unwrap();
     let shape = &batches.entry("input_ids").unwrap().shape;
-    assert_eq!(ids.len(), shape.iter().product::<usize>());
-    assert!(ids.iter().all(|&id| (0..1_000_000).contains(&id)));
     assert!(matches!(
         weights.read("model.norm.weight", &ShardSlice::whole(&[3]), &mut [0.0; 3]),
         Err(WeightsError::Shape { .. })
@@ -112,8 +109,6 @@ fn a_published_file_reads_as_the_reference_implementation_reads_it() {
         .read("input_ids", &slice, &mut vec![0.0; slice.numel()])
         .unwrap_err();
     assert!(error.to_string().contains("input_ids"), "{error}");
-    let first = weights.names().next().unwrap();
-    assert!(weights.locate(first).unwrap().0.read_i64(first).is_err());
 }
 
 /// A model of three tensors in as many files as `max_shard_bytes` makes of it.

@@ -95,6 +95,19 @@ choices! {
     }
 }
 
+choices! {
+    /// How documents are packed.
+    #[value(rename_all = "snake_case")]
+    PackingStrategy => spec::Packing {
+        /// All documents are one stream, cut into full rows: also within documents.
+        Wrapped => spec::Packing::Wrapped,
+        /// Best-fit decreasing: whole documents, as many as a row has room for; what is longer than a row is truncated.
+        Bfd => spec::Packing::BestFit,
+        /// The same, but what is longer than a row is split into several pieces.
+        BfdSplit => spec::Packing::BestFitSplit,
+    }
+}
+
 /// What the rows of a dataset are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 #[value(rename_all = "snake_case")]

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args};
 use tandem_run::spec::{Data, ExampleKind};
 
-use crate::flags::choices::DatasetFormat;
+use crate::flags::choices::{DatasetFormat, PackingStrategy};
 
 /// What the rows are made of.
 #[derive(Debug, Clone, Args)]
@@ -15,15 +15,30 @@ pub struct DataFlags {
     #[arg(long, default_value_t = 2048, help_heading = "Batch")]
     pub seq_length: usize,
 
-    /// true: join documents (text with the end-of-text token between them) and cut them into rows of seq_length; false: one
-    /// document a row, truncated or padded. Without the flag, text is joined, and conversations and completions are not.
+    /// true: several documents a row, as --packing_strategy says; false: one document a row, truncated or padded. Without the
+    /// flag, text is packed, and conversations and completions are not.
     #[arg(long, num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set, help_heading = "Batch")]
     pub packing: Option<bool>,
 
+    /// How documents are packed; names as TRL has them. Without the flag, text is wrapped, and conversations and completions
+    /// are packed by bfd.
+    #[arg(long, value_enum, value_name = "STRATEGY", help_heading = "Batch")]
+    pub packing_strategy: Option<PackingStrategy>,
+
+    /// Whether documents in a row do not see each other. Without the flag, all but text that is wrapped do not.
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set, help_heading = "Batch")]
+    pub document_mask: Option<bool>,
+
     /// A hub name (`wikitext` is Salesforce/wikitext), a folder, a file, or a list of files and patterns with commas
-    /// between them. Files are .txt, .jsonl, .ndjson, .json, .csv, .tsv (also with .gz or .zst after it) or .parquet.
-    #[arg(long, default_value = "wikitext", help_heading = "Data")]
-    pub dataset_name: String,
+    /// between them. Files are .txt, .jsonl, .ndjson, .json, .csv, .tsv (also with .gz or .zst after it) or .parquet. Several of
+    /// these flags are a mixture: all rows of each, or, with NAME@WEIGHT, rows in proportion to the weights.
+    #[arg(
+        long,
+        default_value = "wikitext",
+        value_name = "NAME[@WEIGHT]",
+        help_heading = "Data"
+    )]
+    pub dataset_name: Vec<String>,
 
     /// The dataset's configuration on the hub, or a folder in a folder; `all`: all of them. wikitext's default is
     /// wikitext-2-raw-v1.
@@ -79,6 +94,8 @@ impl DataFlags {
             chat_template_path: self.chat_template_path.clone(),
             eos_token: self.eos_token.clone(),
             packing: self.packing,
+            packing_strategy: self.packing_strategy.map(Into::into),
+            document_mask: self.document_mask,
             seq_length: self.seq_length,
         }
     }

@@ -47,6 +47,11 @@ pub fn read_integers<const N: usize>(path: &Path, names: [&str; N]) -> Outcome<[
     })
 }
 
+/// Whether a file has a tensor of this name.
+pub fn has(path: &Path, name: &str) -> Outcome<bool> {
+    with_file(path, |file| Ok(file.tensor(name).is_ok()))
+}
+
 /// Reads all fp32 tensors whose name starts with `prefix`, under their names without it.
 pub fn read_floats(path: &Path, prefix: &str) -> Outcome<Tensors> {
     with_file(path, |file| {

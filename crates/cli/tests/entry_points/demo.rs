@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::hang_up;
+
 /// A command line in the making, with a storage folder of its own.
 pub struct Run {
     pub storage: tempfile::TempDir,
@@ -109,6 +111,7 @@ pub fn wait_until(what: &str, holds: impl Fn() -> bool) {
 }
 
 pub fn train(run: &Run) -> Command {
+    hang_up::is_heard_by_children();
     let mut command = Command::new(run.program);
     command
         .args(&run.args)

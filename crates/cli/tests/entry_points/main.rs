@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)] // a failed helper is a failed test
 
 mod bad_input;
+mod browser;
 mod chat;
 mod cluster;
 mod crash;
@@ -11,6 +12,7 @@ mod demo;
 mod evaluation;
 mod export;
 mod full_disk;
+mod hang_up;
 // The fuzz tests use more of it.
 #[allow(dead_code)]
 #[path = "../fuzz/harness.rs"]
@@ -28,7 +30,9 @@ mod network;
 mod object_storage;
 mod other_launchers;
 mod output;
+mod packing;
 mod profile;
+mod report;
 mod reshard;
 mod resume;
 mod resume_from;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::demo::{Run, kill, output_within, train, workers_of};
-use crate::saved;
+use crate::{hang_up, saved};
 
 const TANDEM: &str = env!("CARGO_BIN_EXE_tandem");
 
@@ -31,9 +31,10 @@ fn a_full_disk_below_the_log_does_not_end_a_run() {
     let status = train(&run).stdout(full()).stderr(full()).status().unwrap();
     assert_eq!(status.code(), Some(0));
     assert_eq!((steps(&run), saved::steps(&run.dir())), (3, vec![3]));
-    let note = std::fs::read_to_string(run.dir().join("logs/controller.log")).unwrap();
-    assert_eq!(note.lines().count(), 1, "it is said once: {note}");
-    assert!(note.contains("No space left"), "{note}");
+    let log = std::fs::read_to_string(run.dir().join("logs/run.log")).unwrap();
+    let said = log.lines().filter(|line| line.contains("No space left"));
+    assert_eq!(said.count(), 1, "it is said once: {log}");
+    assert!(log.contains("Z step 3/3  epoch 1"), "{log}");
 }
 
 #[test]
@@ -73,12 +74,9 @@ fn a_hang_up_saves_and_leaves() {
 #[test]
 fn under_nohup_a_hang_up_means_nothing() {
     let run = Run::new("fsdp", 1, 1).args(["--max_steps", "30"]);
-    let own = train(&run);
-    let mut command = Command::new("sh");
-    command.args(["-c", "trap '' HUP; exec \"$0\" \"$@\""]);
-    command.arg(own.get_program()).args(own.get_args());
-    command.stdin(Stdio::null()).stdout(Stdio::null());
-    let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+    let mut command = hang_up::ignored(&train(&run));
+    command.stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
     run.wait_for_steps(2);
     kill(child.id(), "HUP");
     let (code, text) = output_within(&mut child, Duration::from_secs(60));

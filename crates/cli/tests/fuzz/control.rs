@@ -4,6 +4,7 @@ use std::fs;
 
 use tandem_launch::controller::RunStatus;
 use tandem_launch::protocol::{Parsed, encode, parse_command, parse_event};
+use tandem_run::start::start_beside;
 
 pub mod seeds {
     fn lines(text: &[&str]) -> Vec<Vec<u8>> {
@@ -27,6 +28,17 @@ pub mod seeds {
         lines(&[r#"{"command":"stop"}"#, r#"{"command":"save_now","x":1}"#])
     }
 
+    pub fn lease() -> Vec<Vec<u8>> {
+        let owner = r#"{"pid":1,"host":"h","since":"2026-01-01T00:00:00Z","start_ticks":77}"#;
+        [
+            format!(r#"{{"owner":{owner},"renewed_at":1767225600,"released":false}}"#),
+            format!(r#"{{"owner":{owner},"renewed_at":18446744073709551615,"released":false}}"#),
+            format!(r#"{{"owner":{owner},"renewed_at":0,"released":true}}"#),
+        ]
+        .map(String::into_bytes)
+        .to_vec()
+    }
+
     pub fn run_json() -> Vec<Vec<u8>> {
         lines(&[
             r#"{"version":1,"state":"RUNNING","reason":"x","last_step":12,"attempts":[{"attempt":1}]}"#,
@@ -46,6 +58,13 @@ pub fn events(line: &[u8]) {
 pub fn commands(line: &[u8]) {
     if let Ok(Parsed::Known { message, .. }) = parse_command(line) {
         parse_command(&encode(&message)).expect("what is written is read");
+    }
+}
+
+/// What another controller may have left in object storage. Its words come into an error, so they must not be long.
+pub fn lease(bytes: &[u8]) {
+    if let Some(said) = start_beside(bytes) {
+        assert!(said.contains("another controller runs"), "{said}");
     }
 }
 

@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use tandem_data::hub::Settings;
 use tandem_data::{
-    DatasetOptions, Encoder, Hub, Rows, Source, TokenCache, TokenDataset, Tokenizer, Verify,
+    DatasetOptions, Encoder, Hub, Packing, RowLayout, Rows, Source, TokenCache, TokenDataset,
+    Tokenizer, Verify,
 };
 
 /// Where a cache's header has the hash of what follows it, its key, and the hash of all this.
@@ -14,7 +15,7 @@ const BODY_HASH: std::ops::Range<usize> = 56..88;
 const KEY: std::ops::Range<usize> = 88..120;
 const HEADER_HASH: std::ops::Range<usize> = 120..144;
 
-fn hub() -> Hub {
+pub fn hub() -> Hub {
     Hub::new(Settings::from_variables(|_| None).unwrap())
 }
 
@@ -109,8 +110,13 @@ fn open_cache(bytes: &[u8]) {
             return;
         };
         let cache = Arc::new(cache);
-        for packing in [true, false] {
-            let Ok(dataset) = TokenDataset::new(Arc::clone(&cache), 4, packing) else {
+        let strategies = [Packing::Wrapped, Packing::BestFit, Packing::BestFitSplit];
+        for packing in strategies.map(Some).into_iter().chain([None]) {
+            let layout = RowLayout {
+                packing,
+                document_mask: true,
+            };
+            let Ok(dataset) = TokenDataset::new(Arc::clone(&cache), 4, layout) else {
                 continue;
             };
             let (mut ids, mut labels, mut mask) = ([0; 4], [0; 4], [0; 4]);

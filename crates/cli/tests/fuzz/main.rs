@@ -3,13 +3,16 @@
 
 #![allow(clippy::unwrap_used)] // a failed helper is a failed test
 
+mod chat;
 mod checkpoints;
 mod control;
 mod data;
+mod flags;
 // The test of whole runs uses more of it.
 #[allow(dead_code)]
 mod harness;
 mod models;
+mod network;
 
 macro_rules! targets {
     ($($room:ident: $($name:ident)*;)*) => {
@@ -36,5 +39,8 @@ targets! {
     models: config weights index tokenizer;
     checkpoints: manifest commit snapshot;
     data: token_cache text jsonl csv parquet gzip zstd;
-    control: events commands run_json;
+    control: events commands run_json lease;
+    network: handshake store operation;
+    chat: template tokenizer_config conversation pair;
+    flags: yaml toml run_config;
 }

@@ -36,6 +36,13 @@ pub fn handshake_sample() -> Vec<u8> {
     handshake::sample(&RunSecret::guessable("another"))
 }
 
+/// Headers of good operations, for a fuzzer to begin with.
+pub fn operation_samples() -> Vec<Vec<u8>> {
+    let signatures = Signature::samples();
+    let wire = |signature: Signature| signature.encode().map(u64::to_le_bytes).concat();
+    signatures.into_iter().map(wire).collect()
+}
+
 /// The header of an operation over TCP or in shared memory, as a member that does something else sends it: it is compared and
 /// described, never obeyed. Returns the description.
 pub fn operation_header(bytes: &[u8]) -> String {

@@ -5,18 +5,15 @@ use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use rayon::prelude::*;
 use tempfile::NamedTempFile;
 
 use super::format::{HEADER_BYTES, Header};
-use super::{CacheError, TokenCache, UNTRAINED, Verify, key};
-use crate::example::{Encoded, Encoder, ExampleError};
+use super::pipeline::{self, Encoded};
+use super::{CacheError, TokenCache, Verify, key};
+use crate::example::{Encoder, ExampleError};
 use crate::lock::FileLock;
 use crate::progress::Progress;
-use crate::source::{Documents, Source};
-
-/// Text that is read before it is tokenized by all threads: enough to keep them busy, little enough to hold.
-const CHUNK_BYTES: usize = 8 << 20;
+use crate::source::Source;
 
 /// The suffix of files that are not finished.
 const UNFINISHED: &str = ".tmp";
@@ -63,39 +60,29 @@ fn tokenize(
     mut writer: Writer,
     progress: &mut dyn Progress,
 ) -> Result<Writer, CacheError> {
-    let mut documents = source.documents()?;
     let mut read = 0;
     let mut first_refusal = None;
-    loop {
-        let chunk = next_chunk(&mut documents)?;
-        if chunk.is_empty() {
-            break;
-        }
-        // Collecting keeps the order, so the file does not depend on the number of threads.
-        let encoded: Vec<Result<Encoded, ExampleError>> =
-            chunk.par_iter().map(|text| encoder.encode(text)).collect();
-        for (text, encoded) in chunk.iter().zip(encoded) {
-            read += 1;
-            match encoded {
-                // Special tokens around nothing are not a document.
-                Ok(encoded) if text.is_empty() || encoded.tokens.is_empty() => {}
-                Ok(encoded) => writer.push(encoded)?,
-                Err(error) if error.is_refusal() => {
-                    writer.refused += 1;
-                    first_refusal.get_or_insert((read, error));
-                }
-                Err(ExampleError::Tokenizer(error)) => return Err(error.into()),
-                Err(source) => {
-                    return Err(CacheError::Example {
-                        document: read,
-                        source,
-                    });
-                }
+    pipeline::run(source, encoder, rayon::current_num_threads(), |encoded| {
+        writer.push(&encoded)?;
+        let refusal = encoded.first_refusal;
+        first_refusal = first_refusal
+            .take()
+            .or(refusal.map(|(document, error)| (read + document, error)));
+        match encoded.failure {
+            Some((_, ExampleError::Tokenizer(error))) => return Err(error.into()),
+            Some((document, source)) => {
+                return Err(CacheError::Example {
+                    document: read + document,
+                    source,
+                });
             }
+            None => {}
         }
-        let (done, total) = documents.progress();
+        read += encoded.read;
+        let (done, total) = encoded.progress;
         progress.update(done, total);
-    }
+        Ok(())
+    })?;
     let place = source.place();
     match first_refusal {
         Some((document, source)) if writer.documents == 0 => {
@@ -121,19 +108,6 @@ fn tokenize(
         });
     }
     Ok(writer)
-}
-
-fn next_chunk(documents: &mut Documents<'_>) -> Result<Vec<String>, CacheError> {
-    let (mut chunk, mut bytes) = (Vec::new(), 0);
-    while bytes < CHUNK_BYTES {
-        let Some(document) = documents.next().transpose()? else {
-            break;
-        };
-        // A document costs memory even when it is empty.
-        bytes += document.len() + size_of::<String>();
-        chunk.push(document);
-    }
-    Ok(chunk)
 }
 
 /// Removes what a killed process may have left. Its lock is ours now, so nobody writes to it.
@@ -187,23 +161,15 @@ impl Writer {
         })
     }
 
-    pub(super) fn push(&mut self, document: Encoded) -> Result<(), CacheError> {
-        let Encoded {
-            mut tokens,
-            trained,
-        } = document;
-        for (token, is_trained) in tokens.iter_mut().zip(&trained) {
-            if *is_trained {
-                self.trained += 1;
-            } else {
-                *token |= UNTRAINED;
-            }
-        }
-        self.tokens += tokens.len() as u64;
-        self.documents += 1;
-        let end = self.tokens.to_ne_bytes();
-        self.append(bytemuck::cast_slice(&tokens))
-            .and_then(|()| self.ends.write_all(&end))
+    pub(super) fn push(&mut self, encoded: &Encoded) -> Result<(), CacheError> {
+        let before = self.tokens;
+        self.tokens += encoded.tokens.len() as u64;
+        self.trained += encoded.trained;
+        self.refused += encoded.refused;
+        self.documents += encoded.ends.len() as u64;
+        let ends: Vec<u64> = encoded.ends.iter().map(|end| before + end).collect();
+        self.append(bytemuck::cast_slice(&encoded.tokens))
+            .and_then(|()| self.ends.write_all(bytemuck::cast_slice(&ends)))
             .map_err(io_error("write a token cache to", &self.dir))
     }
 

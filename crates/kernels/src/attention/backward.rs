@@ -5,7 +5,7 @@ use std::ops::Range;
 use half::bf16;
 
 use super::heads::{Head, HeadMut, Heads};
-use super::rows::{RowDots, SoftmaxGradient, Window};
+use super::rows::{Mask, RowDots, SoftmaxGradient, Window};
 use super::{Inputs, Shape, Spec};
 use crate::accumulate::Accumulate;
 use crate::avx512_bf16::Avx512Bf16;
@@ -68,7 +68,7 @@ pub fn backward(
     gradients: Gradients<'_>,
 ) {
     let shape = Shape::of(cpu, &inputs, spec);
-    let Inputs { q, k, v } = inputs;
+    let Inputs { q, k, v, .. } = inputs;
     let (seq, count) = (shape.seq, shape.batch * shape.heads);
     let sizes = [d_out.size(), saved.out.size()];
     assert_eq!(sizes, [q.size(); 2], "the output and its gradient");
@@ -87,6 +87,7 @@ pub fn backward(
     let contributions = dispatch::in_parallel(d_qs, |(index, d_q)| {
         let one = OneHead {
             shape,
+            mask: shape.mask(index),
             q: q.head(index),
             d_out: d_out.head(index),
             out: saved.out.head(index),
@@ -118,7 +119,8 @@ fn sum(parts: &[Contribution], of: fn(&Contribution) -> &[f32]) -> Vec<f32> {
 }
 
 struct OneHead<'a> {
-    shape: Shape,
+    shape: Shape<'a>,
+    mask: Mask<'a>,
     q: Head<'a>,
     d_out: Head<'a>,
     out: Head<'a>,
@@ -161,7 +163,7 @@ impl OneHead<'_> {
         };
         for start in (0..seq).step_by(block) {
             let queries = start..seq.min(start + block);
-            let keys = panel_start(self.shape.mask.keys(start).start)..queries.end;
+            let keys = panel_start(self.mask.keys(start).start)..queries.end;
             for first in queries.clone().step_by(ROWS) {
                 let some = first..queries.end.min(first + ROWS);
                 self.queries(&mut space, &delta, &queries, some.clone(), &keys);
@@ -194,7 +196,12 @@ impl OneHead<'_> {
         keys: &Range<usize>,
     ) {
         let Shape { cpu, seq, dim, .. } = self.shape;
-        let seen = keys.start..some.end;
+        // Further queries of the block may be of further documents.
+        let first = match self.mask.documents {
+            Some(_) => panel_start(self.mask.keys(some.start).start),
+            None => keys.start,
+        };
+        let (seen, before) = (first..some.end, first - keys.start);
         let row = (some.start - block.start) * seq;
         let count = some.len();
         let left = &mut space.left;
@@ -212,13 +219,14 @@ impl OneHead<'_> {
         }
         dispatch::run(SoftmaxGradient {
             window: Window {
-                mask: self.shape.mask,
+                mask: self.mask,
                 first_query: some.start,
                 queries: count,
                 first_key: seen.start,
                 keys: seen.len(),
                 width: seq,
                 scale: self.shape.scale,
+                soft_cap: self.shape.soft_cap,
             },
             scores: &space.scores,
             d_probabilities: &space.d_probabilities,
@@ -227,8 +235,10 @@ impl OneHead<'_> {
             probabilities: &mut space.probabilities[row..],
             d_scores: &mut space.d_scores[row..],
             filled: keys.len(),
+            before,
         });
-        let d_scores = MatrixView::new(&space.d_scores[row..], count, seen.len(), seq, 1);
+        let d_scores = &space.d_scores[row + before..];
+        let d_scores = MatrixView::new(d_scores, count, seen.len(), seq, 1);
         let d_q = Sums {
             data: &mut space.d_q,
             row: dim,
@@ -253,9 +263,17 @@ impl OneHead<'_> {
         space.d_outs.pack(cpu, d_outs);
         for first in keys.clone().step_by(ROWS) {
             let rows = first..keys.end.min(first + ROWS);
+            // Queries before the first of these keys see none of them, nor do those of later documents. The depth begins
+            // with a pair.
+            let seeing = self.mask.queries(block, &rows);
+            if seeing.is_empty() {
+                continue;
+            }
             let rows = rows.start - keys.start..rows.end - keys.start;
-            // Queries before the first of these keys see none of them. The depth begins with a pair.
-            let skipped = first.saturating_sub(block.start) / 2 * 2;
+            let (skipped, end) = (
+                (seeing.start - block.start) / 2 * 2,
+                seeing.end - block.start,
+            );
             for (factors, right, sums) in [
                 (&space.probabilities, &space.d_outs, &mut contribution.d_v),
                 (&space.d_scores, &space.queries, &mut contribution.d_k),
@@ -268,7 +286,7 @@ impl OneHead<'_> {
                     adds: true,
                 };
                 let left = &mut space.left;
-                left.pack(cpu, factors, rows.clone(), skipped..block.len());
+                left.pack(cpu, factors, rows.clone(), skipped..end);
                 left.multiply(cpu, right, skipped, 0..dim, sums);
             }
         }

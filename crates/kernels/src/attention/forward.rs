@@ -3,7 +3,7 @@
 use half::bf16;
 
 use super::heads::{Head, HeadMut};
-use super::rows::{Softmax, Window};
+use super::rows::{Mask, Softmax, Window};
 use super::{Inputs, Shape, Spec};
 use crate::avx512_bf16::Avx512Bf16;
 use crate::dispatch;
@@ -34,7 +34,7 @@ pub fn forward(
     let shape = Shape::of(cpu, &inputs, spec);
     let (seq, count) = (shape.seq, shape.batch * shape.heads);
     assert_eq!(logsumexp.len(), count * seq, "a number for every query");
-    let Inputs { q, k, v } = inputs;
+    let Inputs { q, k, v, .. } = inputs;
     let packed = dispatch::in_parallel(0..shape.batch * shape.kv_heads, |index| {
         let mut packed = Packed::default();
         packed.keys.pack(cpu, k.head(index).positions(0..seq));
@@ -45,12 +45,14 @@ pub fn forward(
     dispatch::in_parallel(outputs.enumerate(), |(index, (out, logsumexp))| {
         // Heads that share keys and values are neighbours, and no group reaches into the next batch row.
         let packed = &packed[index / shape.group()];
-        one_head(shape, q.head(index), packed, out, logsumexp);
+        let mask = shape.mask(index);
+        one_head(shape, mask, q.head(index), packed, out, logsumexp);
     });
 }
 
 fn one_head(
-    shape: Shape,
+    shape: Shape<'_>,
+    mask: Mask<'_>,
     q: Head<'_>,
     packed: &Packed,
     mut out: HeadMut<'_>,
@@ -65,7 +67,7 @@ fn one_head(
     let mut left = Left::default();
     for first in (0..seq).step_by(ROWS) {
         let queries = ROWS.min(seq - first);
-        let keys = panel_start(shape.mask.keys(first).start)..first + queries;
+        let keys = panel_start(mask.keys(first).start)..first + queries;
         let into_scores = Sums {
             data: &mut scores,
             row: width,
@@ -76,13 +78,14 @@ fn one_head(
         left.multiply(cpu, &packed.keys, 0, keys.clone(), into_scores);
         dispatch::run(Softmax {
             window: Window {
-                mask: shape.mask,
+                mask,
                 first_query: first,
                 queries,
                 first_key: keys.start,
                 keys: keys.len(),
                 width,
                 scale: shape.scale,
+                soft_cap: shape.soft_cap,
             },
             scores: &mut scores,
             probabilities: &mut probabilities,

@@ -9,16 +9,33 @@ use crate::element::Element;
 use crate::exp::exp;
 use crate::lanes;
 
-/// Which keys a query sees: itself and what is before it, as far as the window reaches.
+/// Which keys a query sees: itself and what is before it in its document, as far as the window reaches.
 #[derive(Clone, Copy)]
-pub(super) struct Mask {
+pub(super) struct Mask<'a> {
     pub(super) window: usize,
+    /// Where the document of each position of the row begins.
+    pub(super) documents: Option<&'a [u32]>,
 }
 
-impl Mask {
-    /// The keys that the query at this position sees.
+impl Mask<'_> {
+    /// The keys that the query at this position sees. A later query sees none before the first of them.
     pub(super) fn keys(self, query: usize) -> Range<usize> {
-        (query + 1).saturating_sub(self.window)..query + 1
+        let first = (query + 1).saturating_sub(self.window);
+        let start = self.documents.map_or(0, |starts| starts[query] as usize);
+        first.max(start)..query + 1
+    }
+
+    /// Of these queries, those that may see some of the `keys`, but for what the window hides.
+    pub(super) fn queries(self, queries: &Range<usize>, keys: &Range<usize>) -> Range<usize> {
+        let start = queries.start.max(keys.start);
+        let end = match self.documents {
+            Some(starts) => {
+                let starts = &starts[start..queries.end];
+                start + starts.partition_point(|&first| (first as usize) < keys.end)
+            }
+            None => queries.end,
+        };
+        start..end
     }
 
     /// As [`Self::keys`], counted from the key at `first`.
@@ -30,8 +47,8 @@ impl Mask {
 
 /// Scores of successive queries with successive keys, one query after the other, `width` elements apart.
 #[derive(Clone, Copy)]
-pub(super) struct Window {
-    pub(super) mask: Mask,
+pub(super) struct Window<'a> {
+    pub(super) mask: Mask<'a>,
     pub(super) first_query: usize,
     pub(super) queries: usize,
     pub(super) first_key: usize,
@@ -39,11 +56,13 @@ pub(super) struct Window {
     pub(super) width: usize,
     /// Multiplies the scores.
     pub(super) scale: f32,
+    /// Bends them afterwards.
+    pub(super) soft_cap: Option<f32>,
 }
 
-impl Window {
+impl<'a> Window<'a> {
     /// For every query: its number in the window, where its row is, and what of it the query sees.
-    fn rows(self) -> impl Iterator<Item = (usize, Range<usize>, Range<usize>)> {
+    fn rows(self) -> impl Iterator<Item = (usize, Range<usize>, Range<usize>)> + use<'a> {
         (0..self.queries).map(move |row| {
             let start = row * self.width;
             let seen = self.mask.keys_from(self.first_query + row, self.first_key);
@@ -55,7 +74,7 @@ impl Window {
 /// Turns products of queries and keys into probabilities that are still to be divided by their sum. What a query does not see
 /// has probability 0.
 pub(super) struct Softmax<'a> {
-    pub(super) window: Window,
+    pub(super) window: Window<'a>,
     /// Overwritten.
     pub(super) scores: &'a mut [f32],
     pub(super) probabilities: &'a mut [bf16],
@@ -69,10 +88,17 @@ impl Kernel for Softmax<'_> {
 
     #[inline(always)]
     fn run<I: InstructionSet>(self) {
-        let scale = self.window.scale;
         for (row, place, seen) in self.window.rows() {
             let scores = &mut self.scores[place.clone()][seen.clone()];
             let probabilities = &mut self.probabilities[place];
+            let mut scale = self.window.scale;
+            if let Some(cap) = self.window.soft_cap {
+                let inverse = scale / cap;
+                for score in scores.iter_mut() {
+                    *score = cap * tanh::<I>(*score * inverse);
+                }
+                scale = 1.0;
+            }
             let shift = lanes::max(scores) * scale;
             for score in scores.iter_mut() {
                 *score = exp::<I>(I::mul_add(*score, scale, -shift));
@@ -92,7 +118,7 @@ impl Kernel for Softmax<'_> {
 /// Turns products of queries and keys into probabilities, and those of output gradients and values into gradients of the
 /// products of queries and keys; both rounded, and 0 where a query does not see a key.
 pub(super) struct SoftmaxGradient<'a> {
-    pub(super) window: Window,
+    pub(super) window: Window<'a>,
     pub(super) scores: &'a [f32],
     pub(super) d_probabilities: &'a [f32],
     /// By query.
@@ -103,6 +129,8 @@ pub(super) struct SoftmaxGradient<'a> {
     pub(super) d_scores: &'a mut [bf16],
     /// Elements of a row of the two results that are written.
     pub(super) filled: usize,
+    /// How many of them are before the window's first key.
+    pub(super) before: usize,
 }
 
 impl Kernel for SoftmaxGradient<'_> {
@@ -113,16 +141,28 @@ impl Kernel for SoftmaxGradient<'_> {
         let scale = self.window.scale;
         for (row, place, seen) in self.window.rows() {
             let filled = place.start..place.start + self.filled;
+            let written = seen.start + self.before..seen.end + self.before;
             let (logsumexp, delta) = (self.logsumexp[row], self.delta[row]);
             for out in [&mut *self.probabilities, &mut *self.d_scores] {
                 let out = &mut out[filled.clone()];
-                out[..seen.start].fill(bf16::ZERO);
-                out[seen.end..].fill(bf16::ZERO);
+                out[..written.start].fill(bf16::ZERO);
+                out[written.end..].fill(bf16::ZERO);
             }
             let inputs = self.scores[place.clone()][seen.clone()].iter();
-            let inputs = inputs.zip(&self.d_probabilities[place][seen.clone()]);
-            let p = self.probabilities[filled.clone()][seen.clone()].iter_mut();
-            let outputs = p.zip(&mut self.d_scores[filled][seen]);
+            let inputs = inputs.zip(&self.d_probabilities[place][seen]);
+            let p = self.probabilities[filled.clone()][written.clone()].iter_mut();
+            let outputs = p.zip(&mut self.d_scores[filled][written]);
+            if let Some(cap) = self.window.soft_cap {
+                let inverse = scale / cap;
+                for ((score, d_p), (p, d_score)) in inputs.zip(outputs) {
+                    let bent = tanh::<I>(*score * inverse);
+                    let exact = exp::<I>(I::mul_add(bent, cap, -logsumexp));
+                    let slope = (1.0 - bent * bent) * scale;
+                    *p = bf16::round(exact);
+                    *d_score = bf16::round(exact * (d_p - delta) * slope);
+                }
+                continue;
+            }
             for ((score, d_p), (p, d_score)) in inputs.zip(outputs) {
                 let exact = exp::<I>(I::mul_add(*score, scale, -logsumexp));
                 *p = bf16::round(exact);
@@ -130,6 +170,13 @@ impl Kernel for SoftmaxGradient<'_> {
             }
         }
     }
+}
+
+/// Within 2e-7 of the true value, which for scores is as good as their own rounding.
+#[inline(always)]
+fn tanh<I: InstructionSet>(x: f32) -> f32 {
+    // Where the exponential overflows, this is 1.
+    1.0 - 2.0 / (exp::<I>(2.0 * x) + 1.0)
 }
 
 /// The sums of the products of two lists of rows.

@@ -1,5 +1,6 @@
 //! A place for one run, the controller in this process or in one of its own, and the questions that tests ask afterwards.
 
+use crate::hang_up;
 use crate::script::{ControllerScript, Script};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -78,6 +79,7 @@ impl Bench {
         &self,
         change: impl FnOnce(&mut ControllerScript),
     ) -> ControllerProcess {
+        hang_up::is_heard_by_children();
         let mut script = ControllerScript {
             run_dir: self.run_dir(),
             num_workers: 3,

@@ -5,6 +5,7 @@ mod script;
 
 mod bench;
 mod failures;
+mod hang_up;
 mod restarts;
 mod scripts;
 mod signals;

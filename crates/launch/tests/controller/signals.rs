@@ -4,6 +4,7 @@ use crate::bench::{Bench, wait_until};
 use crate::script::FaultKind;
 use rustix::process::Signal;
 use std::fs;
+use std::process::Command;
 
 #[test]
 fn a_graceful_stop_saves_and_says_so() {
@@ -55,6 +56,20 @@ fn without_grace_the_workers_end_at_once() {
         bench.assert_nobody_is_left();
         assert!(!bench.run_dir().join("checkpoint").exists());
     }
+}
+
+/// The test above, by a suite that is itself started under nohup.
+#[test]
+fn a_hang_up_can_be_tested_under_nohup() {
+    let output = Command::new("sh")
+        .args(["-c", "trap '' HUP; exec \"$0\" \"$@\""])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", "signals::without_grace_the_workers_end_at_once"])
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{text}");
+    assert!(text.contains("1 passed"), "{text}");
 }
 
 #[test]

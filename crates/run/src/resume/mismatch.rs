@@ -7,7 +7,7 @@ use tandem_checkpoint::{TrainState, differences};
 pub const DATA_SIZE: &str = "data_size";
 
 /// Flags that decide which rows there are.
-const OF_DATA: [&str; 12] = [
+const OF_DATA: [&str; 14] = [
     "dataset_name",
     "dataset_config",
     "dataset_split",
@@ -19,6 +19,8 @@ const OF_DATA: [&str; 12] = [
     "chat_template_path",
     "eos_token",
     "packing",
+    "packing_strategy",
+    "document_mask",
     "seq_length",
 ];
 
@@ -71,11 +73,15 @@ fn data(saved: &TrainState, current: &TrainState, flags: &[String]) -> String {
         _ => String::new(),
     };
     if flags.is_empty() {
-        let name = current.settings.get("dataset_name").and_then(Value::as_str);
-        format!(
-            "the text of {} has changed since the checkpoint, or the tokenizer has{size}",
-            name.unwrap_or("the dataset")
-        )
+        let name = match current.settings.get("dataset_name") {
+            Some(Value::String(name)) => name.clone(),
+            Some(Value::Array(names)) => {
+                let names: Vec<&str> = names.iter().filter_map(Value::as_str).collect();
+                names.join(", ")
+            }
+            _ => "the dataset".to_owned(),
+        };
+        format!("the text of {name} has changed since the checkpoint, or the tokenizer has{size}")
     } else {
         format!(
             "the rows are different from the checkpoint's ({}){size}",

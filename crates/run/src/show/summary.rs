@@ -23,8 +23,8 @@ pub fn lines(
     let mut lines = vec![
         format!("run       {run_dir}"),
         format!(
-            "model     {:?}, {} layers, hidden {}, {} heads ({} key/value), vocabulary {}{}",
-            config.architecture,
+            "model     {}, {} layers, hidden {}, {} heads ({} key/value), vocabulary {}{}",
+            config.family,
             config.num_layers,
             config.hidden_size,
             config.num_heads,

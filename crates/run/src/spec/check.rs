@@ -16,6 +16,7 @@ impl RunSpec {
     /// # Errors
     /// Wrong usage, with the flag to change.
     pub fn checked(self) -> Outcome<Self> {
+        self.identity.selection.data.check()?;
         check_counts(&self)?;
         check_ranges(&self)?;
         check_schedule(&self.compute.training)?;
@@ -133,7 +134,7 @@ fn check_schedule(training: &Training) -> Outcome<()> {
 
 fn check_ranges(spec: &RunSpec) -> Outcome<()> {
     let training = &spec.compute.training;
-    let ranges: [(&str, f64, bool, &str); 8] = [
+    let ranges: [(&str, f64, bool, &str); 9] = [
         (
             "learning_rate",
             training.learning_rate,
@@ -162,6 +163,12 @@ fn check_ranges(spec: &RunSpec) -> Outcome<()> {
             "max_grad_norm",
             training.max_grad_norm,
             training.max_grad_norm >= 0.0,
+            "0 or more",
+        ),
+        (
+            "z_loss",
+            training.z_loss,
+            training.z_loss >= 0.0,
             "0 or more",
         ),
         (

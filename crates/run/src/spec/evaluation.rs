@@ -48,7 +48,9 @@ pub enum EvalStrategy {
 /// Rows to evaluate on, before it is known which of the splits there are.
 #[derive(Debug, Clone)]
 pub struct EvalChoice {
-    /// The data; its split is one of `splits`.
+    /// A name on the hub, a file, a folder, or a list of files.
+    pub dataset: String,
+    /// What is said about it; its split is one of `splits`.
     pub data: Data,
     /// The first of these that the dataset has.
     pub splits: Vec<String>,
@@ -91,8 +93,7 @@ impl Evaluation {
             dataset_percentage: 100.0,
             ..data.clone()
         };
-        if let Some(name) = other {
-            own.dataset_name.clone_from(name);
+        if other.is_some() {
             own.dataset_config = None;
         }
         let defaults = match other {
@@ -103,7 +104,12 @@ impl Evaluation {
             Some(split) => vec![split.clone()],
             None => defaults.iter().map(|split| (*split).to_owned()).collect(),
         };
+        let trained = || data.datasets().into_iter().next();
         EvalChoice {
+            dataset: match other {
+                Some(name) => name.clone(),
+                None => trained().map_or_else(String::new, |dataset| dataset.name),
+            },
             data: own,
             splits,
             is_named: other.is_some() || self.eval_split.is_some(),
@@ -124,6 +130,13 @@ pub fn check(spec: &RunSpec) -> Outcome<()> {
         Some(EvalStrategy::Epoch) if evaluation.eval_steps > 0 => {
             "--eval_strategy epoch evaluates at the ends of epochs only; leave --eval_steps out, or pass --eval_strategy steps"
         }
+        // Losses of several datasets are several numbers, and a mixture is for training.
+        _ if evaluation.is_on()
+            && evaluation.eval_dataset_name.is_none()
+            && spec.identity.selection.data.datasets().len() > 1 =>
+        {
+            "there are several --dataset_name; name the one to evaluate on with --eval_dataset_name"
+        }
         _ if !(evaluation.early_stopping_threshold >= 0.0
             && evaluation.early_stopping_threshold.is_finite()) =>
         {
@@ -133,6 +146,12 @@ pub fn check(spec: &RunSpec) -> Outcome<()> {
             && evaluation.early_stopping_patience == 0 =>
         {
             "--early_stopping_threshold needs --early_stopping_patience, after how many evaluations"
+        }
+        _ if evaluation.is_on()
+            && evaluation.eval_dataset_name.is_none()
+            && spec.identity.selection.data.dataset_name.len() > 1 =>
+        {
+            "a mixture of datasets has no split of its own; pass --eval_dataset_name, or --eval_strategy no"
         }
         _ => return check_score(evaluation, &spec.checkpoints),
     };

@@ -10,7 +10,7 @@ use schemars::{JsonSchema, Schema, schema_for};
 use serde::{Serialize, Serializer};
 use serde_json::{Map, Value};
 
-use super::{Kept, Name, Ray, RunSpec, Watch, object};
+use super::{Kept, Name, NamedDataset, Ray, RunSpec, Watch, object};
 use crate::failure::{Failure, Outcome};
 
 /// A run, as it is written.
@@ -130,29 +130,17 @@ impl RunSpec {
             compute,
             ..
         } = &mut self;
-        let names = [
-            ("model_name", Some(&mut identity.model_name)),
-            (
-                "dataset_name",
-                Some(&mut identity.selection.data.dataset_name),
-            ),
-            (
-                "eval_dataset_name",
-                compute.evaluation.eval_dataset_name.as_mut(),
-            ),
-        ];
-        for (flag, path) in names {
-            let Some(path) = path else { continue };
-            // A name on a hub stays as it is.
-            if Path::new(path).exists() {
-                *path = absolute(flag, path)?;
-            } else if let Some(parts) = tandem_data::file_list(path)
-                && flag != "model_name"
-            {
-                let parts: Outcome<Vec<String>> =
-                    parts.into_iter().map(|part| absolute(flag, part)).collect();
-                *path = parts?.join(",");
-            }
+        // A name on a hub stays as it is.
+        if Path::new(&identity.model_name).exists() {
+            identity.model_name = absolute("model_name", &identity.model_name)?;
+        }
+        for text in &mut identity.selection.data.dataset_name {
+            let mut dataset = NamedDataset::parse(text);
+            dataset.name = absolute_dataset("dataset_name", dataset.name)?;
+            *text = dataset.text();
+        }
+        if let Some(name) = &mut compute.evaluation.eval_dataset_name {
+            *name = absolute_dataset("eval_dataset_name", std::mem::take(name))?;
         }
         let storage_path = &mut output.experiment.storage_path;
         *storage_path = absolute("storage_path", storage_path)?;
@@ -177,6 +165,19 @@ impl RunSpec {
             ray.binary = binary;
         }
         Ok(self)
+    }
+}
+
+fn absolute_dataset(flag: &str, name: String) -> Outcome<String> {
+    if Path::new(&name).exists() {
+        return absolute(flag, &name);
+    }
+    match tandem_data::file_list(&name) {
+        Some(parts) => {
+            let parts = parts.into_iter().map(|part| absolute(flag, part));
+            Ok(parts.collect::<Outcome<Vec<String>>>()?.join(","))
+        }
+        None => Ok(name),
     }
 }
 

@@ -4,6 +4,9 @@
 //! else has: so the controller keeps an object with its name, and renews it. A second controller is refused, and told by
 //! whom. One that died stops renewing, and another takes over.
 
+#[cfg(feature = "testing")]
+mod beside;
+
 use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::thread::{Builder, JoinHandle};
@@ -17,6 +20,9 @@ use tandem_launch::stop_signals::stop_this_process;
 
 use crate::failure::{Failure, Outcome};
 use crate::storage::Storage;
+
+#[cfg(feature = "testing")]
+pub use beside::start_beside;
 
 /// The object.
 const PATH: &str = "controller_lease.json";

@@ -5,7 +5,7 @@ use tandem_kernels::attention::{self, Gradients, Heads, Inputs, Saved, Spec};
 use tandem_kernels::avx512_bf16::Avx512Bf16;
 use tandem_torch::{Device, Kind, Tensor};
 
-use super::{AttentionOutput, AttentionSpec};
+use super::{AttentionOutput, AttentionSpec, Documents};
 use crate::cpu::element::{is_plain, slice, slice_mut, span};
 use crate::matmul;
 
@@ -15,8 +15,9 @@ pub(super) fn forward(
     k: &Tensor,
     v: &Tensor,
     spec: AttentionSpec,
+    documents: Option<&Documents>,
 ) -> Option<AttentionOutput> {
-    let (cpu, inputs, spec) = call(q, k, v, spec)?;
+    let (cpu, inputs, spec) = call(q, k, v, spec, documents)?;
     let out = Tensor::empty(q.size(), (Kind::BFloat16, q.device()));
     let logsumexp = Tensor::empty(logsumexp_size(q), (Kind::Float, q.device()));
     // SAFETY: the results were made here.
@@ -33,8 +34,9 @@ pub(super) fn backward(
     v: &Tensor,
     saved: &AttentionOutput,
     spec: AttentionSpec,
+    documents: Option<&Documents>,
 ) -> Option<(Tensor, Tensor, Tensor)> {
-    let (cpu, inputs, spec) = call(q, k, v, spec)?;
+    let (cpu, inputs, spec) = call(q, k, v, spec, documents)?;
     let fits = is_plain::<f32>(&saved.logsumexp)
         && saved.logsumexp.size() == logsumexp_size(q)
         && d_out.size() == q.size()
@@ -71,19 +73,21 @@ fn call<'a>(
     k: &'a Tensor,
     v: &'a Tensor,
     spec: AttentionSpec,
+    documents: Option<&'a Documents>,
 ) -> Option<(Avx512Bf16, Inputs<'a>, Spec)> {
     let cpu = matmul::instructions()?;
     let (&[batch, seq, count, dim], &[_, _, kv_count, _]) = (q.size(), k.size()) else {
         return None;
     };
     let kv_size = [batch, seq, kv_count, dim];
-    let scale = spec.scale as f32;
+    let (scale, soft_cap) = (spec.scale as f32, spec.soft_cap.map(|cap| cap as f32));
     let fits = k.size() == kv_size
         && v.size() == kv_size
         && q.numel() > 0
         && kv_count > 0
         && count % kv_count == 0
-        && scale > 0.0;
+        && scale > 0.0
+        && soft_cap.is_none_or(|cap| cap > 0.0);
     if !fits {
         return None;
     }
@@ -91,9 +95,15 @@ fn call<'a>(
         q: heads(q)?,
         k: heads(k)?,
         v: heads(v)?,
+        documents: documents.map(Documents::of_position),
     };
     let window = spec.sliding_window.map(|window| window.max(1) as usize);
-    Some((cpu, inputs, Spec { scale, window }))
+    let spec = Spec {
+        scale,
+        window,
+        soft_cap,
+    };
+    Some((cpu, inputs, spec))
 }
 
 /// `None` where the tensor is not bf16 in host memory, or its rows are not plain.

@@ -110,11 +110,22 @@ fn cases() -> Vec<Case> {
             });
         }
     }
+    // q and k normalised over heads of several ranks.
+    for recompute in [Recompute::Light, Recompute::Full] {
+        cases.push(Case {
+            model: "olmo2",
+            recompute,
+            sequence_parallel: recompute == Recompute::Full,
+            micro_batches: 1,
+            ..cases[cases.len() - 1]
+        });
+    }
     for recompute in [Recompute::None, Recompute::Full] {
         for sequence_parallel in [false, true] {
             cases.push(Case {
                 sequence_parallel,
                 recompute,
+                model: "qwen2_untied",
                 micro_batches: 1,
                 ..cases[cases.len() - 1]
             });

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use tandem_comm::World;
 use tandem_data::Rows;
 use tandem_mesh::DeviceMesh;
+use tandem_model::config::QkNorm;
 use tandem_model::{ModelConfig, ModuleTree, Recompute};
 use tandem_parallel::{Plan, Precision, RandomInit, ShardingLevel, Strategy};
 use tandem_tensor::Device;
@@ -95,7 +96,7 @@ impl Case {
         let micro_batches: Vec<MicroBatch> = (0..self.micro_batches as u64)
             .map(|index| {
                 let seed = column * 100 + index;
-                let ids = (0..(ROWS * SEQ) as u64).map(|i| ((i * 7 + seed * 13) % 500) as i64);
+                let ids = (0..(ROWS * SEQ) as u64).map(|i| ((i * 7 + seed * 13) % 400) as i64);
                 let ids: Vec<i64> = ids.collect();
                 MicroBatch::new(&ids, &ids, SEQ, seed, Device::Cpu)
             })
@@ -152,6 +153,9 @@ impl Case {
             Recompute::None => {}
             Recompute::Light => words.push("light"),
             Recompute::Full => words.push("full"),
+        }
+        if engine.config.qk_norm == Some(QkNorm::AcrossHeads) {
+            words.push("across");
         }
         if self.reshard_after_forward {
             words.push("reshard");

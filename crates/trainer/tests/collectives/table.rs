@@ -152,7 +152,7 @@ impl Row {
         match self.operation.as_str() {
             "reduce_tokens" => &["tp.reduce_tokens(", "tp.start_reduce_tokens("],
             "gather_tokens" => &["tp.gather_tokens("],
-            "all_reduce" => &[".all_reduce("],
+            "all_reduce" => &[".all_reduce(", "tp.sum_over_row("],
             "reduce_scatter" => &[".reduce_scatter_into("],
             "all_gather" => &[
                 ".all_gather_into(",
