@@ -14,7 +14,7 @@ use tandem_launch::protocol::{Metrics, WorkerEvent};
 use tandem_model::{ModelConfig, ModuleTree};
 use tandem_trainer::{EvalSet, evaluate};
 
-use crate::engine::engine;
+use crate::engine::forward_engine;
 use crate::environment::{EVAL_TOKEN_CACHE, Environment};
 use crate::eval_data::{EvalData, Place};
 use crate::failure::{Failure, Outcome};
@@ -160,7 +160,7 @@ pub fn work(
     let strategy = strategy.for_model(job.engine.dtype, &ModuleTree::new(&config))?;
     let ranks = Ranks::join(env, &job.engine, &Network::default())?;
     let seq = set.rows.seq_length();
-    let mut engine = engine(&job.engine, &config, strategy, seq, &ranks)?;
+    let mut engine = forward_engine(&job.engine, &config, strategy, seq, &ranks)?;
     match (&pretrained, &job.model.checkpoint) {
         (Some(weights), _) => engine.load(weights),
         (None, Some(reader)) => engine.load_parameters(reader),
