@@ -25,6 +25,8 @@ use crate::profile::{self, Activity, Profiler};
 
 /// What an engine is built from.
 pub struct EngineSetup {
+    /// Whether it trains; for evaluation alone, it has neither gradients nor optimizer states.
+    pub trains: bool,
     /// The model.
     pub config: ModelConfig,
     /// How it is cut.
@@ -89,6 +91,7 @@ impl Engine {
     /// When the plan or the mesh does not suit the model.
     pub fn new(setup: EngineSetup) -> Result<Self, TrainError> {
         let EngineSetup {
+            trains,
             config,
             strategy,
             mesh,
@@ -116,6 +119,7 @@ impl Engine {
         );
         let levels = strategy.level.of_units(&unit_layouts);
         let unit_setup = |level| UnitSetup {
+            trains,
             dp: Arc::clone(&dp),
             tp: Arc::clone(&tp),
             level,

@@ -75,6 +75,7 @@ impl Case {
         let group = |name: &str, ranks: &[usize]| world.new_group(name, ranks).unwrap();
         let everyone: Vec<usize> = (0..mesh.world_size()).collect();
         let mut engine = Engine::new(EngineSetup {
+            trains: true,
             strategy: Strategy {
                 name: "fsdp",
                 plan: Plan::declared(&ModuleTree::new(&config)),
