@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable
 from typing import Final
 
-from tandem_ray.protocol import Progress
+from tandem_ray.protocol import Progress, Report
 
 # A terminal's progress bar is of no use in a log, and a line for every step is too much of it.
 PROGRESS_INTERVAL_S: Final = 10.0
@@ -18,6 +19,7 @@ _SHOWN: Final[dict[str, str]] = {
     "lr": "lr {:.3g}",
     "grad_norm": "grad norm {:.3f}",
     "tokens_per_s": "{:.0f} tokens/s",
+    "mfu": "MFU {:.0%}",
     "step_time_s": "{:.3f} s/step",
 }
 
@@ -50,4 +52,11 @@ class RunLog:
         self._next_progress = self._clock() + PROGRESS_INTERVAL_S
         shown = [form.format(progress.metrics[name]) for name, form in _SHOWN.items() if name in progress.metrics]
         of_all = f" of {last_step:.0f}" if last_step else ""
-        self.line(f"step {progress.step}{of_all}, epoch {progress.epoch}: {', '.join(shown)}")
+        self.line(f"step {progress.step}{of_all}, epoch {progress.epoch + 1}: {', '.join(shown)}")
+
+    def evaluation(self, report: Report) -> None:
+        """Writes what an evaluation gave; nothing of other reports."""
+        numbers = report.metrics
+        if (loss := numbers.get("eval_loss")) is not None:
+            step, perplexity = numbers.get("step", math.nan), numbers.get("perplexity", math.nan)
+            self.line(f"evaluated after step {step:.0f}: eval loss {loss:.4f}, perplexity {perplexity:.2f}")

@@ -174,6 +174,8 @@ class Supervisor:
                 if self._rank == 0:
                     self._log.progress(event)
             case Report():
+                if self._rank == 0 and event.checkpoint_dir_name is None:
+                    self._log.evaluation(event)
                 self._reporter.put(event, self._progress)
             case Done():
                 self._done = event

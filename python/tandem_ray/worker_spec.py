@@ -16,7 +16,7 @@ from tandem_ray.supervisor import Patience
 BIN_DIR: Final = "TANDEM_BIN_DIR"
 # What the programs read from their environment besides a launcher's variables: settings of the hub, NCCL and the log,
 # and the token cache that the command line has checked.
-_PASSED_ON: Final = ("HF_", "NCCL_", "RUST_LOG", "TANDEM_TOKEN_CACHE")
+_PASSED_ON: Final = ("HF_", "NCCL_", "RUST_LOG", "TANDEM_TOKEN_CACHE", "TANDEM_EVAL_TOKEN_CACHE")
 
 
 @dataclass(frozen=True)

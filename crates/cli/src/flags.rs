@@ -5,6 +5,7 @@ pub mod checkpoints;
 pub mod choices;
 pub mod cluster;
 pub mod data;
+pub mod eval;
 pub mod train;
 
 #[cfg(test)]
@@ -113,6 +114,11 @@ mod tests {
             "--dataset_format=messages",
             "--chat_template_path=t",
             "--eos_token=e",
+            "--eval_strategy=steps",
+            "--eval_steps=1",
+            "--eval_dataset_name=n",
+            "--eval_split=s",
+            "--eval_batch_size=1",
         ]);
         let object = |pointer: &str| written.pointer(pointer).unwrap().as_object().unwrap();
         let command = FsdpFlags::command();

@@ -9,6 +9,7 @@ mod export;
 mod flags;
 mod inspect;
 mod replay;
+mod report;
 mod tandem;
 #[cfg(feature = "testing")]
 pub mod testing;

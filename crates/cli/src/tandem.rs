@@ -19,6 +19,7 @@ use crate::doctor::{self, DoctorArgs};
 use crate::export::{self, ExportArgs};
 use crate::inspect::{self, InspectArgs};
 use crate::replay::{self, ReplayArgs};
+use crate::report::{self, ReportArgs};
 
 const AFTER_HELP: &str = "\
 This program is also train_fsdp and train_deepspeed: under these names, or with one of them as its first argument.";
@@ -37,6 +38,7 @@ enum Command {
     Export(ExportArgs),
     Inspect(InspectArgs),
     Doctor(DoctorArgs),
+    Report(ReportArgs),
     #[command(subcommand)]
     Data(DataCommand),
     /// Measure this machine.
@@ -62,9 +64,10 @@ pub fn main(args: &[OsString], environment: &Environment) -> ExitCode {
                 Command::Export(_)
                 | Command::Inspect(_)
                 | Command::Doctor(_)
+                | Command::Report(_)
                 | Command::Data(_)
                 | Command::Schema => Err(Failure::usage(
-                    "export, inspect, doctor, data and schema are single processes; start them without RANK and WORLD_SIZE",
+                    "export, inspect, doctor, report, data and schema are single processes; start them without RANK and WORLD_SIZE",
                 )),
                 Command::Replay(args) => replay::run_worker(args, &env),
                 Command::Bench(Bench::Step(args)) => {
@@ -82,6 +85,7 @@ pub fn main(args: &[OsString], environment: &Environment) -> ExitCode {
             Command::Export(args) => export::run(args, environment),
             Command::Inspect(args) => inspect::run(args, environment),
             Command::Doctor(args) => doctor::run(args, environment),
+            Command::Report(args) => report::run(args),
             Command::Data(command) => data::run(command),
             Command::Bench(Bench::Step(own)) => bench_step::run(own, args),
             Command::Schema => print_schema(),

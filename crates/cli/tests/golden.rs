@@ -24,6 +24,56 @@ const CASES: [&str; 9] = [
     "qwen3_qknorm",
 ];
 
+/// The families that are not like the ones above, each for what it adds: fewer runs, in which everything meets every mesh
+/// that has to do with it.
+const FAMILIES: [&str; 6] = [
+    "gemma2_gqa3",
+    "gemma3",
+    "granite",
+    "olmo2",
+    "phi3_window",
+    "smollm3",
+];
+
+/// What every case of [`FAMILIES`] runs: each row of ranks, each level of sharding, all that can be computed otherwise.
+const OF_FAMILIES: [(usize, usize, Variant); 4] = [
+    (
+        1,
+        1,
+        Variant {
+            zero_stage: Some(0),
+            activation_checkpointing: true,
+            ..Variant::PLAIN
+        },
+    ),
+    (
+        2,
+        1,
+        Variant {
+            accumulation: 2,
+            ..Variant::PLAIN
+        },
+    ),
+    (
+        2,
+        2,
+        Variant {
+            zero_stage: Some(2),
+            sequence_parallel: true,
+            activation_checkpointing: true,
+            ..Variant::PLAIN
+        },
+    ),
+    (
+        4,
+        1,
+        Variant {
+            sequence_parallel: true,
+            ..Variant::PLAIN
+        },
+    ),
+];
+
 /// tp x dp. 3 cuts heads, MLP and vocabulary unevenly; 4 is more than the two key/value heads of most cases.
 const MESHES: [(usize, usize); 6] = [(1, 1), (2, 1), (1, 2), (2, 2), (3, 1), (4, 1)];
 
@@ -106,21 +156,27 @@ fn replay(case_dir: &Path, tp: usize, dp: usize, variant: Variant) -> (bool, Str
     (result.status.success(), text.into_owned())
 }
 
-/// All runs of one case; every miss is reported, not only the first.
+/// All runs of one case.
 fn check_case(name: &str) {
     let case = CASES.iter().position(|c| *c == name).unwrap();
+    let of_mesh = |(mesh, (tp, dp)): (usize, (usize, usize))| {
+        variants(case, mesh).map(|variant| (tp, dp, variant))
+    };
+    check_runs(name, MESHES.into_iter().enumerate().flat_map(of_mesh));
+}
+
+/// Every miss is reported, not only the first.
+fn check_runs(name: &str, runs: impl Iterator<Item = (usize, usize, Variant)>) {
     let mut missed = Vec::new();
-    for (mesh, (tp, dp)) in MESHES.into_iter().enumerate() {
-        for variant in variants(case, mesh) {
-            let (passed, text) = replay(&golden(name), tp, dp, variant);
-            let loss = text
-                .lines()
-                .find(|line| line.starts_with("loss_abs"))
-                .unwrap_or("no table");
-            println!("{name} tp {tp} x dp {dp} {variant:?}: {loss}");
-            if !passed {
-                missed.push(format!("tp {tp} x dp {dp} {variant:?}\n{text}"));
-            }
+    for (tp, dp, variant) in runs {
+        let (passed, text) = replay(&golden(name), tp, dp, variant);
+        let loss = text
+            .lines()
+            .find(|line| line.starts_with("loss_abs"))
+            .unwrap_or("no table");
+        println!("{name} tp {tp} x dp {dp} {variant:?}: {loss}");
+        if !passed {
+            missed.push(format!("tp {tp} x dp {dp} {variant:?}\n{text}"));
         }
     }
     assert!(missed.is_empty(), "{name}:\n{}", missed.join("\n"));
@@ -146,6 +202,18 @@ cases!(
     qwen2_untied,
     qwen3_qknorm
 );
+
+macro_rules! families {
+    ($($name:ident),*) => {
+        $(#[test]
+        fn $name() {
+            assert!(FAMILIES.contains(&stringify!($name)));
+            check_runs(stringify!($name), OF_FAMILIES.into_iter());
+        })*
+    };
+}
+
+families!(gemma2_gqa3, gemma3, granite, olmo2, phi3_window, smollm3);
 
 #[test]
 fn the_rotation_covers_every_feature_on_every_mesh() {
@@ -178,7 +246,7 @@ fn the_rotation_covers_every_feature_on_every_mesh() {
 /// The key style of transformers 4, which most published checkpoints use, describes the same models.
 #[test]
 fn both_key_styles_of_config_load_and_match() {
-    for name in CASES {
+    for name in CASES.into_iter().chain(FAMILIES) {
         let case = tempfile::tempdir().unwrap();
         for file in std::fs::read_dir(golden(name)).unwrap() {
             let path = file.unwrap().path();

@@ -49,6 +49,8 @@ pub struct Sampler {
     limit: EpochLimit,
     /// Whether an epoch ends with what fills a global batch.
     drops_last: bool,
+    /// Whether an epoch has an order of its own, or that of the dataset.
+    shuffles: bool,
 }
 
 /// Why there is no order.
@@ -114,6 +116,18 @@ impl Sampler {
             global_batch,
             limit: EpochLimit::default(),
             drops_last: false,
+            shuffles: true,
+        })
+    }
+
+    /// `len` samples in the dataset's own order, once, whose last step has as many as are left: for evaluation.
+    ///
+    /// # Errors
+    /// No samples; a global batch of 0.
+    pub fn in_order(len: u64, global_batch: u64) -> Result<Self, SamplerError> {
+        Ok(Self {
+            shuffles: false,
+            ..Self::of_all(len, 0, global_batch)?
         })
     }
 
@@ -220,9 +234,10 @@ impl Sampler {
     /// Indices into the dataset of `rows` of the global batch that begins at `start`, a result of [`Self::next_batch`], as
     /// far as the batch has them.
     pub fn samples(&self, start: Position, rows: Range<u64>) -> impl Iterator<Item = u64> + use<> {
-        let order = Permutation::new(self.len, self.seed, start.epoch);
+        let order = (self.shuffles).then(|| Permutation::new(self.len, self.seed, start.epoch));
         let end = rows.end.min(self.batch_at(start));
-        (rows.start..end).map(move |row| order.at(start.sample + row))
+        let place = move |at: u64| order.as_ref().map_or(at, |order| order.at(at));
+        (rows.start..end).map(move |row| place(start.sample + row))
     }
 }
 
@@ -342,6 +357,19 @@ mod tests {
             epoch: 0,
             sample: 3
         }));
+    }
+
+    #[test]
+    fn in_order_every_sample_comes_once_and_in_its_place() {
+        for batch in [1, 3, 10, 64] {
+            let samples = run(&Sampler::in_order(10, batch).unwrap(), Position::default());
+            let expected: Vec<(u64, u64)> = (0..10).map(|sample| (0, sample)).collect();
+            assert_eq!(samples, expected, "{batch} a step");
+        }
+        assert_eq!(
+            Sampler::in_order(0, 4).unwrap_err(),
+            SamplerError::NoSamples
+        );
     }
 
     #[test]

@@ -6,28 +6,40 @@ use crate::dispatch::{self, InstructionSet, Kernel};
 use crate::element::Element;
 use crate::vocab::{entries, local};
 
-/// Fills `y [tokens, hidden]` with the rows of `table [entries of the shard, hidden]` for `ids [tokens]` of the whole
-/// vocabulary; zeros where the id belongs to another shard.
+/// Fills `y [tokens, hidden]` with `scale` times the rows of `table [entries of the shard, hidden]` for `ids [tokens]` of the
+/// whole vocabulary; zeros where the id belongs to another shard.
 ///
 /// # Panics
 /// When the shard is empty, its rows have no elements, or a size does not fit.
-pub fn forward<T: Element, Y: Element>(table: &[T], ids: &[i64], vocab: &Range<i64>, y: &mut [Y]) {
+pub fn forward<T: Element, Y: Element>(
+    table: &[T],
+    ids: &[i64],
+    vocab: &Range<i64>,
+    scale: f32,
+    y: &mut [Y],
+) {
     let hidden = checked_hidden(table, vocab, y, ids);
     let rows = y.chunks_exact_mut(hidden).zip(ids);
     dispatch::for_each(rows.map(|(y, &id)| {
         let row = local(id, vocab).map(|row| &table[row * hidden..(row + 1) * hidden]);
-        Lookup { row, y }
+        Lookup { row, scale, y }
     }));
 }
 
-/// Adds the rows of `d_out [tokens, hidden]` to the gradient `d_table [entries of the shard, hidden]`; those of other shards
+/// Adds `scale` times the rows of `d_out [tokens, hidden]` to the gradient `d_table [entries of the shard, hidden]`; those of other shards
 /// are left out.
 ///
 /// Rows of one id are added in the order of the tokens, so the result is bitwise repeatable.
 ///
 /// # Panics
 /// When the shard is empty, its rows have no elements, or a size does not fit.
-pub fn backward<D: Element>(d_table: &mut [f32], d_out: &[D], ids: &[i64], vocab: &Range<i64>) {
+pub fn backward<D: Element>(
+    d_table: &mut [f32],
+    d_out: &[D],
+    ids: &[i64],
+    vocab: &Range<i64>,
+    scale: f32,
+) {
     let hidden = checked_hidden(d_table, vocab, d_out, ids);
     // Tokens by row of the table; a stable sort keeps those of one row in their order.
     let mut tokens: Vec<(usize, usize)> = ids
@@ -47,6 +59,7 @@ pub fn backward<D: Element>(d_table: &mut [f32], d_out: &[D], ids: &[i64], vocab
             d_row,
             tokens,
             rows: d_out,
+            scale,
         }
     }));
 }
@@ -72,6 +85,7 @@ fn checked_hidden<T, Y>(table: &[T], vocab: &Range<i64>, rows: &[Y], ids: &[i64]
 /// One token's vector; zeros where the shard has none.
 struct Lookup<'a, T, Y> {
     row: Option<&'a [T]>,
+    scale: f32,
     y: &'a mut [Y],
 }
 
@@ -83,7 +97,7 @@ impl<T: Element, Y: Element> Kernel for Lookup<'_, T, Y> {
         match self.row {
             Some(row) => {
                 for (y, x) in self.y.iter_mut().zip(row) {
-                    *y = Y::round(x.widen());
+                    *y = Y::round(x.widen() * self.scale);
                 }
             }
             None => self.y.fill(Y::round(0.0)),
@@ -96,6 +110,7 @@ struct Scatter<'a, D> {
     d_row: &'a mut [f32],
     tokens: &'a [(usize, usize)],
     rows: &'a [D],
+    scale: f32,
 }
 
 impl<D: Element> Kernel for Scatter<'_, D> {
@@ -107,7 +122,7 @@ impl<D: Element> Kernel for Scatter<'_, D> {
         for &(_, token) in self.tokens {
             let row = &self.rows[token * hidden..(token + 1) * hidden];
             for (sum, d) in self.d_row.iter_mut().zip(row) {
-                *sum += d.widen();
+                *sum += d.widen() * self.scale;
             }
         }
     }
@@ -122,16 +137,16 @@ mod tests {
 
     /// Ids in, before and behind the shard, some of them often.
     fn looks_up_and_scatters<T: Element, Y: Element>() {
-        for hidden in [1, 37, 64] {
+        for (hidden, scale) in [(1, 1.0f32), (37, 1.0), (64, 7.5)] {
             let vocab = 100..150i64;
             let table = numbers::<T>(50 * hidden, 1, 1.0);
             let ids: Vec<i64> = (0..300).map(|i| 90 + (i * i * 7) % 73).collect();
             let mut y = unfilled::<Y>(ids.len() * hidden);
-            forward(&table, &ids, &vocab, &mut y);
+            forward(&table, &ids, &vocab, scale, &mut y);
             let d_out = numbers::<Y>(ids.len() * hidden, 2, 1.0);
             let mut d_table = normal(50 * hidden, 3);
             let mut expected_d = d_table.clone();
-            backward(&mut d_table, &d_out, &ids, &vocab);
+            backward(&mut d_table, &d_out, &ids, &vocab, scale);
 
             let mut expected = Vec::new();
             for (token, id) in ids.iter().enumerate() {
@@ -141,8 +156,8 @@ mod tests {
                         continue;
                     }
                     let at = (id - vocab.start) as usize * hidden + i;
-                    expected.push(Y::round(table[at].widen()));
-                    expected_d[at] += d_out[token * hidden + i].widen();
+                    expected.push(Y::round(table[at].widen() * scale));
+                    expected_d[at] += d_out[token * hidden + i].widen() * scale;
                 }
             }
             assert_eq!(bits(&y), bits(&expected));
@@ -162,6 +177,6 @@ mod tests {
     #[test]
     #[should_panic(expected = "not 4 rows")]
     fn a_table_of_another_shard_is_noticed() {
-        forward(&[0f32; 6], &[0], &(0..4), &mut [0f32; 1]);
+        forward(&[0f32; 6], &[0], &(0..4), 1.0, &mut [0f32; 1]);
     }
 }

@@ -5,19 +5,20 @@
 //! row-major, and activations are `[tokens, features]`.
 //!
 //! ```
-//! use tandem_kernels::{rms_norm, swiglu};
+//! use tandem_kernels::glu::{self, Activation};
+//! use tandem_kernels::rms_norm::{self, Norm};
 //!
 //! // Two tokens with three features each, normalised to a mean square of 1.
 //! let x = [3.0f32, -4.0, 5.0, 0.1, 0.1, 0.1];
 //! let weight = [1.0, 1.0, 1.0];
 //! let (mut y, mut rstd) = ([0f32; 6], [0.0; 2]);
-//! rms_norm::forward(&x, &weight, 1e-6, &mut y, &mut rstd);
+//! rms_norm::forward(&x, Norm::new(&weight, 1e-6), &mut y, &mut rstd);
 //! let mean_square = |row: &[f32]| row.iter().map(|y| y * y).sum::<f32>() / 3.0;
 //! assert!((mean_square(&y[..3]) - 1.0).abs() < 1e-5);
 //!
 //! // One token whose gate is 0 and 2, and whose up projection is 7 and 1.
 //! let mut product = [0f32; 2];
-//! swiglu::forward(&[0.0f32, 2.0, 7.0, 1.0], 2, &mut product);
+//! glu::forward(Activation::Silu, &[0.0f32, 2.0, 7.0, 1.0], 2, &mut product);
 //! assert_eq!(product[0], 0.0);
 //! assert!((product[1] - 1.761_594).abs() < 1e-6);
 //! ```
@@ -37,6 +38,7 @@ mod dispatch;
 pub mod element;
 pub mod embedding;
 mod exp;
+pub mod glu;
 mod lanes;
 pub mod linear;
 #[cfg(target_arch = "x86_64")]
@@ -46,7 +48,7 @@ pub mod reduce;
 pub mod rms_norm;
 pub mod rope;
 pub mod sum_of_squares;
-pub mod swiglu;
+mod tanh;
 #[cfg(test)]
 mod testing;
 mod vocab;

@@ -8,30 +8,39 @@ use crate::lanes;
 /// Rows that one task handles; fixed, so that the order in which weight gradients are added is.
 const ROWS: usize = 32;
 
+/// What a norm is, besides the rows that it is of.
+#[derive(Debug, Clone, Copy)]
+pub struct Norm<'a> {
+    /// `[features]`.
+    pub weight: &'a [f32],
+    /// Added to the mean square.
+    pub eps: f32,
+    /// The normalised value is multiplied by the weight and then rounded. Else it is rounded to the kind of `x` before, too.
+    pub rounds_last: bool,
+}
+
+impl<'a> Norm<'a> {
+    /// As Llama has it: rounded before the weight is applied.
+    pub fn new(weight: &'a [f32], eps: f32) -> Self {
+        Self {
+            weight,
+            eps,
+            rounds_last: false,
+        }
+    }
+}
+
 /// `y = weight * x * rstd`, with `rstd = 1 / sqrt(mean(x^2) + eps)` of every row.
 ///
-/// `x` and `y` are `[rows, features]`, `weight` is `[features]`, `rstd` is `[rows]`. The normalised value is rounded to the
-/// kind of `x` before the weight is applied, as Hugging Face does.
+/// `x` and `y` are `[rows, features]`, `rstd` is `[rows]`.
 ///
 /// # Panics
 /// When a size does not fit.
-pub fn forward<X: Element, Y: Element>(
-    x: &[X],
-    weight: &[f32],
-    eps: f32,
-    y: &mut [Y],
-    rstd: &mut [f32],
-) {
-    let block = checked_block(weight, rstd, [x.len(), y.len()]);
+pub fn forward<X: Element, Y: Element>(x: &[X], norm: Norm<'_>, y: &mut [Y], rstd: &mut [f32]) {
+    let block = checked_block(norm.weight, rstd, [x.len(), y.len()]);
     let outputs = y.chunks_mut(block).zip(rstd.chunks_mut(ROWS));
     let blocks = x.chunks(block).zip(outputs);
-    dispatch::for_each(blocks.map(|(x, (y, rstd))| ForwardRows {
-        x,
-        weight,
-        eps,
-        y,
-        rstd,
-    }));
+    dispatch::for_each(blocks.map(|(x, (y, rstd))| ForwardRows { x, norm, y, rstd }));
 }
 
 /// What [`forward_residual`] fills.
@@ -45,31 +54,97 @@ pub struct Residual<'a, X, Y> {
     pub rstd: &'a mut [f32],
 }
 
-/// `x + delta`, rounded to their kind, and the norm of that sum as in [`forward`].
+/// `x + scale * delta`, rounded to their kind, and the norm of that sum as in [`forward`].
 ///
 /// # Panics
 /// When a size does not fit.
 pub fn forward_residual<X: Element, Y: Element>(
     x: &[X],
     delta: &[X],
-    weight: &[f32],
-    eps: f32,
+    scale: f32,
+    norm: Norm<'_>,
     out: Residual<'_, X, Y>,
 ) {
     let Residual { sum, y, rstd } = out;
-    let block = checked_block(weight, rstd, [x.len(), delta.len(), sum.len(), y.len()]);
+    let block = checked_block(
+        norm.weight,
+        rstd,
+        [x.len(), delta.len(), sum.len(), y.len()],
+    );
     let inputs = x.chunks(block).zip(delta.chunks(block));
     let outputs = y.chunks_mut(block).zip(rstd.chunks_mut(ROWS));
     let blocks = inputs.zip(sum.chunks_mut(block)).zip(outputs);
     dispatch::for_each(blocks.map(|(((x, delta), sum), (y, rstd))| ResidualRows {
         x,
         delta,
+        scale,
         sum,
-        weight,
-        eps,
+        norm,
         y,
         rstd,
     }));
+}
+
+/// What [`forward_branch`] fills.
+#[derive(Debug)]
+pub struct Branch<'a, X, Y> {
+    /// The sum, `[rows, features]`.
+    pub sum: &'a mut [X],
+    /// Of the branch, `[rows]`.
+    pub branch_rstd: &'a mut [f32],
+    /// The norm of the sum, `[rows, features]`; empty where there is none.
+    pub y: &'a mut [Y],
+    /// Of the sum, `[rows]`; empty where it has no norm.
+    pub rstd: &'a mut [f32],
+}
+
+/// `x + norm(branch)`, where the norm is rounded to the kind of the branch and the sum to that of `x`; and, where `next` is
+/// given, the norm of the sum.
+///
+/// # Panics
+/// When a size does not fit.
+pub fn forward_branch<X: Element, Y: Element>(
+    x: &[X],
+    branch: &[Y],
+    norm: Norm<'_>,
+    next: Option<Norm<'_>>,
+    out: Branch<'_, X, Y>,
+) {
+    let Branch {
+        sum,
+        branch_rstd,
+        y,
+        rstd,
+    } = out;
+    let lengths = [x.len(), branch.len(), sum.len()];
+    let block = checked_block(norm.weight, branch_rstd, lengths);
+    if let Some(next) = next {
+        checked_block(next.weight, rstd, [x.len(), y.len()]);
+    }
+    // Endless empty slices where there is no next norm.
+    let ys = y
+        .chunks_mut(block)
+        .chain(std::iter::repeat_with(Default::default));
+    let rstds = rstd
+        .chunks_mut(ROWS)
+        .chain(std::iter::repeat_with(Default::default));
+    let inputs = x.chunks(block).zip(branch.chunks(block));
+    let outputs = sum.chunks_mut(block).zip(branch_rstd.chunks_mut(ROWS));
+    let blocks = inputs.zip(outputs).zip(ys.zip(rstds));
+    dispatch::for_each(blocks.map(
+        |(((x, branch), (sum, branch_rstd)), (y, rstd))| BranchRows {
+            x,
+            branch,
+            norm,
+            next,
+            out: Branch {
+                sum,
+                branch_rstd,
+                y,
+                rstd,
+            },
+        },
+    ));
 }
 
 /// What [`backward`] fills.
@@ -137,8 +212,7 @@ fn checked_block<const N: usize>(weight: &[f32], rstd: &[f32], lengths: [usize; 
 
 struct ForwardRows<'a, X, Y> {
     x: &'a [X],
-    weight: &'a [f32],
-    eps: f32,
+    norm: Norm<'a>,
     y: &'a mut [Y],
     rstd: &'a mut [f32],
 }
@@ -148,11 +222,11 @@ impl<X: Element, Y: Element> Kernel for ForwardRows<'_, X, Y> {
 
     #[inline(always)]
     fn run<I: InstructionSet>(self) {
-        let features = self.weight.len();
+        let features = self.norm.weight.len();
         let rows = self.x.chunks_exact(features);
         let outputs = self.y.chunks_exact_mut(features).zip(self.rstd);
         for (x, (y, rstd)) in rows.zip(outputs) {
-            *rstd = normalise(x, self.weight, self.eps, y);
+            *rstd = normalise(x, self.norm, y);
         }
     }
 }
@@ -160,9 +234,9 @@ impl<X: Element, Y: Element> Kernel for ForwardRows<'_, X, Y> {
 struct ResidualRows<'a, X, Y> {
     x: &'a [X],
     delta: &'a [X],
+    scale: f32,
     sum: &'a mut [X],
-    weight: &'a [f32],
-    eps: f32,
+    norm: Norm<'a>,
     y: &'a mut [Y],
     rstd: &'a mut [f32],
 }
@@ -172,7 +246,8 @@ impl<X: Element, Y: Element> Kernel for ResidualRows<'_, X, Y> {
 
     #[inline(always)]
     fn run<I: InstructionSet>(self) {
-        let features = self.weight.len();
+        let features = self.norm.weight.len();
+        let scale = self.scale;
         let inputs = self
             .x
             .chunks_exact(features)
@@ -184,20 +259,63 @@ impl<X: Element, Y: Element> Kernel for ResidualRows<'_, X, Y> {
             .zip(self.rstd);
         for ((x, delta), ((sum, y), rstd)) in inputs.zip(outputs) {
             for ((sum, x), delta) in sum.iter_mut().zip(x).zip(delta) {
-                *sum = X::round(x.widen() + delta.widen());
+                *sum = X::round(x.widen() + delta.widen() * scale);
             }
-            *rstd = normalise(sum, self.weight, self.eps, y);
+            *rstd = normalise(sum, self.norm, y);
+        }
+    }
+}
+
+struct BranchRows<'a, X, Y> {
+    x: &'a [X],
+    branch: &'a [Y],
+    norm: Norm<'a>,
+    next: Option<Norm<'a>>,
+    out: Branch<'a, X, Y>,
+}
+
+impl<X: Element, Y: Element> Kernel for BranchRows<'_, X, Y> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: InstructionSet>(self) {
+        let Self {
+            x,
+            branch,
+            norm,
+            next,
+            out,
+        } = self;
+        let features = norm.weight.len();
+        let mut normed = vec![Y::round(0.0); features];
+        for (row, branch_rstd) in out.branch_rstd.iter_mut().enumerate() {
+            let range = row * features..(row + 1) * features;
+            *branch_rstd = normalise(&branch[range.clone()], norm, &mut normed);
+            let sum = &mut out.sum[range.clone()];
+            for ((sum, x), normed) in sum.iter_mut().zip(&x[range.clone()]).zip(&normed) {
+                *sum = X::round(x.widen() + normed.widen());
+            }
+            if let Some(next) = next {
+                out.rstd[row] = normalise(sum, next, &mut out.y[range]);
+            }
         }
     }
 }
 
 /// One row; returns its `rstd`.
 #[inline(always)]
-fn normalise<X: Element, Y: Element>(x: &[X], weight: &[f32], eps: f32, y: &mut [Y]) -> f32 {
+fn normalise<X: Element, Y: Element>(x: &[X], norm: Norm<'_>, y: &mut [Y]) -> f32 {
     let mean_square = lanes::sum(x, |x| x * x) / x.len() as f32;
-    let rstd = 1.0 / (mean_square + eps).sqrt();
-    for ((y, x), weight) in y.iter_mut().zip(x).zip(weight) {
-        *y = Y::round(X::round(x.widen() * rstd).widen() * weight);
+    let rstd = 1.0 / (mean_square + norm.eps).sqrt();
+    let row = y.iter_mut().zip(x).zip(norm.weight);
+    if norm.rounds_last {
+        for ((y, x), weight) in row {
+            *y = Y::round(x.widen() * rstd * weight);
+        }
+    } else {
+        for ((y, x), weight) in row {
+            *y = Y::round(X::round(x.widen() * rstd).widen() * weight);
+        }
     }
     rstd
 }
@@ -284,7 +402,8 @@ mod tests {
             let (exact, exact_rstd) = (wide(&x), rstds(&wide(&x), features));
 
             let (mut y, mut rstd) = (unfilled::<Y>(len), unfilled::<f32>(rows));
-            forward(&x, &weight, EPS, &mut y, &mut rstd);
+            let norm = Norm::new(&weight, EPS);
+            forward(&x, norm, &mut y, &mut rstd);
             let expected: Vec<f64> = (0..len)
                 .map(|i| exact[i] * exact_rstd[i / features] * f64::from(weight[i % features]))
                 .collect();
@@ -295,7 +414,7 @@ mod tests {
             let added = |(x, delta): (&X, &X)| X::round(x.widen() + delta.widen());
             let total: Vec<X> = x.iter().zip(&delta).map(added).collect();
             let (mut y_alone, mut rstd_alone) = (unfilled::<Y>(len), unfilled::<f32>(rows));
-            forward(&total, &weight, EPS, &mut y_alone, &mut rstd_alone);
+            forward(&total, norm, &mut y_alone, &mut rstd_alone);
             let mut sum = unfilled::<X>(len);
             let (mut y, mut rstd_of_sum) = (unfilled::<Y>(len), unfilled::<f32>(rows));
             let out = Residual {
@@ -303,7 +422,7 @@ mod tests {
                 y: &mut y,
                 rstd: &mut rstd_of_sum,
             };
-            forward_residual(&x, &delta, &weight, EPS, out);
+            forward_residual(&x, &delta, 1.0, norm, out);
             assert_eq!(bits(&sum), bits(&total), "sum, {label}");
             assert_eq!(bits(&y), bits(&y_alone), "y of sum, {label}");
             assert_eq!(bits(&rstd_of_sum), bits(&rstd_alone), "{label}");
@@ -347,22 +466,109 @@ mod tests {
         follows_the_formula::<f32, bf16>("fp32 to bf16", 3e-6, 4e-3);
     }
 
+    /// The norm of a branch, its sum with the residual stream, and the norm of that are what they are one after another, to
+    /// the bit; so is a scaled branch without a norm.
+    fn is_the_sum_of_its_parts<X: Element, Y: Element>() {
+        for (rows, features) in [(0, 8), (1, 1), (33, 100)] {
+            let len = rows * features;
+            let (x, branch) = (numbers::<X>(len, 1, 1.0), numbers::<Y>(len, 2, 1.0));
+            let weights: [Vec<f32>; 2] = [3, 4].map(|seed| normal(features, seed));
+            for rounds_last in [false, true] {
+                let [norm, next] = [0, 1].map(|i| Norm {
+                    weight: &weights[i],
+                    eps: EPS,
+                    rounds_last,
+                });
+                let (mut normed, mut rstd) = (unfilled::<Y>(len), unfilled::<f32>(rows));
+                forward(&branch, norm, &mut normed, &mut rstd);
+                let parts = x.iter().zip(&normed);
+                let sum: Vec<X> = parts
+                    .map(|(x, y)| X::round(x.widen() + y.widen()))
+                    .collect();
+                let (mut y, mut sum_rstd) = (unfilled::<Y>(len), unfilled::<f32>(rows));
+                forward(&sum, next, &mut y, &mut sum_rstd);
+                for next in [None, Some(next)] {
+                    let (mut found_sum, mut found_rstd) =
+                        (unfilled::<X>(len), unfilled::<f32>(rows));
+                    let kept = if next.is_some() { rows } else { 0 };
+                    let mut found_y = unfilled::<Y>(kept * features);
+                    let mut found_sum_rstd = unfilled::<f32>(kept);
+                    let out = Branch {
+                        sum: &mut found_sum,
+                        branch_rstd: &mut found_rstd,
+                        y: &mut found_y,
+                        rstd: &mut found_sum_rstd,
+                    };
+                    forward_branch(&x, &branch, norm, next, out);
+                    assert_eq!(bits(&found_sum), bits(&sum));
+                    assert_eq!(bits(&found_rstd), bits(&rstd));
+                    if next.is_some() {
+                        assert_eq!(bits(&found_y), bits(&y));
+                        assert_eq!(bits(&found_sum_rstd), bits(&sum_rstd));
+                    }
+                }
+            }
+            let scaled: Vec<X> = x
+                .iter()
+                .map(|x| X::round(x.widen() + x.widen() * 0.3))
+                .collect();
+            let (mut sum, mut y) = (unfilled::<X>(len), unfilled::<Y>(len));
+            let mut rstd = unfilled::<f32>(rows);
+            let out = Residual {
+                sum: &mut sum,
+                y: &mut y,
+                rstd: &mut rstd,
+            };
+            forward_residual(&x, &x, 0.3, Norm::new(&weights[0], EPS), out);
+            assert_eq!(bits(&sum), bits(&scaled));
+        }
+    }
+
+    #[test]
+    fn branches_are_normed_and_scaled_on_their_way_into_the_sum() {
+        is_the_sum_of_its_parts::<f32, f32>();
+        is_the_sum_of_its_parts::<bf16, bf16>();
+        is_the_sum_of_its_parts::<f32, bf16>();
+    }
+
+    /// With the weight applied before the only rounding: nearer to the formula than with two.
+    #[test]
+    fn a_norm_that_rounds_last_rounds_once() {
+        let (rows, features) = (7, 90);
+        let x = numbers::<bf16>(rows * features, 1, 1.0);
+        let weight = normal(features, 2);
+        let norm = Norm {
+            weight: &weight,
+            eps: EPS,
+            rounds_last: true,
+        };
+        let (mut y, mut rstd) = (unfilled::<bf16>(x.len()), unfilled::<f32>(rows));
+        forward(&x, norm, &mut y, &mut rstd);
+        let exact = rstds(&wide(&x), features);
+        let expected: Vec<f64> = (0..x.len())
+            .map(|i| {
+                f64::from(x[i].widen()) * exact[i / features] * f64::from(weight[i % features])
+            })
+            .collect();
+        // Half of the last of bf16's 8 bits, which is 2^-8 of the smallest numbers that have them.
+        for (y, expected) in y.iter().zip(&expected) {
+            let off = (f64::from(y.widen()) - expected).abs();
+            assert!(off <= 3.91e-3 * expected.abs(), "{y} {expected}");
+        }
+    }
+
     #[test]
     fn nan_stays_in_its_row() {
         let (mut y, mut rstd) = ([0f32; 4], [0f32; 2]);
-        forward(
-            &[1.0, f32::NAN, 1.0, 1.0],
-            &[1.0; 2],
-            EPS,
-            &mut y,
-            &mut rstd,
-        );
+        let norm = Norm::new(&[1.0; 2], EPS);
+        forward(&[1.0, f32::NAN, 1.0, 1.0], norm, &mut y, &mut rstd);
         assert_eq!(y.map(f32::is_nan), [true, true, false, false]);
     }
 
     #[test]
     #[should_panic(expected = "2 rows of 3 features")]
     fn rows_of_another_length_are_noticed() {
-        forward(&[0f32; 7], &[1.0; 3], EPS, &mut [0f32; 6], &mut [0.0; 2]);
+        let norm = Norm::new(&[1.0; 3], EPS);
+        forward(&[0f32; 7], norm, &mut [0f32; 6], &mut [0.0; 2]);
     }
 }

@@ -3,9 +3,10 @@
 use half::bf16;
 use rayon::ThreadPoolBuilder;
 use tandem_kernels::adamw::{self, AdamWStep};
+use tandem_kernels::glu::Activation;
 use tandem_kernels::{
-    Accumulate, Element, cross_entropy, embedding, linear, random, rms_norm, rope, sum_of_squares,
-    swiglu,
+    Accumulate, Element, cross_entropy, embedding, glu, linear, random, rms_norm, rope,
+    sum_of_squares,
 };
 
 /// What all kernels compute, from the same inputs each time.
@@ -50,16 +51,26 @@ fn norms<T: Element>(results: &mut Results) {
     let weight = numbers::<f32>(HIDDEN, 3);
     let (mut sum, mut y) = (zeros::<T>(x.len()), zeros::<T>(x.len()));
     let mut rstd = zeros::<f32>(TOKENS);
-    rms_norm::forward(&x, &weight, 1e-6, &mut y, &mut rstd);
+    let norm = rms_norm::Norm::new(&weight, 1e-6);
+    rms_norm::forward(&x, norm, &mut y, &mut rstd);
     results.keep("norm", &y);
     let out = rms_norm::Residual {
         sum: &mut sum,
         y: &mut y,
         rstd: &mut rstd,
     };
-    rms_norm::forward_residual(&x, &delta, &weight, 1e-6, out);
+    rms_norm::forward_residual(&x, &delta, 1.0, norm, out);
     results.keep("sum", &sum);
     results.keep("norm of the sum", &y);
+    let mut branch_rstd = zeros::<f32>(TOKENS);
+    let out = rms_norm::Branch {
+        sum: &mut sum,
+        branch_rstd: &mut branch_rstd,
+        y: &mut y,
+        rstd: &mut rstd,
+    };
+    rms_norm::forward_branch(&x, &delta, norm, Some(norm), out);
+    results.keep("norm of a branch", &sum);
     let mut d_weight = zeros::<f32>(HIDDEN);
     let out = rms_norm::Gradients {
         d_x: &mut y,
@@ -74,11 +85,15 @@ fn features<T: Element>(results: &mut Results) {
     let gate_up = numbers::<T>(TOKENS * HIDDEN, 1);
     let d_y = numbers::<T>(gate_up.len() / 2, 2);
     let (mut product, mut d_gate_up) = (zeros::<T>(d_y.len()), zeros::<T>(gate_up.len()));
-    swiglu::forward(&gate_up, HIDDEN / 2, &mut product);
-    results.keep("swiglu", &product);
-    swiglu::forward_and_backward(&d_y, &gate_up, HIDDEN / 2, &mut product, &mut d_gate_up);
-    results.keep("swiglu again", &product);
-    results.keep("swiglu d", &d_gate_up);
+    let half = HIDDEN / 2;
+    for activation in [Activation::Silu, Activation::GeluTanh, Activation::Gelu] {
+        glu::forward(activation, &gate_up, half, &mut product);
+        results.keep("glu", &product);
+        let (product, d) = (&mut product, &mut d_gate_up);
+        glu::forward_and_backward(activation, &d_y, &gate_up, half, product, d);
+        results.keep("glu again", product);
+        results.keep("glu d", d);
+    }
 
     let mut heads = numbers::<T>(TOKENS * HIDDEN, 1);
     let angles = numbers::<f32>(TOKENS * 13, 4);
@@ -93,21 +108,29 @@ fn vocabulary<T: Element>(results: &mut Results) {
     let ids: Vec<i64> = (0..TOKENS as i64).map(|i| i * 37 % 50).collect();
     let d_out = numbers::<T>(TOKENS * HIDDEN, 2);
     let mut d_table = numbers::<f32>(40 * HIDDEN, 5);
-    embedding::backward(&mut d_table, &d_out, &ids, &(0..40));
+    embedding::backward(&mut d_table, &d_out, &ids, &(0..40), 2.0);
     results.keep("embedding d", &d_table);
     let table = numbers::<T>(40 * HIDDEN, 6);
     let mut rows = zeros::<T>(TOKENS * HIDDEN);
-    embedding::forward(&table, &ids, &(0..40), &mut rows);
+    embedding::forward(&table, &ids, &(0..40), 2.0, &mut rows);
     results.keep("embedding", &rows);
 
     let (mut logits, vocab) = (numbers::<T>(TOKENS * VOCAB, 7), 0..VOCAB as i64);
     let mut stats = zeros::<f32>(3 * TOKENS);
-    cross_entropy::local_stats(&logits, &ids, &vocab, &mut stats);
+    let bend = cross_entropy::Bend {
+        scale: 0.5,
+        soft_cap: Some(3.0),
+    };
+    cross_entropy::local_stats(&mut logits, &ids, &vocab, bend, &mut stats);
     results.keep("stats", &stats);
     let logsumexp: Vec<f32> = (0..TOKENS)
         .map(|row| stats[row] + stats[TOKENS + row].ln())
         .collect();
-    cross_entropy::logits_to_gradient(&mut logits, &ids, &vocab, &logsumexp, 0.1);
+    let objective = cross_entropy::Objective {
+        scale: 0.1,
+        z_loss: 0.01,
+    };
+    cross_entropy::logits_to_gradient(&mut logits, &ids, &vocab, &logsumexp, bend, objective);
     results.keep("d_logits", &logits);
 
     let mut d_bias = zeros::<f32>(VOCAB);

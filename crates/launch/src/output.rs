@@ -5,12 +5,16 @@
 //! ([`tell!`](crate::tell)); and what a command was asked to print is an error when it cannot be written, unless the reader
 //! has seen enough ([`say!`](crate::say)).
 //!
+//! A line for a log begins with its time ([`stamped`]); a worker that has one writes down there what it does ([`note`]).
+//!
 //! And nothing secret is printed: what is secret in a URL ([`redacted`]) is taken out of every line here, whoever made it, so
 //! that no error, log or summary has to think of it.
 
 use std::borrow::Cow;
 use std::fmt::Arguments;
 use std::io::{self, Write};
+
+use jiff::Timestamp;
 
 /// The result of a command could not be written.
 #[derive(Debug, thiserror::Error)]
@@ -32,6 +36,38 @@ pub fn to_stdout(line: Arguments<'_>) -> Result<(), OutputError> {
 /// What the system said; the caller can go on.
 pub fn to_stderr(line: Arguments<'_>) -> io::Result<()> {
     write_line(&mut io::stderr().lock(), line)
+}
+
+/// `text` as lines of a log, each with the time.
+#[must_use]
+pub fn stamped(text: &str) -> String {
+    let time = format!("{:.0}", Timestamp::now());
+    let text = redacted(text);
+    text.lines()
+        .map(|line| format!("{time} {line}\n"))
+        .collect()
+}
+
+/// What a note begins with.
+const NOTE: &str = "-- ";
+
+/// Writes down what a worker does, in its log, which is its standard error. When it fails, the end of the log is shown without
+/// its notes: an error says where it happened.
+pub fn note(text: &str) {
+    let lines = stamped(text);
+    for line in lines.lines() {
+        // There is nobody to tell.
+        let _ = to_stderr(format_args!("{NOTE}{line}"));
+    }
+}
+
+/// Whether a line of a log is such a note.
+#[must_use]
+pub fn is_note(line: &str) -> bool {
+    let time = line.strip_prefix(NOTE).unwrap_or_default();
+    time.split(' ')
+        .next()
+        .is_some_and(|it| it.parse::<Timestamp>().is_ok())
 }
 
 /// One write per line, so that the lines of several processes do not mix.
@@ -133,6 +169,16 @@ mod tests {
         let mut out = Vec::new();
         write_line(&mut out, format_args!("{}", "s3://K:S@b")).unwrap();
         assert_eq!(out, b"s3://***@b\n");
+    }
+
+    #[test]
+    fn notes_are_told_from_what_else_a_worker_prints() {
+        let lines = stamped("first\nat s3://K:S@b");
+        let lines: Vec<&str> = lines.lines().collect();
+        assert_eq!(lines.len(), 2);
+        assert!(lines[1].ends_with("Z at s3://***@b"), "{lines:?}");
+        assert!(is_note(&format!("{NOTE}{}", lines[0])));
+        assert!(!is_note(lines[0]) && !is_note("-- a list") && !is_note(""));
     }
 
     #[test]

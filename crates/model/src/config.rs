@@ -1,46 +1,35 @@
 //! A Hugging Face `config.json`, in the key style of transformers 4 or 5, as one validated description.
 
+mod base;
+mod description;
 mod family;
 mod keys;
+mod layers;
 mod rope;
+mod unsupported;
 
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 use tandem_files::read_small;
+use tandem_tensor::glu::Activation;
+use tandem_tensor::rms_norm::NormSpec;
 
-use family::Defaults;
-use keys::Keys;
+pub use description::{Axis, EmbeddingScale, LayerNorms, Projection, QkNorm};
 pub use rope::{RopeConfig, RopeScaling};
 
 /// A description of a model has a few kilobytes; what is larger than this is something else.
 const MAX_BYTES: u64 = 16 << 20;
 
-/// Far beyond the deepest models that are published, and no list of so many layers' parameters is large.
-const MAX_LAYERS: usize = 10_000;
-
 /// A thousand times the parameters of the largest models that are published: sums and products of sizes below this, and
 /// their bytes, fit into 64 bits.
 const MAX_PARAMETERS: u128 = 1 << 50;
 
-/// The supported model families.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Architecture {
-    /// `LlamaForCausalLM`
-    Llama,
-    /// `MistralForCausalLM`
-    Mistral,
-    /// `Qwen2ForCausalLM`
-    Qwen2,
-    /// `Qwen3ForCausalLM`
-    Qwen3,
-}
-
 /// Everything about a model that its computation depends on.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelConfig {
-    /// The family.
-    pub architecture: Architecture,
+    /// The family's name, such as `Llama`: for people, and for telling runs apart. No computation depends on it.
+    pub family: &'static str,
     /// Width of the residual stream.
     pub hidden_size: usize,
     /// Decoder layers.
@@ -57,24 +46,46 @@ pub struct ModelConfig {
     pub vocab_size: usize,
     /// Longest sequence the positions are made for.
     pub max_position_embeddings: usize,
-    /// Added to the mean square in every RMSNorm.
-    pub rms_norm_eps: f64,
     /// Standard deviation of random initial weights.
     pub initializer_range: f64,
     /// The output head is the embedding.
     pub tie_word_embeddings: bool,
-    /// q, k and v projections have a bias.
+    /// What every RMSNorm computes.
+    pub norm: NormSpec,
+    /// Where in a layer there are norms.
+    pub layer_norms: LayerNorms,
+    /// The projections whose outputs are q, k and v, in this order.
+    pub qkv: &'static [Projection],
+    /// They have a bias.
     pub qkv_bias: bool,
     /// The attention's output projection has a bias.
     pub o_bias: bool,
-    /// The MLP's projections have a bias.
-    pub mlp_bias: bool,
-    /// q and k are normalised per head (Qwen3).
-    pub qk_norm: bool,
+    /// How q and k are normalised, if they are.
+    pub qk_norm: Option<QkNorm>,
+    /// Multiplies the scores before the softmax.
+    pub attention_scale: f64,
+    /// Scores become `cap * tanh(score / cap)`.
+    pub attention_soft_cap: Option<f64>,
     /// Per layer: a query sees that many keys at most, itself included.
     pub sliding_window: Vec<Option<usize>>,
-    /// Position embedding.
-    pub rope: RopeConfig,
+    /// The numbers of a head that are rotated; the others pass.
+    pub rotary_dim: usize,
+    /// Per layer: the position embedding, where the layer has one.
+    pub rope: Vec<Option<RopeConfig>>,
+    /// The projections whose outputs are the MLP's gate and up branches, in this order.
+    pub gate_up: &'static [Projection],
+    /// What the gate goes through.
+    pub activation: Activation,
+    /// The MLP's projections have a bias.
+    pub mlp_bias: bool,
+    /// Multiplies the embedding's vectors.
+    pub embedding_scale: EmbeddingScale,
+    /// Multiplies what a block adds to the residual stream.
+    pub residual_scale: f64,
+    /// Multiplies the logits.
+    pub logits_scale: f64,
+    /// Logits become `cap * tanh(logit / cap)`.
+    pub logits_soft_cap: Option<f64>,
 }
 
 /// Why a `config.json` cannot be used.
@@ -98,11 +109,13 @@ pub enum ConfigError {
     },
     /// A family that is not built in.
     #[error(
-        "architecture {found:?} is not supported; supported are LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM and Qwen3ForCausalLM"
+        "architecture {found:?} is not supported; supported are {supported}, also as the text part of a larger model"
     )]
     Architecture {
         /// What the file says.
         found: String,
+        /// What it may say.
+        supported: String,
     },
     /// A key that must be there is not.
     #[error("config.json lacks {key:?}")]
@@ -159,108 +172,21 @@ impl ModelConfig {
     /// # Errors
     /// [`ConfigError`] names the key and what is wrong with it.
     pub fn from_json(json: &Map<String, Value>) -> Result<Self, ConfigError> {
-        let keys = Keys(json);
-        let architecture = family::architecture(json)?;
-        let Defaults {
-            kv_heads,
-            max_position,
-            window,
-            head_dim,
-        } = Defaults::of(architecture);
-        let hidden_size = keys.size("hidden_size")?;
-        let num_heads = keys.size("num_attention_heads")?;
-        let num_kv_heads = match json.get("num_key_value_heads") {
-            None => kv_heads.unwrap_or(num_heads),
-            Some(_) => keys.size_or("num_key_value_heads", num_heads)?,
-        };
-        if !num_heads.is_multiple_of(num_kv_heads) {
-            return Err(ConfigError::Value {
-                key: "num_key_value_heads",
-                value: match json.get("num_key_value_heads") {
-                    None => format!("absent, which means {num_kv_heads} for {architecture:?}"),
-                    Some(_) => num_kv_heads.to_string(),
-                },
-                expected: format!("it must divide num_attention_heads = {num_heads}"),
-            });
-        }
-        let head_dim = match (keys.size_or("head_dim", 0)?, head_dim) {
-            (0, Some(of_family)) => of_family,
-            (0, None) if !hidden_size.is_multiple_of(num_heads) => {
-                return Err(ConfigError::Value {
-                    key: "hidden_size",
-                    value: hidden_size.to_string(),
-                    expected: format!(
-                        "without head_dim, num_attention_heads = {num_heads} must divide it"
-                    ),
-                });
-            }
-            (0, None) => hidden_size / num_heads,
-            (given, _) => given,
-        };
-        if !head_dim.is_multiple_of(2) {
-            return Err(ConfigError::Value {
-                key: "head_dim",
-                value: head_dim.to_string(),
-                expected: "rotary embedding needs an even number".to_owned(),
-            });
-        }
-        let num_layers = keys.size("num_hidden_layers")?;
-        if num_layers > MAX_LAYERS {
-            return Err(ConfigError::Value {
-                key: "num_hidden_layers",
-                value: num_layers.to_string(),
-                expected: format!("more than {MAX_LAYERS} are not supported"),
-            });
-        }
-        keys.must_be(
-            "hidden_act",
-            // Two names of one function.
-            &["silu", "swish"],
-            "only SwiGLU (silu) is supported",
-        )?;
-        keys.must_be_number(
-            "attention_dropout",
-            0.0,
-            "dropout in attention is not supported; set it to 0.0",
-        )?;
-        keys.must_be_number(
-            "partial_rotary_factor",
-            1.0,
-            "partial rotary embedding is not supported",
-        )?;
-        let attention_bias = keys.flag("attention_bias", false)?;
-        let mlp_bias = keys.flag("mlp_bias", false)?;
-        let (qkv_bias, o_bias) = match architecture {
-            Architecture::Qwen2 => (true, false),
-            Architecture::Mistral => (false, false),
-            Architecture::Llama | Architecture::Qwen3 => (attention_bias, attention_bias),
-        };
-        let max_position_embeddings = keys.any_size_or("max_position_embeddings", max_position)?;
-        let config = Self {
-            architecture,
-            hidden_size,
-            num_layers,
-            num_heads,
-            num_kv_heads,
-            head_dim,
-            intermediate_size: keys.size("intermediate_size")?,
-            vocab_size: keys.size("vocab_size")?,
-            max_position_embeddings,
-            rms_norm_eps: keys.positive_or("rms_norm_eps", 1e-6)?,
-            initializer_range: keys.initializer_range()?,
-            tie_word_embeddings: keys.flag("tie_word_embeddings", false)?,
-            qkv_bias,
-            o_bias,
-            mlp_bias: architecture == Architecture::Llama && mlp_bias,
-            qk_norm: architecture == Architecture::Qwen3,
-            sliding_window: family::sliding_windows(&keys, architecture, window, num_layers)?,
-            rope: RopeConfig::from_json(json, max_position_embeddings)?,
-        };
+        let config = family::describe(json)?;
         let parameters = config.parameters();
         if parameters > MAX_PARAMETERS {
             return Err(ConfigError::TooLarge { parameters });
         }
         Ok(config)
+    }
+
+    /// The config of a multimodal model's text part, as one would write it for that part alone; `None` where `json` is that of a
+    /// text model.
+    ///
+    /// # Errors
+    /// [`ConfigError`] names a key of the wrong type.
+    pub fn text_part(json: &Map<String, Value>) -> Result<Option<Map<String, Value>>, ConfigError> {
+        family::text_part(json)
     }
 
     /// Parameters of the whole model, computed without making its tree. No size of a config can make it overflow.
@@ -279,10 +205,25 @@ impl ModelConfig {
         let biases = if self.qkv_bias { q + 2 * kv } else { 0 }
             + if self.o_bias { hidden } else { 0 }
             + if self.mlp_bias { 2 * inner + hidden } else { 0 };
-        let norms = 2 * hidden + if self.qk_norm { 2 * dim } else { 0 };
+        let norms = self.layer_norms.names().count() as u128 * hidden
+            + match self.qk_norm {
+                None => 0,
+                Some(QkNorm::PerHead) => 2 * dim,
+                Some(QkNorm::AcrossHeads) => q + kv,
+            };
         let layer = hidden * (2 * q + 2 * kv + 3 * inner) + biases + norms;
         let tables = if self.tie_word_embeddings { 1 } else { 2 };
         layers * layer + tables * vocab * hidden + hidden
+    }
+
+    /// Features that run over an axis of the whole model.
+    pub fn width(&self, axis: Axis) -> usize {
+        match axis {
+            Axis::QHeads => self.num_heads * self.head_dim,
+            Axis::KvHeads => self.num_kv_heads * self.head_dim,
+            Axis::Intermediate => self.intermediate_size,
+            Axis::Vocab => self.vocab_size,
+        }
     }
 
     /// The same model cut to its first `num_layers` layers; 0 keeps all.
@@ -300,6 +241,7 @@ impl ModelConfig {
         if num_layers > 0 {
             self.num_layers = num_layers;
             self.sliding_window.truncate(num_layers);
+            self.rope.truncate(num_layers);
         }
         Ok(self)
     }
@@ -355,12 +297,16 @@ mod tests {
                 json!(["GPT2LMHeadModel"]),
                 "GPT2LMHeadModel",
             ),
-            ("hidden_act", json!("gelu"), "hidden_act"),
+            ("hidden_act", json!("relu"), "hidden_act"),
             ("attention_dropout", json!(0.1), "attention_dropout"),
             ("num_key_value_heads", json!(3), "num_key_value_heads"),
             ("vocab_size", json!(0), "vocab_size"),
             ("hidden_size", json!("big"), "hidden_size"),
-            ("rope_scaling", json!({"rope_type": "longrope"}), "longrope"),
+            (
+                "rope_scaling",
+                json!({"rope_type": "proportional"}),
+                "proportional",
+            ),
             (
                 "layer_types",
                 json!(["chunked_attention", "x", "x", "x"]),
@@ -385,7 +331,8 @@ mod tests {
     #[test]
     fn truncation_keeps_the_first_layers() {
         let config = parse(qwen2()).unwrap();
-        assert_eq!(config.clone().truncated(2).unwrap().sliding_window.len(), 2);
+        let two = config.clone().truncated(2).unwrap();
+        assert_eq!((two.sliding_window.len(), two.rope.len()), (2, 2));
         assert_eq!(config.clone().truncated(0).unwrap(), config);
         assert!(config.truncated(9).is_err());
     }

@@ -14,6 +14,8 @@ pub struct Embedding {
     pub vocab: Range<i64>,
     /// Kind of the residual stream.
     pub residual: Kind,
+    /// Multiplies the vectors.
+    pub scale: f64,
 }
 
 impl Embedding {
@@ -27,7 +29,7 @@ impl Embedding {
         ids: &Tensor,
         tp: &dyn TpContext,
     ) -> Result<Tensor, ModelError> {
-        let partial = embedding::forward(table, ids, self.vocab.clone(), self.residual);
+        let partial = embedding::forward(table, ids, self.vocab.clone(), self.scale, self.residual);
         Ok(tp.reduce_tokens(partial)?)
     }
 
@@ -43,7 +45,7 @@ impl Embedding {
         tp: &dyn TpContext,
     ) -> Result<(), ModelError> {
         let d_out = tp.gather_tokens(d_out)?;
-        embedding::backward(d_table, &d_out, ids, self.vocab.clone());
+        embedding::backward(d_table, &d_out, ids, self.vocab.clone(), self.scale);
         Ok(())
     }
 }

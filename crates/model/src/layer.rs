@@ -2,13 +2,15 @@
 
 mod attention;
 mod mlp;
+mod residual;
 
 use std::rc::Rc;
 use std::sync::Arc;
 
 use tandem_tensor::Accumulate;
 use tandem_tensor::attention::{AttentionSpec, Documents};
-use tandem_tensor::rms_norm::{self, Residual};
+use tandem_tensor::glu::Activation;
+use tandem_tensor::rms_norm::NormSpec;
 use tandem_tensor::{Kind, Tensor};
 
 use crate::error::ModelError;
@@ -18,18 +20,23 @@ use crate::tp_context::TpContext;
 
 use attention::AttentionSaved;
 use mlp::MlpSaved;
+use residual::{BranchSaved, Joined};
 
 /// What a layer needs to compute besides its tensors.
 #[derive(Debug, Clone)]
 pub struct DecoderLayer {
     /// The slice that this rank computes.
     pub dims: LayerDims,
-    /// Cosines and sines for this sequence length.
-    pub rope: Rc<RopeTable>,
-    /// Scale and sliding window of the attention.
+    /// Cosines and sines for this sequence length, where the layer embeds positions.
+    pub rope: Option<Rc<RopeTable>>,
+    /// Scale, soft cap and sliding window of the attention.
     pub attention: AttentionSpec,
-    /// Added to the mean square in every norm.
-    pub eps: f64,
+    /// What every norm computes.
+    pub norm: NormSpec,
+    /// What the MLP's gate goes through.
+    pub activation: Activation,
+    /// Multiplies what a block adds to the residual stream.
+    pub residual_scale: f64,
     /// Kind of the matrix products and of what they produce.
     pub matmul: Kind,
     /// Tokens per sequence.
@@ -60,9 +67,11 @@ pub struct LayerSaved {
 #[derive(Debug)]
 struct BlocksSaved {
     attention: AttentionSaved,
+    attention_branch: Option<BranchSaved>,
     /// The residual stream between attention and MLP.
     middle: Tensor,
     mlp: MlpSaved,
+    mlp_branch: Option<BranchSaved>,
 }
 
 impl DecoderLayer {
@@ -118,13 +127,24 @@ impl DecoderLayer {
         };
         let BlocksSaved {
             attention,
+            attention_branch,
             middle,
             mlp,
+            mlp_branch,
         } = blocks;
-        let d_middle =
-            self.mlp_backward(weights, gradients, accumulate, &middle, mlp, d_out, tp)?;
+        let (after, d_after) = (&weights.norm_after_mlp, &gradients.norm_after_mlp);
+        let d_branch = self.branch_backward(&d_out, mlp_branch, after, d_after, accumulate);
+        let d_middle = self.mlp_backward(
+            weights, gradients, accumulate, &middle, mlp, d_branch, d_out, tp,
+        )?;
+        let (after, d_after) = (
+            &weights.norm_after_attention,
+            &gradients.norm_after_attention,
+        );
+        let d_branch =
+            self.branch_backward(&d_middle, attention_branch, after, d_after, accumulate);
         self.attention_backward(
-            weights, gradients, accumulate, &input, attention, d_middle, tp,
+            weights, gradients, accumulate, &input, attention, d_branch, d_middle, tp,
         )
     }
 
@@ -137,44 +157,23 @@ impl DecoderLayer {
         keeps_all: bool,
     ) -> Result<(Tensor, BlocksSaved), ModelError> {
         let (delta, attention) = self.attention_forward(weights, x, documents, tp, keeps_all)?;
-        let normed = self.norm_after_attention(weights, x, delta);
-        let (out, mlp) = self.mlp_forward(weights, &normed, tp, keeps_all)?;
+        let Joined { sum, next, branch } = self.join(
+            x,
+            delta,
+            weights.o_bias.as_ref(),
+            weights.norm_after_attention.as_ref(),
+            weights.norm_before_mlp.as_ref(),
+        );
+        let (delta, mlp) = self.mlp_forward(weights, &sum, next, tp, keeps_all)?;
+        let (bias, after) = (weights.down_bias.as_ref(), weights.norm_after_mlp.as_ref());
+        let out = self.join(&sum, delta, bias, after, None);
         let saved = BlocksSaved {
             attention,
-            middle: normed.sum,
+            attention_branch: branch,
+            middle: sum,
             mlp,
+            mlp_branch: out.branch,
         };
-        Ok((out, saved))
-    }
-
-    /// A norm's output for all tokens, as forward computed it.
-    fn norm_again(
-        &self,
-        x: &Tensor,
-        weight: &Tensor,
-        tp: &dyn TpContext,
-    ) -> Result<Tensor, ModelError> {
-        let (normed, _) = rms_norm::forward(x, weight, self.eps, self.matmul);
-        Ok(tp.gather_tokens(&normed)?)
-    }
-
-    /// The residual stream after the attention, and its norm, in one pass where no bias comes between.
-    fn norm_after_attention(&self, weights: &LayerTensors, x: &Tensor, delta: Tensor) -> Residual {
-        let (norm, bias) = (&weights.post_norm, weights.o_bias.as_ref());
-        if bias.is_none() {
-            return rms_norm::forward_residual(x, &delta, norm, self.eps, self.matmul);
-        }
-        let sum = add_residual(x, delta, bias);
-        let (y, rstd) = rms_norm::forward(&sum, norm, self.eps, self.matmul);
-        Residual { sum, y, rstd }
-    }
-}
-
-/// `residual + delta (+ bias)` in the kind of the residual stream.
-fn add_residual(residual: &Tensor, delta: Tensor, bias: Option<&Tensor>) -> Tensor {
-    let sum = residual + delta.to_kind(residual.kind());
-    match bias {
-        Some(bias) => sum + bias.to_kind(residual.kind()),
-        None => sum,
+        Ok((out.sum, saved))
     }
 }

@@ -1,5 +1,5 @@
-//! The decoder family (Llama, Mistral, Qwen2, Qwen3): what a Hugging Face config means, which parameters there
-//! are, and every module as an explicit forward and backward.
+//! Decoders with RMS norms, rotary positions and gated MLPs: what a Hugging Face config of any such family means, which
+//! parameters there are, and every module as an explicit forward and backward.
 //!
 //! The modules compute whatever slice of the model their dimensions describe. They know no mesh and no process
 //! group; where the partial results of a sharded layer must be joined they call the [`TpContext`] they are given.
@@ -21,7 +21,7 @@
 //! assert_eq!(tree.units[0].parameters[0].name, "model.embed_tokens.weight");
 //!
 //! // A module: forward, and backward from the gradient of what it gave. One rank has the whole of it.
-//! let embedding = Embedding { vocab: 0..20, residual: Kind::Float };
+//! let embedding = Embedding { vocab: 0..20, residual: Kind::Float, scale: 1.0 };
 //! let table = Tensor::ones([20, 8], (Kind::Float, Device::Cpu));
 //! let ids = Tensor::from_slice(&[3i64, 1, 3]);
 //! let x = embedding.forward(&table, &ids, &SingleRank)?;
@@ -47,7 +47,7 @@ pub use embedding::Embedding;
 pub use error::ModelError;
 pub use head::{Head, HeadOutput};
 pub use layer::{DecoderLayer, LayerSaved, Recompute};
-pub use parameters::{Init, Module, ModuleKind, ModuleTree, ParamSpec, UnitTree};
+pub use parameters::{Cut, Init, Module, ModuleKind, ModuleTree, ParamSpec, UnitTree};
 pub use rope_table::RopeTable;
-pub use tensors::{HeadTensors, LayerDims, LayerTensors};
+pub use tensors::{HeadTensors, LayerDims, LayerTensors, QkNormDims};
 pub use tp_context::{PendingTensor, SingleRank, TpContext, TpError};

@@ -4,7 +4,7 @@
 //! models) the output head. Inside a unit the order of the parameters is the order of its flat buffer, chosen so that
 //! q|k|v and gate|up are adjacent and each is one matrix.
 
-use crate::config::ModelConfig;
+use crate::config::{Axis, ModelConfig, Projection, QkNorm};
 
 /// How a parameter starts when a model is made from nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,9 +27,14 @@ pub enum ModuleKind {
         /// Width of a vector.
         features: usize,
     },
-    /// RMSNorm.
+    /// RMSNorm over all that it is given of a token.
     Norm {
         /// Width of what is normalised.
+        features: usize,
+    },
+    /// RMSNorm of each head for itself, all with one weight.
+    HeadNorm {
+        /// Width of a head.
         features: usize,
     },
     /// A matrix product.
@@ -41,6 +46,19 @@ pub enum ModuleKind {
     },
 }
 
+/// How a module may be cut over ranks: along which of its dimensions, and what that runs over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cut {
+    /// Not at all.
+    Whole,
+    /// Not at all, but it may be given a part of this axis only.
+    OfParts(Axis),
+    /// Along its outputs, which run over these, side by side.
+    Outputs(&'static [Axis]),
+    /// Along its inputs.
+    Inputs(Axis),
+}
+
 /// A leaf of the module tree.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Module {
@@ -48,6 +66,8 @@ pub struct Module {
     pub path: String,
     /// What it computes.
     pub kind: ModuleKind,
+    /// How it may be cut.
+    pub cut: Cut,
 }
 
 impl Module {
@@ -102,25 +122,27 @@ impl ModuleTree {
     /// The tree of the model that `config` describes.
     pub fn new(config: &ModelConfig) -> Self {
         let hidden = config.hidden_size;
-        let table = |path: &str| Module {
-            path: path.to_owned(),
+        let table = Module {
+            path: "model.embed_tokens".to_owned(),
             kind: ModuleKind::Embedding {
                 rows: config.vocab_size,
                 features: hidden,
             },
+            cut: Cut::Outputs(&[Axis::Vocab]),
         };
-        let final_norm = norm("model.norm", hidden);
-        let mut embed = UnitBuilder::new("embed");
-        embed.add(table("model.embed_tokens"));
+        let final_norm = norm("model.norm", hidden, Cut::Whole);
+        let mut embed = UnitBuilder::new("embed", config);
+        embed.add(table);
         if config.tie_word_embeddings {
             embed.add(final_norm.clone());
         }
         let mut units = vec![embed.unit];
         units.extend((0..config.num_layers).map(|index| layer(config, index)));
         if !config.tie_word_embeddings {
-            let mut head = UnitBuilder::new("head");
+            let mut head = UnitBuilder::new("head", config);
             head.add(final_norm);
-            head.add(linear("lm_head", hidden, config.vocab_size));
+            let cut = Cut::Outputs(&[Axis::Vocab]);
+            head.add(linear("lm_head", hidden, config.vocab_size, cut));
             units.push(head.unit);
         }
         Self { units }
@@ -144,68 +166,104 @@ impl ModuleTree {
 
 fn layer(config: &ModelConfig, index: usize) -> UnitTree {
     let root = format!("model.layers.{index}");
-    let (hidden, dim) = (config.hidden_size, config.head_dim);
-    let (q, kv) = (config.num_heads * dim, config.num_kv_heads * dim);
+    let hidden = config.hidden_size;
+    let width = |axis| config.width(axis);
     let attention = |name: &str| format!("{root}.self_attn.{name}");
     let mlp = |name: &str| format!("{root}.mlp.{name}");
+    let norms = &config.layer_norms;
 
-    let mut unit = UnitBuilder::new(&format!("layer {index}"));
-    unit.add(norm(&format!("{root}.input_layernorm"), hidden));
-    unit.add_fused(
-        &[
-            linear(&attention("q_proj"), hidden, q),
-            linear(&attention("k_proj"), hidden, kv),
-            linear(&attention("v_proj"), hidden, kv),
-        ],
-        config.qkv_bias,
-    );
-    if config.qk_norm {
-        unit.add(norm(&attention("q_norm"), dim));
-        unit.add(norm(&attention("k_norm"), dim));
+    let mut unit = UnitBuilder::new(&format!("layer {index}"), config);
+    unit.add_norm(&root, norms.before_attention);
+    unit.add_projections(config.qkv, attention, config.qkv_bias);
+    for (name, axis, cut) in [
+        ("q_norm", Axis::QHeads, Cut::Outputs(&[Axis::QHeads])),
+        ("k_norm", Axis::KvHeads, Cut::Outputs(&[Axis::KvHeads])),
+    ] {
+        let path = attention(name);
+        match config.qk_norm {
+            None => {}
+            Some(QkNorm::AcrossHeads) => unit.add(norm(&path, width(axis), cut)),
+            Some(QkNorm::PerHead) => unit.add(Module {
+                path,
+                kind: ModuleKind::HeadNorm {
+                    features: config.head_dim,
+                },
+                cut: Cut::OfParts(axis),
+            }),
+        }
     }
-    unit.add_fused(&[linear(&attention("o_proj"), q, hidden)], config.o_bias);
-    unit.add(norm(&format!("{root}.post_attention_layernorm"), hidden));
-    unit.add_fused(
-        &[
-            linear(&mlp("gate_proj"), hidden, config.intermediate_size),
-            linear(&mlp("up_proj"), hidden, config.intermediate_size),
-        ],
-        config.mlp_bias,
-    );
-    unit.add_fused(
-        &[linear(&mlp("down_proj"), config.intermediate_size, hidden)],
-        config.mlp_bias,
-    );
+    let (path, cut) = (attention("o_proj"), Cut::Inputs(Axis::QHeads));
+    let output = linear(&path, width(Axis::QHeads), hidden, cut);
+    unit.add_fused(&[output], config.o_bias);
+    unit.add_norm(&root, norms.after_attention);
+    unit.add_norm(&root, norms.before_mlp);
+    unit.add_projections(config.gate_up, mlp, config.mlp_bias);
+    let (path, cut) = (mlp("down_proj"), Cut::Inputs(Axis::Intermediate));
+    let down = linear(&path, config.intermediate_size, hidden, cut);
+    unit.add_fused(&[down], config.mlp_bias);
+    unit.add_norm(&root, norms.after_mlp);
     unit.unit
 }
 
-fn norm(path: &str, features: usize) -> Module {
+fn norm(path: &str, features: usize, cut: Cut) -> Module {
     Module {
         path: path.to_owned(),
         kind: ModuleKind::Norm { features },
+        cut,
     }
 }
 
-fn linear(path: &str, inputs: usize, outputs: usize) -> Module {
+fn linear(path: &str, inputs: usize, outputs: usize, cut: Cut) -> Module {
     Module {
         path: path.to_owned(),
         kind: ModuleKind::Linear { inputs, outputs },
+        cut,
     }
 }
 
-struct UnitBuilder {
+struct UnitBuilder<'a> {
     unit: UnitTree,
+    config: &'a ModelConfig,
 }
 
-impl UnitBuilder {
-    fn new(name: &str) -> Self {
+impl<'a> UnitBuilder<'a> {
+    fn new(name: &str, config: &'a ModelConfig) -> Self {
         Self {
             unit: UnitTree {
                 name: name.to_owned(),
                 modules: Vec::new(),
                 parameters: Vec::new(),
             },
+            config,
         }
+    }
+
+    /// The norm of the layer `root` that is called `name`, where there is one.
+    fn add_norm(&mut self, root: &str, name: Option<&str>) {
+        if let Some(name) = name {
+            let path = format!("{root}.{name}");
+            self.add(norm(&path, self.config.hidden_size, Cut::Whole));
+        }
+    }
+
+    /// Projections of the residual stream, side by side.
+    fn add_projections(
+        &mut self,
+        projections: &[Projection],
+        path: impl Fn(&str) -> String,
+        bias: bool,
+    ) {
+        let module = |projection: &Projection| {
+            let widths = projection
+                .outputs
+                .iter()
+                .map(|axis| self.config.width(*axis));
+            let (inputs, outputs) = (self.config.hidden_size, widths.sum());
+            let cut = Cut::Outputs(projection.outputs);
+            linear(&path(projection.name), inputs, outputs, cut)
+        };
+        let modules: Vec<Module> = projections.iter().map(module).collect();
+        self.add_fused(&modules, bias);
     }
 
     fn add(&mut self, module: Module) {
@@ -214,11 +272,18 @@ impl UnitBuilder {
 
     /// Modules whose weights lie side by side, then their biases side by side.
     fn add_fused(&mut self, modules: &[Module], bias: bool) {
+        // A norm that does nothing.
+        let ones = match self.config.norm.adds_one {
+            true => Init::Zeros,
+            false => Init::Ones,
+        };
         for module in modules {
             let (shape, init) = match module.kind {
                 ModuleKind::Embedding { rows, features } => (vec![rows, features], Init::Normal),
                 ModuleKind::Linear { inputs, outputs } => (vec![outputs, inputs], Init::Normal),
-                ModuleKind::Norm { features } => (vec![features], Init::Ones),
+                ModuleKind::Norm { features } | ModuleKind::HeadNorm { features } => {
+                    (vec![features], ones)
+                }
             };
             self.parameter(module, "weight", shape, init);
         }

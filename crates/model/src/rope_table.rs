@@ -6,7 +6,7 @@ use tandem_tensor::{Device, Tensor};
 
 use crate::config::{RopeConfig, RopeScaling};
 
-/// fp32 `[seq, head_dim / 2]` tables, computed once and shared by all layers.
+/// fp32 `[seq, rotary_dim / 2]` tables, computed once and shared by all layers.
 #[derive(Debug)]
 pub struct RopeTable {
     /// Cosines, times the scaling's attention factor.
@@ -16,11 +16,14 @@ pub struct RopeTable {
 }
 
 impl RopeTable {
-    /// Tables for positions `0..seq`.
-    pub fn new(rope: &RopeConfig, head_dim: usize, seq: usize, device: Device) -> Self {
-        let frequencies = inverse_frequencies(rope, head_dim);
+    /// Tables for positions `0..seq` of heads of which `rotary_dim` numbers are rotated.
+    pub fn new(rope: &RopeConfig, rotary_dim: usize, seq: usize, device: Device) -> Self {
+        let frequencies = inverse_frequencies(rope, rotary_dim, seq);
         let factor = match rope.scaling {
             RopeScaling::Yarn {
+                attention_factor, ..
+            }
+            | RopeScaling::LongRope {
                 attention_factor, ..
             } => attention_factor as f32,
             _ => 1.0,
@@ -33,7 +36,7 @@ impl RopeTable {
         let (cos, sin): (Vec<f32>, Vec<f32>) = angles
             .map(|angle| (angle.cos() * factor, angle.sin() * factor))
             .unzip();
-        let shape = [seq as i64, (head_dim / 2) as i64];
+        let shape = [seq as i64, (rotary_dim / 2) as i64];
         let table = |values: &[f32]| Tensor::from_slice(values).view(shape).to_device(device);
         Self {
             cos: table(&cos),
@@ -43,14 +46,15 @@ impl RopeTable {
 }
 
 /// Radians per position of each pair of dimensions, in fp32 as transformers computes them.
-fn inverse_frequencies(rope: &RopeConfig, head_dim: usize) -> Vec<f32> {
-    let base: Vec<f32> = (0..head_dim / 2)
-        .map(|i| 1.0 / (rope.theta as f32).powf((2 * i) as f32 / head_dim as f32))
+/// LongRoPE takes the factors that are for rows of `seq` tokens.
+fn inverse_frequencies(rope: &RopeConfig, rotary_dim: usize, seq: usize) -> Vec<f32> {
+    let base: Vec<f32> = (0..rotary_dim / 2)
+        .map(|i| 1.0 / (rope.theta as f32).powf((2 * i) as f32 / rotary_dim as f32))
         .collect();
-    match rope.scaling {
+    match &rope.scaling {
         RopeScaling::Default => base,
-        RopeScaling::Linear { factor } => base.iter().map(|f| f / factor as f32).collect(),
-        RopeScaling::Llama3 {
+        &RopeScaling::Linear { factor } => base.iter().map(|f| f / factor as f32).collect(),
+        &RopeScaling::Llama3 {
             factor,
             low_freq_factor,
             high_freq_factor,
@@ -72,7 +76,7 @@ fn inverse_frequencies(rope: &RopeConfig, head_dim: usize) -> Vec<f32> {
                 })
                 .collect()
         }
-        RopeScaling::Yarn {
+        &RopeScaling::Yarn {
             factor,
             beta_fast,
             beta_slow,
@@ -82,7 +86,8 @@ fn inverse_frequencies(rope: &RopeConfig, head_dim: usize) -> Vec<f32> {
         } => {
             // The (fractional) pair of dimensions that turns `rotations` times over the original context.
             let dimension = |rotations: f64| {
-                head_dim as f64 * (original_max_position / (rotations * std::f64::consts::TAU)).ln()
+                rotary_dim as f64
+                    * (original_max_position / (rotations * std::f64::consts::TAU)).ln()
                     / (2.0 * rope.theta.ln())
             };
             let (mut low, mut high) = (dimension(beta_fast), dimension(beta_slow));
@@ -90,7 +95,7 @@ fn inverse_frequencies(rope: &RopeConfig, head_dim: usize) -> Vec<f32> {
                 (low, high) = (low.floor(), high.ceil());
             }
             let low = low.max(0.0) as f32;
-            let mut high = high.min(head_dim as f64 - 1.0) as f32;
+            let mut high = high.min(rotary_dim as f64 - 1.0) as f32;
             if low == high {
                 high += 0.001;
             }
@@ -101,6 +106,17 @@ fn inverse_frequencies(rope: &RopeConfig, head_dim: usize) -> Vec<f32> {
                     frequency / factor as f32 * interpolated + frequency * (1.0 - interpolated)
                 })
                 .collect()
+        }
+        RopeScaling::LongRope {
+            short,
+            long,
+            original_max_position,
+            ..
+        } => {
+            let is_long = seq as f64 > *original_max_position;
+            let factors = if is_long { long } else { short };
+            let pairs = base.iter().zip(factors);
+            pairs.map(|(base, factor)| base / *factor as f32).collect()
         }
     }
 }
@@ -116,6 +132,7 @@ mod tests {
                 scaling,
             },
             16,
+            2,
         )
     }
 

@@ -3,9 +3,11 @@
 //! The same views serve weights and gradients. The order is that of [`crate::parameters`]; a test holds the two
 //! together.
 
+use std::ops::Range;
+
 use tandem_tensor::Tensor;
 
-use crate::config::ModelConfig;
+use crate::config::{LayerNorms, ModelConfig, QkNorm};
 
 /// The slice of a layer that this rank computes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,7 +32,25 @@ pub struct LayerDims {
     /// As in [`ModelConfig`].
     pub mlp_bias: bool,
     /// As in [`ModelConfig`].
-    pub qk_norm: bool,
+    pub layer_norms: LayerNorms,
+    /// How q and k are normalised.
+    pub qk_norm: Option<QkNormDims>,
+}
+
+/// How this rank's q and k are normalised.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum QkNormDims {
+    /// Each head for itself.
+    PerHead,
+    /// All heads of all ranks together.
+    AcrossHeads {
+        /// Features of q on all ranks.
+        q_features: usize,
+        /// Features of k on all ranks.
+        k_features: usize,
+        /// Of the key/value heads here, those that no rank before this one has.
+        counted_kv: Range<usize>,
+    },
 }
 
 impl LayerDims {
@@ -46,8 +66,25 @@ impl LayerDims {
             qkv_bias: config.qkv_bias,
             o_bias: config.o_bias,
             mlp_bias: config.mlp_bias,
-            qk_norm: config.qk_norm,
+            layer_norms: config.layer_norms,
+            qk_norm: config.qk_norm.map(|kind| match kind {
+                QkNorm::PerHead => QkNormDims::PerHead,
+                QkNorm::AcrossHeads => QkNormDims::AcrossHeads {
+                    q_features: config.num_heads * config.head_dim,
+                    k_features: config.num_kv_heads * config.head_dim,
+                    counted_kv: 0..config.num_kv_heads,
+                },
+            }),
         }
+    }
+
+    /// Weights of the norms of q and k, where they have norms.
+    fn qk_norm_sizes(&self) -> Option<(usize, usize)> {
+        let (q, kv) = match self.qk_norm.as_ref()? {
+            QkNormDims::PerHead => (1, 1),
+            QkNormDims::AcrossHeads { .. } => (self.q_heads, self.kv_heads),
+        };
+        Some((q * self.head_dim, kv * self.head_dim))
     }
 
     /// Width of the fused q|k|v projection.
@@ -60,21 +97,23 @@ impl LayerDims {
 #[derive(Debug)]
 pub struct LayerTensors {
     /// `[hidden]`
-    pub input_norm: Tensor,
+    pub norm_before_attention: Option<Tensor>,
     /// `[qkv_width, hidden]`
     pub qkv_weight: Tensor,
     /// `[qkv_width]`
     pub qkv_bias: Option<Tensor>,
-    /// `[head_dim]`
+    /// `[head_dim]`, or `[q_heads * head_dim]` where it is across heads.
     pub q_norm: Option<Tensor>,
-    /// `[head_dim]`
+    /// `[head_dim]`, or `[kv_heads * head_dim]` where it is across heads.
     pub k_norm: Option<Tensor>,
     /// `[hidden, q_heads * head_dim]`
     pub o_weight: Tensor,
     /// `[hidden]`
     pub o_bias: Option<Tensor>,
     /// `[hidden]`
-    pub post_norm: Tensor,
+    pub norm_after_attention: Option<Tensor>,
+    /// `[hidden]`
+    pub norm_before_mlp: Option<Tensor>,
     /// `[2 * intermediate, hidden]`
     pub gate_up_weight: Tensor,
     /// `[2 * intermediate]`
@@ -83,6 +122,8 @@ pub struct LayerTensors {
     pub down_weight: Tensor,
     /// `[hidden]`
     pub down_bias: Option<Tensor>,
+    /// `[hidden]`
+    pub norm_after_mlp: Option<Tensor>,
 }
 
 impl LayerTensors {
@@ -91,19 +132,24 @@ impl LayerTensors {
         let mut carve = Carve::new(flat);
         let (hidden, qkv) = (dims.hidden, dims.qkv_width());
         let q_width = dims.q_heads * dims.head_dim;
+        let norms = &dims.layer_norms;
+        let has_qk_norm = dims.qk_norm.is_some();
+        let (q_norm, k_norm) = dims.qk_norm_sizes().unwrap_or_default();
         let tensors = Self {
-            input_norm: carve.vector(hidden)?,
+            norm_before_attention: carve.optional(norms.before_attention.is_some(), hidden)?,
             qkv_weight: carve.matrix(qkv, hidden)?,
             qkv_bias: carve.optional(dims.qkv_bias, qkv)?,
-            q_norm: carve.optional(dims.qk_norm, dims.head_dim)?,
-            k_norm: carve.optional(dims.qk_norm, dims.head_dim)?,
+            q_norm: carve.optional(has_qk_norm, q_norm)?,
+            k_norm: carve.optional(has_qk_norm, k_norm)?,
             o_weight: carve.matrix(hidden, q_width)?,
             o_bias: carve.optional(dims.o_bias, hidden)?,
-            post_norm: carve.vector(hidden)?,
+            norm_after_attention: carve.optional(norms.after_attention.is_some(), hidden)?,
+            norm_before_mlp: carve.optional(norms.before_mlp.is_some(), hidden)?,
             gate_up_weight: carve.matrix(2 * dims.intermediate, hidden)?,
             gate_up_bias: carve.optional(dims.mlp_bias, 2 * dims.intermediate)?,
             down_weight: carve.matrix(hidden, dims.intermediate)?,
             down_bias: carve.optional(dims.mlp_bias, hidden)?,
+            norm_after_mlp: carve.optional(norms.after_mlp.is_some(), hidden)?,
         };
         carve.is_done().then_some(tensors)
     }

@@ -7,7 +7,7 @@ use tandem_tensor::Tensor;
 #[error(transparent)]
 pub struct TpError(#[from] pub Box<dyn std::error::Error + Send + Sync>);
 
-/// The four conversations of a tensor parallel layer (Megatron-LM, arXiv 1909.08053, and its sequence parallel form,
+/// The conversations of a tensor parallel layer (Megatron-LM, arXiv 1909.08053, and its sequence parallel form,
 /// arXiv 2205.05198).
 ///
 /// "This rank's tokens" are all tokens, unless the context is sequence parallel: then the residual stream is cut over
@@ -30,6 +30,12 @@ pub trait TpContext {
     /// # Errors
     /// When a peer fails.
     fn start_reduce_tokens(&self, partial: Tensor) -> Result<Box<dyn PendingTensor>, TpError>;
+
+    /// Sums the small fp32 tensor `partial`, in place, over all ranks: numbers of all tokens, which every rank sees.
+    ///
+    /// # Errors
+    /// When a peer fails.
+    fn sum_over_row(&self, partial: &Tensor) -> Result<(), TpError>;
 
     /// Every rank's `stats`, stacked in rank order along a new first dimension.
     ///
@@ -68,6 +74,10 @@ impl TpContext for SingleRank {
 
     fn start_reduce_tokens(&self, partial: Tensor) -> Result<Box<dyn PendingTensor>, TpError> {
         Ok(Box::new(partial))
+    }
+
+    fn sum_over_row(&self, _partial: &Tensor) -> Result<(), TpError> {
+        Ok(())
     }
 
     fn gather_stats(&self, stats: &Tensor) -> Result<Tensor, TpError> {

@@ -14,6 +14,8 @@ use tandem_model::{
 };
 use tandem_tensor::Accumulate;
 use tandem_tensor::attention::AttentionSpec;
+use tandem_tensor::cross_entropy::Bend;
+use tandem_tensor::rms_norm::NormSpec;
 use tandem_tensor::scratch::Scratch;
 use tandem_tensor::{Device, Kind, Tensor, random};
 
@@ -62,18 +64,17 @@ fn assert_slope(label: &str, analytic: f64, numeric: f64, scale: f64) {
 fn layer(config: &ModelConfig) -> DecoderLayer {
     DecoderLayer {
         dims: LayerDims::whole(config),
-        rope: Rc::new(RopeTable::new(
-            &config.rope,
-            config.head_dim,
-            SEQ,
-            Device::Cpu,
-        )),
+        rope: config.rope[0]
+            .as_ref()
+            .map(|rope| Rc::new(RopeTable::new(rope, config.rotary_dim, SEQ, Device::Cpu))),
         attention: AttentionSpec {
-            scale: (config.head_dim as f64).powf(-0.5),
+            scale: config.attention_scale,
             sliding_window: config.sliding_window[0].map(|window| window as i64),
-            soft_cap: None,
+            soft_cap: config.attention_soft_cap,
         },
-        eps: 1e-6,
+        norm: config.norm,
+        activation: config.activation,
+        residual_scale: config.residual_scale,
         matmul: Kind::Float,
         seq: SEQ,
     }
@@ -95,6 +96,36 @@ fn a_layers_backward_is_the_derivative_of_its_forward() {
         (
             "mistral sliding window",
             json!({"architectures": ["MistralForCausalLM"], "sliding_window": 3}),
+        ),
+        (
+            "gemma2 norms on both sides, caps",
+            json!({"architectures": ["Gemma2ForCausalLM"], "sliding_window": 3, "attn_logit_softcapping": 3.0,
+                "query_pre_attn_scalar": 10, "attention_bias": true}),
+        ),
+        (
+            "gemma3",
+            json!({"architectures": ["Gemma3ForCausalLM"], "sliding_window": 3, "hidden_activation": "gelu"}),
+        ),
+        (
+            "phi3, rotated in part",
+            json!({"architectures": ["Phi3ForCausalLM"], "partial_rotary_factor": 0.5}),
+        ),
+        (
+            "olmo2 norms after the blocks and across heads",
+            json!({"architectures": ["Olmo2ForCausalLM"], "attention_bias": true}),
+        ),
+        (
+            "smollm3 without positions",
+            json!({"architectures": ["SmolLM3ForCausalLM"], "no_rope_layers": [0]}),
+        ),
+        (
+            "granite multipliers",
+            json!({"architectures": ["GraniteForCausalLM"], "attention_bias": true, "mlp_bias": true,
+                "attention_multiplier": 0.3, "residual_multiplier": 0.4}),
+        ),
+        (
+            "granite multipliers without biases",
+            json!({"architectures": ["GraniteForCausalLM"], "residual_multiplier": 0.4}),
         ),
     ];
     for (name, change) in variants {
@@ -175,10 +206,37 @@ fn check_layer(label: &str, config: &ModelConfig, layer: &DecoderLayer) {
     }
 }
 
+/// Over the tokens with a target, the sum of the squares of the logarithm of the sum of all `e^logit`.
+fn squares(head: &Head, weights: &HeadTensors, x: &Tensor, targets: &Tensor) -> f64 {
+    let logits = head.logits(weights, x, &SingleRank).unwrap();
+    let columns = logits.size()[1] as usize;
+    let logits = logits.to_vec::<f64>();
+    let rows = logits.chunks(columns).zip(targets.to_vec::<i64>());
+    rows.filter(|(_, target)| *target >= 0)
+        .map(|(row, _)| row.iter().map(|x| x.exp()).sum::<f64>().ln().powi(2))
+        .sum()
+}
+
 #[test]
 fn the_heads_gradients_are_the_derivative_of_its_loss_for_any_chunk() {
     let (tokens, hidden, vocab) = (10i64, 6usize, 9usize);
-    for tied in [false, true] {
+    let capped = Bend {
+        scale: 0.7,
+        soft_cap: Some(2.0),
+    };
+    let gemma = NormSpec {
+        adds_one: true,
+        rounds_last: true,
+        ..NormSpec::new(1e-6)
+    };
+    let plain = NormSpec::new(1e-6);
+    for (tied, bend, norm, z_loss) in [
+        (false, Bend::NONE, plain, 0.0),
+        (true, Bend::NONE, plain, 0.0),
+        (true, capped, gemma, 0.0),
+        (false, capped, plain, 0.1),
+        (false, Bend::NONE, plain, 0.1),
+    ] {
         let numel = (vocab * hidden + hidden) as i64;
         let flat = randn(&[numel], 1, 0.5);
         let x = randn(&[tokens, hidden as i64], 2, 1.0);
@@ -187,7 +245,9 @@ fn the_heads_gradients_are_the_derivative_of_its_loss_for_any_chunk() {
         let run = |flat: &Tensor, x: &Tensor, chunk_rows: usize| {
             let head = Head {
                 vocab: 0..vocab as i64,
-                eps: 1e-6,
+                norm,
+                bend,
+                z_loss,
                 matmul: Kind::Float,
                 chunk_rows,
                 scratch: Scratch::default(),
@@ -205,7 +265,11 @@ fn the_heads_gradients_are_the_derivative_of_its_loss_for_any_chunk() {
                     &SingleRank,
                 )
                 .unwrap();
-            (output.loss_sum.double_value() * scale, output.d_x, d_flat)
+            let mut loss = output.loss_sum.double_value() * scale;
+            if z_loss > 0.0 {
+                loss += z_loss * scale * squares(&head, &views(flat), x, &targets);
+            }
+            (loss, output.d_x, d_flat)
         };
         for chunk_rows in [1, 3, 64] {
             let (_, d_x, d_flat) = run(&flat, &x, chunk_rows);
@@ -234,6 +298,7 @@ fn the_embeddings_gradient_is_the_transpose_of_its_lookup() {
     let embedding = Embedding {
         vocab: 0..7,
         residual: Kind::Float,
+        scale: 2.5,
     };
     let ids = Tensor::from_slice(&[3i64, 0, 6, 3, 3]);
     let (table, d_out) = (randn(&[7, 4], 1, 1.0), randn(&[5, 4], 2, 1.0));
@@ -252,6 +317,9 @@ fn views_cover_a_layers_buffer_in_the_order_of_its_parameters() {
     for change in [
         json!({"attention_bias": true, "mlp_bias": true}),
         json!({"architectures": ["Qwen3ForCausalLM"]}),
+        json!({"architectures": ["Gemma3ForCausalLM"]}),
+        json!({"architectures": ["Phi3ForCausalLM"]}),
+        json!({"architectures": ["Olmo2ForCausalLM"]}),
     ] {
         let config = config(change);
         let unit = &ModuleTree::new(&config).units[1];
@@ -266,14 +334,11 @@ fn views_cover_a_layers_buffer_in_the_order_of_its_parameters() {
             before.map(|p| p.numel()).sum::<usize>() as f64
         };
         let first = |t: &Tensor| t.flatten(0, -1).get(0).double_value();
-        assert_eq!(first(&views.input_norm), start("input_layernorm.weight"));
-        assert_eq!(first(&views.qkv_weight), start("q_proj.weight"));
+        let [qkv, gate_up] = [config.qkv, config.gate_up].map(|parts| parts[0].name);
+        let start_of = |name: &str, kind: &str| start(&format!("{name}.{kind}"));
+        assert_eq!(first(&views.qkv_weight), start_of(qkv, "weight"));
         assert_eq!(first(&views.o_weight), start("o_proj.weight"));
-        assert_eq!(
-            first(&views.post_norm),
-            start("post_attention_layernorm.weight")
-        );
-        assert_eq!(first(&views.gate_up_weight), start("gate_proj.weight"));
+        assert_eq!(first(&views.gate_up_weight), start_of(gate_up, "weight"));
         assert_eq!(first(&views.down_weight), start("down_proj.weight"));
         for (view, end) in [
             (&views.qkv_bias, "q_proj.bias"),
@@ -285,6 +350,18 @@ fn views_cover_a_layers_buffer_in_the_order_of_its_parameters() {
         ] {
             if let Some(view) = view {
                 assert_eq!(first(view), start(end), "{end}");
+            }
+        }
+        let norms = &config.layer_norms;
+        for (view, name) in [
+            (&views.norm_before_attention, norms.before_attention),
+            (&views.norm_after_attention, norms.after_attention),
+            (&views.norm_before_mlp, norms.before_mlp),
+            (&views.norm_after_mlp, norms.after_mlp),
+        ] {
+            assert_eq!(view.is_some(), name.is_some());
+            if let (Some(view), Some(name)) = (view, name) {
+                assert_eq!(first(view), start_of(name, "weight"), "{name}");
             }
         }
         assert!(

@@ -174,7 +174,8 @@ fn table(case: &Case, parameters: Value) -> RopeTable {
 
 fn table_of(json: Value, case: &Case) -> RopeTable {
     let config = ModelConfig::from_json(json.as_object().unwrap()).unwrap();
-    RopeTable::new(&config.rope, case.head_dim, SEQ, Device::Cpu)
+    let rope = config.rope[0].as_ref().unwrap();
+    RopeTable::new(rope, config.rotary_dim, SEQ, Device::Cpu)
 }
 
 /// The row of a position as polar coordinates: by which angle, and how far.

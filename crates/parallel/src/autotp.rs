@@ -1,8 +1,8 @@
 //! AutoTP: the plan inferred from the shape of the module tree, as DeepSpeed's automatic tensor parallelism does.
 //!
 //! In every block (the attention, the MLP) the last matrix product that returns to the residual stream is row-parallel
-//! and its predecessors are column-parallel, so that one sum per block suffices (Megatron-LM, arXiv 1909.08053). Tables
-//! and products over the vocabulary are cut over the vocabulary.
+//! and its predecessors are column-parallel, so that one sum per block suffices (Megatron-LM, arXiv 1909.08053). A norm of all
+//! that such a product gives is cut with it. Tables and products over the vocabulary are cut over the vocabulary.
 
 use std::collections::BTreeMap;
 
@@ -103,7 +103,19 @@ fn infer_unit(modules: &[Module]) -> Vec<(String, Style)> {
         .enumerate()
         .map(|(position, module)| {
             let style = match module.kind {
-                ModuleKind::Norm { .. } => Style::Replicate,
+                ModuleKind::Norm { features } => {
+                    let is_of_product = modules[..position].iter().any(|earlier| {
+                        let is_as_wide = matches!(
+                            earlier.kind, ModuleKind::Linear { outputs, .. } if outputs == features
+                        );
+                        is_as_wide && earlier.parent() == module.parent()
+                    });
+                    match is_of_product {
+                        true => Style::Colwise,
+                        false => Style::Replicate,
+                    }
+                }
+                ModuleKind::HeadNorm { .. } => Style::Replicate,
                 ModuleKind::Embedding { .. } => Style::VocabParallel,
                 ModuleKind::Linear { .. } if module.parent().is_empty() => Style::VocabParallel,
                 ModuleKind::Linear { .. } => {

@@ -4,18 +4,20 @@
 use std::ops::Range;
 
 use tandem_mesh::ShardSlice;
-use tandem_model::{ModelConfig, ModuleTree, ParamSpec, UnitTree};
+use tandem_model::config::Axis;
+use tandem_model::{Cut, ModelConfig, ModuleTree, ParamSpec, UnitTree};
 
-use crate::plan::{self, Axis, Plan, Style};
+use crate::plan::{Plan, Style};
 use crate::replicas::Replica;
 use crate::tp_slices::TpSlices;
 
-/// One parameter on one tensor parallel rank.
+/// One parameter on one tensor parallel rank, or one part of it: a tensor whose rows are several things (q, k and v in one, say)
+/// is cut along each of them, so that a rank holds several ranges of its rows, which are parameters of their own here.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LocalParam {
     /// The whole parameter.
     pub spec: ParamSpec,
-    /// The rectangle of it that this rank holds.
+    /// The rectangle of it that this is.
     pub slice: ShardSlice,
     /// First element in the flat buffer.
     pub offset: usize,
@@ -36,7 +38,7 @@ impl LocalParam {
 pub struct UnitLayout {
     /// The unit's name.
     pub name: String,
-    /// Parameters in the order of the flat buffer.
+    /// Parameters, and parts of parameters, in the order of the flat buffer.
     pub params: Vec<LocalParam>,
     /// What other ranks of the row hold copies of.
     pub replicas: Vec<Replica>,
@@ -79,59 +81,78 @@ impl RankView<'_> {
             replicas: Vec::new(),
             numel: 0,
         };
+        let cut_of = |spec: &ParamSpec| {
+            let owner = tree.modules.iter().find(|it| it.path == spec.module());
+            owner.map_or(Cut::Whole, |module| module.cut)
+        };
         for spec in &tree.parameters {
-            let (slice, counted) = self.place(spec);
-            let param = LocalParam {
-                spec: spec.clone(),
-                offset: layout.numel,
-                slice,
-                counted,
-            };
-            layout.numel += param.slice.numel();
-            layout.replicas.extend(self.replicas(&param));
-            layout.params.push(param);
+            let cut = cut_of(spec);
+            for part in self.parts(spec, cut) {
+                let (slice, counted) = self.place(spec, part.as_ref());
+                let param = LocalParam {
+                    spec: spec.clone(),
+                    offset: layout.numel,
+                    slice,
+                    counted,
+                };
+                layout.numel += param.slice.numel();
+                layout
+                    .replicas
+                    .extend(self.replicas(&param, part.as_ref(), cut));
+                layout.params.push(param);
+            }
         }
         layout
     }
 
-    /// The slice of `spec` held here, and the part of it that this rank answers for.
-    fn place(&self, spec: &ParamSpec) -> (ShardSlice, Range<usize>) {
-        match self.sharded_dim(spec) {
-            None => {
-                let slice = ShardSlice::whole(&spec.shape);
-                let counted = if self.tp_rank == 0 {
-                    0..slice.numel()
-                } else {
-                    0..0
+    /// What is cut of `spec`, one after another; a single `None` where that is nothing.
+    fn parts(&self, spec: &ParamSpec, cut: Cut) -> Vec<Option<Part>> {
+        let style = self.plan.styles.get(spec.module());
+        let part = |dim: usize, axis: Axis, start: usize| Part { dim, axis, start };
+        match (style, cut) {
+            (Some(Style::Colwise | Style::VocabParallel), Cut::Outputs(axes)) => {
+                // Whole, what lies side by side in the tensor does so in the buffer.
+                if axes.len() > 1 && self.slices.tp_size() == 1 {
+                    return vec![None];
+                }
+                let mut start = 0;
+                let mut next = |axis: &Axis| {
+                    let part = part(0, *axis, start);
+                    start += self.config.width(*axis);
+                    Some(part)
                 };
-                (slice, counted)
+                axes.iter().map(&mut next).collect()
             }
-            Some((dim, axis)) => {
-                let range = self.range(axis, self.tp_rank);
-                let slice = ShardSlice::narrow(&spec.shape, dim, range.clone());
-                // Shared key/value heads belong to the first rank that holds them.
-                let first_own = match (axis, self.tp_rank) {
-                    (Axis::KvHeads, rank) if rank > 0 => {
-                        self.range(axis, rank - 1).end.clamp(range.start, range.end)
-                    }
-                    _ => range.start,
-                };
-                let per_row = slice.numel() / range.len().max(1);
-                let counted = (first_own - range.start) * per_row..slice.numel();
-                (slice, counted)
+            (Some(Style::Rowwise), Cut::Inputs(axis)) if spec.shape.len() == 2 => {
+                vec![Some(part(1, axis, 0))]
             }
+            _ => vec![None],
         }
     }
 
-    /// The dimension of `spec` that is cut over the row, and what it runs over.
-    fn sharded_dim(&self, spec: &ParamSpec) -> Option<(usize, Axis)> {
-        let module = spec.module();
-        let axis = plan::axis(module)?;
-        match self.plan.styles.get(module)? {
-            Style::Colwise | Style::VocabParallel => Some((0, axis)),
-            Style::Rowwise if spec.shape.len() == 2 => Some((1, axis)),
-            Style::Rowwise | Style::Replicate => None,
-        }
+    /// The slice of `spec` held here, and the part of it that this rank answers for.
+    fn place(&self, spec: &ParamSpec, part: Option<&Part>) -> (ShardSlice, Range<usize>) {
+        let Some(&Part { dim, axis, start }) = part else {
+            let slice = ShardSlice::whole(&spec.shape);
+            let counted = if self.tp_rank == 0 {
+                0..slice.numel()
+            } else {
+                0..0
+            };
+            return (slice, counted);
+        };
+        let range = self.range(axis, self.tp_rank);
+        let slice = ShardSlice::narrow(&spec.shape, dim, start + range.start..start + range.end);
+        // Shared key/value heads belong to the first rank that holds them.
+        let first_own = match (axis, self.tp_rank) {
+            (Axis::KvHeads, rank) if rank > 0 => {
+                self.range(axis, rank - 1).end.clamp(range.start, range.end)
+            }
+            _ => range.start,
+        };
+        let per_row = slice.numel() / range.len().max(1);
+        let counted = (first_own - range.start) * per_row..slice.numel();
+        (slice, counted)
     }
 
     /// In units of the tensor's dimension.
@@ -146,33 +167,30 @@ impl RankView<'_> {
         }
     }
 
-    fn replicas(&self, param: &LocalParam) -> Vec<Replica> {
+    fn replicas(&self, param: &LocalParam, part: Option<&Part>, cut: Cut) -> Vec<Replica> {
         if self.slices.tp_size() == 1 {
             return Vec::new();
         }
-        match self.sharded_dim(&param.spec) {
+        match part {
             None => vec![Replica {
                 name: param.spec.name.clone(),
                 len: param.slice.numel(),
                 flat: Some(param.span()),
                 // Norms and row-parallel biases see all tokens, unless tokens are cut over the row.
-                partial_gradient: self.sees_own_part(param.spec.module()) || self.sequence_parallel,
+                partial_gradient: matches!(cut, Cut::OfParts(_)) || self.sequence_parallel,
             }],
-            Some((_, Axis::KvHeads)) => self.shared_heads(param),
+            Some(Part {
+                axis: Axis::KvHeads,
+                ..
+            }) => self.shared_heads(param),
             Some(_) => Vec::new(),
         }
-    }
-
-    /// Whether a module that every rank holds whole is given only this rank's part of an axis.
-    fn sees_own_part(&self, module: &str) -> bool {
-        let is_whole = self.plan.styles.get(module) == Some(&Style::Replicate);
-        is_whole && plan::axis(module).is_some()
     }
 
     /// One replica for each key/value head that several ranks hold.
     fn shared_heads(&self, param: &LocalParam) -> Vec<Replica> {
         let held = &self.slices.kv_heads[self.tp_rank];
-        let len = param.spec.numel() / self.config.num_kv_heads;
+        let len = param.slice.numel() / held.len();
         (0..self.config.num_kv_heads)
             .filter(|&head| self.slices.kv_holders(head).len() > 1)
             .map(|head| Replica {
@@ -186,4 +204,12 @@ impl RankView<'_> {
             })
             .collect()
     }
+}
+
+/// What is cut of a parameter: the range of `dim` that begins at `start` and runs over `axis`.
+#[derive(Debug, Clone, Copy)]
+struct Part {
+    dim: usize,
+    axis: Axis,
+    start: usize,
 }

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use tandem_model::{Module, ModuleKind, ModuleTree};
+use tandem_model::config::Axis;
+use tandem_model::{Cut, Module, ModuleKind, ModuleTree};
 
 /// How a module's parameters lie across a tensor parallel row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,19 +28,6 @@ impl fmt::Display for Style {
             Self::VocabParallel => "vocab-parallel",
         })
     }
-}
-
-/// What a dimension of a module runs over where it is cut over the row.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Axis {
-    /// Query heads.
-    QHeads,
-    /// Key/value heads: neighbouring ranks may share one.
-    KvHeads,
-    /// Columns of the MLP.
-    Intermediate,
-    /// Vocabulary entries.
-    Vocab,
 }
 
 /// A style for every module of a model.
@@ -72,42 +60,24 @@ pub enum PlanError {
     },
 }
 
-/// The plan as one would declare it for PyTorch's `parallelize_module`, by the end of the module's path, and what the cut
-/// dimension runs over. The norms of q and k are whole on every rank, but see the heads of their rank only.
-const DECLARED: &[(&str, Style, Option<Axis>)] = &[
-    ("embed_tokens", Style::VocabParallel, Some(Axis::Vocab)),
-    ("input_layernorm", Style::Replicate, None),
-    ("self_attn.q_proj", Style::Colwise, Some(Axis::QHeads)),
-    ("self_attn.k_proj", Style::Colwise, Some(Axis::KvHeads)),
-    ("self_attn.v_proj", Style::Colwise, Some(Axis::KvHeads)),
-    ("self_attn.q_norm", Style::Replicate, Some(Axis::QHeads)),
-    ("self_attn.k_norm", Style::Replicate, Some(Axis::KvHeads)),
-    ("self_attn.o_proj", Style::Rowwise, Some(Axis::QHeads)),
-    ("post_attention_layernorm", Style::Replicate, None),
-    ("mlp.gate_proj", Style::Colwise, Some(Axis::Intermediate)),
-    ("mlp.up_proj", Style::Colwise, Some(Axis::Intermediate)),
-    ("mlp.down_proj", Style::Rowwise, Some(Axis::Intermediate)),
-    ("model.norm", Style::Replicate, None),
-    ("lm_head", Style::VocabParallel, Some(Axis::Vocab)),
-];
-
-/// The axis that the table above gives a module.
-pub(crate) fn axis(module: &str) -> Option<Axis> {
-    declared(module).and_then(|(_, axis)| axis)
-}
-
-fn declared(module: &str) -> Option<(Style, Option<Axis>)> {
-    let row = DECLARED.iter().find(|(end, ..)| module.ends_with(end));
-    row.map(|(_, style, axis)| (*style, *axis))
+/// The plan as one would declare it for PyTorch's `parallelize_module`, by how a module may be cut, which stands in the
+/// model's tree: whoever describes a family says there what its modules' features run over.
+fn declared(cut: Cut) -> Style {
+    match cut {
+        Cut::Outputs([Axis::Vocab]) => Style::VocabParallel,
+        Cut::Outputs(_) => Style::Colwise,
+        Cut::Inputs(_) => Style::Rowwise,
+        // Norms of heads are whole on every rank, but see the heads of their rank only.
+        Cut::Whole | Cut::OfParts(_) => Style::Replicate,
+    }
 }
 
 impl Plan {
     /// The declared plan, for the modules that `tree` has.
     pub fn declared(tree: &ModuleTree) -> Self {
-        let planned =
-            |module: &Module| declared(&module.path).map(|(style, _)| (module.path.clone(), style));
+        let planned = |module: &Module| (module.path.clone(), declared(module.cut));
         Self {
-            styles: tree.modules().filter_map(planned).collect(),
+            styles: tree.modules().map(planned).collect(),
         }
     }
 
@@ -150,6 +120,7 @@ impl Plan {
                     format!("embedding {rows} x {features}")
                 }
                 ModuleKind::Norm { features } => format!("norm {features}"),
+                ModuleKind::HeadNorm { features } => format!("norm {features} per head"),
                 ModuleKind::Linear { inputs, outputs } => format!("linear {inputs} -> {outputs}"),
             };
             rows.push((module.path.replace(".layers.0.", ".layers.*."), kind, style));

@@ -105,6 +105,17 @@ impl TpContext for TpTokens {
         Ok(Box::new(reducing))
     }
 
+    fn sum_over_row(&self, partial: &Tensor) -> Result<(), TpError> {
+        let group = &self.group;
+        if group.size() == 1 {
+            return Ok(());
+        }
+        group
+            .all_reduce(partial, ReduceOp::Sum)
+            .and_then(Work::wait)
+            .map_err(tp_error)
+    }
+
     fn gather_stats(&self, stats: &Tensor) -> Result<Tensor, TpError> {
         let group = &self.group;
         let mut size = vec![group.size() as i64];

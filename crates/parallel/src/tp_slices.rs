@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use tandem_mesh::partition;
-use tandem_model::{LayerDims, ModelConfig};
+use tandem_model::{LayerDims, ModelConfig, QkNormDims};
 
 /// Per tp_rank, the range that it computes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -90,6 +90,16 @@ impl TpSlices {
             .collect()
     }
 
+    /// Of the key/value heads of `tp_rank`, as it counts them, those that no rank before it holds.
+    fn counted_kv(&self, tp_rank: usize) -> Range<usize> {
+        let held = &self.kv_heads[tp_rank];
+        let first = match tp_rank.checked_sub(1) {
+            Some(before) => self.kv_heads[before].end.clamp(held.start, held.end),
+            None => held.start,
+        };
+        first - held.start..held.len()
+    }
+
     /// Dimensions of a layer on `tp_rank`.
     pub fn layer_dims(&self, config: &ModelConfig, tp_rank: usize) -> LayerDims {
         let (q, kv) = (&self.q_heads[tp_rank], &self.kv_heads[tp_rank]);
@@ -103,12 +113,26 @@ impl TpSlices {
                 .iter()
                 .enumerate()
                 .all(|(i, &kv_head)| kv_head as usize == i / (q.len() / kv.len()));
+        let whole = LayerDims::whole(config);
+        let qk_norm = whole.qk_norm.clone().map(|norm| match norm {
+            QkNormDims::PerHead => QkNormDims::PerHead,
+            QkNormDims::AcrossHeads {
+                q_features,
+                k_features,
+                ..
+            } => QkNormDims::AcrossHeads {
+                q_features,
+                k_features,
+                counted_kv: self.counted_kv(tp_rank),
+            },
+        });
         LayerDims {
             q_heads: q.len(),
             kv_heads: kv.len(),
             kv_of_q: (!uniform).then_some(map),
             intermediate: self.intermediate[tp_rank].len(),
-            ..LayerDims::whole(config)
+            qk_norm,
+            ..whole
         }
     }
 }

@@ -53,22 +53,19 @@ proptest! {
     fn every_element_is_counted_exactly_once(
         (heads, kv_heads, tp_size) in head_counts(), vocab in 9usize..40, tied: bool, sequence_parallel: bool,
     ) {
-        for architecture in ["LlamaForCausalLM", "Qwen3ForCausalLM"] {
+        for architecture in ["LlamaForCausalLM", "Qwen3ForCausalLM", "Phi3ForCausalLM", "Olmo2ForCausalLM"] {
             let config = config(architecture, heads, kv_heads, vocab, tied);
             let ranks = all_layouts(&config, tp_size, sequence_parallel);
-            for unit in 0..ranks[0].len() {
-                for index in 0..ranks[0][unit].params.len() {
-                    let spec = &ranks[0][unit].params[index].spec;
-                    let mut owners = vec![0; spec.numel()];
-                    for rank in &ranks {
-                        let param = &rank[unit].params[index];
-                        let counted = param.slice.clone().with_flat(param.counted.clone());
-                        for run in counted.runs() {
-                            owners[run.source..run.source + run.len].iter_mut().for_each(|n| *n += 1);
-                        }
+            for spec in ModuleTree::new(&config).parameters() {
+                let mut owners = vec![0; spec.numel()];
+                let params = ranks.iter().flatten().flat_map(|unit| &unit.params);
+                for param in params.filter(|param| param.spec.name == spec.name) {
+                    let counted = param.slice.clone().with_flat(param.counted.clone());
+                    for run in counted.runs() {
+                        owners[run.source..run.source + run.len].iter_mut().for_each(|n| *n += 1);
                     }
-                    prop_assert!(owners.iter().all(|&n| n == 1), "{}: {:?}", spec.name, owners);
                 }
+                prop_assert!(owners.iter().all(|&n| n == 1), "{}: {:?}", spec.name, owners);
             }
         }
     }
@@ -77,7 +74,8 @@ proptest! {
     fn replicas_are_listed_alike_on_all_ranks_and_hold_the_same_elements(
         (heads, kv_heads, tp_size) in head_counts(), sequence_parallel: bool,
     ) {
-        let config = config("Qwen3ForCausalLM", heads, kv_heads, 20, true);
+        for architecture in ["Qwen3ForCausalLM", "Phi3ForCausalLM", "Olmo2ForCausalLM"] {
+        let config = config(architecture, heads, kv_heads, 20, true);
         let ranks = all_layouts(&config, tp_size, sequence_parallel);
         for unit in 0..ranks[0].len() {
             for position in 0..ranks[0][unit].replicas.len() {
@@ -94,6 +92,7 @@ proptest! {
                 }
                 prop_assert!(holders > 1, "{} is held by {} rank(s)", first.name, holders);
             }
+        }
         }
     }
 }
@@ -121,9 +120,17 @@ fn the_inferred_plan_is_the_declared_one() {
         "MistralForCausalLM",
         "Qwen2ForCausalLM",
         "Qwen3ForCausalLM",
+        "Gemma2ForCausalLM",
+        "Gemma3ForCausalLM",
+        "Phi3ForCausalLM",
+        "Olmo2ForCausalLM",
+        "Olmo3ForCausalLM",
+        "SmolLM3ForCausalLM",
+        "GraniteForCausalLM",
     ] {
-        for tied in [false, true] {
-            let tree = ModuleTree::new(&config(architecture, 4, 2, 20, tied));
+        // One key/value head is as wide as all of them together.
+        for (tied, kv_heads) in [(false, 2), (true, 2), (true, 1)] {
+            let tree = ModuleTree::new(&config(architecture, 4, kv_heads, 20, tied));
             let inferred = AutoTp::default().infer(&tree).unwrap();
             assert_eq!(
                 inferred,
@@ -133,6 +140,35 @@ fn the_inferred_plan_is_the_declared_one() {
             inferred.check(&tree).unwrap();
         }
     }
+}
+
+/// A tensor of q, k and v: its rows on a rank are its heads' of each, so that they are one matrix in the rank's buffer.
+#[test]
+fn a_fused_tensor_is_cut_along_each_of_its_parts() {
+    // 4 query heads and 2 key/value heads of 4 numbers, 13 columns.
+    let config = config("Phi3ForCausalLM", 4, 2, 20, true);
+    let ranks = all_layouts(&config, 2, false);
+    let rows = |rank: usize, name: &str| -> Vec<Range<usize>> {
+        let params = ranks[rank][1].params.iter();
+        params
+            .filter(|param| param.spec.name.ends_with(name))
+            .map(|param| param.slice.offsets[0]..param.slice.offsets[0] + param.slice.shape[0])
+            .collect()
+    };
+    assert_eq!(rows(0, "qkv_proj.weight"), [0..8, 16..20, 24..28]);
+    assert_eq!(rows(1, "qkv_proj.weight"), [8..16, 20..24, 28..32]);
+    let [columns, others] = [0, 1].map(|rank| rows(rank, "gate_up_proj.weight"));
+    assert_eq!(columns[0].end, others[0].start);
+    assert_eq!(columns[1].start - columns[0].start, 13);
+    // One rank holds it as it is.
+    let whole = &all_layouts(&config, 1, false)[0][1];
+    let parts = whole.params.iter();
+    assert_eq!(
+        parts
+            .filter(|param| param.spec.name.ends_with("qkv_proj.weight"))
+            .count(),
+        1
+    );
 }
 
 #[test]

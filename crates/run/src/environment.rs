@@ -6,9 +6,11 @@ use std::path::PathBuf;
 
 use tandem_launch::env::{CHECKPOINT, RUN_DIR};
 
-/// Name of the variable with the token caches, one for each dataset, that the controller has built and checked, so that its workers, at every start,
-/// need not read the whole dataset to see that it is the right one.
+/// Name of the variable with the token caches, one for each dataset, that the controller has built and checked, so that its
+/// workers, at every start, need not read all data to see that they are the right ones.
 pub const TOKEN_CACHE: &str = "TANDEM_TOKEN_CACHE";
+/// The same for the rows that the run is evaluated on.
+pub const EVAL_TOKEN_CACHE: &str = "TANDEM_EVAL_TOKEN_CACHE";
 /// Where the user has named a checkpoint to continue from: the moment, in microseconds since 1970, after which a checkpoint is
 /// of this start. The controller tells its workers, because a restart goes on from those.
 pub const RESUMED_AT: &str = "TANDEM_RESUMED_AT";
@@ -26,6 +28,8 @@ pub struct Environment {
     pub checkpoint: Option<String>,
     /// See [`TOKEN_CACHE`].
     token_cache: Option<OsString>,
+    /// See [`EVAL_TOKEN_CACHE`].
+    pub eval_token_cache: Option<PathBuf>,
     /// See [`RESUMED_AT`].
     pub resumed_at: Option<i64>,
     /// See [`PYTHON`].
@@ -59,6 +63,7 @@ impl Environment {
             run_dir: text(RUN_DIR),
             checkpoint: text(CHECKPOINT),
             token_cache: path(TOKEN_CACHE),
+            eval_token_cache: path(EVAL_TOKEN_CACHE).map(PathBuf::from),
             resumed_at: text(RESUMED_AT).and_then(|moment| moment.parse().ok()),
             python: path(PYTHON).map(PathBuf::from),
             has_bin_dir: path(BIN_DIR).is_some(),

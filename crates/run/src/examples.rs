@@ -8,21 +8,26 @@ use tandem_data::{
     CacheError, DatasetOptions, Encoder, ExampleKind, Hub, LossOn, Mixture, Packing, Part,
     Progress, RowLayout, Rows, Source, SourceError, TokenCache, TokenDataset, Tokenizer,
 };
+use tandem_model::ModelConfig;
 
 use crate::failure::{Failure, Outcome};
 use crate::spec::Data;
 
-/// The files of one of the datasets.
-pub fn source(data: &Data, name: &str, hub: &Hub, progress: &mut dyn Progress) -> Outcome<Source> {
-    let options = DatasetOptions {
+/// What the data crate is asked for, for the dataset `name`.
+pub fn options(data: &Data, name: &str) -> DatasetOptions {
+    DatasetOptions {
         name: name.to_owned(),
         config: data.dataset_config.clone(),
         split: data.dataset_split.clone(),
         text_column: data.text_column.clone(),
         kind: data.dataset_format,
         percentage: data.dataset_percentage,
-    };
-    Source::resolve(&options, hub, progress).map_err(|error| match error {
+    }
+}
+
+/// The files of one of the datasets.
+pub fn source(data: &Data, name: &str, hub: &Hub, progress: &mut dyn Progress) -> Outcome<Source> {
+    Source::resolve(&options(data, name), hub, progress).map_err(|error| match error {
         // The flag asks for what the file has not.
         SourceError::OtherKind { .. } => usage(error),
         other => Failure::other(format!("--dataset_name: {other}")),
@@ -36,6 +41,20 @@ pub fn tokenizer(data: &Data, dir: &Path) -> Outcome<Tokenizer> {
         Some(token) => tokenizer.with_eos(token).map_err(usage),
         None => Ok(tokenizer),
     }
+}
+
+/// The tokenizer in `dir`, for the model of `config`.
+pub fn model_tokenizer(data: &Data, dir: &Path, config: &ModelConfig) -> Outcome<Tokenizer> {
+    let tokenizer = tokenizer(data, dir)?;
+    if tokenizer.vocab_size() <= config.vocab_size {
+        return Ok(tokenizer);
+    }
+    Err(Failure::other(format!(
+        "the tokenizer of {} has {} tokens, but the model's vocabulary has {}; they belong to different models",
+        dir.display(),
+        tokenizer.vocab_size(),
+        config.vocab_size
+    )))
 }
 
 /// What makes tokens of examples of this kind, with the chat template of `dir` unless another is named.
@@ -72,6 +91,31 @@ pub fn encoder(
         assistant_only: data.assistant_only_loss,
     };
     Ok(Encoder::new(tokenizer, kind, template, loss_on))
+}
+
+/// The tokens of `source`, which is `what` in messages, with the chat template in `model_dir`; and what of it is left out, a line
+/// each.
+pub fn cache(
+    data: &Data,
+    (what, source): (&str, &Source),
+    tokenizer: &Tokenizer,
+    model_dir: &Path,
+    cache_dir: &Path,
+    progress: &mut dyn Progress,
+) -> Outcome<(TokenCache, Vec<String>)> {
+    let encoder = encoder(data, source.kind(), tokenizer.clone(), model_dir)?;
+    let cache =
+        TokenCache::build_or_open(source, &encoder, cache_dir, progress).map_err(failure)?;
+    let files = source.left_out().map(|files| format!("files: {files}"));
+    let mut left_out: Vec<String> = files.into_iter().collect();
+    if cache.refused() > 0 {
+        left_out.push(format!(
+            "{} of {} rows of {what}, which the chat template refuses (`tandem data preview --documents` says why)",
+            cache.refused(),
+            cache.refused() + cache.documents()
+        ));
+    }
+    Ok((cache, left_out))
 }
 
 /// Why there is no cache. What is wrong with rows is the user's to mend.

@@ -19,6 +19,7 @@
 
 pub mod engine;
 pub mod environment;
+mod eval_data;
 mod examples;
 pub mod failure;
 mod identity;
@@ -28,6 +29,7 @@ pub mod log;
 mod model_files;
 mod prepare;
 pub mod preview;
+mod progress;
 pub mod ranks;
 mod resume;
 mod role;

@@ -60,12 +60,19 @@ fn as_trained(json: &[u8], config: &ModelConfig) -> Vec<u8> {
     let Ok(Value::Object(mut object)) = serde_json::from_slice(json) else {
         return json.to_vec();
     };
-    object.insert("num_hidden_layers".to_owned(), config.num_layers.into());
-    if let Some(Value::Array(types)) = object.get_mut("layer_types") {
-        types.truncate(config.num_layers);
+    // Of a larger model, the text part is what was trained.
+    if let Ok(Some(text)) = ModelConfig::text_part(&object) {
+        object = text;
     }
-    // The weights may have a head of their own although the config ties it.
-    if object.get("tie_word_embeddings") == Some(&Value::Bool(true)) {
+    object.insert("num_hidden_layers".to_owned(), config.num_layers.into());
+    for key in ["layer_types", "no_rope_layers"] {
+        if let Some(Value::Array(of_layers)) = object.get_mut(key) {
+            of_layers.truncate(config.num_layers);
+        }
+    }
+    // The weights may have a head of their own although the config, or its family, ties it.
+    let said = object.get("tie_word_embeddings").and_then(Value::as_bool);
+    if said == Some(true) || (said.is_none() && !config.tie_word_embeddings) {
         object.insert(
             "tie_word_embeddings".to_owned(),
             config.tie_word_embeddings.into(),
@@ -96,5 +103,26 @@ mod tests {
         config.tie_word_embeddings = false;
         object["tie_word_embeddings"] = false.into();
         assert_eq!(written(&config), object);
+    }
+
+    /// Exports of a multimodal model's text part are of a text model.
+    #[test]
+    fn of_a_larger_model_the_text_part_is_written() {
+        let whole = serde_json::json!({
+            "architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3", "torch_dtype": "bfloat16",
+            "text_config": {"model_type": "gemma3_text", "hidden_size": 16, "intermediate_size": 32,
+                "num_hidden_layers": 6, "head_dim": 4, "vocab_size": 30},
+            "vision_config": {"hidden_size": 99},
+        });
+        let config = ModelConfig::from_json(whole.as_object().unwrap()).unwrap();
+        assert!(config.tie_word_embeddings && config.num_heads == 8);
+        let config = config.truncated(2).unwrap();
+        let written = as_trained(whole.to_string().as_bytes(), &config);
+        let written: Value = serde_json::from_slice(&written).unwrap();
+        assert_eq!(written["architectures"][0], "Gemma3ForCausalLM");
+        assert_eq!(written["torch_dtype"], "bfloat16");
+        assert!(written.get("vision_config").is_none());
+        let again = ModelConfig::from_json(written.as_object().unwrap()).unwrap();
+        assert_eq!(again, config);
     }
 }

@@ -7,18 +7,23 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 use tandem_data::{
-    EpochLimit, ExampleKind, Hub, Mixture, Progress, Rows, Sampler, TokenCache, Verify, Weights,
+    EpochLimit, ExampleKind, Hub, Mixture, Rows, Sampler, TokenCache, Verify, Weights,
 };
 use tandem_mesh::DeviceMesh;
 use tandem_model::{ModelConfig, ModuleTree};
 use tandem_parallel::{Strategy, TpSlices, UnitLayout, layouts};
-use tandem_trainer::{EventSink, MemoryEstimate, TrainEvent, estimate_memory};
+use tandem_trainer::{EvalSet, EventSink, MemoryEstimate, estimate_memory};
 
 use crate::environment::Environment;
+use crate::eval_data::{EvalData, Place};
 use crate::examples;
 use crate::failure::{Failure, Outcome};
+use crate::progress::Shown;
 use crate::spec::{Compute, Identity, Init, RunSpec, Training};
 use crate::weights::Pretrained;
+
+/// The folder of token caches, beside those of runs.
+const TOKEN_CACHES: &str = "token_cache";
 
 /// A model and data that fit together.
 pub struct Prepared {
@@ -44,12 +49,22 @@ pub struct Prepared {
     pub token_caches: Vec<PathBuf>,
     /// Which of them when.
     pub sampler: Sampler,
+    /// What is evaluated on the way, if anything.
+    pub evaluation: Option<PreparedEvaluation>,
     /// Optimizer steps of the run.
     pub total_steps: u64,
     /// What each rank will need.
     pub memory: MemoryEstimate,
     /// The units of tp_rank 0, for their sizes.
     pub layouts: Vec<UnitLayout>,
+}
+
+/// Rows that a run is evaluated on.
+pub struct PreparedEvaluation {
+    /// The rows.
+    pub data: EvalData,
+    /// What of them.
+    pub set: EvalSet,
 }
 
 impl Prepared {
@@ -83,7 +98,9 @@ pub fn prepare(
 ) -> Outcome<Prepared> {
     let RunSpec {
         identity: Identity { selection, .. },
-        compute: Compute { engine, training },
+        compute: Compute {
+            engine, training, ..
+        },
         ..
     } = spec;
     let mesh = engine.mesh;
@@ -132,6 +149,7 @@ pub fn prepare(
     let dataset = Arc::new(dataset);
     let sampler = sampler(training, selection.seed, mesh, dataset.len())?;
     left_out.extend(left_out_of(training, &dataset, &sampler));
+    let evaluation = evaluation(spec, environment, &model_dir, &config, &hub, sink)?;
     let total_steps = match training.max_steps {
         0 => sampler.total_steps(),
         limit => sampler.total_steps().min(limit),
@@ -148,6 +166,7 @@ pub fn prepare(
         documents_and_tokens,
         token_caches,
         sampler,
+        evaluation,
         total_steps,
         memory,
         layouts,
@@ -165,7 +184,7 @@ fn model(spec: &RunSpec, hub: &Hub, sink: &mut dyn EventSink) -> Outcome<(PathBu
         Init::Random => Weights::NotNeeded,
     };
     let model_dir = hub
-        .model_dir(model_name, weights, &mut Shown(sink, String::new()))
+        .model_dir(model_name, weights, &mut Shown::to(sink))
         .map_err(|error| of_flag("model_name", error))?;
     let config = ModelConfig::from_dir(&model_dir)
         .and_then(|config| config.truncated(selection.num_layers))
@@ -236,39 +255,61 @@ fn token_caches(
         return Ok((caches?, Vec::new()));
     }
     // In shared storage, all hosts of a cluster and all runs use one cache.
-    let cache_dir = spec.output.local_folder().join("token_cache");
-    let mut shown = Shown(sink, String::new());
-    let tokenizer = examples::tokenizer(data, model_dir)?;
-    if tokenizer.vocab_size() > config.vocab_size {
-        return Err(Failure::other(format!(
-            "the tokenizer of {} has {} tokens, but the model's vocabulary has {}; they belong to different models",
-            model_dir.display(),
-            tokenizer.vocab_size(),
-            config.vocab_size
-        )));
-    }
+    let cache_dir = spec.output.local_folder().join(TOKEN_CACHES);
+    let mut shown = Shown::to(sink);
+    let tokenizer = examples::model_tokenizer(data, model_dir, config)?;
     let (mut caches, mut left_out) = (Vec::new(), Vec::new());
     for dataset in &datasets {
         // Of several, each line says which.
-        let of = match datasets.len() {
+        let what = match datasets.len() {
             1 => "the dataset",
             _ => &dataset.name,
         };
         let source = examples::source(data, &dataset.name, hub, &mut shown)?;
-        let encoder = examples::encoder(data, source.kind(), tokenizer.clone(), model_dir)?;
-        let cache = TokenCache::build_or_open(&source, &encoder, &cache_dir, &mut shown)
-            .map_err(examples::failure)?;
-        left_out.extend(source.left_out().map(|files| format!("files: {files}")));
-        if cache.refused() > 0 {
-            left_out.push(format!(
-                "{} of {} rows of {of}, which the chat template refuses (`tandem data preview --documents` says why)",
-                cache.refused(),
-                cache.refused() + cache.documents()
-            ));
-        }
-        caches.push(cache);
+        let made = examples::cache(
+            data,
+            (what, &source),
+            &tokenizer,
+            model_dir,
+            &cache_dir,
+            &mut shown,
+        )?;
+        caches.push(made.0);
+        left_out.extend(made.1);
     }
     Ok((caches, left_out))
+}
+
+/// The rows that the run is evaluated on, if it is.
+fn evaluation(
+    spec: &RunSpec,
+    environment: &Environment,
+    model_dir: &Path,
+    config: &ModelConfig,
+    hub: &Hub,
+    sink: &mut dyn EventSink,
+) -> Outcome<Option<PreparedEvaluation>> {
+    let (own, training) = (&spec.compute.evaluation, &spec.compute.training);
+    if !own.is_on() {
+        return Ok(None);
+    }
+    let flag = match (&own.eval_dataset_name, &own.eval_split) {
+        (Some(_), _) => "--eval_dataset_name",
+        (None, Some(_)) => "--eval_split",
+        (None, None) => "evaluation",
+    };
+    let cache_dir = spec.output.local_folder().join(TOKEN_CACHES);
+    let place = Place {
+        model_dir,
+        config,
+        cache_dir: &cache_dir,
+        built: environment.eval_token_cache.as_deref(),
+    };
+    let choice = own.choice(&spec.identity.selection.data);
+    let data = EvalData::prepare(&choice, flag, &place, hub, &mut Shown::to(sink))?;
+    let batch_size = own.eval_batch_size.unwrap_or(training.batch_size);
+    let set = data.set(batch_size, own.eval_max_batches, flag)?;
+    Ok(Some(PreparedEvaluation { data, set }))
 }
 
 fn sampler(training: &Training, seed: u64, mesh: DeviceMesh, rows: u64) -> Outcome<Sampler> {
@@ -328,21 +369,4 @@ fn left_out_of(training: &Training, mixture: &Mixture, sampler: &Sampler) -> Vec
         ));
     }
     lines
-}
-
-/// The data crate's progress as events.
-struct Shown<'a>(&'a mut dyn EventSink, String);
-
-impl Progress for Shown<'_> {
-    fn begin(&mut self, what: &str) {
-        what.clone_into(&mut self.1);
-    }
-
-    fn update(&mut self, done: u64, total: u64) {
-        self.0.event(TrainEvent::Progress {
-            what: self.1.clone(),
-            done,
-            total,
-        });
-    }
 }

@@ -7,12 +7,12 @@ use tandem_launch::env::WorkerEnv;
 use tandem_launch::exit_code;
 use tandem_launch::parent::die_with_parent;
 use tandem_launch::protocol::{Metrics, WorkerEvent};
-use tandem_launch::tell;
 
 use crate::environment::Environment;
 use crate::failure::{Failure, Outcome};
 use crate::log;
 pub use crate::role::Role;
+use crate::show::screen;
 
 impl Role {
     /// Finds out from the environment, and starts the log of this process: from here on it is known where that goes.
@@ -58,7 +58,7 @@ pub fn end_worker(env: &WorkerEnv, control: ControlClient, result: Outcome<Ended
                     exit_code: failure.exit_code,
                 });
             }
-            tell!("{}", in_own_words(env, &failure.message));
+            screen::last_line(&in_own_words(env, &failure.message));
             failure.exit_code
         }
     };
@@ -81,7 +81,7 @@ pub fn end(result: Outcome<i32>) -> ExitCode {
     match result {
         Ok(code) => to_exit_code(code),
         Err(failure) => {
-            tell!("error: {}", failure.message);
+            screen::last_line(&format!("error: {}", failure.message));
             to_exit_code(failure.exit_code)
         }
     }

@@ -21,6 +21,7 @@
 mod check;
 mod continued;
 mod dataset;
+mod evaluation;
 mod ray;
 mod strategy;
 pub mod wire;
@@ -38,6 +39,7 @@ use tandem_tensor::DeviceChoice;
 use tandem_trainer::{LearningRate, SaveRule, Schedule, UpdateRule};
 
 pub use dataset::NamedDataset;
+pub use evaluation::{EvalChoice, EvalStrategy, Evaluation};
 pub use ray::{PlacementStrategy, Ray};
 pub use strategy::{DeepSpeed, Dtype, Fsdp, Strategy};
 pub use tandem_data::{ExampleKind, Packing};
@@ -126,6 +128,9 @@ pub struct Compute {
     /// What it does in a step, and how many steps there are.
     #[serde(flatten)]
     pub training: Training,
+    /// What it is evaluated on on the way.
+    #[serde(flatten)]
+    pub evaluation: Evaluation,
 }
 
 /// What the engine of a rank is built from, besides a model. `tandem replay` and `tandem bench` build one as well.
@@ -209,6 +214,8 @@ pub struct Training {
     pub adam_eps: f64,
     /// Gradients are scaled down to this norm; 0 leaves them.
     pub max_grad_norm: f64,
+    /// Multiplies the square of the logarithm of the sum of all `e^logit` in the loss; 0 is none.
+    pub z_loss: f64,
     /// Every so many steps, replicas are compared bit by bit; 0 is never.
     pub check_interval: u64,
 }
@@ -312,7 +319,7 @@ pub struct Local {
 /// What is shown and measured on the way.
 #[derive(Debug, Clone, Serialize)]
 pub struct Shown {
-    /// Without a terminal: a line every so many steps.
+    /// A line with the loss every so many steps.
     pub log_interval: u64,
     /// Steps that are recorded; 0 is none.
     pub profile: u64,

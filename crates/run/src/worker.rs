@@ -15,7 +15,8 @@ use tandem_launch::protocol::{Metrics, WorkerEvent};
 use tandem_parallel::RandomInit;
 use tandem_trainer::{
     CheckpointSetup, Checkpointer, Engine, EventSink, LoopEnd, LoopSettings, Profiler, Recorder,
-    Requests, RunCounters, TrainEvent, Watcher, train_loop,
+    Requests, RunCounters, TrainEvent, VALIDATION, Validation, ValidationState, Watcher,
+    train_loop,
 };
 
 use crate::engine::engine;
@@ -29,7 +30,7 @@ use crate::ranks::Ranks;
 use crate::resume::{Origin, Resumed, resume};
 use crate::session::Ended;
 use crate::show::reporter::{Reporter, saved_metrics};
-use crate::show::summary;
+use crate::show::{screen, summary};
 use crate::spec::{Init, RunSpec};
 use crate::storage::{Storage, folder_lost, nothing_to_continue};
 
@@ -47,7 +48,7 @@ pub fn run(
             .map_err(cannot_handle)?;
     }
     limits::check_own(env)?;
-    let mut reporter = Reporter::new(control, env.rank, spec.output.shown.log_interval);
+    let mut reporter = Reporter::new(control, env.rank, spec, environment.checkpoint.is_none());
     reporter.event(TrainEvent::Phase("preparing".to_owned()));
     let prepared = prepare(spec, environment, None, &mut reporter)?;
     reporter.event(TrainEvent::Phase("joining".to_owned()));
@@ -106,6 +107,7 @@ impl Worker<'_> {
             self.spec.identity.selection.data.seq_length,
             self.ranks,
         )?;
+        engine.set_z_loss(self.spec.compute.training.z_loss);
         let storage = self.storage()?.watched(&self.spec.output, self.ranks)?;
         self.profile(&mut engine, &storage);
         let start = self.start(&mut engine, &storage, reporter)?;
@@ -197,6 +199,9 @@ impl Worker<'_> {
         let settings = self.settings(state, next);
         let mut recorder = self.recorder(storage, state.global_step)?;
         if self.env.rank == 0 && matches!(reporter, Reporter::Terminal(_)) {
+            if let Err(error) = screen::keep_log(&storage.run_dir) {
+                tracing::warn!(%error, "this run's lines are not kept");
+            }
             let lines = summary::lines(
                 self.spec,
                 self.prepared,
@@ -208,6 +213,7 @@ impl Worker<'_> {
         if let Some(resumed) = &start.resumed {
             self.report_again(resumed);
         }
+        let validation = self.validation(state)?;
         let mut loader = self.loader(engine.coords.dp_rank, next)?;
         let counters = RunCounters {
             step: state.global_step,
@@ -242,6 +248,7 @@ impl Worker<'_> {
             &settings,
             &mut checkpoints,
             counters,
+            validation,
             &mut watcher,
         );
         match (storage.lost(), end) {
@@ -295,6 +302,31 @@ impl Worker<'_> {
         } = self.prepared;
         let options = LoaderOptions { share, start };
         Loader::new(dataset.clone(), sampler.clone(), options).map_err(Failure::other)
+    }
+
+    /// The evaluations of the run, going on from how they went so far.
+    fn validation(&self, state: &TrainState) -> Outcome<Option<Validation>> {
+        let Some(prepared) = &self.prepared.evaluation else {
+            return Ok(None);
+        };
+        let saved = state.extra.get(VALIDATION).cloned();
+        let saved: Option<ValidationState> = saved
+            .map(serde_json::from_value)
+            .transpose()
+            .map_err(|error| {
+                Failure::other(format!(
+                    "the checkpoint of step {} is damaged: what it says of evaluations: {error}",
+                    state.global_step
+                ))
+            })?;
+        let data = prepared.data.dataset.fingerprint();
+        let rule = self.spec.compute.evaluation.rule();
+        Ok(Some(Validation::new(
+            prepared.set.clone(),
+            rule,
+            data,
+            saved,
+        )))
     }
 
     fn recorder(&self, storage: &Storage, step: u64) -> Outcome<Recorder> {
@@ -437,6 +469,10 @@ fn ended(end: &LoopEnd) -> Ended {
     .collect();
     if let Some(loss) = end.loss {
         metrics.insert("loss", loss);
+    }
+    if let Some(evaluation) = end.evaluation {
+        metrics.insert("eval_loss", evaluation.eval_loss);
+        metrics.insert("perplexity", evaluation.perplexity);
     }
     Ended::Finished(metrics)
 }

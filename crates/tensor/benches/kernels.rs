@@ -11,10 +11,11 @@ use std::hint::black_box;
 use rustix::time::{ClockId, clock_gettime};
 use tandem_tensor::adamw::{self, AdamWState, AdamWStep};
 use tandem_tensor::attention::{self, AttentionSpec};
+use tandem_tensor::cross_entropy::{Bend, Objective};
+use tandem_tensor::glu::Activation;
+use tandem_tensor::rms_norm::NormSpec;
 use tandem_tensor::{Accumulate, linear};
-use tandem_tensor::{
-    Device, Kind, Tensor, cross_entropy, device, embedding, rms_norm, rope, swiglu,
-};
+use tandem_tensor::{Device, Kind, Tensor, cross_entropy, device, embedding, glu, rms_norm, rope};
 
 const TOKENS: i64 = 512;
 const HIDDEN: i64 = 896;
@@ -35,7 +36,9 @@ fn main() {
     for kind in [Kind::BFloat16, Kind::Float] {
         cross_entropy_chunk(&bench, kind);
         norms(&bench, kind);
-        swiglus(&bench, kind);
+        for activation in [Activation::Silu, Activation::GeluTanh] {
+            glus(&bench, kind, activation);
+        }
         ropes(&bench, kind);
         embeddings(&bench, kind);
         gradient_stores(&bench, kind);
@@ -95,83 +98,133 @@ fn cross_entropy_chunk(bench: &Bench, kind: Kind) {
     bench.compare(
         &format!("loss stats {kind:?}"),
         bytes,
-        || drop(cross_entropy::local_stats(&logits, &targets, 0..VOCAB)),
+        || {
+            drop(cross_entropy::local_stats(
+                &logits,
+                &targets,
+                0..VOCAB,
+                Bend::NONE,
+            ))
+        },
         || {
             drop(cross_entropy::aten::local_stats(
                 &logits,
                 &targets,
                 0..VOCAB,
+                Bend::NONE,
             ))
         },
     );
-    let stats = cross_entropy::local_stats(&logits, &targets, 0..VOCAB);
+    let stats = cross_entropy::local_stats(&logits, &targets, 0..VOCAB, Bend::NONE);
     let normaliser = cross_entropy::combine(&stats.unsqueeze(0), &targets);
+    let objective = Objective {
+        scale: 0.01,
+        z_loss: 0.0,
+    };
     bench.compare(
         &format!("loss gradient {kind:?}"),
         2.0 * bytes,
-        || cross_entropy::logits_to_gradient_(&logits, &targets, 0..VOCAB, &normaliser, 0.01),
-        || cross_entropy::aten::logits_to_gradient_(&logits, &targets, 0..VOCAB, &normaliser, 0.01),
+        || {
+            cross_entropy::logits_to_gradient_(
+                &logits,
+                &targets,
+                0..VOCAB,
+                &normaliser,
+                Bend::NONE,
+                objective,
+            )
+        },
+        || {
+            cross_entropy::aten::logits_to_gradient_(
+                &logits,
+                &targets,
+                0..VOCAB,
+                &normaliser,
+                Bend::NONE,
+                objective,
+            )
+        },
     );
 }
 
 fn norms(bench: &Bench, kind: Kind) {
     let [x, delta, d_y] = [(); 3].map(|()| random(&[TOKENS, HIDDEN], kind));
     let weight = random(&[HIDDEN], kind);
-    let (_, rstd) = rms_norm::forward(&x, &weight, 1e-6, kind);
+    let spec = NormSpec::new(1e-6);
+    let (_, rstd) = rms_norm::forward(&x, &weight, spec, kind);
     let bytes = size(&x);
     bench.compare(
         &format!("rms_norm {kind:?}"),
         2.0 * bytes,
-        || drop(rms_norm::forward(&x, &weight, 1e-6, kind)),
-        || drop(rms_norm::aten::forward(&x, &weight, 1e-6, kind)),
+        || drop(rms_norm::forward(&x, &weight, spec, kind)),
+        || drop(rms_norm::aten::forward(&x, &weight, spec, kind)),
     );
     bench.compare(
         &format!("add + rms_norm {kind:?}"),
         4.0 * bytes,
-        || drop(rms_norm::forward_residual(&x, &delta, &weight, 1e-6, kind)),
-        || drop(rms_norm::aten::forward(&(&x + &delta), &weight, 1e-6, kind)),
+        || {
+            drop(rms_norm::forward_residual(
+                &x, &delta, 1.0, &weight, spec, kind,
+            ))
+        },
+        || drop(rms_norm::aten::forward(&(&x + &delta), &weight, spec, kind)),
     );
     bench.compare(
         &format!("rms_norm backward {kind:?}"),
         3.0 * bytes,
-        || drop(rms_norm::backward(&d_y, &x, &weight, &rstd)),
-        || drop(rms_norm::aten::backward(&d_y, &x, &weight, &rstd)),
+        || drop(rms_norm::backward(&d_y, &x, &weight, &rstd, spec)),
+        || drop(rms_norm::aten::backward(&d_y, &x, &weight, &rstd, spec)),
     );
     bench.compare(
         &format!("rms_norm backward + add {kind:?}"),
         4.0 * bytes,
         || {
             drop(rms_norm::backward_residual(
-                &d_y, &x, &weight, &rstd, &delta,
+                &d_y, &x, &weight, &rstd, spec, &delta,
             ))
         },
-        || drop(&delta + rms_norm::aten::backward(&d_y, &x, &weight, &rstd).0),
+        || drop(&delta + rms_norm::aten::backward(&d_y, &x, &weight, &rstd, spec).0),
+    );
+    let gemma = NormSpec {
+        adds_one: true,
+        rounds_last: true,
+        ..spec
+    };
+    let next = Some(&weight);
+    bench.compare(
+        &format!("add rms_norm + rms_norm {kind:?}"),
+        4.0 * bytes,
+        || drop(rms_norm::forward_branch(&x, &delta, &weight, next, gemma)),
+        || {
+            let sum = &x + rms_norm::aten::forward(&delta, &weight, gemma, kind).0;
+            drop(rms_norm::aten::forward(&sum, &weight, gemma, kind));
+        },
     );
 }
 
-fn swiglus(bench: &Bench, kind: Kind) {
+fn glus(bench: &Bench, kind: Kind, activation: Activation) {
     let gate_up = random(&[TOKENS, 2 * INTERMEDIATE], kind);
     let d_y = random(&[TOKENS, INTERMEDIATE], kind);
     let bytes = size(&d_y);
     bench.compare(
-        &format!("swiglu {kind:?}"),
+        &format!("glu {activation:?} {kind:?}"),
         3.0 * bytes,
-        || drop(swiglu::forward(&gate_up)),
-        || drop(swiglu::aten::forward(&gate_up)),
+        || drop(glu::forward(activation, &gate_up)),
+        || drop(glu::aten::forward(activation, &gate_up)),
     );
     bench.compare(
-        &format!("swiglu backward {kind:?}"),
+        &format!("glu {activation:?} backward {kind:?}"),
         5.0 * bytes,
-        || drop(swiglu::backward(&d_y, &gate_up)),
-        || drop(swiglu::aten::backward(&d_y, &gate_up)),
+        || drop(glu::backward(activation, &d_y, &gate_up)),
+        || drop(glu::aten::backward(activation, &d_y, &gate_up)),
     );
     bench.compare(
-        &format!("swiglu both {kind:?}"),
+        &format!("glu {activation:?} both {kind:?}"),
         6.0 * bytes,
-        || drop(swiglu::forward_and_backward(&d_y, &gate_up)),
+        || drop(glu::forward_and_backward(activation, &d_y, &gate_up)),
         || {
-            drop(swiglu::aten::forward(&gate_up));
-            drop(swiglu::aten::backward(&d_y, &gate_up));
+            drop(glu::aten::forward(activation, &gate_up));
+            drop(glu::aten::backward(activation, &d_y, &gate_up));
         },
     );
 }
@@ -206,14 +259,14 @@ fn embeddings(bench: &Bench, kind: Kind) {
     bench.compare(
         &format!("embedding {kind:?}"),
         1.5 * bytes,
-        || drop(embedding::forward(&table, &ids, 0..VOCAB, kind)),
-        || drop(embedding::aten::forward(&table, &ids, 0..VOCAB, kind)),
+        || drop(embedding::forward(&table, &ids, 0..VOCAB, 1.0, kind)),
+        || drop(embedding::aten::forward(&table, &ids, 0..VOCAB, 1.0, kind)),
     );
     bench.compare(
         &format!("embedding backward {kind:?}"),
         0.5 * bytes + (TOKENS * HIDDEN * 4) as f64,
-        || embedding::backward(&d_table, &d_out, &ids, 0..VOCAB),
-        || embedding::aten::backward(&d_table, &d_out, &ids, 0..VOCAB),
+        || embedding::backward(&d_table, &d_out, &ids, 0..VOCAB, 1.0),
+        || embedding::aten::backward(&d_table, &d_out, &ids, 0..VOCAB, 1.0),
     );
 }
 

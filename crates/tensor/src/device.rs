@@ -85,6 +85,14 @@ pub fn synchronize(device: Device) {
     }
 }
 
+/// What its driver calls a device; `None` for a CPU, and where the driver does not tell.
+pub fn name(device: Device) -> Option<String> {
+    match device {
+        Device::Cpu => None,
+        Device::Cuda(index) => tandem_torch::cuda::name(index),
+    }
+}
+
 fn cuda_device(local_rank: usize) -> Result<Device, DeviceError> {
     let torch = tandem_torch::open(&Surroundings::read())?;
     match tandem_torch::cuda::device_count(torch)? {

@@ -32,6 +32,7 @@ pub mod device;
 pub mod embedding;
 pub mod fingerprint;
 pub mod gemm_rate;
+pub mod glu;
 pub mod linear;
 mod matmul;
 pub mod memory;
@@ -39,7 +40,6 @@ pub mod rms_norm;
 pub mod rope;
 pub mod scratch;
 pub mod sum_of_squares;
-pub mod swiglu;
 
 pub use device::{DeviceChoice, DeviceError};
 pub use tandem_kernels::{Accumulate, random};

@@ -2,9 +2,12 @@
 
 use rayon::ThreadPoolBuilder;
 use tandem_tensor::adamw::{self, AdamWState, AdamWStep};
+use tandem_tensor::cross_entropy::{Bend, Objective};
+use tandem_tensor::glu::Activation;
+use tandem_tensor::rms_norm::NormSpec;
 use tandem_tensor::{Accumulate, linear};
 use tandem_tensor::{
-    Device, Kind, Tensor, cross_entropy, embedding, fingerprint, rms_norm, rope, swiglu,
+    Device, Kind, Tensor, cross_entropy, embedding, fingerprint, glu, rms_norm, rope,
 };
 
 /// The hashes of what all operations compute, from the same inputs each time.
@@ -15,18 +18,28 @@ fn results(kind: Kind) -> Vec<(&'static str, i64)> {
     let x = numbers(&[tokens, hidden], 1, kind);
     let d = numbers(&[tokens, hidden], 2, kind);
     let weight = numbers(&[hidden], 3, kind);
+    let spec = NormSpec {
+        eps: 1e-6,
+        adds_one: true,
+        rounds_last: true,
+    };
 
-    let residual = rms_norm::forward_residual(&x, &d, &weight, 1e-6, kind);
+    let residual = rms_norm::forward_residual(&x, &d, 1.0, &weight, spec, kind);
     keep("sum", &residual.sum);
     keep("norm", &residual.y);
-    let (d_x, d_weight) = rms_norm::backward_residual(&d, &x, &weight, &residual.rstd, &x);
+    let branch = rms_norm::forward_branch(&x, &d, &weight, Some(&weight), spec);
+    keep("sum with a norm", &branch.sum);
+    let rstd = &residual.rstd;
+    let (d_x, d_weight) = rms_norm::backward_residual(&d, &x, &weight, rstd, spec, &x);
     keep("norm d_x", &d_x);
     keep("norm d_weight", &d_weight);
 
     let half = d.narrow(1, 0, hidden / 2).contiguous();
-    let (product, d_gate_up) = swiglu::forward_and_backward(&half, &x);
-    keep("swiglu", &product);
-    keep("swiglu d", &d_gate_up);
+    for activation in [Activation::Silu, Activation::GeluTanh, Activation::Gelu] {
+        let (product, d_gate_up) = glu::forward_and_backward(activation, &half, &x);
+        keep("glu", &product);
+        keep("glu d", &d_gate_up);
+    }
 
     let heads = x.copy();
     let angles = numbers(&[tokens, 13], 4, Kind::Float);
@@ -40,16 +53,25 @@ fn results(kind: Kind) -> Vec<(&'static str, i64)> {
 
     let ids = Tensor::from_slice(&(0..tokens).map(|i| i * 37 % 50).collect::<Vec<_>>());
     let d_table = numbers(&[40, hidden], 5, Kind::Float);
-    embedding::backward(&d_table, &d, &ids, 0..40);
+    embedding::backward(&d_table, &d, &ids, 0..40, 2.0);
     keep("embedding d", &d_table);
     let table = numbers(&[40, hidden], 6, kind);
-    keep("embedding", &embedding::forward(&table, &ids, 0..40, kind));
+    let rows = embedding::forward(&table, &ids, 0..40, 2.0, kind);
+    keep("embedding", &rows);
 
     let logits = numbers(&[tokens, vocab], 7, kind);
-    let stats = cross_entropy::local_stats(&logits, &ids, 0..vocab);
+    let bend = Bend {
+        scale: 0.5,
+        soft_cap: Some(3.0),
+    };
+    let objective = Objective {
+        scale: 0.1,
+        z_loss: 0.01,
+    };
+    let stats = cross_entropy::local_stats(&logits, &ids, 0..vocab, bend);
     keep("stats", &stats);
     let normaliser = cross_entropy::combine(&stats.unsqueeze(0), &ids);
-    cross_entropy::logits_to_gradient_(&logits, &ids, 0..vocab, &normaliser, 0.1);
+    cross_entropy::logits_to_gradient_(&logits, &ids, 0..vocab, &normaliser, bend, objective);
     keep("d_logits", &logits);
 
     let d_bias = Tensor::zeros([vocab], (Kind::Float, Device::Cpu));

@@ -8,7 +8,7 @@ use crate::dispatch::Arg;
 use crate::error::expect;
 use crate::library::device_operator;
 use crate::operators::{
-    ABS, BITWISE_XOR_, DIV, EXP, LOG, MUL_, Operator, RSQRT, SIGMOID, SILU, SQRT, TANH,
+    ABS, BITWISE_XOR_, DIV, ERF, EXP, LOG, MUL_, Operator, RSQRT, SIGMOID, SILU, SQRT, TANH,
 };
 use crate::scalar::Scalar;
 use crate::tensor::{Tensor, new_tensor};
@@ -149,6 +149,12 @@ impl Tensor {
     #[track_caller]
     pub fn sigmoid(&self) -> Self {
         self.unary(&SIGMOID)
+    }
+
+    /// The error function.
+    #[track_caller]
+    pub fn erf(&self) -> Self {
+        self.unary(&ERF)
     }
 
     /// `tanh x`.

@@ -2,8 +2,10 @@
 //!
 //! **No device was there where this was written: these functions are compiled, and were never run.**
 
-use std::ffi::c_void;
+use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr::null_mut;
+
+use libloading::os::unix::Library;
 
 use crate::abi::Handle;
 use crate::error::{TorchError, expect};
@@ -33,6 +35,38 @@ pub fn memory(device: usize) -> Option<(u64, u64)> {
     // SAFETY: writes two numbers.
     let code = unsafe { (functions.cudaMemGetInfo)(&mut free, &mut total) };
     (code == 0).then_some((free as u64, total as u64))
+}
+
+/// What the driver calls a device, such as `NVIDIA H100 80GB HBM3`, where it tells.
+pub fn name(device: usize) -> Option<String> {
+    /// Longer names are cut off.
+    const LENGTH: usize = 256;
+    // The driver's own library: CUDA's runtime tells a name only inside of a struct that every release changes.
+    // SAFETY: the runtime has loaded it already, so nothing of it runs now for the first time.
+    let driver = unsafe { Library::new("libcuda.so.1") }.ok()?;
+    // SAFETY: the driver's functions, with the parameters that CUDA's documentation has.
+    let (get, get_name) = unsafe {
+        (
+            driver
+                .get::<unsafe extern "C" fn(*mut c_int, c_int) -> c_int>(b"cuDeviceGet\0")
+                .ok()?,
+            driver
+                .get::<unsafe extern "C" fn(*mut c_char, c_int, c_int) -> c_int>(
+                    b"cuDeviceGetName\0",
+                )
+                .ok()?,
+        )
+    };
+    let (mut handle, mut name) = (0, [0u8; LENGTH]);
+    // SAFETY: the first writes one number; the second at most as many bytes as it is told, the last of them zero.
+    let code = unsafe {
+        match get(&mut handle, index(device)) {
+            0 => get_name(name.as_mut_ptr().cast(), LENGTH as c_int, handle),
+            code => code,
+        }
+    };
+    let name = CStr::from_bytes_until_nul(&name).ok()?;
+    (code == 0).then(|| name.to_string_lossy().into_owned())
 }
 
 /// Waits until the device has done what its current stream was given.

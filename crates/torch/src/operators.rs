@@ -65,6 +65,7 @@ macro_rules! operators {
 
 operators! {
     ABS = c"aten::abs" c"" (Floats) -> 1;
+    ERF = c"aten::erf" c"" (Floats) -> 1;
     EXP = c"aten::exp" c"" (Floats) -> 1;
     LOG = c"aten::log" c"" (Floats) -> 1;
     SQRT = c"aten::sqrt" c"" (Floats) -> 1;

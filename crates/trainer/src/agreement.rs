@@ -13,6 +13,16 @@ pub struct Requests {
     pub save_now: bool,
 }
 
+impl Requests {
+    /// What one or the other asks for.
+    pub(crate) fn or(self, other: Self) -> Self {
+        Self {
+            stop: self.stop || other.stop,
+            save_now: self.save_now || other.save_now,
+        }
+    }
+}
+
 /// How far a rank's part in the save under way is; over all ranks, how far the slowest is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub(crate) enum Stage {
@@ -47,10 +57,7 @@ impl Agreement {
 
     fn joined(self, other: Self) -> Self {
         Self {
-            requests: Requests {
-                stop: self.requests.stop || other.requests.stop,
-                save_now: self.requests.save_now || other.requests.save_now,
-            },
+            requests: self.requests.or(other.requests),
             stage: self.stage.max(other.stage),
         }
     }

@@ -31,6 +31,9 @@ use committer::Committer;
 /// While training waits for a save, ranks look at each other this often: far below the time-out of a collective.
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 
+/// Where [`TrainState::extra`] has the [`ValidationState`](crate::ValidationState).
+pub const VALIDATION: &str = "validation";
+
 /// When and how checkpoints are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SaveRule {
@@ -337,7 +340,18 @@ impl Checkpointer {
             counters,
             next,
             metrics,
+            evaluation,
+            validation,
         } = point;
+        let mut saved = metrics.to_saved();
+        if let Some(evaluation) = evaluation {
+            saved.insert("eval_loss".to_owned(), evaluation.eval_loss.into());
+            saved.insert("perplexity".to_owned(), evaluation.perplexity.into());
+        }
+        let mut extra = self.identity.extra.clone();
+        if let Some(Ok(validation)) = validation.as_ref().map(serde_json::to_value) {
+            extra.insert(VALIDATION.to_owned(), validation);
+        }
         TrainState {
             epoch: next.epoch,
             next_sample: next.sample,
@@ -348,7 +362,8 @@ impl Checkpointer {
                 ("last_step".to_owned(), Value::from(counters.step)),
                 ("last_learning_rate".to_owned(), Value::from(metrics.lr)),
             ]),
-            metrics: metrics.to_saved(),
+            metrics: saved,
+            extra,
             ..self.identity.clone()
         }
     }

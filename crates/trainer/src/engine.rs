@@ -7,12 +7,14 @@ use std::sync::Arc;
 use tandem_checkpoint::Copying;
 use tandem_comm::ProcessGroup;
 use tandem_mesh::{Coords, DeviceMesh};
+use tandem_model::config::RopeConfig;
 use tandem_model::{DecoderLayer, Embedding, Head, ModelConfig, ModuleTree, Recompute, RopeTable};
 use tandem_parallel::{
     BufferPool, FlatUnit, Strategy, TpGroup, TpSlices, UnitSetup, WeightSource, layouts,
 };
 use tandem_tensor::Device;
 use tandem_tensor::attention::AttentionSpec;
+use tandem_tensor::cross_entropy::Bend;
 use tandem_tensor::scratch::Scratch;
 
 use crate::error::TrainError;
@@ -118,21 +120,22 @@ impl Engine {
             precision: strategy.precision,
             device,
         };
-        let rope = Rc::new(RopeTable::new(&config.rope, config.head_dim, seq, device));
         let dims = slices.layer_dims(&config, coords.tp_rank);
-        let scale = 1.0 / (config.head_dim as f64).sqrt();
         let layers = config
             .sliding_window
             .iter()
-            .map(|window| DecoderLayer {
+            .zip(rope_tables(&config, seq, device))
+            .map(|(window, rope)| DecoderLayer {
                 dims: dims.clone(),
-                rope: Rc::clone(&rope),
+                rope,
                 attention: AttentionSpec {
-                    scale,
+                    scale: config.attention_scale,
                     sliding_window: window.map(|keys| keys as i64),
-                    soft_cap: None,
+                    soft_cap: config.attention_soft_cap,
                 },
-                eps: config.rms_norm_eps,
+                norm: config.norm,
+                activation: config.activation,
+                residual_scale: config.residual_scale,
                 matmul: strategy.precision.matmul,
                 seq,
             })
@@ -151,11 +154,17 @@ impl Engine {
             embedding: Embedding {
                 vocab: vocab.clone(),
                 residual: strategy.precision.residual,
+                scale: config.embedding_scale.for_table(strategy.precision.param),
             },
             layers,
             head: Head {
                 vocab,
-                eps: config.rms_norm_eps,
+                norm: config.norm,
+                bend: Bend {
+                    scale: config.logits_scale as f32,
+                    soft_cap: config.logits_soft_cap.map(|cap| cap as f32),
+                },
+                z_loss: 0.0,
                 matmul: strategy.precision.matmul,
                 chunk_rows: head_chunk_rows,
                 scratch: Scratch::default(),
@@ -186,6 +195,12 @@ impl Engine {
         Ok(())
     }
 
+    /// From now on, `z_loss` times the square of each token's logarithm of the sum of all `e^logit` is a part of what the
+    /// gradient is of. The loss that is reported stays the cross entropy.
+    pub fn set_z_loss(&mut self, z_loss: f64) {
+        self.head.z_loss = z_loss;
+    }
+
     /// Sizes of what this rank computes.
     pub fn dimensions(&self) -> Dimensions {
         Dimensions {
@@ -201,4 +216,19 @@ impl Engine {
         let _span = profile::span(&self.profiler, activity);
         work(self)
     }
+}
+
+/// For each layer, the cosines and sines of its positions: one table for all layers that embed them alike.
+fn rope_tables(config: &ModelConfig, seq: usize, device: Device) -> Vec<Option<Rc<RopeTable>>> {
+    let mut made: Vec<(&RopeConfig, Rc<RopeTable>)> = Vec::new();
+    let mut table = |rope| {
+        if let Some((_, table)) = made.iter().find(|(of, _)| *of == rope) {
+            return Rc::clone(table);
+        }
+        let table = Rc::new(RopeTable::new(rope, config.rotary_dim, seq, device));
+        made.push((rope, Rc::clone(&table)));
+        table
+    };
+    let layers = config.rope.iter();
+    layers.map(|rope| rope.as_ref().map(&mut table)).collect()
 }

@@ -37,6 +37,15 @@ pub enum TrainError {
         /// The optimizer step.
         step: u64,
     },
+    /// Nothing to measure.
+    #[error(
+        "none of the {rows} rows that are evaluated has a target: every label is ignored; use another --eval_dataset_name or \
+         --eval_split, or more --eval_max_batches"
+    )]
+    NoEvalTargets {
+        /// Rows that were looked at.
+        rows: u64,
+    },
     /// The mesh cannot run this model.
     #[error("{0}")]
     Unsuitable(String),

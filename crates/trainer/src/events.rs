@@ -19,6 +19,8 @@ pub struct StepMetrics {
     pub grad_norm: f64,
     /// Tokens of the global batch, padding included, per second.
     pub tokens_per_s: f64,
+    /// The same for one of the devices.
+    pub tokens_per_s_per_device: f64,
     /// Seconds from the end of the previous step to the end of this one.
     pub step_time_s: f64,
     /// How much of it training waited for a save.
@@ -27,10 +29,14 @@ pub struct StepMetrics {
     pub tokens_seen: u64,
     /// Valid targets of this step.
     pub n_tokens: u64,
-    /// Useful matrix arithmetic per second, as a fraction of what this machine was measured to do.
-    pub gemm_fraction: f64,
+    /// 10^12 model FLOPs per second, of one of the devices.
+    pub tflops_per_device: f64,
+    /// Model FLOPs utilisation: the model FLOPs per second as a fraction of the devices' peak.
+    pub mfu: f64,
     /// Largest resident set so far, in MB, per rank.
     pub peak_memory_mb: Vec<f64>,
+    /// When the step ended, in seconds since 1970.
+    pub time: f64,
 }
 
 impl StepMetrics {
@@ -42,7 +48,7 @@ impl StepMetrics {
             ("grad_norm", self.grad_norm),
             ("tokens_per_s", self.tokens_per_s),
             ("step_time_s", self.step_time_s),
-            ("gemm_fraction", self.gemm_fraction),
+            ("mfu", self.mfu),
         ];
         let counts = [
             ("step", self.step),
@@ -52,6 +58,33 @@ impl StepMetrics {
         let numbers = numbers.map(|(name, value)| (name.to_owned(), value.into()));
         let counts = counts.map(|(name, value)| (name.to_owned(), value.into()));
         numbers.into_iter().chain(counts).collect()
+    }
+}
+
+/// The numbers of one evaluation; a line of `metrics.jsonl`.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct EvalMetrics {
+    /// Optimizer steps done before it.
+    pub step: u64,
+    /// Mean cross entropy over all valid targets of the evaluated rows.
+    pub eval_loss: f64,
+    /// `exp(eval_loss)`.
+    pub perplexity: f64,
+    /// Valid targets.
+    pub eval_tokens: u64,
+    /// From beginning to end.
+    pub eval_seconds: f64,
+}
+
+impl From<EvalMetrics> for TrainEvent {
+    fn from(metrics: EvalMetrics) -> Self {
+        Self::Evaluated {
+            step: metrics.step,
+            eval_loss: metrics.eval_loss,
+            perplexity: metrics.perplexity,
+            tokens: metrics.eval_tokens,
+            seconds: metrics.eval_seconds,
+        }
     }
 }
 
@@ -101,6 +134,21 @@ pub enum TrainEvent {
     Profile(Vec<String>),
     /// A step is done.
     Step(StepMetrics),
+    /// Training waits for an evaluation, which is getting on.
+    Evaluating,
+    /// The model was evaluated.
+    Evaluated {
+        /// Optimizer steps done before it.
+        step: u64,
+        /// Mean cross entropy over all valid targets of the evaluated rows.
+        eval_loss: f64,
+        /// `exp(eval_loss)`.
+        perplexity: f64,
+        /// Valid targets.
+        tokens: u64,
+        /// From beginning to end.
+        seconds: f64,
+    },
     /// Training waits for a save.
     Saving,
     /// There is a new checkpoint.

@@ -3,7 +3,8 @@
 use tandem_model::{ModelConfig, ModuleKind, ModuleTree};
 
 /// Floating point operations of forward and backward over `tokens` tokens in rows of `seq`, the whole mesh together:
-/// six per weight and token (PaLM, arXiv 2204.02311, appendix B), plus the causal half of attention's products.
+/// `6 N + 12 L H Q T` a token, as PaLM counts them (arXiv 2204.02311, appendix B), and torchtitan and Megatron-LM after it: six
+/// per weight of a matrix product, and attention's two products with every position of the row, masked or not.
 /// Recomputation does not count: it is not useful.
 pub fn per_step(config: &ModelConfig, tree: &ModuleTree, tokens: u64, seq: u64) -> f64 {
     let weights: u64 = tree
@@ -14,10 +15,12 @@ pub fn per_step(config: &ModelConfig, tree: &ModuleTree, tokens: u64, seq: u64) 
             ModuleKind::Embedding { rows, features } if config.tie_word_embeddings => {
                 (rows * features) as u64
             }
-            ModuleKind::Embedding { .. } | ModuleKind::Norm { .. } => 0,
+            ModuleKind::Embedding { .. }
+            | ModuleKind::Norm { .. }
+            | ModuleKind::HeadNorm { .. } => 0,
         })
         .sum();
     let width = (config.num_heads * config.head_dim) as f64;
-    let attention = 6.0 * width * seq as f64 * config.num_layers as f64;
+    let attention = 12.0 * width * seq as f64 * config.num_layers as f64;
     tokens as f64 * (6.0 * weights as f64 + attention)
 }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use tandem_data::Batch;
 use tandem_tensor::attention::Documents;
 use tandem_tensor::cross_entropy::IGNORE;
 use tandem_tensor::{Device, Tensor};
@@ -24,6 +25,13 @@ pub struct MicroBatch {
 }
 
 impl MicroBatch {
+    /// A loader's batch, on `device`.
+    pub fn of(batch: &Batch, device: Device) -> Self {
+        let (ids, labels) = (&batch.input_ids, &batch.labels);
+        Self::new(ids, labels, batch.seq, batch.hash, device)
+            .with_documents(batch.documents.clone(), batch.seq)
+    }
+
     /// From rows in Hugging Face's convention: `labels` aligned with `ids`, so position `t` predicts `labels[t + 1]`
     /// and the last position of a row predicts nothing.
     ///

@@ -17,6 +17,7 @@ use tandem_tensor::device::synchronize;
 
 use crate::error::TrainError;
 use crate::gemm_floor::LinearTime;
+use crate::recorder::write_whole;
 
 /// Steps before the first that is recorded: buffers are allocated and kernels are generated in them.
 const WARM_UP: u64 = 2;
@@ -44,6 +45,8 @@ pub enum Activity {
     Optimizer,
     /// Copying the state for a checkpoint.
     Save,
+    /// A forward pass over rows that are not trained on.
+    Evaluation,
 }
 
 /// A span of one activity.
@@ -135,13 +138,22 @@ impl Profiler {
         (was_recording && is_long_enough) || (is_end && !record.steps.is_empty())
     }
 
-    /// Writes this rank's trace, `rank_{r}.json`.
+    /// Writes this rank's trace, `rank_{r}.json`, and of the first rank what its step's time is made of, `breakdown.json`.
     ///
     /// # Errors
-    /// When the file cannot be written.
-    pub(crate) fn write_trace(&self, rank: usize) -> Result<(), TrainError> {
+    /// When a file cannot be written.
+    pub(crate) fn write(&self, rank: usize) -> Result<(), TrainError> {
         let path = self.folder.join(format!("rank_{rank}.json"));
-        trace::write(&self.lock(), self.origin, &path, rank)
+        trace::write(&self.lock(), self.origin, &path, rank)?;
+        if rank > 0 {
+            return Ok(());
+        }
+        let path = self.folder.join("breakdown.json");
+        let breakdown = serde_json::to_string(&report::Breakdown::of(&self.lock()));
+        breakdown
+            .map_err(std::io::Error::from)
+            .and_then(|text| write_whole(&path, &text))
+            .map_err(|source| TrainError::Write { path, source })
     }
 
     /// The table: times by kind, communication, and how much of the computation is matrix products, whose rates are
@@ -353,6 +365,19 @@ mod tests {
         assert_eq!(row("other"), "other 10.0 10.0 %");
         assert_eq!(row("step"), "step 100.0 100.0 %");
         assert!(text.contains("tp all_reduce"), "{text}");
+        let breakdown = serde_json::to_value(report::Breakdown::of(&sample().lock())).unwrap();
+        assert_eq!(
+            (&breakdown["steps"][0], &breakdown["step_ms"]),
+            (&3.into(), &100.0.into())
+        );
+        let part = |index: usize| {
+            (
+                &breakdown["parts"][index]["name"],
+                &breakdown["parts"][index]["ms"],
+            )
+        };
+        assert_eq!(part(0), (&"layers, forward".into(), &50.0.into()));
+        assert_eq!(part(2), (&"waiting for tp".into(), &10.0.into()));
         // 40 ms of products in 50 ms of layers.
         assert!(text.contains("80 %"), "{text}");
     }

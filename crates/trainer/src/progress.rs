@@ -2,7 +2,8 @@
 
 use tandem_data::Position;
 
-use crate::events::StepMetrics;
+use crate::events::{EvalMetrics, StepMetrics};
+use crate::validation::ValidationState;
 
 /// What is counted over all steps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -23,4 +24,8 @@ pub(crate) struct ResumePoint {
     pub next: Position,
     /// Of the step.
     pub metrics: StepMetrics,
+    /// Of an evaluation after it.
+    pub evaluation: Option<EvalMetrics>,
+    /// How evaluations went so far, where there are any.
+    pub validation: Option<ValidationState>,
 }

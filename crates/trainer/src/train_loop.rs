@@ -2,7 +2,7 @@
 
 mod meter;
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tandem_data::BatchSource;
 use tandem_parallel::check_replicas;
@@ -11,14 +11,17 @@ use crate::agreement::{Agreement, Requests};
 use crate::checkpointer::{Checkpointer, SaveOutcome};
 use crate::engine::Engine;
 use crate::error::TrainError;
-use crate::events::{EventSink, TrainEvent};
+use crate::evaluate::evaluate;
+use crate::events::{EvalMetrics, EventSink, TrainEvent};
 use crate::gemm_floor;
+use crate::journal::Happening;
 use crate::micro_batch::MicroBatch;
 use crate::profile::{Activity, Profiler};
 use crate::progress::{ResumePoint, RunCounters};
 use crate::recorder::Recorder;
 use crate::schedule::LearningRate;
 use crate::train_step::{StepReport, UpdateRule, train_step};
+use crate::validation::Validation;
 use meter::{Meter, StepFacts};
 
 /// What the loop needs to know besides the engine.
@@ -43,7 +46,12 @@ pub struct LoopEnd {
     pub stopped: bool,
     /// Loss of the last step, if there was one.
     pub loss: Option<f64>,
+    /// The last evaluation, if there was one.
+    pub evaluation: Option<EvalMetrics>,
 }
+
+/// While the model is evaluated, whoever watches hears of it this often.
+const ALIVE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Whoever reads the loop's progress and may end it.
 pub struct Watcher<'a> {
@@ -58,7 +66,7 @@ pub struct Watcher<'a> {
 }
 
 /// Trains on from `counters` to the last step or the end of the data, and saves when it is due, when it is asked for, and
-/// in the end.
+/// in the end. With `validation` the model is evaluated on the way, which changes nothing but when the run ends.
 ///
 /// # Errors
 /// Whatever ends a step, or a last checkpoint that cannot be written; the metrics of all finished steps are on disk then.
@@ -68,6 +76,7 @@ pub fn train_loop(
     settings: &LoopSettings,
     checkpoints: &mut Checkpointer,
     counters: RunCounters,
+    validation: Option<Validation>,
     watcher: &mut Watcher<'_>,
 ) -> Result<LoopEnd, TrainError> {
     let mut training = Training {
@@ -79,18 +88,23 @@ pub fn train_loop(
         watcher,
         first_step: counters.step + 1,
         counters,
+        validation,
+        evaluation: None,
+        asked: Requests::default(),
         loss: None,
         stopped: false,
+        ends_early: false,
         unsaved: None,
     };
-    training.begin();
+    training.begin()?;
     while let Some(step) = training.next_step() {
         let Some(batch) = training.batch(step)? else {
             break;
         };
         let report = training.train(step, &batch)?;
         training.check_replicas(step)?;
-        let point = training.record(step, &batch, &report)?;
+        let mut point = training.record(step, &batch, &report)?;
+        training.validate(&batch, &mut point)?;
         training.agree_and_save(&batch, point)?;
         training.end_profile(&batch)?;
     }
@@ -109,10 +123,18 @@ struct Training<'a, 'w> {
     first_step: u64,
     /// How far it has come.
     counters: RunCounters,
+    /// The evaluations, where there are any.
+    validation: Option<Validation>,
+    /// The last of them.
+    evaluation: Option<EvalMetrics>,
+    /// What was asked for during one, on all ranks.
+    asked: Requests,
     /// Loss of the last step.
     loss: Option<f64>,
     /// Whether it was asked to stop before its end.
     stopped: bool,
+    /// Whether evaluations have shown that more steps are of no use.
+    ends_early: bool,
     /// Where it stands, if no save of that has begun.
     unsaved: Option<ResumePoint>,
 }
@@ -128,17 +150,38 @@ struct StepBatch {
 }
 
 impl Training<'_, '_> {
-    fn begin(&mut self) {
+    fn begin(&mut self) -> Result<(), TrainError> {
+        let (ranks, peak) = (self.engine.world.size(), self.meter.peak());
+        self.watcher.recorder.note(Happening::Started {
+            step: self.counters.step,
+            last_step: self.settings.last_step,
+            ranks,
+            peak_flops: peak.flops,
+            peak_of: peak.of(),
+        });
+        let line = peak.line(ranks);
+        self.watcher.sink.event(TrainEvent::Summary(vec![line]));
         self.watcher.sink.event(TrainEvent::Begin {
             first_step: self.first_step,
             last_step: self.settings.last_step,
         });
+        let done = self.counters.step;
+        let is_due = |it: &Validation| it.is_due_at_start(done);
+        if self.validation.as_ref().is_some_and(is_due) {
+            self.evaluate(done)?;
+            // What is there is saved. Before the first step nothing is, so that is done first.
+            self.stopped = self.asked.stop && done > 0;
+        } else if let Some(why) = self.validation.as_ref().and_then(Validation::why_it_ends) {
+            self.end_early(why);
+        }
         self.meter.restart_clock();
+        Ok(())
     }
 
     /// The step to do, if there is one.
     fn next_step(&self) -> Option<u64> {
-        let is_left = self.counters.step < self.settings.last_step && !self.stopped;
+        let is_over = self.stopped || self.ends_early;
+        let is_left = self.counters.step < self.settings.last_step && !is_over;
         is_left.then_some(self.counters.step + 1)
     }
 
@@ -160,11 +203,7 @@ impl Training<'_, '_> {
                 ends_epoch: batches.iter().any(|batch| batch.ends_epoch),
                 micro_batches: batches
                     .iter()
-                    .map(|it| {
-                        let (ids, labels) = (&it.input_ids, &it.labels);
-                        MicroBatch::new(ids, labels, engine.seq, it.hash, engine.device)
-                            .with_documents(it.documents.clone(), engine.seq)
-                    })
+                    .map(|it| MicroBatch::of(it, engine.device))
                     .collect(),
             };
             Ok(batches.map(on_device))
@@ -220,21 +259,86 @@ impl Training<'_, '_> {
             counters: self.counters,
             next: self.source.position(),
             metrics,
+            evaluation: None,
+            validation: None,
         })
+    }
+
+    /// Evaluates after a step, where that is due, and adds what came out to where the run stands.
+    fn validate(&mut self, batch: &StepBatch, point: &mut ResumePoint) -> Result<(), TrainError> {
+        let step = point.counters.step;
+        let is_end = self.is_last(step) || batch.ends_epoch;
+        let is_due = |it: &Validation| it.is_due(step, is_end);
+        if self.validation.as_ref().is_some_and(is_due) {
+            point.evaluation = self.evaluate(step)?;
+            // It was no part of the next step.
+            self.meter.restart_clock();
+        }
+        point.validation = self.validation.as_ref().map(|it| it.state().clone());
+        Ok(())
+    }
+
+    /// Evaluates now, unless somebody asks to stop meanwhile: then the next start does it.
+    fn evaluate(&mut self, step: u64) -> Result<Option<EvalMetrics>, TrainError> {
+        let Some(mut validation) = self.validation.take() else {
+            return Ok(None);
+        };
+        let set = validation.set.clone();
+        self.watcher.sink.event(TrainEvent::Evaluating);
+        let mut told_at = Instant::now();
+        let mut saves = Vec::new();
+        let Self {
+            engine,
+            checkpoints,
+            watcher,
+            asked,
+            ..
+        } = self;
+        let result = evaluate(engine, &set, step, &mut |engine| {
+            if told_at.elapsed() > ALIVE_INTERVAL {
+                watcher.sink.event(TrainEvent::Evaluating);
+                told_at = Instant::now();
+            }
+            let (agreed, ended) = agree(engine, checkpoints, (watcher.requests)())?;
+            saves.extend(ended);
+            *asked = asked.or(agreed);
+            Ok(!asked.stop)
+        })?;
+        for outcome in saves {
+            self.tell(Some(outcome), None);
+        }
+        match &result {
+            None => validation.leave_after(step),
+            Some(result) => {
+                validation.add(result);
+                self.watcher.recorder.evaluation(result)?;
+                self.watcher.sink.event(TrainEvent::from(*result));
+                self.evaluation = Some(*result);
+                if let Some(why) = validation.why_it_ends().filter(|_| !self.is_last(step)) {
+                    self.end_early(why);
+                }
+            }
+        }
+        self.validation = Some(validation);
+        Ok(result)
+    }
+
+    fn end_early(&mut self, why: String) {
+        self.ends_early = true;
+        self.watcher.sink.event(TrainEvent::Summary(vec![why]));
     }
 
     /// Agrees with all ranks on what was asked for and on the save under way; and begins a save if one is due.
     fn agree_and_save(&mut self, batch: &StepBatch, point: ResumePoint) -> Result<(), TrainError> {
         let step = point.counters.step;
-        let own = Agreement {
-            requests: (self.watcher.requests)(),
-            stage: self.checkpoints.stage(),
-        };
-        let agreed = own.reach(self.engine.world.as_ref(), self.engine.device)?;
-        let ended = self.checkpoints.advance(self.engine, agreed.stage)?;
+        let own = (self.watcher.requests)();
+        let (agreed, ended) = agree(self.engine, self.checkpoints, own)?;
         self.tell(ended, None);
-        self.stopped = agreed.requests.stop && !self.is_last(step);
-        let is_asked_for = agreed.requests.save_now || self.is_end(step) || batch.ends_epoch;
+        let asked = std::mem::take(&mut self.asked).or(agreed);
+        // An evaluation that was left is something to come back for.
+        let is_left = self.validation.as_ref().is_some_and(Validation::is_left);
+        self.stopped = asked.stop && (is_left || !self.is_end(step));
+        let is_asked_for = asked.save_now || self.is_end(step) || batch.ends_epoch;
         if self.checkpoints.is_due(step, is_asked_for) {
             let begun = Instant::now();
             self.save(&point, self.is_end(step).then_some(step))?;
@@ -248,7 +352,7 @@ impl Training<'_, '_> {
 
     /// Whether no step follows `step`, as far as one knows without looking at the data.
     fn is_end(&self, step: u64) -> bool {
-        self.stopped || self.is_last(step)
+        self.stopped || self.ends_early || self.is_last(step)
     }
 
     fn save(&mut self, point: &ResumePoint, end: Option<u64>) -> Result<(), TrainError> {
@@ -264,12 +368,20 @@ impl Training<'_, '_> {
 
     /// Tells how a save ended. That the run's last one failed, after the step `end`, is an error, which tells it itself.
     fn tell(&mut self, outcome: Option<SaveOutcome>, end: Option<u64>) {
-        let sink = &mut *self.watcher.sink;
+        let Watcher { sink, recorder, .. } = &mut *self.watcher;
         match outcome {
-            Some(SaveOutcome::Saved(saved)) => sink.event(TrainEvent::Saved(saved)),
-            Some(SaveOutcome::Failed { step, .. }) if Some(step) == end => {}
+            Some(SaveOutcome::Saved(saved)) => {
+                recorder.note(Happening::saved(&saved));
+                sink.event(TrainEvent::Saved(saved));
+            }
             Some(SaveOutcome::Failed { step, problem }) => {
-                sink.event(TrainEvent::SaveFailed { step, problem });
+                recorder.note(Happening::SaveFailed {
+                    step,
+                    problem: &problem,
+                });
+                if Some(step) != end {
+                    sink.event(TrainEvent::SaveFailed { step, problem });
+                }
             }
             None => {}
         }
@@ -301,14 +413,34 @@ impl Training<'_, '_> {
         if let Some(error) = self.checkpoints.last_problem(self.counters.step) {
             return Err(error);
         }
+        self.watcher.recorder.note(Happening::Ended {
+            step: self.counters.step,
+            stopped: self.stopped,
+        });
         self.watcher.recorder.finish()?;
         self.watcher.sink.event(TrainEvent::End);
         Ok(LoopEnd {
             counters: self.counters,
             stopped: self.stopped,
             loss: self.loss,
+            evaluation: self.evaluation,
         })
     }
+}
+
+/// All ranks' requests, and how the save under way ended, if it has.
+fn agree(
+    engine: &Engine,
+    checkpoints: &mut Checkpointer,
+    requests: Requests,
+) -> Result<(Requests, Option<SaveOutcome>), TrainError> {
+    let own = Agreement {
+        requests,
+        stage: checkpoints.stage(),
+    };
+    let agreed = own.reach(engine.world.as_ref(), engine.device)?;
+    let ended = checkpoints.advance(engine, agreed.stage)?;
+    Ok((agreed.requests, ended))
 }
 
 /// Waits for the parameters of the last update to arrive everywhere.
@@ -328,7 +460,7 @@ fn finish_profile(
     profiler: &Profiler,
     micro_batches: &[MicroBatch],
 ) -> Result<Vec<String>, TrainError> {
-    profiler.write_trace(engine.world.rank())?;
+    profiler.write(engine.world.rank())?;
     // All at the same time, as they compute at the same time.
     engine.world.barrier()?.wait()?;
     let tokens = micro_batches.first().map_or(0, |micro| micro.tokens);

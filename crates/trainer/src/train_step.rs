@@ -3,46 +3,50 @@
 //! These are all of them, in the order of the step, as one rank sees them. `tp` is its row of the mesh, `dp` its column and
 //! `world` all ranks; a group of one rank says nothing.
 //!
-//! | when                        | only at    | times   | group | operation      | bytes     | in                       |
-//! |-----------------------------|------------|---------|-------|----------------|-----------|--------------------------|
-//! | is the row's batch one?     |            | 1       | tp    | all_gather     | 8·tp      | parallel/checks.rs       |
-//! | targets of the global batch |            | 1       | dp    | all_reduce     | 8         | trainer/train_step.rs    |
-//! | unshard for forward         | 3          | m       | dp    | all_gather     | p·unit    | parallel/flat_unit.rs    |
-//! | embedding                   |            | m       | tp    | reduce_tokens  | r·T·H     | model/embedding.rs       |
-//! | attention                   |            | m·L     | tp    | gather_tokens  | c·T·H     | model/layer/attention.rs |
-//! |                             |            | m·L     | tp    | reduce_tokens  | c·T·H     | model/layer/attention.rs |
-//! | MLP                         |            | m·L     | tp    | gather_tokens  | c·T·H     | model/layer/mlp.rs       |
-//! |                             |            | m·L     | tp    | reduce_tokens  | c·T·H     | model/layer/mlp.rs       |
-//! | head: its input             |            | m       | tp    | gather_tokens  | c·T·H     | model/head.rs            |
-//! | head: softmax of a chunk    |            | m·C     | tp    | all_gather     | 12·tp·R   | model/head.rs            |
-//! | head: its input's gradient  |            | m       | tp    | reduce_tokens  | c·T·H     | model/head.rs            |
-//! | unshard for backward        | 3, reshard | m·(L-1) | dp    | all_gather     | p·layer   | parallel/flat_unit.rs    |
-//! | attention once more         | full       | m·L     | tp    | gather_tokens  | c·T·H     | model/layer/attention.rs |
-//! |                             | full       | m·L     | tp    | reduce_tokens  | c·T·H     | model/layer/attention.rs |
-//! | MLP once more               | full       | m·L     | tp    | gather_tokens  | c·T·H     | model/layer/mlp.rs       |
-//! |                             | full       | m·L     | tp    | reduce_tokens  | c·T·H     | model/layer/mlp.rs       |
-//! | MLP backward                |            | m·L     | tp    | gather_tokens  | c·T·H     | model/layer/mlp.rs       |
-//! |                             |            | m·L     | tp    | reduce_tokens  | c·T·H     | model/layer/mlp.rs       |
-//! | its norm once more          | light      | m·L     | tp    | gather_tokens  | c·T·H     | model/layer.rs           |
-//! | attention backward          |            | m·L     | tp    | gather_tokens  | c·T·H     | model/layer/attention.rs |
-//! |                             |            | m·L     | tp    | reduce_tokens  | c·T·H     | model/layer/attention.rs |
-//! | its norm once more          | light      | m·L     | tp    | gather_tokens  | c·T·H     | model/layer.rs           |
-//! | embedding backward          |            | m       | tp    | gather_tokens  | r·T·H     | model/embedding.rs       |
-//! | sum of partial gradients    | 0, 1       | 1       | tp    | all_reduce     | 4·partial | parallel/flat_unit.rs    |
-//! |                             | 2, 3       | m       | tp    | all_reduce     | 4·partial | parallel/flat_unit.rs    |
-//! | reduction of gradients      | 0          | 1       | dp    | all_reduce     | g·unit    | parallel/flat_unit.rs    |
-//! |                             | 1          | 1       | dp    | reduce_scatter | g·unit    | parallel/flat_unit.rs    |
-//! |                             | 2, 3       | m       | dp    | reduce_scatter | g·unit    | parallel/flat_unit.rs    |
-//! | loss                        |            | 1       | dp    | all_reduce     | 8         | trainer/train_step.rs    |
-//! | norm of the gradient        |            | 1       | world | all_reduce     | 8         | parallel/grad_norm.rs    |
-//! | updated parameters          | 1, 2       | 1       | dp    | all_gather     | p·unit    | parallel/flat_unit.rs    |
+//! | when                        | only at      | times   | group | operation      | bytes     | in                               |
+//! |-----------------------------|--------------|---------|-------|----------------|-----------|----------------------------------|
+//! | is the row's batch one?     |              | 1       | tp    | all_gather     | 8·tp      | parallel/checks.rs               |
+//! | targets of the global batch |              | 1       | dp    | all_reduce     | 8         | trainer/train_step.rs            |
+//! | unshard for forward         | 3            | m       | dp    | all_gather     | p·unit    | parallel/flat_unit.rs            |
+//! | embedding                   |              | m       | tp    | reduce_tokens  | r·T·H     | model/embedding.rs               |
+//! | attention                   |              | m·L     | tp    | gather_tokens  | c·T·H     | model/layer/attention.rs         |
+//! | norm of q and k             | across       | m·L     | tp    | all_reduce     | 8·T       | model/layer/attention/qk_norm.rs |
+//! |                             |              | m·L     | tp    | reduce_tokens  | c·T·H     | model/layer/attention.rs         |
+//! | MLP                         |              | m·L     | tp    | gather_tokens  | c·T·H     | model/layer/mlp.rs               |
+//! |                             |              | m·L     | tp    | reduce_tokens  | c·T·H     | model/layer/mlp.rs               |
+//! | head: its input             |              | m       | tp    | gather_tokens  | c·T·H     | model/head.rs                    |
+//! | head: softmax of a chunk    |              | m·C     | tp    | all_gather     | 12·tp·R   | model/head.rs                    |
+//! | head: its input's gradient  |              | m       | tp    | reduce_tokens  | c·T·H     | model/head.rs                    |
+//! | unshard for backward        | 3, reshard   | m·(L-1) | dp    | all_gather     | p·layer   | parallel/flat_unit.rs            |
+//! | attention once more         | full         | m·L     | tp    | gather_tokens  | c·T·H     | model/layer/attention.rs         |
+//! | norm of q and k once more   | full, across | m·L     | tp    | all_reduce     | 8·T       | model/layer/attention/qk_norm.rs |
+//! |                             | full         | m·L     | tp    | reduce_tokens  | c·T·H     | model/layer/attention.rs         |
+//! | MLP once more               | full         | m·L     | tp    | gather_tokens  | c·T·H     | model/layer/mlp.rs               |
+//! |                             | full         | m·L     | tp    | reduce_tokens  | c·T·H     | model/layer/mlp.rs               |
+//! | MLP backward                |              | m·L     | tp    | gather_tokens  | c·T·H     | model/layer/mlp.rs               |
+//! |                             |              | m·L     | tp    | reduce_tokens  | c·T·H     | model/layer/mlp.rs               |
+//! | its norm once more          | light        | m·L     | tp    | gather_tokens  | c·T·H     | model/layer/residual.rs          |
+//! | attention backward          |              | m·L     | tp    | gather_tokens  | c·T·H     | model/layer/attention.rs         |
+//! | norm of q and k backward    | across       | m·L     | tp    | all_reduce     | 8·T       | model/layer/attention/qk_norm.rs |
+//! |                             |              | m·L     | tp    | reduce_tokens  | c·T·H     | model/layer/attention.rs         |
+//! | its norm once more          | light        | m·L     | tp    | gather_tokens  | c·T·H     | model/layer/residual.rs          |
+//! | embedding backward          |              | m       | tp    | gather_tokens  | r·T·H     | model/embedding.rs               |
+//! | sum of partial gradients    | 0, 1         | 1       | tp    | all_reduce     | 4·partial | parallel/flat_unit.rs            |
+//! |                             | 2, 3         | m       | tp    | all_reduce     | 4·partial | parallel/flat_unit.rs            |
+//! | reduction of gradients      | 0            | 1       | dp    | all_reduce     | g·unit    | parallel/flat_unit.rs            |
+//! |                             | 1            | 1       | dp    | reduce_scatter | g·unit    | parallel/flat_unit.rs            |
+//! |                             | 2, 3         | m       | dp    | reduce_scatter | g·unit    | parallel/flat_unit.rs            |
+//! | loss                        |              | 1       | dp    | all_reduce     | 8         | trainer/train_step.rs            |
+//! | norm of the gradient        |              | 1       | world | all_reduce     | 8         | parallel/grad_norm.rs            |
+//! | updated parameters          | 1, 2         | 1       | dp    | all_gather     | p·unit    | parallel/flat_unit.rs            |
 //!
 //! *Operation.* `reduce_tokens` and `gather_tokens` are the row's conversations about the residual stream (`TpContext`):
 //! an all_reduce and nothing; with sequence parallelism a reduce_scatter and an all_gather.
 //!
 //! *Only at.* The level of sharding, of 0 to 3: as in ZeRO, and 3 is FSDP. It is a unit's own
 //! (`ShardingLevel::of_units`), and 0 where the column is one rank. `light` and `full` say what is computed again
-//! (`Recompute`), `reshard` is the strategy's `reshard_after_forward`.
+//! (`Recompute`), `reshard` is the strategy's `reshard_after_forward`; with `across`, q and k are normalised over the heads of
+//! all ranks together (`QkNorm::AcrossHeads`).
 //!
 //! *Times.* `m` micro-batches, `L` layers, `C` chunks of the head's rows. A row with `unit` or `partial` is for each unit.
 //!
@@ -59,7 +63,7 @@
 use std::time::Duration;
 
 use tandem_comm::{ReduceOp, all_gather_numbers};
-use tandem_model::LayerSaved;
+use tandem_model::{LayerSaved, Recompute};
 use tandem_parallel::{TpTokens, check_same_batch, global_grad_norm};
 use tandem_tensor::adamw::AdamWStep;
 use tandem_tensor::{Accumulate, Kind, Tensor};
@@ -100,7 +104,7 @@ pub struct StepReport {
 
 /// One micro-batch's turn in the step.
 pub(crate) struct Turn<'a> {
-    micro: &'a MicroBatch,
+    pub(crate) micro: &'a MicroBatch,
     /// The row, for this many tokens.
     pub(crate) tp: TpTokens,
     is_first: bool,
@@ -209,7 +213,7 @@ pub(crate) fn forward(
     let mut saved = Vec::with_capacity(engine.layers.len());
     for layer in 0..engine.layers.len() {
         let (out, kept) = engine.during(Activity::Layer(layer), |engine| {
-            layer_forward(engine, turn, layer, x)
+            layer_forward(engine, turn, layer, x, engine.recompute)
         })?;
         x = out;
         saved.push(kept);
@@ -217,7 +221,7 @@ pub(crate) fn forward(
     Ok((x, saved))
 }
 
-fn embed(engine: &mut Engine, turn: &Turn<'_>) -> Result<Tensor, TrainError> {
+pub(crate) fn embed(engine: &mut Engine, turn: &Turn<'_>) -> Result<Tensor, TrainError> {
     let flat = engine.unshard(EMBEDDING)?;
     engine.start_unshard(EMBEDDING + 1)?;
     let table = engine.table(&flat);
@@ -231,23 +235,19 @@ fn embed(engine: &mut Engine, turn: &Turn<'_>) -> Result<Tensor, TrainError> {
     Ok(x)
 }
 
-fn layer_forward(
+pub(crate) fn layer_forward(
     engine: &mut Engine,
     turn: &Turn<'_>,
     layer: usize,
     x: Tensor,
+    recompute: Recompute,
 ) -> Result<(Tensor, LayerSaved), TrainError> {
     let unit = units::of_layer(layer);
     let flat = engine.unshard(unit)?;
     engine.start_unshard(unit + 1)?;
     let weights = engine.layer_tensors(layer, &flat);
-    let result = engine.layers[layer].forward(
-        &weights,
-        x,
-        turn.micro.documents.as_ref(),
-        &turn.tp,
-        engine.recompute,
-    )?;
+    let documents = turn.micro.documents.as_ref();
+    let result = engine.layers[layer].forward(&weights, x, documents, &turn.tp, recompute)?;
     // The last layer is the first that backward needs: it stays.
     if engine.strategy.reshard_after_forward && layer + 1 < engine.layers.len() {
         engine.reshard(unit);

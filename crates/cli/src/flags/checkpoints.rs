@@ -21,13 +21,13 @@ pub struct CheckpointFlags {
     #[arg(long, value_name = "N")]
     pub num_to_keep: Option<usize>,
 
-    /// Keep the best checkpoints by this number (loss, grad_norm, step, ...) instead of the newest.
+    /// Keep the best checkpoints by this number (loss, eval_loss, grad_norm, step, ...) instead of the newest.
     #[arg(long, value_name = "NAME")]
     pub checkpoint_score_attribute: Option<String>,
 
-    /// Whether a large score is good.
-    #[arg(long, value_enum, default_value_t = Order::Max)]
-    pub checkpoint_score_order: Order,
+    /// Whether a large score is good [default: min for losses and perplexities, otherwise max].
+    #[arg(long, value_enum)]
+    pub checkpoint_score_order: Option<Order>,
 
     /// Continue an experiment at the exact next sample, on any mesh, with either strategy: its name in the storage path, its
     /// folder, or the folder of one of its checkpoints, which is then the one to continue from.
@@ -74,6 +74,13 @@ impl CheckpointFlags {
             max_failures,
             hang_timeout_s,
         } = self;
+        let order = checkpoint_score_order.unwrap_or_else(|| {
+            let is_loss = |name: &String| name.ends_with("loss") || name.ends_with("perplexity");
+            match checkpoint_score_attribute.as_ref().is_some_and(is_loss) {
+                true => Order::Min,
+                false => Order::Max,
+            }
+        });
         let checkpoints = Checkpoints {
             saving: Saving {
                 save_steps,
@@ -83,7 +90,7 @@ impl CheckpointFlags {
                 max_failures,
                 num_to_keep,
                 checkpoint_score_attribute,
-                checkpoint_score_order: checkpoint_score_order.into(),
+                checkpoint_score_order: order.into(),
             },
             watch: Watch { hang_timeout_s },
         };

@@ -17,6 +17,7 @@ use crate::flags::checkpoints::CheckpointFlags;
 use crate::flags::choices::{Dtype, InitChoice, RecomputeChoice};
 use crate::flags::cluster::ClusterFlags;
 use crate::flags::data::DataFlags;
+use crate::flags::eval::EvalFlags;
 
 const AFTER_HELP: &str = "\
 Ranks form a mesh of tp_size x dp_size, rank = dp_rank * tp_size + tp_rank: tensor parallel groups are rows
@@ -196,6 +197,11 @@ pub struct CommonFlags {
     #[arg(long, default_value_t = 1.0, help_heading = "Training")]
     pub max_grad_norm: f64,
 
+    /// Adds this times the square of each token's logarithm of the sum of e^logit to what is trained on, which keeps logits from
+    /// drifting (PaLM: 1e-4); the reported loss stays the cross entropy. 0 is none.
+    #[arg(long, default_value_t = 0.0, help_heading = "Training")]
+    pub z_loss: f64,
+
     /// Kind of parameters and activations; master weights, gradients and reductions are fp32 always.
     #[arg(long, value_enum, default_value_t = Dtype::Bf16, help_heading = "Training")]
     pub dtype: Dtype,
@@ -222,6 +228,9 @@ pub struct CommonFlags {
     )]
     pub check_interval: u64,
 
+    #[command(flatten)]
+    pub evaluation: EvalFlags,
+
     /// Where runs are kept, each in a folder of its name: a folder, or s3://, gs:// or az:// with a bucket and a prefix.
     #[arg(long, default_value = "/mnt/cluster_storage", help_heading = "Output")]
     pub storage_path: String,
@@ -235,7 +244,7 @@ pub struct CommonFlags {
     #[arg(long, help_heading = "Output")]
     pub experiment_name: Option<String>,
 
-    /// Without a terminal: a line every so many steps.
+    /// A line with the loss every so many steps.
     #[arg(long, default_value_t = 10, value_name = "N", help_heading = "Output")]
     pub log_interval: u64,
 
@@ -328,7 +337,11 @@ impl CommonFlags {
         };
         RunSpec {
             identity,
-            compute: Compute { engine, training },
+            compute: Compute {
+                engine,
+                training,
+                evaluation: self.evaluation.to_spec(),
+            },
             output,
             checkpoints,
             cluster,
@@ -367,6 +380,7 @@ impl CommonFlags {
             adam_beta2: self.adam_beta2,
             adam_eps: self.adam_eps,
             max_grad_norm: self.max_grad_norm,
+            z_loss: self.z_loss,
             check_interval: self.check_interval,
         }
     }
@@ -506,6 +520,42 @@ mod tests {
             (vec!["--resume_from", "a/b"], "experiment"),
             (vec!["--num_to_keep", "0"], "--num_to_keep"),
             (vec!["--max_failures", "-2"], "--max_failures"),
+            (vec!["--eval_batch_size", "0"], "--eval_batch_size"),
+            (vec!["--eval_strategy", "steps"], "--eval_steps"),
+            (
+                vec!["--eval_strategy", "epoch", "--eval_steps", "5"],
+                "--eval_strategy steps",
+            ),
+            (
+                vec!["--early_stopping_threshold", "0.1"],
+                "--early_stopping_patience",
+            ),
+            (
+                vec!["--checkpoint_score_attribute", "eval_loss"],
+                "--eval_steps",
+            ),
+            (
+                vec![
+                    "--checkpoint_score_attribute",
+                    "perplexity",
+                    "--eval_strategy",
+                    "epoch",
+                    "--save_steps",
+                    "4",
+                ],
+                "--eval_steps 4",
+            ),
+            (
+                vec![
+                    "--checkpoint_score_attribute",
+                    "eval_loss",
+                    "--eval_steps",
+                    "10",
+                    "--save_steps",
+                    "4",
+                ],
+                "a multiple of --eval_steps 10, 10 for example",
+            ),
             (vec!["--autocast", "--dtype", "fp32"], "--autocast"),
         ] {
             let args: Vec<&str> = MESH.iter().copied().filter(|_| true).collect();
@@ -564,7 +614,16 @@ mod tests {
             "document_mask",
             "drop_last",
             "dtype",
+            "early_stopping_patience",
+            "early_stopping_threshold",
             "eos_token",
+            "eval_batch_size",
+            "eval_dataset_name",
+            "eval_max_batches",
+            "eval_on_start",
+            "eval_split",
+            "eval_steps",
+            "eval_strategy",
             "gradient_accumulation_steps",
             "hang_timeout_s",
             "init",
@@ -588,6 +647,7 @@ mod tests {
             "warmup_ratio",
             "warmup_steps",
             "weight_decay",
+            "z_loss",
         ];
         let with = |own: &[&str]| -> BTreeSet<String> {
             let all = shared.iter().chain(own);

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)] // a failed helper is a failed test
 
 mod bad_input;
+mod browser;
 mod chat;
 mod cluster;
 mod crash;
@@ -30,6 +31,7 @@ mod other_launchers;
 mod output;
 mod packing;
 mod profile;
+mod report;
 mod reshard;
 mod resume;
 mod resume_from;

@@ -31,9 +31,10 @@ fn a_full_disk_below_the_log_does_not_end_a_run() {
     let status = train(&run).stdout(full()).stderr(full()).status().unwrap();
     assert_eq!(status.code(), Some(0));
     assert_eq!((steps(&run), saved::steps(&run.dir())), (3, vec![3]));
-    let note = std::fs::read_to_string(run.dir().join("logs/controller.log")).unwrap();
-    assert_eq!(note.lines().count(), 1, "it is said once: {note}");
-    assert!(note.contains("No space left"), "{note}");
+    let log = std::fs::read_to_string(run.dir().join("logs/run.log")).unwrap();
+    let said = log.lines().filter(|line| line.contains("No space left"));
+    assert_eq!(said.count(), 1, "it is said once: {log}");
+    assert!(log.contains("Z step 3/3  epoch 1"), "{log}");
 }
 
 #[test]

@@ -105,11 +105,9 @@ pub fn config(bytes: &[u8]) {
     let Ok(config) = ModelConfig::from_json(&map) else {
         return;
     };
-    assert!(
-        config.rms_norm_eps > 0.0 && config.head_dim > 0,
-        "{config:?}"
-    );
+    assert!(config.norm.eps > 0.0 && config.head_dim > 0, "{config:?}");
     assert_eq!(config.sliding_window.len(), config.num_layers);
+    assert_eq!(config.rope.len(), config.num_layers);
     let few = config.num_layers.min(3);
     let Ok(config) = config.truncated(few) else {
         panic!("a model with {few} layers at least has not so many");

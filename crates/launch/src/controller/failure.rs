@@ -135,7 +135,7 @@ impl Sign {
 impl fmt::Display for Failure {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.rank {
-            Some(rank) => write!(formatter, "rank {rank} failed")?,
+            Some(rank) => write!(formatter, "{} failed", named(&self.ranks_alike(rank)))?,
             None => formatter.write_str("the workers are stuck")?,
         }
         if let Some(step) = self.step {
@@ -154,11 +154,8 @@ impl fmt::Display for Failure {
             write!(formatter, " ({exit})")?;
         }
         for (message, ranks) in self.others_by_message() {
-            let own =
-                matches!(&self.cause, FailureCause::Reported { message: own } if own == message);
-            match own {
-                true => write!(formatter, "\n  the same on {}", named(&ranks))?,
-                false => write!(formatter, "\n  then {}: {message}", named(&ranks))?,
+            if !self.is_own(message) {
+                write!(formatter, "\n  then {}: {message}", named(&ranks))?;
             }
         }
         if let Some(log) = &self.log {
@@ -172,6 +169,23 @@ impl fmt::Display for Failure {
 }
 
 impl Failure {
+    /// Whether the rank that failed first said this.
+    fn is_own(&self, message: &str) -> bool {
+        matches!(&self.cause, FailureCause::Reported { message: own } if own == message)
+    }
+
+    /// `rank`, and all that said the same.
+    fn ranks_alike(&self, rank: usize) -> Vec<usize> {
+        let alike = self
+            .others
+            .iter()
+            .filter(|other| self.is_own(&other.message));
+        let mut ranks: Vec<usize> = alike.map(|other| other.rank).collect();
+        ranks.push(rank);
+        ranks.sort_unstable();
+        ranks
+    }
+
     /// What other ranks reported, and which: what all say is said once.
     fn others_by_message(&self) -> Vec<(&str, Vec<usize>)> {
         let mut groups: Vec<(&str, Vec<usize>)> = Vec::new();
@@ -209,11 +223,18 @@ impl Failure {
     }
 }
 
-/// `rank 3`, or `ranks 0, 1 and 3`.
+/// `rank 3`, `ranks 0, 1 and 3`, or `ranks 0-7`.
 fn named(ranks: &[usize]) -> String {
-    let words: Vec<String> = ranks.iter().map(usize::to_string).collect();
+    let mut words = Vec::new();
+    for run in ranks.chunk_by(|one, next| one + 1 == *next) {
+        match run {
+            [first, _, .., last] => words.push(format!("{first}-{last}")),
+            few => words.extend(few.iter().map(usize::to_string)),
+        }
+    }
     match words.split_last() {
-        Some((last, [])) => format!("rank {last}"),
+        Some((last, [])) if ranks.len() == 1 => format!("rank {last}"),
+        Some((last, [])) => format!("ranks {last}"),
         Some((last, before)) => format!("ranks {} and {last}", before.join(", ")),
         None => String::new(),
     }
@@ -244,7 +265,7 @@ impl fmt::Display for FailureCause {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use super::{Class, Failure, FailureCause, RankError, Sign, root_cause};
+    use super::{Class, Failure, FailureCause, RankError, Sign, named, root_cause};
     use crate::controller::WorkerExit;
 
     pub(in crate::controller) fn worker_failure() -> Failure {
@@ -351,12 +372,23 @@ pub(super) mod tests {
         };
         assert_eq!(
             all_alike.to_string(),
-            "rank 0 failed: no such file\n  /data/x (exit code 1)\n  \
-             the same on ranks 1 and 3\n  \
+            "ranks 0, 1 and 3 failed: no such file\n  /data/x (exit code 1)\n  \
              then ranks 2 and 4: rank 2 left during all_reduce #8\n  \
              log: /runs/a/logs/rank_2.log\n  \
              | WARN slow"
         );
+    }
+
+    #[test]
+    fn many_ranks_are_named_by_their_ends() {
+        for (ranks, expected) in [
+            (&[3][..], "rank 3"),
+            (&[0, 1], "ranks 0 and 1"),
+            (&[0, 1, 2, 3, 4, 5, 6, 7], "ranks 0-7"),
+            (&[0, 2, 3, 4, 6, 7], "ranks 0, 2-4, 6 and 7"),
+        ] {
+            assert_eq!(named(ranks), expected);
+        }
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! `logs/rank_{r}.log`: what a worker printed, over all attempts.
 
+use crate::output::is_note;
 use jiff::Timestamp;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -40,7 +41,7 @@ impl WorkerLog {
         &self.path
     }
 
-    /// The last lines that the worker printed in this attempt. None when the file cannot be read: the tail is a
+    /// The last lines that the worker printed in this attempt, without its notes. None when the file cannot be read: the tail is a
     /// courtesy of an error message, never an error of its own.
     pub(super) fn tail(&self) -> Vec<String> {
         self.read_tail().unwrap_or_default()
@@ -54,7 +55,7 @@ impl WorkerLog {
         let mut bytes = Vec::new();
         file.take(TAIL_BYTES).read_to_end(&mut bytes)?;
         let text = String::from_utf8_lossy(&bytes);
-        let lines: Vec<_> = text.lines().collect();
+        let lines: Vec<_> = text.lines().filter(|line| !is_note(line)).collect();
         let first = lines.len().saturating_sub(TAIL_LINES);
         Ok(lines[first..]
             .iter()
@@ -80,7 +81,7 @@ mod tests {
         );
         writeln!(file, "first").unwrap();
         let (log, mut file) = WorkerLog::open(run_dir.path(), 2, 1).unwrap();
-        writeln!(file, "second\nthird").unwrap();
+        writeln!(file, "second\n-- 2026-01-31T17:05:09Z loading\nthird").unwrap();
         assert_eq!(log.tail(), ["second", "third"]);
         let text = std::fs::read_to_string(log.path()).unwrap();
         for part in [

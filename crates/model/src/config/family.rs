@@ -1,44 +1,96 @@
-//! What differs between the families: their names, what transformers takes where a config is silent, and which layers slide.
+//! The families, and which of them a config is of.
 //!
-//! The defaults are those of transformers 5.24 (`models/*/configuration_*.py`), of which each class has its own. Sizes that
-//! the tensors of the weights have are never made up: a config without them is refused.
+//! A file a family, readable beside transformers' `configuration_*.py` and `modeling_*.py` of the same name (5.24), says what
+//! its config means. Nothing outside these files asks for a family.
+
+mod gemma2;
+mod gemma3;
+mod granite;
+mod llama;
+mod mistral;
+mod olmo2;
+mod olmo3;
+mod phi3;
+mod qwen2;
+mod qwen3;
+mod smollm3;
 
 use serde_json::{Map, Value};
 
 use super::keys::Keys;
-use super::{Architecture, ConfigError};
+use super::unsupported;
+use super::{ConfigError, ModelConfig};
 
-/// What a family takes for keys that a config does not have.
-pub(super) struct Defaults {
-    /// `num_key_value_heads`; `None` is as many as there are query heads, which is what `null` means in every family.
-    pub(super) kv_heads: Option<usize>,
-    /// `max_position_embeddings`.
-    pub(super) max_position: usize,
-    /// `sliding_window`. `null` is none.
-    pub(super) window: Option<usize>,
-    /// `head_dim`; `None` is hidden_size / num_attention_heads.
-    pub(super) head_dim: Option<usize>,
+/// A model family.
+struct Family {
+    /// As messages, and fingerprints of runs, call it.
+    name: &'static str,
+    /// Its class, in `architectures`.
+    class: &'static str,
+    /// Its name in `model_type`.
+    model_type: &'static str,
+    /// Keys that only some families have, and that this one reads.
+    reads: &'static [&'static str],
+    /// What a config of it means.
+    describe: fn(&Keys<'_>) -> Result<ModelConfig, ConfigError>,
 }
 
-impl Defaults {
-    pub(super) fn of(architecture: Architecture) -> Self {
-        let (kv_heads, max_position, window, head_dim) = match architecture {
-            Architecture::Llama => (None, 2048, None, None),
-            Architecture::Mistral => (Some(8), 131_072, Some(4096), None),
-            Architecture::Qwen2 => (Some(32), 32_768, Some(4096), None),
-            Architecture::Qwen3 => (Some(32), 32_768, Some(4096), Some(128)),
-        };
-        Self {
-            kv_heads,
-            max_position,
-            window,
-            head_dim,
+/// All of them.
+const FAMILIES: [&Family; 11] = [
+    &llama::FAMILY,
+    &mistral::FAMILY,
+    &qwen2::FAMILY,
+    &qwen3::FAMILY,
+    &gemma2::FAMILY,
+    &gemma3::FAMILY,
+    &phi3::FAMILY,
+    &olmo2::FAMILY,
+    &olmo3::FAMILY,
+    &smollm3::FAMILY,
+    &granite::FAMILY,
+];
+
+/// What a parsed `config.json` describes.
+pub(super) fn describe(json: &Map<String, Value>) -> Result<ModelConfig, ConfigError> {
+    let text = text_part(json)?;
+    let json = text.as_ref().unwrap_or(json);
+    let family = family(json)?.map_err(|found| ConfigError::Architecture {
+        found: found.unwrap_or_else(|| "(none)".to_owned()),
+        supported: FAMILIES.map(|family| family.class).join(", "),
+    })?;
+    let keys = Keys(json);
+    unsupported::refuse(&keys, family.name, family.reads)?;
+    (family.describe)(&keys)
+}
+
+/// The config of the text part of a multimodal model, as that of a model by itself; `None` where `json` is not of one.
+pub(super) fn text_part(
+    json: &Map<String, Value>,
+) -> Result<Option<Map<String, Value>>, ConfigError> {
+    let Some(text) = Keys(json).object("text_config")? else {
+        return Ok(None);
+    };
+    // A class that is known is that of the text part itself.
+    if family(json)?.is_ok() {
+        return Ok(None);
+    }
+    let mut text = text.clone();
+    // Which the whole model has beside its parts.
+    for key in ["tie_word_embeddings", "dtype", "torch_dtype"] {
+        if let (None, Some(value)) = (Keys(&text).get(key), Keys(json).get(key)) {
+            text.insert(key.to_owned(), value.clone());
         }
     }
+    if let Ok(family) = family(&text)? {
+        text.insert("architectures".to_owned(), vec![family.class].into());
+    }
+    Ok(Some(text))
 }
 
-/// The family that a config names.
-pub(super) fn architecture(json: &Map<String, Value>) -> Result<Architecture, ConfigError> {
+/// The family that a config names, or what it names instead.
+fn family(
+    json: &Map<String, Value>,
+) -> Result<Result<&'static Family, Option<String>>, ConfigError> {
     let keys = Keys(json);
     let named = match keys.list("architectures")?.and_then(<[Value]>::first) {
         None => None,
@@ -52,68 +104,9 @@ pub(super) fn architecture(json: &Map<String, Value>) -> Result<Architecture, Co
         }
     };
     let model_type = keys.text("model_type")?;
-    match (named, model_type) {
-        (Some("LlamaForCausalLM"), _) | (None, Some("llama")) => Ok(Architecture::Llama),
-        (Some("MistralForCausalLM"), _) | (None, Some("mistral")) => Ok(Architecture::Mistral),
-        (Some("Qwen2ForCausalLM"), _) | (None, Some("qwen2")) => Ok(Architecture::Qwen2),
-        (Some("Qwen3ForCausalLM"), _) | (None, Some("qwen3")) => Ok(Architecture::Qwen3),
-        (named, model_type) => Err(ConfigError::Architecture {
-            found: named.or(model_type).unwrap_or("(none)").to_owned(),
-        }),
-    }
-}
-
-/// Which layers slide: `layer_types` where it is given (transformers 5), else the older keys.
-pub(super) fn sliding_windows(
-    keys: &Keys<'_>,
-    architecture: Architecture,
-    default: Option<usize>,
-    num_layers: usize,
-) -> Result<Vec<Option<usize>>, ConfigError> {
-    let types = keys.list("layer_types")?;
-    let uses_window = keys.flag("use_sliding_window", false)?;
-    let first_sliding = keys.count_or("max_window_layers", 28)?;
-    let window = match keys.0.get("sliding_window") {
-        None => default,
-        Some(Value::Null) => None,
-        Some(_) => Some(keys.any_size_or("sliding_window", 1)?),
-    };
-    let (window, first_sliding) = match architecture {
-        Architecture::Llama => return Ok(vec![None; num_layers]),
-        Architecture::Mistral => (window, 0),
-        Architecture::Qwen2 | Architecture::Qwen3 => {
-            (window.filter(|_| uses_window), first_sliding)
-        }
-    };
-    let Some(types) = types else {
-        return Ok((0..num_layers as u64)
-            .map(|layer| window.filter(|_| layer >= first_sliding))
-            .collect());
-    };
-    if types.len() < num_layers {
-        return Err(ConfigError::Value {
-            key: "layer_types",
-            value: format!("a list of {}", types.len()),
-            expected: format!("num_hidden_layers is {num_layers}"),
-        });
-    }
-    let kept = types.iter().take(num_layers);
-    kept.map(|kind| match (kind.as_str(), window) {
-        // The second is the older name.
-        (Some("full_attention" | "attention"), _) => Ok(None),
-        (Some("sliding_attention"), Some(window)) => Ok(Some(window)),
-        (Some("sliding_attention"), None) => Err(ConfigError::Value {
-            key: "layer_types",
-            value: kind.to_string(),
-            expected:
-                "there is no window: sliding_window is null, or use_sliding_window is not true"
-                    .to_owned(),
-        }),
-        _ => Err(ConfigError::Value {
-            key: "layer_types",
-            value: kind.to_string(),
-            expected: "only full_attention and sliding_attention are supported".to_owned(),
-        }),
-    })
-    .collect()
+    let found = FAMILIES.into_iter().find(|family| match named {
+        Some(class) => family.class == class,
+        None => model_type == Some(family.model_type),
+    });
+    Ok(found.ok_or_else(|| named.or(model_type).map(str::to_owned)))
 }

@@ -92,6 +92,32 @@ impl<'a> Keys<'a> {
         self.positive_or(key, 1.0)
     }
 
+    /// As [`Keys::positive_or`], where null is none, which is not what an absent key need be.
+    pub(super) fn positive_or_none(
+        &self,
+        key: &'static str,
+        default: Option<f64>,
+    ) -> Result<Option<f64>, ConfigError> {
+        match self.0.get(key) {
+            None => Ok(default),
+            Some(Value::Null) => Ok(None),
+            Some(_) => self.positive(key).map(Some),
+        }
+    }
+
+    /// A list of numbers that are positive and finite.
+    pub(super) fn positive_list(&self, key: &'static str) -> Result<Vec<f64>, ConfigError> {
+        let list = self.list(key)?.ok_or(ConfigError::Missing { key })?;
+        let numbers = list.iter().map(|value| {
+            let number = value.as_f64().filter(|number| {
+                let used = *number as f32;
+                used > 0.0 && used.is_finite()
+            });
+            number.ok_or_else(|| wrong(key, value, "it must be positive and finite"))
+        });
+        numbers.collect()
+    }
+
     /// As [`Keys::positive_or`], where Python's `or` takes 0 for nothing.
     pub(super) fn positive_unless_0(
         &self,
@@ -153,19 +179,6 @@ impl<'a> Keys<'a> {
         }
     }
 
-    pub(super) fn must_be(
-        &self,
-        key: &'static str,
-        wanted: &[&str],
-        expected: &str,
-    ) -> Result<(), ConfigError> {
-        match self.get(key) {
-            None => Ok(()),
-            Some(value) if value.as_str().is_some_and(|text| wanted.contains(&text)) => Ok(()),
-            Some(value) => Err(wrong(key, value, expected)),
-        }
-    }
-
     pub(super) fn must_be_number(
         &self,
         key: &'static str,
@@ -186,7 +199,7 @@ impl<'a> Keys<'a> {
 }
 
 /// What the file says, in one line, and what would be right.
-fn wrong(key: &'static str, value: &Value, expected: &str) -> ConfigError {
+pub(super) fn wrong(key: &'static str, value: &Value, expected: &str) -> ConfigError {
     let mut value = value.to_string();
     if value.chars().count() > 100 {
         value = value.chars().take(100).collect::<String>() + "...";

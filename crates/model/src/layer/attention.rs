@@ -1,13 +1,16 @@
 //! The attention block: norm, q|k|v (column-parallel over heads), rotary embedding, attention, output projection
 //! (row-parallel).
 
+mod qk_norm;
+
 use std::sync::Arc;
 
 use tandem_tensor::attention::{self, AttentionOutput, Documents};
 use tandem_tensor::{Accumulate, linear};
-use tandem_tensor::{Kind, Tensor, rms_norm, rope};
+use tandem_tensor::{Kind, Tensor, rope};
 
 use super::DecoderLayer;
+use super::residual::BranchGradient;
 use crate::error::ModelError;
 use crate::tensors::LayerTensors;
 use crate::tp_context::TpContext;
@@ -15,11 +18,14 @@ use crate::tp_context::TpContext;
 /// What the attention's backward needs.
 #[derive(Debug)]
 pub(super) struct AttentionSaved {
-    rstd: Tensor,
-    /// The norm's output for all tokens, where it is not computed again.
-    normed: Option<Tensor>,
+    /// Of the norm before the block, where there is one.
+    rstd: Option<Tensor>,
+    /// What q|k|v were projected from, for all tokens, where it is not computed again.
+    input: Option<Tensor>,
     /// q|k|v for all tokens: rotated, or (with q/k norms) as projected, since the norms' backward needs that.
     qkv: Tensor,
+    /// Of q and of k, fp32 `[2, tokens]`, where they are normalised across heads.
+    across_rstd: Option<Tensor>,
     output: AttentionOutput,
     documents: Option<Arc<Documents>>,
 }
@@ -45,10 +51,11 @@ impl DecoderLayer {
         tp: &dyn TpContext,
         keeps_all: bool,
     ) -> Result<(Tensor, AttentionSaved), ModelError> {
-        let (normed, rstd) = rms_norm::forward(x, &weights.input_norm, self.eps, self.matmul);
-        let normed = tp.gather_tokens(&normed)?;
-        let qkv = linear::forward(&normed, &weights.qkv_weight, weights.qkv_bias.as_ref());
-        let heads = self.normed_and_rotated(weights, &qkv);
+        let (input, rstd) = self.block_input(x, weights.norm_before_attention.as_ref());
+        let input = tp.gather_tokens(&input)?;
+        let qkv = linear::forward(&input, &weights.qkv_weight, weights.qkv_bias.as_ref());
+        let across_rstd = self.rstd_across_heads(&qkv, tp)?;
+        let heads = self.normed_and_rotated(weights, &qkv, across_rstd.as_ref());
         let (k, v) = (self.per_query(&heads.k), self.per_query(&heads.v));
         let output =
             attention::forward(&heads.q, &k, &v, self.attention, documents.map(Arc::as_ref));
@@ -56,8 +63,9 @@ impl DecoderLayer {
         let delta = tp.reduce_tokens(partial)?;
         let saved = AttentionSaved {
             rstd,
-            normed: keeps_all.then_some(normed),
+            input: keeps_all.then_some(input),
             qkv,
+            across_rstd,
             output,
             documents: documents.cloned(),
         };
@@ -75,36 +83,37 @@ impl DecoderLayer {
         accumulate: Accumulate,
         x: &Tensor,
         saved: AttentionSaved,
+        d_branch: BranchGradient,
         d_out: Tensor,
         tp: &dyn TpContext,
     ) -> Result<Tensor, ModelError> {
         if let Some(d_bias) = &gradients.o_bias {
-            linear::backward_bias(d_bias, &d_out, accumulate);
+            linear::backward_bias(d_bias, &d_branch.d_biased, accumulate);
         }
-        let d_branch = tp.gather_tokens(&d_out.to_kind(self.matmul))?;
+        let d_branch = tp.gather_tokens(&d_branch.d_delta)?;
         let d_joined = linear::backward_input(&d_branch, &weights.o_weight);
         let joined = self.join_heads(&saved.output.out);
         linear::backward_weight(&gradients.o_weight, &d_branch, &joined, accumulate);
 
-        let d_qkv = self.attention_core_backward(weights, gradients, accumulate, &saved, &d_joined);
-        let d_normed = linear::backward_input(&d_qkv, &weights.qkv_weight);
+        let d_qkv =
+            self.attention_core_backward(weights, gradients, accumulate, &saved, &d_joined, tp)?;
+        let d_input = linear::backward_input(&d_qkv, &weights.qkv_weight);
 
         // The sum over the row runs while the weight gradient is computed.
-        let d_normed = tp.start_reduce_tokens(d_normed)?;
-        let normed = match saved.normed {
-            Some(normed) => normed,
-            None => self.norm_again(x, &weights.input_norm, tp)?,
+        let d_input = tp.start_reduce_tokens(d_input)?;
+        let norm = &weights.norm_before_attention;
+        let input = match saved.input {
+            Some(input) => input,
+            None => self.block_input_again(x, norm.as_ref(), tp)?,
         };
-        linear::backward_weight(&gradients.qkv_weight, &d_qkv, &normed, accumulate);
+        linear::backward_weight(&gradients.qkv_weight, &d_qkv, &input, accumulate);
         if let Some(d_bias) = &gradients.qkv_bias {
             linear::backward_bias(d_bias, &d_qkv, accumulate);
         }
-        let d_normed = d_normed.wait()?;
+        let d_input = d_input.wait()?;
 
-        let (norm, rstd) = (&weights.input_norm, &saved.rstd);
-        let (d_x, d_norm) = rms_norm::backward_residual(&d_normed, x, norm, rstd, &d_out);
-        linear::store(&gradients.input_norm, &d_norm, accumulate);
-        Ok(d_x)
+        let (d_norm, rstd) = (&gradients.norm_before_attention, saved.rstd.as_ref());
+        Ok(self.block_input_backward(&d_input, x, norm, d_norm, rstd, &d_out, accumulate))
     }
 
     /// The attention kernel's backward, and that of the rotation and of the q/k norms: the gradient of q|k|v as projected.
@@ -115,10 +124,11 @@ impl DecoderLayer {
         accumulate: Accumulate,
         saved: &AttentionSaved,
         d_joined: &Tensor,
-    ) -> Tensor {
+        tp: &dyn TpContext,
+    ) -> Result<Tensor, ModelError> {
         let heads = match self.dims.qk_norm {
-            true => self.normed_and_rotated(weights, &saved.qkv),
-            false => self.split_heads(&saved.qkv),
+            Some(_) => self.normed_and_rotated(weights, &saved.qkv, saved.across_rstd.as_ref()),
+            None => self.split_heads(&saved.qkv),
         };
         let (k, v) = (self.per_query(&heads.k), self.per_query(&heads.v));
         let d_heads = self.one_group(d_joined, self.dims.q_heads);
@@ -138,33 +148,27 @@ impl DecoderLayer {
         q.copy_(&d_q);
         k.copy_(&d_k);
         v.copy_(&d_v);
-        rope::apply_backward_(&q, &self.rope.cos, &self.rope.sin);
-        rope::apply_backward_(&k, &self.rope.cos, &self.rope.sin);
-
-        let projected = self.split_heads(&saved.qkv);
-        for (d, x, weight, d_weight) in [
-            (&q, &projected.q, &weights.q_norm, &gradients.q_norm),
-            (&k, &projected.k, &weights.k_norm, &gradients.k_norm),
-        ] {
-            if let (Some(weight), Some(d_weight)) = (weight, d_weight) {
-                let (_, rstd) = rms_norm::forward(x, weight, self.eps, self.matmul);
-                let (d_x, d_norm) = rms_norm::backward(d, x, weight, &rstd);
-                d.copy_(&d_x);
-                linear::store(d_weight, &d_norm, accumulate);
-            }
+        if let Some(rope) = &self.rope {
+            rope::apply_backward_(&q, &rope.cos, &rope.sin);
+            rope::apply_backward_(&k, &rope.cos, &rope.sin);
         }
-        d_qkv
+        self.qk_norms_backward(weights, gradients, accumulate, saved, &d_qkv, tp)?;
+        Ok(d_qkv)
     }
 
     /// q and k after their norms and rotation. Without norms `qkv` itself is rotated in place.
-    fn normed_and_rotated(&self, weights: &LayerTensors, qkv: &Tensor) -> Heads {
+    fn normed_and_rotated(
+        &self,
+        weights: &LayerTensors,
+        qkv: &Tensor,
+        across_rstd: Option<&Tensor>,
+    ) -> Heads {
         let mut heads = self.split_heads(qkv);
-        if let (Some(q_norm), Some(k_norm)) = (&weights.q_norm, &weights.k_norm) {
-            heads.q = rms_norm::forward(&heads.q, q_norm, self.eps, self.matmul).0;
-            heads.k = rms_norm::forward(&heads.k, k_norm, self.eps, self.matmul).0;
+        self.norm_heads(weights, qkv, across_rstd, &mut heads);
+        if let Some(rope) = &self.rope {
+            rope::apply_(&heads.q, &rope.cos, &rope.sin);
+            rope::apply_(&heads.k, &rope.cos, &rope.sin);
         }
-        rope::apply_(&heads.q, &self.rope.cos, &self.rope.sin);
-        rope::apply_(&heads.k, &self.rope.cos, &self.rope.sin);
         heads
     }
 

@@ -1,14 +1,23 @@
-//! What a person sees while a run goes: a progress bar on a terminal, plain lines elsewhere.
+//! What a person sees while a run goes: a progress bar on a terminal, and above it, as elsewhere, plain lines.
 
 use std::cell::RefCell;
 use std::io::{Error, IsTerminal};
 use std::time::Duration;
 
-use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use console::Term;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tandem_launch::output::redacted;
 use tandem_trainer::{EventSink, StepMetrics, TrainEvent};
 
+use crate::show::progress::Progress;
 use crate::show::screen;
+use crate::spec::RunSpec;
+
+/// Columns of a terminal that does not tell.
+const USUAL_WIDTH: usize = 80;
+
+/// How much of the time that is left follows the last step, and not those before.
+const LATEST: f64 = 0.1;
 
 /// Shows events on standard error (standard output stays free for results).
 pub struct Display {
@@ -16,20 +25,28 @@ pub struct Display {
     preparing: Option<String>,
     is_terminal: bool,
     log_interval: u64,
+    epochs: Option<u64>,
+    first_step: u64,
     last_step: u64,
+    /// Seconds of a step, as they go.
+    step_time_s: Option<f64>,
     /// Why a line could not be written.
     lost: RefCell<Option<Error>>,
 }
 
 impl Display {
-    /// A display that, without a terminal, prints a line every `log_interval` steps.
-    pub fn new(log_interval: u64) -> Self {
+    /// A display of this run, which prints a line every `log_interval` steps.
+    pub fn new(spec: &RunSpec) -> Self {
+        let epochs = spec.compute.training.num_epochs;
         Self {
             bar: None,
             preparing: None,
             is_terminal: std::io::stderr().is_terminal(),
-            log_interval: log_interval.max(1),
+            log_interval: spec.output.shown.log_interval.max(1),
+            epochs: (epochs > 0).then_some(epochs),
+            first_step: 0,
             last_step: 0,
+            step_time_s: None,
             lost: RefCell::default(),
         }
     }
@@ -66,6 +83,7 @@ impl Display {
             self.finish();
             self.preparing = Some(what.to_owned());
             if self.is_terminal {
+                screen::only_in_log(&format!("{what} ..."));
                 self.set_bar(styled_bar(total, "{prefix} [{wide_bar}] {percent}%"));
             } else {
                 self.line(&format!("{what} ..."));
@@ -87,37 +105,54 @@ impl Display {
 
     fn begin(&mut self, first_step: u64, last_step: u64) {
         self.finish();
+        self.first_step = first_step;
         self.last_step = last_step;
+        self.step_time_s = None;
         if self.is_terminal {
-            let bar = styled_bar(last_step, "step {pos}/{len} [{wide_bar}] {eta} left  {msg}");
-            bar.set_position(first_step.saturating_sub(1));
-            self.set_bar(bar);
+            // What it says is put together here, because what there is room for depends on the width.
+            self.set_bar(styled_bar(last_step, "{wide_msg}"));
         }
     }
 
-    fn step(&self, metrics: &StepMetrics) {
-        match &self.bar {
-            Some(bar) => {
-                bar.set_position(metrics.step);
-                bar.set_message(numbers(metrics));
+    fn step(&mut self, metrics: &StepMetrics) {
+        let width = self.is_terminal.then(width);
+        let progress = self.after(metrics);
+        let step = metrics.step;
+        let is_due = step.is_multiple_of(self.log_interval)
+            || step == self.first_step
+            || step == self.last_step;
+        if is_due {
+            // The log has room for all of it.
+            screen::only_in_log(&progress.line(None));
+            if let Err(error) = screen::not_in_log(&progress.line(width)) {
+                self.lost.borrow_mut().get_or_insert(error);
             }
-            None => {
-                let due = metrics.step.is_multiple_of(self.log_interval)
-                    || metrics.step == 1
-                    || metrics.step == self.last_step;
-                if due {
-                    let left = self.last_step.saturating_sub(metrics.step);
-                    let left = Duration::from_secs_f64(left as f64 * metrics.step_time_s);
-                    self.line(&format!(
-                        "step {}/{}  epoch {}  {}  {} left",
-                        metrics.step,
-                        self.last_step,
-                        metrics.epoch,
-                        numbers(metrics),
-                        HumanDuration(left),
-                    ));
-                }
-            }
+        }
+        if let (Some(bar), Some(width)) = (&self.bar, width) {
+            bar.set_position(step);
+            bar.set_message(progress.bar(width));
+        }
+    }
+
+    fn after(&mut self, metrics: &StepMetrics) -> Progress {
+        let latest = metrics.step_time_s;
+        let usual = self
+            .step_time_s
+            .map_or(latest, |before| before + LATEST * (latest - before));
+        self.step_time_s = Some(usual);
+        let left = self.last_step.saturating_sub(metrics.step) as f64 * usual;
+        Progress {
+            step: metrics.step,
+            last_step: self.last_step,
+            epoch: metrics.epoch + 1,
+            epochs: self.epochs,
+            loss: metrics.loss,
+            lr: metrics.lr,
+            grad_norm: metrics.grad_norm,
+            tokens_per_s: metrics.tokens_per_s,
+            mfu: metrics.mfu,
+            step_time_s: latest,
+            left: Duration::try_from_secs_f64(left).unwrap_or(Duration::MAX),
         }
     }
 }
@@ -142,7 +177,16 @@ impl EventSink for Display {
                 last_step,
             } => self.begin(first_step, last_step),
             TrainEvent::Step(metrics) => self.step(&metrics),
-            TrainEvent::Saving => {}
+            TrainEvent::Saving | TrainEvent::Evaluating => {}
+            TrainEvent::Evaluated {
+                step,
+                eval_loss,
+                perplexity,
+                tokens,
+                seconds,
+            } => self.line(&format!(
+                "evaluated after step {step}: eval loss {eval_loss:.4}, perplexity {perplexity:.2} ({tokens} tokens in {seconds:.1} s)"
+            )),
             TrainEvent::Saved(saved) => {
                 for warning in &saved.warnings {
                     self.line(&format!("warning: {warning}"));
@@ -157,16 +201,10 @@ impl EventSink for Display {
     }
 }
 
-fn numbers(metrics: &StepMetrics) -> String {
-    format!(
-        "loss {:.4}  lr {:.2e}  grad norm {:.3}  {:.0} tokens/s  {:.0}% of GEMM rate  {:.3} s/step",
-        metrics.loss,
-        metrics.lr,
-        metrics.grad_norm,
-        metrics.tokens_per_s,
-        100.0 * metrics.gemm_fraction,
-        metrics.step_time_s,
-    )
+/// Columns of the terminal; one less than it has, because some break a line that ends in the last.
+fn width() -> usize {
+    let columns = Term::stderr().size_checked().map(|(_, columns)| columns);
+    columns.map_or(USUAL_WIDTH, usize::from).saturating_sub(1)
 }
 
 fn styled_bar(total: u64, template: &str) -> ProgressBar {

@@ -3,10 +3,15 @@
 use std::collections::BTreeMap;
 
 use tandem_launch::client::ControlClient;
+use tandem_launch::output::note;
 use tandem_launch::protocol::{Level, Metrics, PHASE_TRAINING, WorkerEvent};
 use tandem_trainer::{EventSink, StepMetrics, TrainEvent};
 
 use crate::show::display::Display;
+use crate::spec::RunSpec;
+
+/// The name by which an evaluation is told from other reports.
+const EVAL_LOSS: &str = "eval_loss";
 
 /// A worker's event sink. Every rank tells the controller how far it is; rank 0 also tells what to show.
 pub enum Reporter<'a> {
@@ -18,6 +23,8 @@ pub enum Reporter<'a> {
         is_first: bool,
         /// The last step of the run.
         last_step: u64,
+        /// What this rank writes down in its log.
+        diary: Diary,
     },
     /// Nobody listens: rank 0 shows by itself.
     Terminal(Display),
@@ -26,15 +33,21 @@ pub enum Reporter<'a> {
 }
 
 impl<'a> Reporter<'a> {
-    /// The sink of a worker of rank `rank`.
-    pub fn new(control: &'a ControlClient, rank: usize, log_interval: u64) -> Self {
+    /// The sink of a worker of rank `rank`. `has_log`: what it prints goes to a log of its own, and not to its supervisor's
+    /// screen, as with Ray.
+    pub fn new(control: &'a ControlClient, rank: usize, spec: &RunSpec, has_log: bool) -> Self {
         match (control.is_connected(), rank) {
             (true, _) => Self::Controller {
                 control,
                 is_first: rank == 0,
                 last_step: 0,
+                diary: Diary {
+                    has_log,
+                    log_interval: spec.output.shown.log_interval.max(1),
+                    phase: String::new(),
+                },
             },
-            (false, 0) => Self::Terminal(Display::new(log_interval)),
+            (false, 0) => Self::Terminal(Display::new(spec)),
             (false, _) => Self::Silent,
         }
     }
@@ -49,7 +62,8 @@ impl EventSink for Reporter<'_> {
                 control,
                 is_first,
                 last_step,
-            } => match event {
+                diary,
+            } => match diary.seen(event) {
                 TrainEvent::Phase(name) => control.send(&WorkerEvent::Phase { name }),
                 // What is being prepared counts as a sign of life.
                 TrainEvent::Progress { what, .. } => {
@@ -75,6 +89,28 @@ impl EventSink for Reporter<'_> {
                 }),
                 TrainEvent::Saving => control.send(&WorkerEvent::Phase {
                     name: "saving".to_owned(),
+                }),
+                TrainEvent::Evaluating => control.send(&WorkerEvent::Phase {
+                    name: "evaluating".to_owned(),
+                }),
+                // Every rank reports it: Ray's callbacks hear of it when all have.
+                TrainEvent::Evaluated {
+                    step,
+                    eval_loss,
+                    perplexity,
+                    tokens,
+                    seconds,
+                } => control.send(&WorkerEvent::Report {
+                    metrics: [
+                        ("step", step as f64),
+                        (EVAL_LOSS, eval_loss),
+                        ("perplexity", perplexity),
+                        ("eval_tokens", tokens as f64),
+                        ("eval_seconds", seconds),
+                    ]
+                    .into_iter()
+                    .collect(),
+                    checkpoint_dir_name: None,
                 }),
                 // Every rank reports, as Ray Train wants it; the first one's reports are the run's.
                 TrainEvent::Saved(saved) => {
@@ -105,6 +141,63 @@ impl EventSink for Reporter<'_> {
     }
 }
 
+/// What a rank does, for its log: what the run shows is rank 0's, and where another one is slow or ends is in its own.
+pub struct Diary {
+    has_log: bool,
+    log_interval: u64,
+    /// The last one; it is told of again and again.
+    phase: String,
+}
+
+impl Diary {
+    /// Writes down what is worth it.
+    fn seen(&mut self, event: TrainEvent) -> TrainEvent {
+        if !self.has_log {
+            return event;
+        }
+        match &event {
+            TrainEvent::Phase(name) | TrainEvent::Progress { what: name, .. } => self.phase(name),
+            TrainEvent::Begin {
+                first_step,
+                last_step,
+            } => note(&format!("training, from step {first_step} to {last_step}")),
+            TrainEvent::Step(metrics) => {
+                self.phase.clear();
+                if metrics.step.is_multiple_of(self.log_interval) {
+                    note(&format!(
+                        "step {}: loss {:.4}, {:.3} s",
+                        metrics.step, metrics.loss, metrics.step_time_s
+                    ));
+                }
+            }
+            TrainEvent::Evaluating => self.phase("evaluating"),
+            TrainEvent::Evaluated {
+                step, eval_loss, ..
+            } => note(&format!(
+                "evaluated after step {step}: eval loss {eval_loss:.4}"
+            )),
+            TrainEvent::Saving => self.phase("waiting for a save"),
+            TrainEvent::Saved(saved) => note(&format!(
+                "saved {} (step {}) in {:.1} s",
+                saved.name, saved.step, saved.seconds
+            )),
+            TrainEvent::SaveFailed { step, problem } => {
+                note(&format!("no checkpoint after step {step}: {problem}"));
+            }
+            TrainEvent::End => note("training is over"),
+            TrainEvent::Summary(_) | TrainEvent::Profile(_) => {}
+        }
+        event
+    }
+
+    fn phase(&mut self, name: &str) {
+        if self.phase != name {
+            name.clone_into(&mut self.phase);
+            note(name);
+        }
+    }
+}
+
 fn warning(text: String) -> WorkerEvent {
     WorkerEvent::Message {
         level: Level::Warning,
@@ -120,6 +213,18 @@ pub fn saved_metrics(metrics: &BTreeMap<String, serde_json::Value>) -> Metrics {
         .collect()
 }
 
+/// An evaluation as it comes back from the protocol; `None` for other reports.
+pub fn evaluation_from_message(metrics: &Metrics) -> Option<TrainEvent> {
+    let number = |name: &str| metrics.get(name).unwrap_or(f64::NAN);
+    Some(TrainEvent::Evaluated {
+        eval_loss: metrics.get(EVAL_LOSS)?,
+        step: number("step") as u64,
+        perplexity: number("perplexity"),
+        tokens: number("eval_tokens") as u64,
+        seconds: number("eval_seconds"),
+    })
+}
+
 /// The numbers of a step as the protocol carries them.
 pub fn to_message(metrics: &StepMetrics, last_step: u64) -> Metrics {
     [
@@ -129,7 +234,7 @@ pub fn to_message(metrics: &StepMetrics, last_step: u64) -> Metrics {
         ("tokens_per_s", metrics.tokens_per_s),
         ("step_time_s", metrics.step_time_s),
         ("tokens_seen", metrics.tokens_seen as f64),
-        ("gemm_fraction", metrics.gemm_fraction),
+        ("mfu", metrics.mfu),
         ("last_step", last_step as f64),
     ]
     .into_iter()
@@ -150,8 +255,11 @@ pub fn from_message(step: u64, epoch: u64, metrics: &Metrics) -> (StepMetrics, u
         saving_s: 0.0,
         tokens_seen: number("tokens_seen") as u64,
         n_tokens: 0,
-        gemm_fraction: number("gemm_fraction"),
+        mfu: number("mfu"),
+        tokens_per_s_per_device: f64::NAN,
+        tflops_per_device: f64::NAN,
         peak_memory_mb: Vec::new(),
+        time: f64::NAN,
     };
     (metrics, number("last_step") as u64)
 }

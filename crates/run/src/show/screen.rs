@@ -1,14 +1,44 @@
-//! Standard error as all of this process shares it: a line is written above the progress bar, if there is one.
+//! Standard error as all of this process shares it: a line is written above the progress bar, if there is one; and what it
+//! says is kept in the run's log, `logs/run.log`.
 //!
-//! The bar is the process's, not a display's, because anything may have a line to say: the log, from any thread.
+//! The bar and the log are the process's, not a display's, because anything may have a line to say: the log, from any thread.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use indicatif::ProgressBar;
-use tandem_launch::output::to_stderr;
+use tandem_launch::output::{stamped, to_stderr};
 
 static BAR: Mutex<Option<ProgressBar>> = Mutex::new(None);
+static LOG: Mutex<Log> = Mutex::new(Log::Held(Vec::new()));
+
+/// Lines that wait for a run's folder; a command without a run has fewer.
+const MAX_HELD: usize = 1000;
+
+/// Where lines are kept.
+enum Log {
+    /// As long as it is not certain that there will be a run.
+    Held(Vec<String>),
+    File(File),
+    /// It could not be written: the disk of the run's folder may be the one that is full.
+    Lost,
+}
+
+impl Log {
+    fn add(&mut self, text: &str) {
+        match self {
+            Self::Held(lines) if lines.len() < MAX_HELD => lines.push(stamped(text)),
+            Self::File(file) => {
+                if file.write_all(stamped(text).as_bytes()).is_err() {
+                    *self = Self::Lost;
+                }
+            }
+            Self::Held(_) | Self::Lost => {}
+        }
+    }
+}
 
 /// From now on lines are written above `bar`, or, with none, as they come.
 pub fn set_bar(bar: Option<ProgressBar>) {
@@ -20,11 +50,56 @@ pub fn set_bar(bar: Option<ProgressBar>) {
 /// # Errors
 /// What the system said; the caller can go on.
 pub fn line(text: &str) -> io::Result<()> {
+    only_in_log(text);
+    not_in_log(text)
+}
+
+/// Writes a line that the run's log has in other words.
+///
+/// # Errors
+/// As [`line`].
+pub fn not_in_log(text: &str) -> io::Result<()> {
     let bar = BAR.lock().unwrap_or_else(PoisonError::into_inner).clone();
     match bar {
         Some(bar) => bar.suspend(|| to_stderr(format_args!("{text}"))),
         None => to_stderr(format_args!("{text}")),
     }
+}
+
+/// The last words of a command: a line that nobody need take.
+pub fn last_line(text: &str) {
+    // There is nobody to tell.
+    let _ = line(text);
+}
+
+/// Writes a line to the run's log that nobody could see elsewhere.
+pub fn only_in_log(text: &str) {
+    LOG.lock().unwrap_or_else(PoisonError::into_inner).add(text);
+}
+
+/// From now on lines are kept in the run's folder, as are those that were said so far. A log that cannot be written is no
+/// reason to end a run, so what goes wrong is only returned.
+///
+/// # Errors
+/// What the system said.
+pub fn keep_log(run_dir: &Path) -> io::Result<()> {
+    let folder = run_dir.join("logs");
+    std::fs::create_dir_all(&folder)?;
+    let path = folder.join("run.log");
+    if std::fs::metadata(&path).is_ok_and(|found| !found.is_file()) {
+        // Opening a pipe that somebody has put there would wait for ever.
+        return Err(io::Error::other("logs/run.log is not a regular file"));
+    }
+    let mut file = File::options().create(true).append(true).open(path)?;
+    let mut log = LOG.lock().unwrap_or_else(PoisonError::into_inner);
+    let said = match &*log {
+        Log::Held(lines) => lines.concat(),
+        Log::File(_) | Log::Lost => String::new(),
+    };
+    writeln!(file, "=== process {} ===", std::process::id())?;
+    file.write_all(said.as_bytes())?;
+    *log = Log::File(file);
+    Ok(())
 }
 
 #[cfg(test)]
@@ -84,5 +159,26 @@ mod tests {
         line("a line with no bar").unwrap();
         assert_eq!(cleared(), before);
         bar.abandon();
+    }
+
+    #[test]
+    fn what_was_said_before_there_was_a_folder_is_in_its_log_too() {
+        let run = tempfile::tempdir().unwrap();
+        line("said at first, of s3://KEY:SECRET@bucket").unwrap();
+        keep_log(run.path()).unwrap();
+        line("said then\nin two lines").unwrap();
+        only_in_log("for nobody to see");
+        let text = std::fs::read_to_string(run.path().join("logs/run.log")).unwrap();
+        // Tests beside this one have words to say as well.
+        let found = |words: &str| text.lines().filter(|line| line.ends_with(words)).count();
+        for words in [
+            "Z said at first, of s3://***@bucket",
+            "Z said then",
+            "Z in two lines",
+            "Z for nobody to see",
+        ] {
+            assert_eq!(found(words), 1, "{words}: {text}");
+        }
+        assert!(text.starts_with("=== process "), "{text}");
     }
 }

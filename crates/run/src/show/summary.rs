@@ -5,8 +5,8 @@ use tandem_mesh::DeviceMesh;
 use tandem_parallel::ShardingLevel;
 
 use crate::libtorch::Libtorch;
-use crate::prepare::Prepared;
-use crate::spec::{Checkpoints, Compute, RunSpec, Strategy, Training};
+use crate::prepare::{Prepared, PreparedEvaluation};
+use crate::spec::{Checkpoints, Compute, Evaluation, RunSpec, Strategy, Training};
 
 /// Lines for the reader.
 pub fn lines(
@@ -15,14 +15,16 @@ pub fn lines(
     run_dir: &str,
     libtorch: Option<Libtorch>,
 ) -> Vec<String> {
-    let Compute { engine, training } = &spec.compute;
+    let Compute {
+        engine, training, ..
+    } = &spec.compute;
     let mesh = engine.mesh;
     let config = &prepared.config;
     let mut lines = vec![
         format!("run       {run_dir}"),
         format!(
-            "model     {:?}, {} layers, hidden {}, {} heads ({} key/value), vocabulary {}{}",
-            config.architecture,
+            "model     {}, {} layers, hidden {}, {} heads ({} key/value), vocabulary {}{}",
+            config.family,
             config.num_layers,
             config.hidden_size,
             config.num_heads,
@@ -94,6 +96,9 @@ pub fn lines(
             .iter()
             .map(|what| format!("left out  {what}")),
     );
+    if let Some(own) = &prepared.evaluation {
+        lines.extend(evaluation(&spec.compute.evaluation, own));
+    }
     lines.push(format!("saving    {}", saving(&spec.checkpoints)));
     // On a cluster, that is each node's own matter.
     let Some(libtorch) = libtorch else {
@@ -127,6 +132,37 @@ fn end(training: &Training, prepared: &Prepared) -> String {
         steps => format!(", before max_steps {steps}"),
     };
     format!("the end of epoch {epochs} ends the run{before}")
+}
+
+/// On what a run is evaluated, and when.
+fn evaluation(own: &Evaluation, prepared: &PreparedEvaluation) -> Vec<String> {
+    let data = &prepared.data;
+    let used = match prepared.set.rows_used() {
+        used if used < data.dataset.len() => format!(", of which the first {used} are used"),
+        _ => String::new(),
+    };
+    let start = if own.eval_on_start {
+        "before the first step, "
+    } else {
+        ""
+    };
+    let every = match own.eval_steps {
+        0 => String::new(),
+        every => format!("every {every} steps and "),
+    };
+    let mut lines = vec![format!(
+        "eval      {}{used}; {start}{every}at the end of every epoch and of the run",
+        data.described
+    )];
+    if own.early_stopping_patience > 0 {
+        lines.push(format!(
+            "early end after {} evaluations without a lower eval_loss",
+            own.early_stopping_patience
+        ));
+    }
+    let left_out = data.left_out.iter();
+    lines.extend(left_out.map(|what| format!("left out  of the evaluation: {what}")));
+    lines
 }
 
 fn saving(checkpoints: &Checkpoints) -> String {

@@ -4,7 +4,7 @@ use tandem_launch::experiment;
 use tandem_model::Recompute;
 use tandem_trainer::Schedule;
 
-use super::{Compute, RunSpec, Training};
+use super::{Compute, RunSpec, Training, evaluation};
 use crate::failure::{Failure, Outcome};
 
 /// A million times what is trained in a step today.
@@ -20,6 +20,7 @@ impl RunSpec {
         check_counts(&self)?;
         check_ranges(&self)?;
         check_schedule(&self.compute.training)?;
+        evaluation::check(&self)?;
         let engine = &self.compute.engine;
         if engine.activation_checkpointing
             && engine
@@ -51,7 +52,11 @@ impl RunSpec {
 }
 
 fn check_counts(spec: &RunSpec) -> Outcome<()> {
-    let Compute { engine, training } = &spec.compute;
+    let Compute {
+        engine,
+        training,
+        evaluation,
+    } = &spec.compute;
     let seq_length = spec.identity.selection.data.seq_length;
     let at_least_one = [
         ("batch_size", training.batch_size as u64),
@@ -70,6 +75,16 @@ fn check_counts(spec: &RunSpec) -> Outcome<()> {
         }
     }
     // Numbers of tokens and rows are multiplied and added from here on.
+    let eval_batch_size = evaluation.eval_batch_size.unwrap_or(1);
+    let factors = [eval_batch_size, engine.mesh.dp_size(), seq_length];
+    let tokens = factors.into_iter().try_fold(1, usize::checked_mul);
+    if tokens.is_none_or(|tokens| tokens > MAX_TOKENS_PER_STEP) {
+        return Err(Failure::usage(format!(
+            "--eval_batch_size {eval_batch_size} x dp_size {} x --seq_length {seq_length} makes more than \
+             {MAX_TOKENS_PER_STEP} tokens a batch, which no machine holds",
+            engine.mesh.dp_size(),
+        )));
+    }
     let factors = [
         training.batch_size,
         training.gradient_accumulation_steps,
@@ -119,7 +134,7 @@ fn check_schedule(training: &Training) -> Outcome<()> {
 
 fn check_ranges(spec: &RunSpec) -> Outcome<()> {
     let training = &spec.compute.training;
-    let ranges: [(&str, f64, bool, &str); 8] = [
+    let ranges: [(&str, f64, bool, &str); 9] = [
         (
             "learning_rate",
             training.learning_rate,
@@ -148,6 +163,12 @@ fn check_ranges(spec: &RunSpec) -> Outcome<()> {
             "max_grad_norm",
             training.max_grad_norm,
             training.max_grad_norm >= 0.0,
+            "0 or more",
+        ),
+        (
+            "z_loss",
+            training.z_loss,
+            training.z_loss >= 0.0,
             "0 or more",
         ),
         (

@@ -125,7 +125,10 @@ impl RunSpec {
     /// `binary` is the workers' program, where it cannot be found by its name.
     pub fn for_other_folders(mut self, name: &str, binary: Option<PathBuf>) -> Outcome<Self> {
         let Self {
-            identity, output, ..
+            identity,
+            output,
+            compute,
+            ..
         } = &mut self;
         // A name on a hub stays as it is.
         if Path::new(&identity.model_name).exists() {
@@ -133,8 +136,11 @@ impl RunSpec {
         }
         for text in &mut identity.selection.data.dataset_name {
             let mut dataset = NamedDataset::parse(text);
-            dataset.name = absolute_dataset(dataset.name)?;
+            dataset.name = absolute_dataset("dataset_name", dataset.name)?;
             *text = dataset.text();
+        }
+        if let Some(name) = &mut compute.evaluation.eval_dataset_name {
+            *name = absolute_dataset("eval_dataset_name", std::mem::take(name))?;
         }
         let storage_path = &mut output.experiment.storage_path;
         *storage_path = absolute("storage_path", storage_path)?;
@@ -162,8 +168,7 @@ impl RunSpec {
     }
 }
 
-fn absolute_dataset(name: String) -> Outcome<String> {
-    let flag = "dataset_name";
+fn absolute_dataset(flag: &str, name: String) -> Outcome<String> {
     if Path::new(&name).exists() {
         return absolute(flag, &name);
     }

@@ -11,6 +11,7 @@ use crate::identity::identity;
 use crate::prepare::{Prepared, prepare};
 use crate::resume::{check_progress, check_same_run};
 use crate::show::display::Display;
+use crate::show::screen;
 use crate::spec::RunSpec;
 use crate::storage::{Storage, nothing_to_continue, write_whole};
 
@@ -65,7 +66,7 @@ impl Checked {
     ) -> Outcome<(Prepared, Display, Option<i64>)> {
         let run = storage.run(spec.checkpoints.kept.retention())?;
         let saved = saved_state(spec, storage, &run, name)?;
-        let mut display = Display::new(spec.output.shown.log_interval);
+        let mut display = Display::new(spec);
         let prepared = prepare(spec, environment, local_workers, &mut display)?;
         display.finish();
         if let Some((location, state)) = &saved {
@@ -83,13 +84,17 @@ impl Checked {
         ))
     }
 
-    /// Writes the spec into the run's folder.
+    /// Writes the spec into the run's folder: from here on there is a run, whose folder also has what is said of it.
     pub fn keep_configuration(&self, spec: &RunSpec) -> Outcome<()> {
         let text = serde_json::to_string_pretty(spec).map_err(Failure::other)?;
         write_whole(
             &self.storage.run_dir.join("run_config.json"),
             &redacted(&text),
-        )
+        )?;
+        if let Err(error) = screen::keep_log(&self.storage.run_dir) {
+            tracing::warn!(%error, "what this run says is not kept");
+        }
+        Ok(())
     }
 }
 

@@ -1,25 +1,21 @@
 //! The controller's side: check everything, start the workers, show how they do.
 
 use std::ffi::OsString;
-use std::fs::File;
-use std::io::Write;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use tandem_launch::controller::ControllerEvent;
 use tandem_launch::exit_code;
 use tandem_launch::protocol::{Level, WorkerEvent};
-use tandem_launch::tell;
 use tandem_trainer::{EventSink, TrainEvent};
 
-use crate::environment::{Environment, RESUMED_AT, TOKEN_CACHE};
+use crate::environment::{EVAL_TOKEN_CACHE, Environment, RESUMED_AT, TOKEN_CACHE};
 use crate::failure::Outcome;
 use crate::libtorch::Libtorch;
 use crate::limits;
 use crate::log::is_news;
 use crate::show::display::Display;
-use crate::show::reporter::from_message;
-use crate::show::summary;
+use crate::show::reporter::{evaluation_from_message, from_message};
+use crate::show::{outcome, screen, summary};
 use crate::spec::RunSpec;
 use crate::start::checked::Checked;
 use crate::start::lease::Lease;
@@ -46,7 +42,6 @@ pub fn run(spec: &RunSpec, args: &[OsString], environment: &Environment) -> Outc
     let mut show = Show {
         display,
         started: false,
-        log: storage.run_dir.join("logs").join("controller.log"),
         is_noted: false,
     };
     let supervision = Supervision {
@@ -57,6 +52,9 @@ pub fn run(spec: &RunSpec, args: &[OsString], environment: &Environment) -> Outc
     let caches = prepared.token_cache_variable();
     let mut variables: Vec<(&str, OsString)> = Vec::new();
     variables.extend(caches.map(|caches| (TOKEN_CACHE, caches)));
+    if let Some(evaluation) = prepared.evaluation {
+        variables.push((EVAL_TOKEN_CACHE, evaluation.data.token_cache.into()));
+    }
     if let Some(moment) = resumed_at {
         variables.push((RESUMED_AT, moment.to_string().into()));
     }
@@ -71,13 +69,11 @@ pub fn run(spec: &RunSpec, args: &[OsString], environment: &Environment) -> Outc
     );
     show.display.finish();
     let code = result?;
-    match code {
-        exit_code::OK => tell!(
-            "done; metrics and logs are in {}",
-            storage.run_dir.display()
-        ),
-        exit_code::STOPPED_AFTER_SAVING => tell!("--resume_from {name} continues"),
-        _ => {}
+    let is_finished = code == exit_code::OK;
+    if is_finished || code == exit_code::STOPPED_AFTER_SAVING {
+        for line in outcome::lines(spec, &storage, &name, is_finished) {
+            screen::last_line(&line);
+        }
     }
     Ok(code)
 }
@@ -86,8 +82,6 @@ pub fn run(spec: &RunSpec, args: &[OsString], environment: &Environment) -> Outc
 struct Show {
     display: Display,
     started: bool,
-    /// Where is noted that there is nobody any more who sees the run.
-    log: PathBuf,
     is_noted: bool,
 }
 
@@ -149,13 +143,10 @@ impl Show {
         }
         if let Some(error) = self.display.take_lost() {
             self.is_noted = true;
-            let line = format!(
-                "standard error cannot be written to any more ({error}); the run goes on, and metrics.jsonl has its steps\n"
-            );
-            let mut options = File::options();
-            let file = options.create(true).append(true).open(&self.log);
-            // The disk of the run's folder may be the one that is full.
-            let _ = file.and_then(|mut file| file.write_all(line.as_bytes()));
+            screen::only_in_log(&format!(
+                "standard error cannot be written to any more ({error}); the run goes on, and this log and metrics.jsonl have \
+                 its steps"
+            ));
         }
     }
 
@@ -177,6 +168,14 @@ impl Show {
                 self.display.event(TrainEvent::Step(metrics));
             }
             WorkerEvent::Message { text, .. } => self.display.line(text),
+            WorkerEvent::Report {
+                checkpoint_dir_name: None,
+                metrics,
+            } => {
+                if let Some(evaluated) = evaluation_from_message(metrics) {
+                    self.display.event(evaluated);
+                }
+            }
             WorkerEvent::Report {
                 checkpoint_dir_name: Some(name),
                 metrics,

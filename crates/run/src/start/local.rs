@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tandem_launch::controller::{Controller, ControllerEvent, LaunchSpec, RunEnd};
-use tandem_launch::tell;
 
 use crate::failure::{Failure, Outcome};
 use crate::libtorch::Libtorch;
+use crate::show::screen;
 
 /// How patiently workers are looked after.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,8 +52,8 @@ pub fn run_workers(
     match Controller::run(&spec, on_event) {
         Ok(outcome) => {
             match &outcome {
-                RunEnd::Aborted { signal } => tell!("stopped by {signal}"),
-                RunEnd::StoppedAfterSaving { .. } => tell!("stopped after saving"),
+                RunEnd::Aborted { signal } => screen::last_line(&format!("stopped by {signal}")),
+                RunEnd::StoppedAfterSaving { .. } => screen::last_line("stopped after saving"),
                 RunEnd::Finished { .. } => {}
             }
             Ok(outcome.exit_code())

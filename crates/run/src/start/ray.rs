@@ -10,13 +10,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::Value;
-use tandem_launch::tell;
 use tandem_launch::{delegate, exit_code};
 use tandem_trainer::{EventSink, TrainEvent};
 
-use crate::environment::{Environment, TOKEN_CACHE};
+use crate::environment::{EVAL_TOKEN_CACHE, Environment, TOKEN_CACHE};
 use crate::failure::{Failure, Outcome};
-use crate::show::summary;
+use crate::show::{outcome, screen, summary};
 use crate::spec::{Ray, RunSpec};
 use crate::start::checked::Checked;
 use crate::start::lease::Lease;
@@ -40,7 +39,14 @@ pub fn run(spec: &RunSpec, ray: &Ray, environment: &Environment) -> Outcome<i32>
         .clone()
         .for_other_folders(&checked.name, binary.map(Path::to_owned))?;
     let request = serde_json::to_vec(&request).map_err(Failure::other)?;
-    drive(&python, &request, &checked)
+    let code = drive(&python, &request, &checked)?;
+    // Storage that this machine does not share has the metrics where the first worker was.
+    if code == exit_code::OK && checked.storage.run_dir.join("metrics.jsonl").is_file() {
+        for line in outcome::lines(spec, &checked.storage, &checked.name, true) {
+            screen::last_line(&line);
+        }
+    }
+    Ok(code)
 }
 
 /// The program beside this one that Ray's workers start: they give it the flags of one strategy and nothing else.
@@ -69,6 +75,11 @@ fn drive(python: &Python, request: &[u8], checked: &Checked) -> Outcome<i32> {
     if let Some(caches) = checked.prepared.token_cache_variable() {
         command.env(TOKEN_CACHE, caches);
     }
+    let evaluation = checked.prepared.evaluation.as_ref();
+    let eval_cache = evaluation.map(|it| std::path::absolute(&it.data.token_cache));
+    if let Some(Ok(cache)) = eval_cache {
+        command.env(EVAL_TOKEN_CACHE, cache);
+    }
     if !std::io::stderr().is_terminal() {
         command.env("RAY_COLOR_PREFIX", "0");
     }
@@ -76,24 +87,24 @@ fn drive(python: &Python, request: &[u8], checked: &Checked) -> Outcome<i32> {
         match serde_json::from_str::<Value>(line) {
             Ok(value) if value["status"].is_string() => outcome = Some(value),
             // Standard output stays free for results, as under the local controller.
-            _ => tell!("{line}"),
+            _ => screen::last_line(line),
         }
     })
     .map_err(|error| Failure::other(format!("cannot run {}: {error}", python.program.display())))?;
     match (code, outcome) {
         (exit_code::OK, Some(outcome)) => {
-            tell!(
+            screen::last_line(&format!(
                 "done; metrics and checkpoints are in {}",
                 shown(&outcome["path"])
-            );
+            ));
         }
         (exit_code::STOPPED_AFTER_SAVING, Some(outcome)) if outcome["checkpoint"].is_null() => {
-            tell!("stopped before there was anything to save");
+            screen::last_line("stopped before there was anything to save");
         }
-        (exit_code::STOPPED_AFTER_SAVING, Some(outcome)) => tell!(
+        (exit_code::STOPPED_AFTER_SAVING, Some(outcome)) => screen::last_line(&format!(
             "stopped after saving {}; --resume_from {name} continues",
             shown(&outcome["checkpoint"]),
-        ),
+        )),
         (_, Some(_)) => {}
         (code, None) => {
             return Err(Failure {

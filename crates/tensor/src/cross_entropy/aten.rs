@@ -4,10 +4,21 @@ use std::ops::Range;
 
 use tandem_torch::{Kind, Tensor};
 
-use super::{IGNORE, Normaliser};
+use super::{Bend, IGNORE, Normaliser, Objective};
+
+/// As [`super::bend_`].
+pub fn bend_(logits: &Tensor, bend: Bend) {
+    let scale = f64::from(bend.scale);
+    let wide = logits.to_kind(Kind::Float);
+    match bend.soft_cap.map(f64::from) {
+        Some(cap) => logits.copy_(&((wide * (scale / cap)).tanh() * cap)),
+        None if bend.scale != 1.0 => logits.copy_(&(wide * scale)),
+        None => {}
+    }
+}
 
 /// As [`super::local_stats`].
-pub fn local_stats(logits: &Tensor, targets: &Tensor, vocab: Range<i64>) -> Tensor {
+pub fn local_stats(logits: &Tensor, targets: &Tensor, vocab: Range<i64>, bend: Bend) -> Tensor {
     let rows = logits.size()[0];
     if vocab.is_empty() {
         let options = (Kind::Float, logits.device());
@@ -21,6 +32,7 @@ pub fn local_stats(logits: &Tensor, targets: &Tensor, vocab: Range<i64>) -> Tens
             0,
         );
     }
+    bend_(logits, bend);
     let logits = logits.to_kind(Kind::Float);
     let (largest, _) = logits.max_dim(-1, false);
     let sum = (&logits - largest.unsqueeze(1))
@@ -41,18 +53,32 @@ pub fn logits_to_gradient_(
     targets: &Tensor,
     vocab: Range<i64>,
     normaliser: &Normaliser,
-    scale: f64,
+    bend: Bend,
+    objective: Objective,
 ) {
     if vocab.is_empty() {
         return;
     }
     let ignored = targets.eq(IGNORE);
-    let gradient = (logits.to_kind(Kind::Float) - normaliser.logsumexp.unsqueeze(1)).exp() * scale;
+    let scale = f64::from(objective.scale) * f64::from(bend.scale);
+    let bent = logits.to_kind(Kind::Float);
+    let softmax = (&bent - normaliser.logsumexp.unsqueeze(1)).exp();
+    let gradient = match f64::from(objective.z_loss) {
+        0.0 => softmax * scale,
+        z_loss => {
+            let factor = (&normaliser.logsumexp * (2.0 * z_loss) + 1.0) * scale;
+            softmax * factor.unsqueeze(1)
+        }
+    };
     let elsewhere = outside(targets, &vocab);
     let local = (targets - vocab.start).masked_fill(&elsewhere, 0);
     let one_hot = Tensor::full([targets.size()[0]], -scale, (Kind::Float, logits.device()))
         .masked_fill(&elsewhere, 0.0);
     gradient.scatter_add_(1, &local.unsqueeze(1), &one_hot.unsqueeze(1));
+    let gradient = match bend.soft_cap.map(f64::from) {
+        Some(cap) => gradient * ((bent * (1.0 / cap)).square() * -1.0 + 1.0),
+        None => gradient,
+    };
     gradient.masked_fill_(&ignored.unsqueeze(1), 0.0);
     logits.copy_(&gradient);
 }

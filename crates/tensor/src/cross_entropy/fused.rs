@@ -6,11 +6,28 @@ use std::ops::Range;
 use tandem_kernels::cross_entropy;
 use tandem_torch::{Device, Kind, Tensor};
 
-use super::Normaliser;
+use super::{Bend, Normaliser, Objective};
 use crate::cpu::element::{Stored, is_plain, slice, slice_mut, with_element};
 
-/// As [`super::local_stats`]; `None` where the kernel does not apply.
-pub(super) fn local_stats(logits: &Tensor, targets: &Tensor, vocab: &Range<i64>) -> Option<Tensor> {
+/// As [`super::bend_`]; `None`, with nothing written, where the kernel does not apply.
+pub(super) fn bend_(logits: &Tensor, bend: Bend) -> Option<()> {
+    with_element!(logits.kind(), T => {
+        if !is_plain::<T>(logits) {
+            return None;
+        }
+        // SAFETY: the kernel is the only operation on this storage meanwhile.
+        cross_entropy::bend(unsafe { slice_mut::<T>(logits) }, bend);
+        Some(())
+    })
+}
+
+/// As [`super::local_stats`]; `None`, with nothing written, where the kernel does not apply.
+pub(super) fn local_stats(
+    logits: &Tensor,
+    targets: &Tensor,
+    vocab: &Range<i64>,
+    bend: Bend,
+) -> Option<Tensor> {
     with_element!(logits.kind(), T => {
         if !applies::<T>(logits, targets, vocab) {
             return None;
@@ -18,7 +35,9 @@ pub(super) fn local_stats(logits: &Tensor, targets: &Tensor, vocab: &Range<i64>)
         let out = Tensor::empty([3, targets.numel() as i64], (Kind::Float, Device::Cpu));
         // SAFETY: the tensor was made here and nothing else knows it.
         let stats = unsafe { slice_mut::<f32>(&out) };
-        cross_entropy::local_stats(slice::<T>(logits), slice::<i64>(targets), vocab, stats);
+        // SAFETY: `targets` are of another kind, so they do not share this storage.
+        let logits = unsafe { slice_mut::<T>(logits) };
+        cross_entropy::local_stats(logits, slice::<i64>(targets), vocab, bend, stats);
         Some(out)
     })
 }
@@ -29,7 +48,8 @@ pub(super) fn logits_to_gradient_(
     targets: &Tensor,
     vocab: &Range<i64>,
     normaliser: &Normaliser,
-    scale: f64,
+    bend: Bend,
+    objective: Objective,
 ) -> Option<()> {
     with_element!(logits.kind(), T => {
         let logsumexp = &normaliser.logsumexp;
@@ -40,7 +60,7 @@ pub(super) fn logits_to_gradient_(
         // SAFETY: `targets` and `logsumexp` are of other kinds or made by `combine`, so neither shares this storage.
         let logits = unsafe { slice_mut::<T>(logits) };
         let (targets, logsumexp) = (slice::<i64>(targets), slice::<f32>(logsumexp));
-        cross_entropy::logits_to_gradient(logits, targets, vocab, logsumexp, scale as f32);
+        cross_entropy::logits_to_gradient(logits, targets, vocab, logsumexp, bend, objective);
         Some(())
     })
 }

@@ -5,16 +5,20 @@ use std::ops::Range;
 use tandem_torch::{Kind, Tensor};
 
 /// As [`super::forward`], for a shard that is not empty.
-pub fn forward(table: &Tensor, ids: &Tensor, vocab: Range<i64>, out: Kind) -> Tensor {
+pub fn forward(table: &Tensor, ids: &Tensor, vocab: Range<i64>, scale: f64, out: Kind) -> Tensor {
     let elsewhere = ids.lt(vocab.start).logical_or(&ids.ge(vocab.end));
     let local = (ids - vocab.start).masked_fill(&elsewhere, 0);
-    let rows = table.index_select(0, &local).to_kind(out);
+    let rows = table.index_select(0, &local);
+    let rows = match scale {
+        1.0 => rows.to_kind(out),
+        scale => (rows.to_kind(Kind::Float) * scale).to_kind(out),
+    };
     rows.masked_fill_(&elsewhere.unsqueeze(1), 0.0);
     rows
 }
 
 /// As [`super::backward`], for a shard that is not empty.
-pub fn backward(d_table: &Tensor, d_out: &Tensor, ids: &Tensor, vocab: Range<i64>) {
+pub fn backward(d_table: &Tensor, d_out: &Tensor, ids: &Tensor, vocab: Range<i64>, scale: f64) {
     let mine = ids
         .ge(vocab.start)
         .logical_and(&ids.lt(vocab.end))
@@ -22,5 +26,6 @@ pub fn backward(d_table: &Tensor, d_out: &Tensor, ids: &Tensor, vocab: Range<i64
         .squeeze_dim(1);
     let local = ids.index_select(0, &mine) - vocab.start;
     let rows = d_out.index_select(0, &mine).to_kind(Kind::Float);
+    let rows = if scale == 1.0 { rows } else { rows * scale };
     d_table.index_add_(0, &local, &rows);
 }

@@ -12,6 +12,7 @@ pub(super) fn forward(
     table: &Tensor,
     ids: &Tensor,
     vocab: &Range<i64>,
+    scale: f64,
     out: Kind,
 ) -> Option<Tensor> {
     with_element!(table.kind(), T => with_element!(out, Y => {
@@ -19,7 +20,7 @@ pub(super) fn forward(
         let y = Tensor::empty([ids.numel() as i64, hidden], (out, Device::Cpu));
         // SAFETY: `y` was made here.
         let rows = unsafe { slice_mut::<Y>(&y) };
-        embedding::forward(slice::<T>(table), slice::<i64>(ids), vocab, rows);
+        embedding::forward(slice::<T>(table), slice::<i64>(ids), vocab, scale as f32, rows);
         Some(y)
     }))
 }
@@ -30,6 +31,7 @@ pub(super) fn backward(
     d_out: &Tensor,
     ids: &Tensor,
     vocab: &Range<i64>,
+    scale: f64,
 ) -> Option<()> {
     with_element!(d_out.kind(), D => {
         let hidden = hidden::<f32>(d_table, ids, vocab)?;
@@ -38,7 +40,8 @@ pub(super) fn backward(
         }
         // SAFETY: `ids` is of another kind; `d_out` is the gradient of activations, never a part of a gradient buffer.
         let d_table = unsafe { slice_mut::<f32>(d_table) };
-        embedding::backward(d_table, slice::<D>(d_out), slice::<i64>(ids), vocab);
+        let (d_out, ids) = (slice::<D>(d_out), slice::<i64>(ids));
+        embedding::backward(d_table, d_out, ids, vocab, scale as f32);
         Some(())
     })
 }

@@ -2,23 +2,35 @@
 
 use tandem_torch::{Kind, Tensor};
 
+use super::NormSpec;
+
 /// As [`super::forward`].
-pub fn forward(x: &Tensor, weight: &Tensor, eps: f64, out: Kind) -> (Tensor, Tensor) {
+pub fn forward(x: &Tensor, weight: &Tensor, spec: NormSpec, out: Kind) -> (Tensor, Tensor) {
     let x32 = x.to_kind(Kind::Float);
-    let rstd = (x32.square().mean_dims(&[-1], true, Kind::Float) + eps).rsqrt();
-    let y = (x32 * &rstd).to_kind(x.kind()) * weight;
+    let rstd = (x32.square().mean_dims(&[-1], true, Kind::Float) + spec.eps).rsqrt();
+    let y = match spec.rounds_last {
+        true => x32 * &rstd * spec.factor(weight),
+        false if spec.adds_one => (x32 * &rstd).to_kind(x.kind()) * spec.factor(weight),
+        false => (x32 * &rstd).to_kind(x.kind()) * weight,
+    };
     (y.to_kind(out), rstd)
 }
 
 /// As [`super::backward`].
-pub fn backward(d_y: &Tensor, x: &Tensor, weight: &Tensor, rstd: &Tensor) -> (Tensor, Tensor) {
+pub fn backward(
+    d_y: &Tensor,
+    x: &Tensor,
+    weight: &Tensor,
+    rstd: &Tensor,
+    spec: NormSpec,
+) -> (Tensor, Tensor) {
     let features = x.size().last().copied().unwrap_or(0);
     let d_y = d_y.to_kind(Kind::Float);
     let x_hat = x.to_kind(Kind::Float) * rstd;
     let d_weight = (&d_y * &x_hat)
         .view([-1, features])
         .sum_dims(&[0], false, Kind::Float);
-    let d_x_hat = d_y * weight.to_kind(Kind::Float);
+    let d_x_hat = d_y * spec.factor(weight);
     let projection = (&d_x_hat * &x_hat).mean_dims(&[-1], true, Kind::Float);
     let d_x = (d_x_hat - x_hat * projection) * rstd;
     (d_x.to_kind(x.kind()), d_weight)

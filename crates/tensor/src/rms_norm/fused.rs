@@ -1,40 +1,40 @@
 //! RMSNorm as kernels: a row is read from memory once, and all that belongs to it is done while it is in the cache.
 
-use tandem_kernels::rms_norm::{self, Gradients};
+use tandem_kernels::rms_norm::{self, Gradients, Norm};
 use tandem_torch::{Device, Kind, Tensor};
 
-use super::Residual;
+use super::{Branch, NormSpec, Residual};
 use crate::cpu::element::{Stored, is_plain, slice, slice_mut, with_element};
 
 /// As [`super::forward_residual`], or (with no `delta`, where the sum is `x` itself) as [`super::forward`]; `None`
 /// where the kernels do not apply.
 pub(super) fn forward(
     x: &Tensor,
-    delta: Option<&Tensor>,
+    delta: Option<(&Tensor, f64)>,
     weight: &Tensor,
-    eps: f64,
+    spec: NormSpec,
     out: Kind,
 ) -> Option<Residual> {
     with_element!(x.kind(), X => with_element!(out, Y => {
         let x = rows::<X>(x)?;
         let delta = match delta {
-            Some(delta) => Some(same_rows::<X>(delta, &x)?),
+            Some((delta, scale)) => Some((same_rows::<X>(delta, &x)?, scale)),
             None => None,
         };
-        let weight = host_f32(weight, &x)?;
-        let weight = slice::<f32>(&weight);
+        let factor = host_factor(weight, &x, spec)?;
+        let norm = norm(&factor, spec);
         let options = |kind| (kind, Device::Cpu);
         let y = Tensor::empty(x.size(), options(out));
         let rstd = Tensor::empty(one_per_row(&x), options(Kind::Float));
         // SAFETY: `y` and `rstd` were made here.
         let (ys, rstds) = unsafe { (slice_mut::<Y>(&y), slice_mut::<f32>(&rstd)) };
-        let (xs, eps) = (slice::<X>(&x), eps as f32);
+        let xs = slice::<X>(&x);
         let sum = match &delta {
             None => {
-                rms_norm::forward(xs, weight, eps, ys, rstds);
+                rms_norm::forward(xs, norm, ys, rstds);
                 x.shallow_clone()
             }
-            Some(delta) => {
+            Some((delta, scale)) => {
                 let sum = Tensor::empty(x.size(), options(X::KIND));
                 let out = rms_norm::Residual {
                     // SAFETY: `sum` was made here.
@@ -42,11 +42,58 @@ pub(super) fn forward(
                     y: ys,
                     rstd: rstds,
                 };
-                rms_norm::forward_residual(xs, slice::<X>(delta), weight, eps, out);
+                let delta = slice::<X>(delta);
+                rms_norm::forward_residual(xs, delta, *scale as f32, norm, out);
                 sum
             }
         };
         Some(Residual { sum, y, rstd })
+    }))
+}
+
+/// As [`super::forward_branch`]; `None` where the kernels do not apply.
+pub(super) fn forward_branch(
+    x: &Tensor,
+    branch: &Tensor,
+    weight: &Tensor,
+    next: Option<&Tensor>,
+    spec: NormSpec,
+) -> Option<Branch> {
+    with_element!(x.kind(), X => with_element!(branch.kind(), Y => {
+        let x = rows::<X>(x)?;
+        let branch = same_rows::<Y>(branch, &x)?;
+        let factor = host_factor(weight, &x, spec)?;
+        let next = match next {
+            Some(next) => Some(host_factor(next, &x, spec)?),
+            None => None,
+        };
+        let filled = |size: Vec<i64>, kind| Tensor::empty(size, (kind, Device::Cpu));
+        let sum = filled(x.size().to_vec(), X::KIND);
+        let branch_rstd = filled(one_per_row(&x), Kind::Float);
+        let (y, rstd) = match &next {
+            Some(_) => (
+                filled(x.size().to_vec(), Y::KIND),
+                filled(one_per_row(&x), Kind::Float),
+            ),
+            None => (filled(vec![0], Y::KIND), filled(vec![0], Kind::Float)),
+        };
+        // SAFETY: all four were made here.
+        let out = unsafe {
+            rms_norm::Branch {
+                sum: slice_mut::<X>(&sum),
+                branch_rstd: slice_mut::<f32>(&branch_rstd),
+                y: slice_mut::<Y>(&y),
+                rstd: slice_mut::<f32>(&rstd),
+            }
+        };
+        let after = next.as_ref().map(|factor| norm(factor, spec));
+        let (xs, branches) = (slice::<X>(&x), slice::<Y>(&branch));
+        rms_norm::forward_branch(xs, branches, norm(&factor, spec), after, out);
+        Some(Branch {
+            sum,
+            branch_rstd,
+            next: next.is_some().then_some((y, rstd)),
+        })
     }))
 }
 
@@ -57,6 +104,7 @@ pub(super) fn backward(
     x: &Tensor,
     weight: &Tensor,
     rstd: &Tensor,
+    spec: NormSpec,
     d_residual: Option<&Tensor>,
 ) -> Option<(Tensor, Tensor)> {
     with_element!(x.kind(), X => with_element!(d_y.kind(), Y => {
@@ -66,7 +114,7 @@ pub(super) fn backward(
             Some(d) => Some(same_rows::<X>(d, &x)?),
             None => None,
         };
-        let weight = host_f32(weight, &x)?;
+        let weight = host_factor(weight, &x, spec)?;
         if !is_plain::<f32>(rstd) || rstd.numel() * weight.numel() != x.numel() {
             return None;
         }
@@ -111,8 +159,16 @@ fn one_per_row(x: &Tensor) -> Vec<i64> {
     size
 }
 
-/// The weight of the rows of `x`, as fp32: it is short, and every row reads it.
-fn host_f32(weight: &Tensor, x: &Tensor) -> Option<Tensor> {
+/// What multiplies the rows of `x`, as fp32: it is short, and every row reads it.
+fn host_factor(weight: &Tensor, x: &Tensor, spec: NormSpec) -> Option<Tensor> {
     let suits = weight.device() == Device::Cpu && x.size().ends_with(weight.size());
-    (suits && weight.dim() == 1).then(|| weight.to_kind(Kind::Float).contiguous())
+    (suits && weight.dim() == 1).then(|| spec.factor(weight).contiguous())
+}
+
+fn norm(factor: &Tensor, spec: NormSpec) -> Norm<'_> {
+    Norm {
+        weight: slice::<f32>(factor),
+        eps: spec.eps as f32,
+        rounds_last: spec.rounds_last,
+    }
 }

@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
+use serde::Serialize;
+
 use super::{Activity, Record};
 use crate::gemm_floor::LinearTime;
 
 /// Rows of the table, in the order of a step.
-const KINDS: [&str; 9] = [
+const KINDS: [&str; 10] = [
     "data",
     "agreement",
     "embedding",
@@ -16,6 +18,7 @@ const KINDS: [&str; 9] = [
     "gradient norm",
     "optimizer",
     "save",
+    "evaluation",
 ];
 
 fn kind_of(activity: Activity) -> &'static str {
@@ -29,51 +32,86 @@ fn kind_of(activity: Activity) -> &'static str {
         Activity::GradientNorm => "gradient norm",
         Activity::Optimizer => "optimizer",
         Activity::Save => "save",
+        Activity::Evaluation => "evaluation",
     }
 }
 
+/// Where the time of a step went, for programs.
+#[derive(Debug, Serialize)]
+pub(super) struct Breakdown {
+    /// The steps that it is the mean of.
+    steps: Vec<u64>,
+    /// A step's time.
+    step_ms: f64,
+    /// Its parts.
+    parts: Vec<Part>,
+}
+
+#[derive(Debug, Serialize)]
+struct Part {
+    name: String,
+    ms: f64,
+}
+
+impl Breakdown {
+    pub fn of(record: &Record) -> Self {
+        let steps = record.steps.len().max(1) as f64;
+        let ms = |time: Duration| time.as_secs_f64() * 1e3 / steps;
+        let step_ms = ms(record.steps.iter().map(|step| step.end - step.start).sum());
+        let mut parts: Vec<Part> = Vec::new();
+        for kind in KINDS {
+            let ms = own_ms(record, kind);
+            if ms > 0.0 {
+                let name = kind.to_owned();
+                parts.push(Part { name, ms });
+            }
+        }
+        for group in groups(record) {
+            let waits = record.waits.iter().filter(|wait| *wait.group == *group);
+            let ms = ms(waits.map(|wait| wait.end - wait.start).sum());
+            let name = format!("waiting for {group}");
+            parts.push(Part { name, ms });
+        }
+        let explained: f64 = parts.iter().map(|part| part.ms).sum();
+        parts.push(Part {
+            name: "other".to_owned(),
+            ms: step_ms - explained,
+        });
+        Self {
+            steps: record.steps.iter().map(|step| step.number).collect(),
+            step_ms,
+            parts,
+        }
+    }
+}
+
+/// Milliseconds of a step that its activities of this kind took, without those in which they waited for others.
+fn own_ms(record: &Record, kind: &str) -> f64 {
+    let spans = record
+        .spans
+        .iter()
+        .filter(|span| kind_of(span.activity) == kind);
+    let time = spans.map(|span| {
+        (span.end - span.start).saturating_sub(record.waited_between(span.start, span.end))
+    });
+    time.sum::<Duration>().as_secs_f64() * 1e3 / record.steps.len().max(1) as f64
+}
+
 pub(super) fn lines(record: &Record, products: &[LinearTime], micro_batches: usize) -> Vec<String> {
-    let steps = record.steps.len().max(1) as f64;
-    let ms = |time: Duration| time.as_secs_f64() * 1e3 / steps;
-    let total = ms(record.steps.iter().map(|step| step.end - step.start).sum());
+    let breakdown = Breakdown::of(record);
+    let total = breakdown.step_ms;
     let row = |name: &str, ms: f64| format!("  {name:<24} {ms:>9.1} {:>6.1} %", ms / total * 100.0);
 
-    let numbers: Vec<u64> = record.steps.iter().map(|step| step.number).collect();
-    let title = match (numbers.first(), numbers.last()) {
+    let title = match (breakdown.steps.first(), breakdown.steps.last()) {
         (Some(first), Some(last)) if first != last => format!("steps {first} to {last}"),
         (Some(only), _) => format!("step {only}"),
         _ => "nothing".to_owned(),
     };
     let mut lines = vec![format!("profile of {title}, rank 0, ms in a step:")];
-    let mut explained = 0.0;
-    let mut add = |lines: &mut Vec<String>, name: &str, ms: f64| {
-        explained += ms;
-        lines.push(row(name, ms));
-    };
-    let own = |kind: &str| -> f64 {
-        let spans = record
-            .spans
-            .iter()
-            .filter(|span| kind_of(span.activity) == kind);
-        let time = spans.map(|span| {
-            (span.end - span.start).saturating_sub(record.waited_between(span.start, span.end))
-        });
-        ms(time.sum())
-    };
-    for kind in KINDS {
-        let own = own(kind);
-        if own > 0.0 {
-            add(&mut lines, kind, own);
-        }
-    }
-    for group in groups(record) {
-        let waits = record.waits.iter().filter(|wait| *wait.group == *group);
-        let waited = ms(waits.map(|wait| wait.end - wait.start).sum());
-        add(&mut lines, &format!("waiting for {group}"), waited);
-    }
-    lines.push(row("other", total - explained));
+    lines.extend(breakdown.parts.iter().map(|part| row(&part.name, part.ms)));
     lines.push(row("step", total));
-    lines.extend(collectives(record, steps));
+    lines.extend(collectives(record, record.steps.len().max(1) as f64));
+    let own = |kind| own_ms(record, kind);
     let layers = own("layers, forward") + own("layers, backward");
     let by_place = [("layers", layers), ("head", own("head and loss"))];
     lines.extend(matrix_products(products, micro_batches, by_place));

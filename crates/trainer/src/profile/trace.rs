@@ -104,5 +104,6 @@ fn name_of(activity: Activity) -> String {
         Activity::GradientNorm => "gradient norm".to_owned(),
         Activity::Optimizer => "optimizer".to_owned(),
         Activity::Save => "save".to_owned(),
+        Activity::Evaluation => "evaluation".to_owned(),
     }
 }

@@ -2,14 +2,16 @@
 
 use std::time::{Duration, Instant};
 
-use tandem_comm::{ReduceOp, all_gather_numbers};
+use tandem_comm::all_gather_numbers;
 use tandem_model::ModuleTree;
-use tandem_tensor::{Kind, Tensor, gemm_rate, memory};
+use tandem_tensor::{device, gemm_rate, memory};
 
 use crate::engine::Engine;
 use crate::error::TrainError;
 use crate::events::StepMetrics;
 use crate::flops;
+use crate::journal::now;
+use crate::peak::{self, Peak};
 use crate::progress::RunCounters;
 use crate::train_step::StepReport;
 
@@ -19,8 +21,8 @@ const MEMORY_INTERVAL: u64 = 10;
 /// Measures steps, on all ranks together.
 pub(super) struct Meter {
     tree: ModuleTree,
-    /// Floating point operations per second of all ranks.
-    mesh_gemm_rate: f64,
+    peak: Peak,
+    ranks: usize,
     peak_memory_mb: Vec<f64>,
     /// When the last step ended.
     last_end: Instant,
@@ -41,18 +43,24 @@ pub(super) struct StepFacts<'a> {
 }
 
 impl Meter {
-    /// Measures the rate, and starts the clock.
+    /// Finds the devices' peak, and starts the clock.
     ///
     /// # Errors
     /// When a peer fails.
     pub fn start(engine: &Engine) -> Result<Self, TrainError> {
         Ok(Self {
-            mesh_gemm_rate: measure_gemm_rate(engine)?,
+            peak: find_peak(engine)?,
+            ranks: engine.world.size(),
             tree: ModuleTree::new(&engine.config),
             peak_memory_mb: Vec::new(),
             last_end: Instant::now(),
             saving: Duration::ZERO,
         })
+    }
+
+    /// What MFU is a fraction of.
+    pub fn peak(&self) -> &Peak {
+        &self.peak
     }
 
     /// Starts the clock anew: what was done since the last step is no training.
@@ -95,26 +103,40 @@ impl Meter {
             lr: facts.learning_rate,
             grad_norm: report.grad_norm,
             tokens_per_s: tokens as f64 / seconds,
+            tokens_per_s_per_device: tokens as f64 / seconds / self.ranks as f64,
             step_time_s: seconds,
             saving_s: saving.as_secs_f64(),
             tokens_seen: counters.tokens_seen,
             n_tokens: report.n_tokens,
-            gemm_fraction: flops / seconds / self.mesh_gemm_rate,
+            tflops_per_device: flops / seconds / self.ranks as f64 / 1e12,
+            mfu: self.peak.utilisation(flops, seconds),
             peak_memory_mb: self.peak_memory_mb.clone(),
+            time: now(),
         })
     }
 }
 
-/// What the mesh's ranks can do together, all measuring at once: ranks that share cores share the rate.
-fn measure_gemm_rate(engine: &Engine) -> Result<f64, TrainError> {
-    engine.world.barrier()?.wait()?;
+/// The peak of all devices together. Where one of them is not known, all measure, at once: ranks that share cores share the
+/// rate.
+fn find_peak(engine: &Engine) -> Result<Peak, TrainError> {
+    let (world, here) = (engine.world.as_ref(), engine.device);
+    let gather = |own: f64| Ok::<_, TrainError>(all_gather_numbers(world, &[own], here)?.concat());
+    let name = device::name(here);
+    let known = name.as_deref().and_then(peak::of_device);
+    let peaks = gather(known.unwrap_or_default())?;
+    if peaks.iter().all(|peak| *peak > 0.0) {
+        return Ok(Peak {
+            flops: peaks.iter().sum(),
+            device: name,
+        });
+    }
+    world.barrier()?.wait()?;
     let kind = engine.strategy.precision.matmul;
-    let own = gemm_rate::measure(256, 1024, 1024, kind, engine.device, 5);
-    let sum = Tensor::from_slice(&[own])
-        .to_kind(Kind::Double)
-        .to_device(engine.device);
-    engine.world.all_reduce(&sum, ReduceOp::Sum)?.wait()?;
-    Ok(sum.get(0).double_value())
+    let rates = gather(gemm_rate::measure(256, 1024, 1024, kind, here, 5))?;
+    Ok(Peak {
+        flops: rates.iter().sum(),
+        device: None,
+    })
 }
 
 /// Every rank's largest resident set so far.

@@ -1,5 +1,5 @@
-//! The table at the top of `train_step.rs` against what ranks say to each other in a step: nothing happens that it does not
-//! list, and all that it lists happens, as often and with as many bytes.
+//! The table at the top of `train_step.rs` against what ranks say to each other in a step, and that of `evaluate.rs` against an
+//! evaluation: nothing happens that it does not list, and all that it lists happens, as often and with as many bytes.
 //!
 //! The ranks are threads here: what counts is what they say, not that they are processes.
 
@@ -20,10 +20,11 @@ use tandem_model::Recompute;
 use tandem_parallel::{Precision, ShardingLevel};
 
 use step::Case;
-use table::{Collectives, Row};
+use table::{Collectives, Row, Sizes};
 
-/// The text that people read.
+/// The texts that people read.
 const TRAIN_STEP: &str = include_str!("../../src/train_step.rs");
+const EVALUATE: &str = include_str!("../../src/evaluate.rs");
 
 /// Collectives of one rank since the last look.
 #[derive(Default)]
@@ -109,11 +110,22 @@ fn cases() -> Vec<Case> {
             });
         }
     }
+    // q and k normalised over heads of several ranks.
+    for recompute in [Recompute::Light, Recompute::Full] {
+        cases.push(Case {
+            model: "olmo2",
+            recompute,
+            sequence_parallel: recompute == Recompute::Full,
+            micro_batches: 1,
+            ..cases[cases.len() - 1]
+        });
+    }
     for recompute in [Recompute::None, Recompute::Full] {
         for sequence_parallel in [false, true] {
             cases.push(Case {
                 sequence_parallel,
                 recompute,
+                model: "qwen2_untied",
                 micro_batches: 1,
                 ..cases[cases.len() - 1]
             });
@@ -122,11 +134,42 @@ fn cases() -> Vec<Case> {
     cases
 }
 
+/// A table, and which of its rows were seen.
+struct Checked {
+    rows: Vec<Row>,
+    used: Mutex<Vec<bool>>,
+}
+
+impl Checked {
+    fn new(text: &str) -> Self {
+        let rows = table::parse(text);
+        let used = Mutex::new(vec![false; rows.len()]);
+        Self { rows, used }
+    }
+
+    /// What the table lists in a case.
+    fn listed(&self, sizes: &Sizes) -> Collectives {
+        let mut listed = BTreeMap::new();
+        for (index, row) in self.rows.iter().enumerate() {
+            self.used.lock().unwrap()[index] |= row.add_to(sizes, &mut listed);
+        }
+        listed
+    }
+
+    fn assert_all_used(self) {
+        let used = self.used.into_inner().unwrap();
+        let rows = self.rows.iter().zip(used);
+        let unused: Vec<&Row> = rows
+            .filter_map(|(row, used)| (!used).then_some(row))
+            .collect();
+        assert!(unused.is_empty(), "in no case: {unused:#?}");
+    }
+}
+
 #[test]
-fn a_step_says_what_the_table_lists_and_nothing_else() {
+fn a_step_and_an_evaluation_say_what_their_tables_list_and_nothing_else() {
     tandem_tensor::device::set_threads(1);
-    let rows = table::parse(TRAIN_STEP);
-    let used = Mutex::new(vec![false; rows.len()]);
+    let (step, evaluation) = (Checked::new(TRAIN_STEP), Checked::new(EVALUATE));
     as_ranks(4, |world| {
         let recorder = Arc::new(Recorder::default());
         assert!(world.observe(recorder.clone()));
@@ -141,24 +184,21 @@ fn a_step_says_what_the_table_lists_and_nothing_else() {
             recorder.take();
             case.step(&mut engine);
             let said = recorder.take();
-            let mut listed = BTreeMap::new();
-            for (index, row) in rows.iter().enumerate() {
-                used.lock().unwrap()[index] |= row.add_to(&sizes, &mut listed);
-            }
-            assert_eq!(said, listed, "rank {} of {case:?}", world.rank());
+            let rank = world.rank();
+            assert_eq!(said, step.listed(&sizes), "a step, rank {rank} of {case:?}");
+            case.evaluate(&mut engine);
+            let said = recorder.take();
+            let listed = evaluation.listed(&sizes);
+            assert_eq!(said, listed, "an evaluation, rank {rank} of {case:?}");
         }
     });
-    let unused: Vec<&Row> = rows
-        .iter()
-        .zip(used.into_inner().unwrap())
-        .filter_map(|(row, used)| (!used).then_some(row))
-        .collect();
-    assert!(unused.is_empty(), "in no case: {unused:#?}");
+    step.assert_all_used();
+    evaluation.assert_all_used();
 }
 
 #[test]
-fn the_files_of_the_table_do_what_it_says() {
-    for row in table::parse(TRAIN_STEP) {
+fn the_files_of_the_tables_do_what_they_say() {
+    for row in [table::parse(TRAIN_STEP), table::parse(EVALUATE)].concat() {
         let (krate, file) = row.file.split_once('/').expect("a crate and a file");
         let crates = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
         let path = crates.join(krate).join("src").join(file);

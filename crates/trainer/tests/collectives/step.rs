@@ -1,19 +1,43 @@
-//! One step of a small model, and the sizes that it has.
+//! One step and one evaluation of a small model, and the sizes that they have.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use tandem_comm::World;
+use tandem_data::Rows;
 use tandem_mesh::DeviceMesh;
+use tandem_model::config::QkNorm;
 use tandem_model::{ModelConfig, ModuleTree, Recompute};
 use tandem_parallel::{Plan, Precision, RandomInit, ShardingLevel, Strategy};
 use tandem_tensor::Device;
-use tandem_trainer::{Engine, EngineSetup, MicroBatch, UpdateRule, train_step};
+use tandem_trainer::{Engine, EngineSetup, EvalSet, MicroBatch, UpdateRule, evaluate, train_step};
 
 use crate::table::{Sizes, UnitSizes};
 
 const SEQ: usize = 16;
 const ROWS: usize = 2;
 const CHUNK_ROWS: usize = 8;
+
+/// Rows to evaluate.
+struct Numbers(u64);
+
+impl Rows for Numbers {
+    fn len(&self) -> u64 {
+        self.0
+    }
+
+    fn seq_length(&self) -> usize {
+        SEQ
+    }
+
+    fn fill(&self, sample: u64, input_ids: &mut [i64], labels: &mut [i64], mask: &mut [u8]) {
+        for (at, id) in input_ids.iter_mut().enumerate() {
+            *id = (at as i64 * 7 + sample as i64 * 13) % 500;
+        }
+        labels.copy_from_slice(input_ids);
+        mask.fill(1);
+    }
+}
 
 /// What a step depends on.
 #[derive(Debug, Clone, Copy)]
@@ -72,7 +96,7 @@ impl Case {
         let micro_batches: Vec<MicroBatch> = (0..self.micro_batches as u64)
             .map(|index| {
                 let seed = column * 100 + index;
-                let ids = (0..(ROWS * SEQ) as u64).map(|i| ((i * 7 + seed * 13) % 500) as i64);
+                let ids = (0..(ROWS * SEQ) as u64).map(|i| ((i * 7 + seed * 13) % 400) as i64);
                 let ids: Vec<i64> = ids.collect();
                 MicroBatch::new(&ids, &ids, SEQ, seed, Device::Cpu)
             })
@@ -94,7 +118,23 @@ impl Case {
         }
     }
 
-    /// What the table's symbols mean here.
+    /// An evaluation of as many batches as a step has micro-batches; the last rank of a column has no row in its last one.
+    pub fn evaluate(&self, engine: &mut Engine) {
+        let batches = (self.dp * self.micro_batches) as u64;
+        let rows = Numbers(batches * ROWS as u64 - if self.dp > 1 { ROWS as u64 } else { 1 });
+        let targets = rows.len() * (SEQ as u64 - 1);
+        let set = EvalSet {
+            rows: Arc::new(rows),
+            batch_size: ROWS,
+            max_batches: 0,
+        };
+        let result = evaluate(engine, &set, 1, &mut |_| Ok(true)).unwrap();
+        let result = result.expect("nobody has stopped it");
+        assert_eq!(result.eval_tokens, targets);
+        assert!(result.eval_loss > 1.0 && result.eval_loss.is_finite());
+    }
+
+    /// What the tables' symbols mean here.
     pub fn sizes(&self, engine: &Engine) -> Sizes {
         let (layers, tokens) = (engine.config.num_layers, ROWS * SEQ);
         let layouts: Vec<_> = engine.units.iter().map(|it| it.layout().clone()).collect();
@@ -113,6 +153,9 @@ impl Case {
             Recompute::None => {}
             Recompute::Light => words.push("light"),
             Recompute::Full => words.push("full"),
+        }
+        if engine.config.qk_norm == Some(QkNorm::AcrossHeads) {
+            words.push("across");
         }
         if self.reshard_after_forward {
             words.push("reshard");

@@ -1,35 +1,41 @@
-//! SwiGLU as kernels: one pass over the rows, fp32 inside.
+//! Gated linear units as kernels: one pass over the rows, fp32 inside.
 
-use tandem_kernels::swiglu;
+use tandem_kernels::glu::{self, Activation};
 use tandem_torch::{Device, Tensor};
 
 use crate::cpu::element::{Stored, is_plain, slice, slice_mut, with_element};
 
 /// As [`super::forward`]; `None` where the kernel does not apply.
-pub(super) fn forward(gate_up: &Tensor) -> Option<Tensor> {
+pub(super) fn forward(activation: Activation, gate_up: &Tensor) -> Option<Tensor> {
     with_element!(gate_up.kind(), T => {
         let features = features::<T>(gate_up)?;
         let y = Tensor::empty([gate_up.size()[0], features as i64], (T::KIND, Device::Cpu));
         // SAFETY: `y` was made here.
-        swiglu::forward(slice::<T>(gate_up), features, unsafe { slice_mut::<T>(&y) });
+        let ys = unsafe { slice_mut::<T>(&y) };
+        glu::forward(activation, slice::<T>(gate_up), features, ys);
         Some(y)
     })
 }
 
 /// As [`super::backward`]; `None` where the kernel does not apply.
-pub(super) fn backward(d_y: &Tensor, gate_up: &Tensor) -> Option<Tensor> {
+pub(super) fn backward(activation: Activation, d_y: &Tensor, gate_up: &Tensor) -> Option<Tensor> {
     with_element!(gate_up.kind(), T => {
         let features = gradient_features::<T>(d_y, gate_up)?;
         let d_gate_up = gate_up.empty_like();
         // SAFETY: the tensor was made here.
         let gradient = unsafe { slice_mut::<T>(&d_gate_up) };
-        swiglu::backward(slice::<T>(d_y), slice::<T>(gate_up), features, gradient);
+        let (d_y, gate_up) = (slice::<T>(d_y), slice::<T>(gate_up));
+        glu::backward(activation, d_y, gate_up, features, gradient);
         Some(d_gate_up)
     })
 }
 
 /// As [`super::forward_and_backward`]; `None` where the kernel does not apply.
-pub(super) fn forward_and_backward(d_y: &Tensor, gate_up: &Tensor) -> Option<(Tensor, Tensor)> {
+pub(super) fn forward_and_backward(
+    activation: Activation,
+    d_y: &Tensor,
+    gate_up: &Tensor,
+) -> Option<(Tensor, Tensor)> {
     with_element!(gate_up.kind(), T => {
         let features = gradient_features::<T>(d_y, gate_up)?;
         let (product, d_gate_up) = (d_y.empty_like(), gate_up.empty_like());
@@ -37,7 +43,7 @@ pub(super) fn forward_and_backward(d_y: &Tensor, gate_up: &Tensor) -> Option<(Te
         let (products, gradient) =
             unsafe { (slice_mut::<T>(&product), slice_mut::<T>(&d_gate_up)) };
         let (d_y, gate_up) = (slice::<T>(d_y), slice::<T>(gate_up));
-        swiglu::forward_and_backward(d_y, gate_up, features, products, gradient);
+        glu::forward_and_backward(activation, d_y, gate_up, features, products, gradient);
         Some((product, d_gate_up))
     })
 }

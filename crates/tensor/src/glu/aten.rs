@@ -1,0 +1,90 @@
+//! Gated linear units as tensor operations: for any device, kind and layout, and the yardstick of the fused kernels.
+
+use std::f64::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
+
+use tandem_torch::{Kind, Tensor};
+
+use super::Activation;
+
+/// The cube's coefficient in GELU's approximation.
+const CUBE: f64 = 0.044_715;
+
+/// As [`super::forward`]; the activation is rounded to the kind of `gate_up` before the product.
+pub fn forward(activation: Activation, gate_up: &Tensor) -> Tensor {
+    let (gate, up) = halves(gate_up);
+    let activated = match activation {
+        Activation::Silu => gate.silu(),
+        _ => activated(activation, &gate.to_kind(Kind::Float)).to_kind(gate.kind()),
+    };
+    activated * up
+}
+
+/// `activation(x)` in the kind of `x`, which has the digits for it.
+pub(super) fn activated(activation: Activation, x: &Tensor) -> Tensor {
+    match activation {
+        Activation::Silu => x.silu(),
+        Activation::GeluTanh => x * twice_inner(x).sigmoid(),
+        Activation::Gelu => x * normal_distribution(x),
+    }
+}
+
+/// `2 u` where `1 + tanh u` is twice GELU's approximate factor: the sigmoid of `2 u` is that factor.
+fn twice_inner(x: &Tensor) -> Tensor {
+    let root = FRAC_2_SQRT_PI * FRAC_1_SQRT_2;
+    x * ((x.square() * CUBE + 1.0) * (2.0 * root))
+}
+
+fn normal_distribution(x: &Tensor) -> Tensor {
+    ((x * FRAC_1_SQRT_2).erf() + 1.0) * 0.5
+}
+
+/// The activation and its derivative, fp32.
+fn value_and_slope(activation: Activation, x: &Tensor) -> (Tensor, Tensor) {
+    match activation {
+        Activation::Silu => {
+            let sigmoid = x.sigmoid();
+            let silu = x * &sigmoid;
+            let slope = &sigmoid * (1.0 + x - &silu);
+            (silu, slope)
+        }
+        Activation::GeluTanh => {
+            let sigmoid = twice_inner(x).sigmoid();
+            let value = x * &sigmoid;
+            let root = FRAC_2_SQRT_PI * FRAC_1_SQRT_2;
+            let inner_slope = (x.square() * (3.0 * CUBE) + 1.0) * (2.0 * root);
+            // `1 - sigmoid(2 u)` is `sigmoid(-2 u)`.
+            let rest = (twice_inner(x) * -1.0).sigmoid();
+            let slope = &sigmoid + &value * rest * inner_slope;
+            (value, slope)
+        }
+        Activation::Gelu => {
+            let below = normal_distribution(x);
+            let density = (x.square() * -0.5).exp() * (0.5 * FRAC_2_SQRT_PI * FRAC_1_SQRT_2);
+            let slope = &below + x * density;
+            (x * below, slope)
+        }
+    }
+}
+
+/// As [`super::backward`].
+pub fn backward(activation: Activation, d_y: &Tensor, gate_up: &Tensor) -> Tensor {
+    let (gate, up) = halves(gate_up);
+    let features = gate.size()[1];
+    let (gate, up) = (gate.to_kind(Kind::Float), up.to_kind(Kind::Float));
+    let d_y = d_y.to_kind(Kind::Float);
+    let (value, slope) = value_and_slope(activation, &gate);
+    let d_gate = &d_y * up * slope;
+    let d_up = d_y * value;
+    let d_gate_up = gate_up.empty_like();
+    d_gate_up.narrow(1, 0, features).copy_(&d_gate);
+    d_gate_up.narrow(1, features, features).copy_(&d_up);
+    d_gate_up
+}
+
+fn halves(gate_up: &Tensor) -> (Tensor, Tensor) {
+    let features = gate_up.size()[1] / 2;
+    (
+        gate_up.narrow(1, 0, features),
+        gate_up.narrow(1, features, features),
+    )
+}
