@@ -87,7 +87,7 @@ pub struct Selection {
 #[derive(Debug, Clone, Serialize)]
 pub struct Data {
     /// A name on the hub, or a file or folder; or several of them, each with its weight.
-    #[serde(serialize_with = "one_or_list")]
+    #[serde(serialize_with = "dataset::one_or_list")]
     pub dataset_name: Vec<String>,
     /// The data set's configuration on the hub.
     pub dataset_config: Option<String>,
@@ -111,7 +111,7 @@ pub struct Data {
     /// Whether documents are joined and cut into rows; where it is not said, text is and conversations are not.
     pub packing: Option<bool>,
     /// How they are joined.
-    #[serde(serialize_with = "packing")]
+    #[serde(serialize_with = "dataset::packing")]
     pub packing_strategy: Option<Packing>,
     /// Whether documents of a row do not see each other; where it is not said, only those of text that is wrapped do.
     pub document_mask: Option<bool>,
@@ -460,18 +460,6 @@ fn example_kind<S: Serializer>(
     serializer: S,
 ) -> Result<S::Ok, S::Error> {
     kind.map(ExampleKind::name).serialize(serializer)
-}
-
-fn packing<S: Serializer>(packing: &Option<Packing>, serializer: S) -> Result<S::Ok, S::Error> {
-    packing.map(Packing::name).serialize(serializer)
-}
-
-/// One name as it has always been written.
-fn one_or_list<S: Serializer>(names: &[String], serializer: S) -> Result<S::Ok, S::Error> {
-    match names {
-        [one] => one.serialize(serializer),
-        several => several.serialize(serializer),
-    }
 }
 
 fn device<S: Serializer>(device: &DeviceChoice, serializer: S) -> Result<S::Ok, S::Error> {
