@@ -17,6 +17,7 @@ use crate::bench_step::{self, BenchStepArgs};
 use crate::data::{self, DataCommand};
 use crate::doctor::{self, DoctorArgs};
 use crate::export::{self, ExportArgs};
+use crate::init::{self, InitArgs};
 use crate::inspect::{self, InspectArgs};
 use crate::replay::{self, ReplayArgs};
 use crate::report::{self, ReportArgs};
@@ -35,6 +36,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Replay(ReplayArgs),
+    Init(InitArgs),
     Export(ExportArgs),
     Inspect(InspectArgs),
     Doctor(DoctorArgs),
@@ -61,13 +63,14 @@ pub fn main(args: &[OsString], environment: &Environment) -> ExitCode {
         Err(failure) => end(Err(failure)),
         Ok(Role::Worker { env, control }) => {
             let result = match &cli.command {
-                Command::Export(_)
+                Command::Init(_)
+                | Command::Export(_)
                 | Command::Inspect(_)
                 | Command::Doctor(_)
                 | Command::Report(_)
                 | Command::Data(_)
                 | Command::Schema => Err(Failure::usage(
-                    "export, inspect, doctor, report, data and schema are single processes; start them without RANK and WORLD_SIZE",
+                    "init, export, inspect, doctor, report, data and schema are single processes; start them without RANK and WORLD_SIZE",
                 )),
                 Command::Replay(args) => replay::run_worker(args, &env),
                 Command::Bench(Bench::Step(args)) => {
@@ -82,6 +85,7 @@ pub fn main(args: &[OsString], environment: &Environment) -> ExitCode {
         }
         Ok(Role::Controller) => end(match &cli.command {
             Command::Replay(own) => replay_with_workers(own, args),
+            Command::Init(args) => init::run(args),
             Command::Export(args) => export::run(args, environment),
             Command::Inspect(args) => inspect::run(args, environment),
             Command::Doctor(args) => doctor::run(args, environment),

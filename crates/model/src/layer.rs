@@ -15,8 +15,8 @@ use tandem_tensor::{Kind, Tensor};
 
 use crate::error::ModelError;
 use crate::rope_table::RopeTable;
-use crate::tensors::{LayerDims, LayerTensors};
-use crate::tp_context::TpContext;
+use crate::tensors::{LayerDims, LayerTensors, WholeBlocks};
+use crate::tp_context::{TpContext, WholeBlock};
 
 use attention::AttentionSaved;
 use mlp::MlpSaved;
@@ -27,6 +27,8 @@ use residual::{BranchSaved, Joined};
 pub struct DecoderLayer {
     /// The slice that this rank computes.
     pub dims: LayerDims,
+    /// The blocks of it that are no slice.
+    pub whole: WholeBlocks,
     /// Cosines and sines for this sequence length, where the layer embeds positions.
     pub rope: Option<Rc<RopeTable>>,
     /// Scale, soft cap and sliding window of the attention.
@@ -134,8 +136,10 @@ impl DecoderLayer {
         } = blocks;
         let (after, d_after) = (&weights.norm_after_mlp, &gradients.norm_after_mlp);
         let d_branch = self.branch_backward(&d_out, mlp_branch, after, d_after, accumulate);
+        let whole = WholeBlock(tp);
+        let row = pick(self.whole.mlp, &whole, tp);
         let d_middle = self.mlp_backward(
-            weights, gradients, accumulate, &middle, mlp, d_branch, d_out, tp,
+            weights, gradients, accumulate, &middle, mlp, d_branch, d_out, row,
         )?;
         let (after, d_after) = (
             &weights.norm_after_attention,
@@ -143,8 +147,9 @@ impl DecoderLayer {
         );
         let d_branch =
             self.branch_backward(&d_middle, attention_branch, after, d_after, accumulate);
+        let row = pick(self.whole.attention, &whole, tp);
         self.attention_backward(
-            weights, gradients, accumulate, &input, attention, d_branch, d_middle, tp,
+            weights, gradients, accumulate, &input, attention, d_branch, d_middle, row,
         )
     }
 
@@ -156,7 +161,9 @@ impl DecoderLayer {
         tp: &dyn TpContext,
         keeps_all: bool,
     ) -> Result<(Tensor, BlocksSaved), ModelError> {
-        let (delta, attention) = self.attention_forward(weights, x, documents, tp, keeps_all)?;
+        let whole = WholeBlock(tp);
+        let row = pick(self.whole.attention, &whole, tp);
+        let (delta, attention) = self.attention_forward(weights, x, documents, row, keeps_all)?;
         let Joined { sum, next, branch } = self.join(
             x,
             delta,
@@ -164,7 +171,8 @@ impl DecoderLayer {
             weights.norm_after_attention.as_ref(),
             weights.norm_before_mlp.as_ref(),
         );
-        let (delta, mlp) = self.mlp_forward(weights, &sum, next, tp, keeps_all)?;
+        let row = pick(self.whole.mlp, &whole, tp);
+        let (delta, mlp) = self.mlp_forward(weights, &sum, next, row, keeps_all)?;
         let (bias, after) = (weights.down_bias.as_ref(), weights.norm_after_mlp.as_ref());
         let out = self.join(&sum, delta, bias, after, None);
         let saved = BlocksSaved {
@@ -175,5 +183,13 @@ impl DecoderLayer {
             mlp_branch: out.branch,
         };
         Ok((out.sum, saved))
+    }
+}
+
+/// The row as a block sees it.
+fn pick<'a>(is_whole: bool, whole: &'a WholeBlock<'a>, tp: &'a dyn TpContext) -> &'a dyn TpContext {
+    match is_whole {
+        true => whole,
+        false => tp,
     }
 }

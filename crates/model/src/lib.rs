@@ -49,5 +49,5 @@ pub use head::{Head, HeadOutput};
 pub use layer::{DecoderLayer, LayerSaved, Recompute};
 pub use parameters::{Cut, Init, Module, ModuleKind, ModuleTree, ParamSpec, UnitTree};
 pub use rope_table::RopeTable;
-pub use tensors::{HeadTensors, LayerDims, LayerTensors, QkNormDims};
+pub use tensors::{HeadTensors, LayerDims, LayerTensors, QkNormDims, WholeBlocks};
 pub use tp_context::{PendingTensor, SingleRank, TpContext, TpError};

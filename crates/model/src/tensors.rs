@@ -37,6 +37,15 @@ pub struct LayerDims {
     pub qk_norm: Option<QkNormDims>,
 }
 
+/// The blocks of a layer that every rank of a row computes whole, instead of a slice of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct WholeBlocks {
+    /// The attention.
+    pub attention: bool,
+    /// The MLP.
+    pub mlp: bool,
+}
+
 /// How this rank's q and k are normalised.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum QkNormDims {
@@ -76,6 +85,23 @@ impl LayerDims {
                 },
             }),
         }
+    }
+
+    /// The same, with the blocks of `blocks` whole.
+    #[must_use]
+    pub fn with_whole(self, config: &ModelConfig, blocks: WholeBlocks) -> Self {
+        let whole = Self::whole(config);
+        let mut dims = self;
+        if blocks.attention {
+            dims = Self {
+                intermediate: dims.intermediate,
+                ..whole.clone()
+            };
+        }
+        if blocks.mlp {
+            dims.intermediate = whole.intermediate;
+        }
+        dims
     }
 
     /// Weights of the norms of q and k, where they have norms.

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 use tandem_model::{
     DecoderLayer, Embedding, Head, HeadTensors, LayerDims, LayerTensors, ModelConfig, ModuleTree,
-    Recompute, RopeTable, SingleRank,
+    Recompute, RopeTable, SingleRank, WholeBlocks,
 };
 use tandem_tensor::Accumulate;
 use tandem_tensor::attention::{AttentionSpec, Documents};
@@ -65,6 +65,7 @@ fn assert_slope(label: &str, analytic: f64, numeric: f64, scale: f64) {
 fn layer(config: &ModelConfig) -> DecoderLayer {
     DecoderLayer {
         dims: LayerDims::whole(config),
+        whole: WholeBlocks::default(),
         rope: config.rope[0]
             .as_ref()
             .map(|rope| Rc::new(RopeTable::new(rope, config.rotary_dim, SEQ, Device::Cpu))),

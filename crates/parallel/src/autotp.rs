@@ -82,8 +82,13 @@ impl AutoTp {
         for (regex, style) in &self.overrides {
             let mut used = false;
             for (path, planned) in &mut styles {
-                if regex.is_match(path) {
-                    *planned = *style;
+                // DeepSpeed's patterns are about parameters.
+                if regex.is_match(path) || regex.is_match(&format!("{path}.weight")) {
+                    *planned = match (*style, *planned) {
+                        // Their outputs are the vocabulary.
+                        (Style::Colwise, Style::VocabParallel) => Style::VocabParallel,
+                        (style, _) => style,
+                    };
                     used = true;
                 }
             }
@@ -93,7 +98,16 @@ impl AutoTp {
                 });
             }
         }
-        Ok(Plan { styles })
+        let mut plan = Plan { styles };
+        // A norm of what a product gives goes with it.
+        for module in tree.modules() {
+            let is_norm = matches!(module.kind, ModuleKind::Norm { .. });
+            let is_cut = plan.styles.get(&module.path) == Some(&Style::Colwise);
+            if is_norm && is_cut && plan.is_whole(module.parent()) {
+                plan.styles.insert(module.path.clone(), Style::Replicate);
+            }
+        }
+        Ok(plan)
     }
 }
 

@@ -106,7 +106,10 @@ impl EvalData {
 }
 
 /// The files of the first split that there is.
-fn resolve(
+///
+/// # Errors
+/// Wrong usage: there is none, or its files cannot be read.
+pub fn resolve(
     choice: &EvalChoice,
     flag: &str,
     hub: &Hub,

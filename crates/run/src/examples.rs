@@ -34,6 +34,11 @@ pub fn source(data: &Data, name: &str, hub: &Hub, progress: &mut dyn Progress) -
     })
 }
 
+/// Whether a dataset of this name is on this machine, or nowhere: no name on the hub is like it.
+pub fn is_path(name: &str) -> bool {
+    Path::new(name).exists() || tandem_data::file_list(name).is_some()
+}
+
 /// The tokenizer in `dir`.
 pub fn tokenizer(data: &Data, dir: &Path) -> Outcome<Tokenizer> {
     let tokenizer = Tokenizer::load(dir).map_err(Failure::other)?;

@@ -48,6 +48,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         beta2: 0.999,
         eps: 1e-8,
         weight_decay: 0.0,
+        weight_decay_on: tandem_trainer::WeightDecayOn::All,
         max_grad_norm: 1.0,
     };
 

@@ -8,7 +8,9 @@ use tandem_checkpoint::Copying;
 use tandem_comm::ProcessGroup;
 use tandem_mesh::{Coords, DeviceMesh};
 use tandem_model::config::RopeConfig;
-use tandem_model::{DecoderLayer, Embedding, Head, ModelConfig, ModuleTree, Recompute, RopeTable};
+use tandem_model::{
+    DecoderLayer, Embedding, Head, ModelConfig, ModuleTree, Recompute, RopeTable, WholeBlocks,
+};
 use tandem_parallel::{
     BufferPool, FlatUnit, Strategy, TpGroup, TpSlices, UnitSetup, WeightSource, layouts,
 };
@@ -121,12 +123,20 @@ impl Engine {
             device,
         };
         let dims = slices.layer_dims(&config, coords.tp_rank);
+        let plan = &strategy.plan;
+        let whole_blocks = |layer: usize| WholeBlocks {
+            attention: plan.is_whole(&format!("model.layers.{layer}.self_attn")),
+            mlp: plan.is_whole(&format!("model.layers.{layer}.mlp")),
+        };
         let layers = config
             .sliding_window
             .iter()
             .zip(rope_tables(&config, seq, device))
-            .map(|(window, rope)| DecoderLayer {
-                dims: dims.clone(),
+            .enumerate()
+            .map(|(index, (window, rope))| (whole_blocks(index), window, rope))
+            .map(|(whole, window, rope)| DecoderLayer {
+                dims: dims.clone().with_whole(&config, whole),
+                whole,
                 rope,
                 attention: AttentionSpec {
                     scale: config.attention_scale,

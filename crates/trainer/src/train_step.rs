@@ -64,7 +64,7 @@ use std::time::Duration;
 
 use tandem_comm::{ReduceOp, all_gather_numbers};
 use tandem_model::{LayerSaved, Recompute};
-use tandem_parallel::{TpTokens, check_same_batch, global_grad_norm};
+use tandem_parallel::{TpTokens, WeightDecayOn, check_same_batch, global_grad_norm};
 use tandem_tensor::adamw::AdamWStep;
 use tandem_tensor::{Accumulate, Kind, Tensor};
 
@@ -85,6 +85,8 @@ pub struct UpdateRule {
     pub eps: f64,
     /// Decoupled weight decay.
     pub weight_decay: f64,
+    /// The parameters that decay.
+    pub weight_decay_on: WeightDecayOn,
     /// Gradients are scaled down to this norm; 0 leaves them as they are.
     pub max_grad_norm: f64,
 }
@@ -177,7 +179,7 @@ pub fn train_step(
     let waited_for_copy = engine.during(Activity::Save, |engine| engine.wait_until_copied());
     engine.during(Activity::Optimizer, |engine| {
         let mut units = engine.units.iter_mut();
-        units.try_for_each(|unit| unit.update(&update))
+        units.try_for_each(|unit| unit.update(&update, rule.weight_decay_on))
     })?;
     Ok(StepReport {
         loss,

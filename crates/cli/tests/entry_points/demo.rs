@@ -69,6 +69,18 @@ impl Run {
         self
     }
 
+    /// These flags and no others.
+    pub fn only<S: Into<String>>(self, args: impl IntoIterator<Item = S>) -> Self {
+        let args = args.into_iter().map(Into::into).collect();
+        Self { args, ..self }
+    }
+
+    /// The same flags for the other program.
+    pub fn for_deepspeed(self) -> Self {
+        let program = env!("CARGO_BIN_EXE_train_deepspeed");
+        Self { program, ..self }
+    }
+
     pub fn dir(&self) -> PathBuf {
         self.storage.path().join(NAME)
     }

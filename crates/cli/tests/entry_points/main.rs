@@ -5,9 +5,11 @@
 mod bad_input;
 mod browser;
 mod chat;
+mod check_flags;
 mod cluster;
 mod crash;
 mod damage;
+mod deepspeed_file;
 mod demo;
 mod export;
 mod full_disk;

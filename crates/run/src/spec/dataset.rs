@@ -2,9 +2,6 @@
 
 use std::path::Path;
 
-use serde::{Serialize, Serializer};
-use tandem_data::Packing;
-
 use super::Data;
 use crate::failure::{Failure, Outcome};
 
@@ -88,24 +85,6 @@ impl Data {
             )));
         }
         Ok(())
-    }
-}
-
-pub(super) fn packing<S: Serializer>(
-    packing: &Option<Packing>,
-    serializer: S,
-) -> Result<S::Ok, S::Error> {
-    packing.map(Packing::name).serialize(serializer)
-}
-
-/// One name as it has always been written.
-pub(super) fn one_or_list<S: Serializer>(
-    names: &[String],
-    serializer: S,
-) -> Result<S::Ok, S::Error> {
-    match names {
-        [one] => one.serialize(serializer),
-        several => several.serialize(serializer),
     }
 }
 

@@ -86,6 +86,15 @@ impl Evaluation {
         }
     }
 
+    /// What names the data to the user.
+    pub fn flag(&self) -> &'static str {
+        match (&self.eval_dataset_name, &self.eval_split) {
+            (Some(_), _) => "--eval_dataset_name",
+            (None, Some(_)) => "--eval_split",
+            (None, None) => "evaluation",
+        }
+    }
+
     /// What a run that trains on `data` is evaluated on: rows that are made as those are, of all documents.
     pub fn choice(&self, data: &Data) -> EvalChoice {
         let other = self.eval_dataset_name.as_ref();

@@ -10,13 +10,25 @@ use tandem_model::config::QkNorm;
 use tandem_model::{ModelConfig, ModuleTree, Recompute};
 use tandem_parallel::{Plan, Precision, RandomInit, ShardingLevel, Strategy};
 use tandem_tensor::Device;
-use tandem_trainer::{Engine, EngineSetup, EvalSet, MicroBatch, UpdateRule, evaluate, train_step};
+use tandem_trainer::{
+    Engine, EngineSetup, EvalSet, MicroBatch, UpdateRule, WeightDecayOn, evaluate, train_step,
+};
 
 use crate::table::{Sizes, UnitSizes};
 
 const SEQ: usize = 16;
 const ROWS: usize = 2;
 const CHUNK_ROWS: usize = 8;
+
+/// How gradients become updates.
+pub const RULE: UpdateRule = UpdateRule {
+    beta1: 0.9,
+    beta2: 0.999,
+    eps: 1e-8,
+    weight_decay: 0.01,
+    weight_decay_on: WeightDecayOn::All,
+    max_grad_norm: 1.0,
+};
 
 /// Rows to evaluate.
 struct Numbers(u64);
@@ -92,6 +104,11 @@ impl Case {
 
     /// One step, until all that it has started is done.
     pub fn step(&self, engine: &mut Engine) {
+        self.step_by(engine, &RULE);
+    }
+
+    /// The same with an update of one's own.
+    pub fn step_by(&self, engine: &mut Engine, rule: &UpdateRule) {
         let column = engine.coords.dp_rank as u64;
         let micro_batches: Vec<MicroBatch> = (0..self.micro_batches as u64)
             .map(|index| {
@@ -101,14 +118,7 @@ impl Case {
                 MicroBatch::new(&ids, &ids, SEQ, seed, Device::Cpu)
             })
             .collect();
-        let rule = UpdateRule {
-            beta1: 0.9,
-            beta2: 0.999,
-            eps: 1e-8,
-            weight_decay: 0.01,
-            max_grad_norm: 1.0,
-        };
-        let report = train_step(engine, &micro_batches, 1e-3, &rule, 1).unwrap();
+        let report = train_step(engine, &micro_batches, 1e-3, rule, 1).unwrap();
         assert!(report.loss.is_finite() && report.grad_norm > 0.0);
         for unit in &mut engine.units {
             // Whoever cuts its parameters gathers them when the next step begins.

@@ -79,6 +79,7 @@ pub fn step(
         beta2: 0.999,
         eps: 1e-8,
         weight_decay: 0.01,
+        weight_decay_on: tandem_trainer::WeightDecayOn::All,
         max_grad_norm: 1.0,
     };
     train_step(engine, &[batch], 1e-3, &rule, step)
