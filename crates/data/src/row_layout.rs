@@ -35,8 +35,7 @@ pub struct RowLayout {
 
 impl RowLayout {
     /// One document a row.
-    #[cfg(test)]
-    pub(crate) const PADDED: Self = Self {
+    pub const PADDED: Self = Self {
         packing: None,
         document_mask: false,
     };

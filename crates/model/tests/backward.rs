@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used)] // a failed helper is a failed test
 
 use std::rc::Rc;
+use std::sync::Arc;
 
 use serde_json::{Value, json};
 use tandem_model::{
@@ -13,7 +14,7 @@ use tandem_model::{
     ModuleTree, Recompute, RopeTable, SingleRank, TokenFacts, WholeBlocks,
 };
 use tandem_tensor::Accumulate;
-use tandem_tensor::attention::AttentionSpec;
+use tandem_tensor::attention::{AttentionSpec, Documents};
 use tandem_tensor::cross_entropy::Bend;
 use tandem_tensor::rms_norm::NormSpec;
 use tandem_tensor::scratch::Scratch;
@@ -142,12 +143,22 @@ fn a_layers_backward_is_the_derivative_of_its_forward() {
         for map in [None, Some(vec![0, 1, 1, 1])] {
             layer.dims.kv_of_q = map.clone();
             let label = format!("{name}, map {map:?}");
-            check_layer(&label, &config, &layer);
+            check_layer(&label, &config, &layer, None);
+            // The first row is two documents, the second three.
+            let starts = vec![vec![0, 2], vec![0, 1, SEQ as u32 - 1]];
+            let documents = Documents::new(starts, SEQ, Device::Cpu).map(Arc::new);
+            let label = format!("{label}, with documents");
+            check_layer(&label, &config, &layer, documents.as_ref());
         }
     }
 }
 
-fn check_layer(label: &str, config: &ModelConfig, layer: &DecoderLayer) {
+fn check_layer(
+    label: &str,
+    config: &ModelConfig,
+    layer: &DecoderLayer,
+    documents: Option<&Arc<Documents>>,
+) {
     let numel = ModuleTree::new(config).units[1]
         .parameters
         .iter()
@@ -157,16 +168,14 @@ fn check_layer(label: &str, config: &ModelConfig, layer: &DecoderLayer) {
     let flat = randn(&[numel], 1, 0.3);
     let x = randn(&[tokens, 16], 2, 1.0);
     let d_out = randn(&[tokens, 16], 3, 1.0);
+    let facts = TokenFacts {
+        documents,
+        counted: &[],
+    };
     let loss = |flat: &Tensor, x: &Tensor| {
         let weights = LayerTensors::view(flat, &layer.dims).unwrap();
         let (y, _) = layer
-            .forward(
-                &weights,
-                x.copy(),
-                TokenFacts::default(),
-                &SingleRank,
-                Recompute::Light,
-            )
+            .forward(&weights, x.copy(), facts, &SingleRank, Recompute::Light)
             .unwrap();
         dot(&y, &d_out)
     };
@@ -176,13 +185,7 @@ fn check_layer(label: &str, config: &ModelConfig, layer: &DecoderLayer) {
         let d_flat = Tensor::full([numel], f64::NAN, (Kind::Float, Device::Cpu));
         let d_weights = LayerTensors::view(&d_flat, &layer.dims).unwrap();
         let (_, saved) = layer
-            .forward(
-                &weights,
-                x.copy(),
-                TokenFacts::default(),
-                &SingleRank,
-                recompute,
-            )
+            .forward(&weights, x.copy(), facts, &SingleRank, recompute)
             .unwrap();
         let d_x = layer
             .backward(

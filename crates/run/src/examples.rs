@@ -166,6 +166,9 @@ fn layout(data: &Data, kind: ExampleKind) -> RowLayout {
     let packs = data
         .packing
         .unwrap_or(is_text || data.packing_strategy.is_some());
+    if !packs {
+        return RowLayout::PADDED;
+    }
     let by_kind = match is_text {
         true => Packing::Wrapped,
         false => Packing::BestFit,
@@ -173,7 +176,7 @@ fn layout(data: &Data, kind: ExampleKind) -> RowLayout {
     let strategy = data.packing_strategy.unwrap_or(by_kind);
     let sees_others = is_text && strategy == Packing::Wrapped;
     RowLayout {
-        packing: packs.then_some(strategy),
+        packing: Some(strategy),
         document_mask: data.document_mask.unwrap_or(!sees_others),
     }
 }
