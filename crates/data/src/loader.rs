@@ -8,7 +8,7 @@ use crate::batch::{Batch, BatchSource};
 use crate::dataset::Rows;
 use crate::error::{DataError, LoaderError};
 use crate::label::IGNORED_LABEL;
-use crate::panic_message::panic_message;
+use crate::panics::panic_message;
 use crate::sampler::{Position, Sampler};
 use crate::share::Share;
 

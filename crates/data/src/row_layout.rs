@@ -35,7 +35,8 @@ pub struct RowLayout {
 
 impl RowLayout {
     /// One document a row.
-    pub const PADDED: Self = Self {
+    #[cfg(test)]
+    pub(crate) const PADDED: Self = Self {
         packing: None,
         document_mask: false,
     };

@@ -46,6 +46,23 @@ pub struct UnitLayout {
     pub numel: usize,
 }
 
+impl UnitLayout {
+    /// Elements of the unit's parameters, whole.
+    pub(crate) fn whole(&self) -> usize {
+        let specs = self.params.iter().map(|param| &param.spec);
+        // Parts of one parameter are neighbours.
+        let mut last: Option<&ParamSpec> = None;
+        let mut whole = 0;
+        for spec in specs {
+            if last.is_none_or(|last| last.name != spec.name) {
+                whole += spec.numel();
+            }
+            last = Some(spec);
+        }
+        whole
+    }
+}
+
 /// Every unit of the model on `tp_rank`.
 pub fn layouts(
     config: &ModelConfig,

@@ -35,7 +35,7 @@ pub struct Prepared {
     pub pretrained: Option<Pretrained>,
     /// Its modules.
     pub tree: ModuleTree,
-    /// How it is cut.
+    /// How the model and its states are cut over the ranks.
     pub strategy: Strategy,
     /// What of the data is not trained on and why, a line each.
     pub left_out: Vec<String>,
@@ -45,9 +45,9 @@ pub struct Prepared {
     pub dataset: Arc<Mixture>,
     /// Documents and tokens of all datasets.
     pub documents_and_tokens: (u64, u64),
-    /// The files they are in, one for each dataset.
+    /// The files of the tokens, one for each dataset.
     pub token_caches: Vec<PathBuf>,
-    /// Which of them when.
+    /// The order in which rows are trained.
     pub sampler: Sampler,
     /// What is evaluated on the way, if anything.
     pub evaluation: Option<PreparedEvaluation>,
@@ -246,7 +246,7 @@ fn model(spec: &RunSpec, hub: &Hub, sink: &mut dyn EventSink) -> Outcome<(PathBu
     Ok((model_dir, config))
 }
 
-/// The error of what a flag names.
+/// The error about what the flag `flag` names.
 fn of_flag(flag: &str, error: impl std::fmt::Display) -> Failure {
     Failure::other(format!("--{flag}: {error}"))
 }

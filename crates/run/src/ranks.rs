@@ -103,7 +103,7 @@ impl Ranks {
     }
 }
 
-/// Longer files hold no secret.
+/// The most bytes that a file with a secret may have.
 const LONGEST_SECRET: u64 = 4096;
 
 /// The secret in the file that the user names.
@@ -139,7 +139,7 @@ fn secret(env: &WorkerEnv, network: &Network) -> Outcome<RunSecret> {
     }
 }
 
-/// When a rank says that it is still alone.
+/// How long a rank waits for the others before it says so.
 const WAITING: Duration = Duration::from_secs(10);
 
 /// Says once, after a while, what this rank waits for: that may be ranks which nobody starts.

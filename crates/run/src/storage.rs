@@ -22,9 +22,9 @@ pub struct Storage {
     pub store: Arc<dyn Store>,
     /// Folder of logs, metrics, `run.json`.
     pub run_dir: PathBuf,
-    /// How a person would name it.
+    /// The experiment's place in words, for messages.
     pub location: String,
-    /// Looks whether the folder is still the run's, where a worker is at work in it.
+    /// In a worker: notices when the run's folder is gone, or is another one under the same name.
     watch: Option<Arc<WatchedStore>>,
     /// Folders that were not there before, from the run's own upwards.
     new_folders: Vec<PathBuf>,
@@ -59,7 +59,7 @@ impl Storage {
         local_path(&self.location).is_none()
     }
 
-    /// Leaves no empty folder of a run that does not begin.
+    /// Removes the new folders again as far as they are empty: for a run that is refused.
     pub fn give_up(&self) {
         for folder in &self.new_folders {
             // Only an empty folder goes.
@@ -130,7 +130,7 @@ impl Storage {
         })
     }
 
-    /// What is known of the loss of the run's folder; `None` as long as it is there.
+    /// How the run's folder was lost; `None` as long as it is there.
     pub fn lost(&self) -> Option<&Lost> {
         self.watch.as_ref()?.lost()
     }
@@ -212,9 +212,9 @@ fn explained(output: &Output, error: &experiment::ExperimentError) -> String {
     }
 }
 
-/// As [`tandem_trainer::write_whole`], with an error for the user.
+/// As [`tandem_files::write_whole`], with an error that names the file.
 pub fn write_whole(path: &Path, contents: &str) -> Outcome<()> {
-    tandem_trainer::write_whole(path, contents)
+    tandem_files::write_whole(path, contents.as_bytes())
         .map_err(|error| Failure::other(format!("cannot write {}: {error}", path.display())))
 }
 

@@ -23,9 +23,9 @@ const HEAD: &str = "lm_head.weight";
 pub struct Pretrained {
     /// The tensors, by the names of the model.
     pub weights: HfWeights,
-    /// The model that they are: with a head of its own where they have one, whatever the config says.
+    /// The config as the files have it: a model whose head is a tensor of its own is not tied, whatever config.json says.
     pub config: ModelConfig,
-    /// What was found that is not as the config says, a line each.
+    /// A line for each thing in the files that is not as the config says.
     pub notes: Vec<String>,
 }
 

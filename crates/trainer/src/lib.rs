@@ -45,7 +45,7 @@ pub use inspect::{first_row_logits, gather_tensor};
 pub use micro_batch::MicroBatch;
 pub use profile::Profiler;
 pub use progress::RunCounters;
-pub use recorder::{Recorder, write_whole};
+pub use recorder::Recorder;
 pub use schedule::{LearningRate, Schedule, WarmupType};
 pub use tandem_parallel::WeightDecayOn;
 pub use train_loop::{LoopEnd, LoopSettings, Watcher, train_loop};

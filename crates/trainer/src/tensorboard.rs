@@ -388,6 +388,31 @@ mod tests {
         );
     }
 
+    /// A file may hold anything: what is left of it can be read, and nothing of later steps is in it.
+    #[test]
+    fn whatever_the_bytes_are_what_is_left_is_sound() {
+        let run = tempfile::tempdir().unwrap();
+        let mut curves = Curves::create(run.path(), 0, 1000.0).unwrap();
+        (1..=3).for_each(|step| curves.step(&metrics(step, 1.0)));
+        let path = curves.path.clone();
+        let good = std::fs::read(&path).unwrap();
+        let check = |bytes: &[u8], what: &str| {
+            std::fs::write(&path, bytes).unwrap();
+            cut(&path, 2).unwrap_or_else(|error| panic!("{what}: {error}"));
+            if let Ok(left) = std::fs::read(&path) {
+                let events = decoder::read(&left);
+                assert!(events.iter().all(|event| event.step <= 2), "{what}");
+            }
+        };
+        for position in 0..good.len() {
+            check(&good[..position], &format!("{position} bytes"));
+            let mut changed = good.clone();
+            changed[position] ^= 1 << (position % 8);
+            check(&changed, &format!("a bit of byte {position}"));
+        }
+        check(&[0xff; 64], "all ones");
+    }
+
     #[test]
     fn files_of_others_stay_and_damaged_ones_end_where_they_are_damaged() {
         let run = tempfile::tempdir().unwrap();

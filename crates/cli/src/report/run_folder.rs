@@ -441,6 +441,44 @@ mod tests {
         );
     }
 
+    /// A page is made of what there is, whatever it is.
+    #[test]
+    fn no_bytes_are_too_bad() {
+        let files = [
+            (
+                "metrics.jsonl",
+                "{\"step\":1,\"loss\":2.5,\"peak_memory_mb\":[1]}\n{\"step\":1,\"eval_loss\":2.5}\n",
+            ),
+            (
+                "events.jsonl",
+                "{\"time\":1,\"event\":\"saved\",\"step\":1,\"name\":\"c\"}\n",
+            ),
+            (
+                "run.json",
+                "{\"state\":\"FINISHED\",\"attempts\":[{\"started_at\":\"2026-01-01T00:00:00Z\"}]}",
+            ),
+            ("run_config.json", "{\"flags\":{\"lr\":1}}"),
+            (
+                "profile/breakdown.json",
+                "{\"step_ms\":1,\"parts\":[{\"name\":\"data\",\"ms\":1}]}",
+            ),
+        ];
+        let folder = folder(&files);
+        for (name, text) in files {
+            let path = folder.path().join(name);
+            for position in (0..text.len()).step_by(2) {
+                for byte in [b'9', b'"', 0xff] {
+                    let mut bytes = text.as_bytes().to_vec();
+                    bytes[position] = byte;
+                    std::fs::write(&path, bytes).unwrap();
+                    let run = RunFolder::read(folder.path()).unwrap();
+                    serde_json::to_string(&run).unwrap();
+                }
+            }
+            std::fs::write(&path, text).unwrap();
+        }
+    }
+
     #[test]
     fn one_good_file_is_enough_and_none_is_an_error() {
         let run = folder(&[

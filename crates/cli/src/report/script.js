@@ -96,7 +96,7 @@
   }
   function saves(run) {
     const found = run.saves;
-    if (!found.length) return null;
+    if (!found.length || (state.axis !== "step" && !run.steps.step.length)) return null;
     return {
       x: found.map((save) => place(run, save.step)),
       steps: found.map((save) => save.step),
@@ -148,7 +148,8 @@
     const places = shown().flatMap(({ run }) => {
       const steps = run.steps[state.axis];
       const evaluated = run.evaluations[state.axis];
-      return [least(steps), most(steps), least(evaluated), most(evaluated)];
+      const saved = state.axis === "step" ? run.saves.map((save) => save.step) : [];
+      return [steps, evaluated, saved].flatMap((them) => [least(them), most(them)]);
     });
     const found = [least(places), most(places)];
     return found.every(Number.isFinite) ? found : [0, 1];

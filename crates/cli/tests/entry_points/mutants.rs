@@ -27,7 +27,7 @@ const INPUTS: [&str; 6] = [
 ];
 
 /// Of a run that goes on; those of the checkpoint by their names alone.
-const STATE: [&str; 8] = [
+const STATE: [&str; 9] = [
     "manifest.json",
     "commit.json",
     "shard-00000.safetensors",
@@ -35,6 +35,7 @@ const STATE: [&str; 8] = [
     "run.json",
     "run_config.json",
     "metrics.jsonl",
+    "events.jsonl",
     "model/config.json",
 ];
 

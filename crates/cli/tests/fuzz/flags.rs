@@ -51,6 +51,56 @@ pub mod seeds {
     }
 }
 
+/// What is deep takes the stack of whoever recurses, and an alias in YAML makes much of little.
+#[test]
+fn fuzz_what_is_deep_or_grows() {
+    let laughs = (1..40).fold("a0: &a0 [x, x]\n".to_owned(), |text, n| {
+        let alias = format!("*a{}", n - 1);
+        text + &format!("a{n}: &a{n} [{}]\n", [&*alias; 9].join(", "))
+    });
+    let merged = (1..40).fold("a0: &a0 {x: 1}\n".to_owned(), |text, n| {
+        text + &format!("a{n}: &a{n} {{<<: [*a{0}, *a{0}], k{n}: *a{0}}}\n", n - 1)
+    });
+    let many = |text: &str| text.repeat(200_000).into_bytes();
+    let block: String = (0..1000).map(|depth| " ".repeat(depth) + "a:\n").collect();
+    let yaml = [
+        laughs.into_bytes(),
+        merged.into_bytes(),
+        b"a: &a [*a]\n".to_vec(),
+        many("["),
+        many("{a: "),
+        many("- "),
+        many("? "),
+        block.into_bytes(),
+        many("!!a "),
+        many("&a "),
+    ];
+    crate::harness::each("yaml", &yaml, &self::yaml);
+    let toml = [
+        [b"a = ".to_vec(), many("[")].concat(),
+        [b"a = ".to_vec(), many("{a=")].concat(),
+        [many("a."), b"a = 1".to_vec()].concat(),
+        [b"[".to_vec(), many("a."), b"a]".to_vec()].concat(),
+        (0..50_000)
+            .map(|n| format!("[[a{n}]]\n"))
+            .collect::<String>()
+            .into_bytes(),
+        [b"a = 1".to_vec(), many("0")].concat(),
+    ];
+    crate::harness::each("toml", &toml, &self::toml);
+    let json = [
+        many("["),
+        many("{\"a\":"),
+        [
+            b"{\"entry_point\": \"train_fsdp\", \"flags\": ".to_vec(),
+            many("{\"a\":"),
+        ]
+        .concat(),
+        [b"{\"seed\": 1".to_vec(), many("0"), b"}".to_vec()].concat(),
+    ];
+    crate::harness::each("run_config", &json, &run_config);
+}
+
 fn read(name: &str, bytes: &[u8]) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join(name);

@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use tandem_comm::{Event, Observer, RunSecret, Transport, World, WorldConfig};
+use tandem_comm::{Observer, OperationEvent, RunSecret, Transport, World, WorldConfig};
 use tandem_model::Recompute;
 use tandem_parallel::{Precision, ShardingLevel};
 
@@ -32,7 +32,7 @@ const EVALUATE: &str = include_str!("../../src/evaluate.rs");
 struct Recorder(Mutex<Collectives>);
 
 impl Observer for Recorder {
-    fn operation(&self, event: &Event) {
+    fn operation(&self, event: &OperationEvent) {
         let group = event.group.to_string();
         let key = (group, event.collective.to_string(), event.bytes);
         *self.0.lock().unwrap().entry(key).or_default() += 1;
