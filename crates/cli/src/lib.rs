@@ -7,6 +7,7 @@ mod config_file;
 mod data;
 mod doctor;
 mod ds_config;
+mod eval;
 mod export;
 mod flags;
 mod init;

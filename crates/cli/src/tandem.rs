@@ -16,6 +16,7 @@ use tandem_run::start::local::{self, Supervision};
 use crate::bench_step::{self, BenchStepArgs};
 use crate::data::{self, DataCommand};
 use crate::doctor::{self, DoctorArgs};
+use crate::eval::{self, EvalArgs};
 use crate::export::{self, ExportArgs};
 use crate::init::{self, InitArgs};
 use crate::inspect::{self, InspectArgs};
@@ -35,6 +36,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Eval(EvalArgs),
     Replay(ReplayArgs),
     Init(InitArgs),
     Export(ExportArgs),
@@ -72,6 +74,7 @@ pub fn main(args: &[OsString], environment: &Environment) -> ExitCode {
                 | Command::Schema => Err(Failure::usage(
                     "init, export, inspect, doctor, report, data and schema are single processes; start them without RANK and WORLD_SIZE",
                 )),
+                Command::Eval(args) => eval::run_worker(args, &env, &control, environment),
                 Command::Replay(args) => replay::run_worker(args, &env),
                 Command::Bench(Bench::Step(args)) => {
                     bench_step::run_worker(args, &env, environment)
@@ -84,6 +87,7 @@ pub fn main(args: &[OsString], environment: &Environment) -> ExitCode {
             )
         }
         Ok(Role::Controller) => end(match &cli.command {
+            Command::Eval(own) => eval::run(own, args, environment),
             Command::Replay(own) => replay_with_workers(own, args),
             Command::Init(args) => init::run(args),
             Command::Export(args) => export::run(args, environment),

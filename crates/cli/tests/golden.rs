@@ -26,12 +26,15 @@ const CASES: [&str; 9] = [
 
 /// The families that are not like the ones above, each for what it adds: fewer runs, in which everything meets every mesh
 /// that has to do with it.
-const FAMILIES: [&str; 6] = [
+const FAMILIES: [&str; 9] = [
     "gemma2_gqa3",
     "gemma3",
     "granite",
+    "mixtral",
     "olmo2",
     "phi3_window",
+    "qwen3_moe",
+    "qwen3_moe_aux",
     "smollm3",
 ];
 
@@ -213,7 +216,17 @@ macro_rules! families {
     };
 }
 
-families!(gemma2_gqa3, gemma3, granite, olmo2, phi3_window, smollm3);
+families!(
+    gemma2_gqa3,
+    gemma3,
+    granite,
+    mixtral,
+    olmo2,
+    phi3_window,
+    qwen3_moe,
+    qwen3_moe_aux,
+    smollm3
+);
 
 #[test]
 fn the_rotation_covers_every_feature_on_every_mesh() {

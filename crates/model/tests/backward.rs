@@ -9,8 +9,8 @@ use std::rc::Rc;
 
 use serde_json::{Value, json};
 use tandem_model::{
-    DecoderLayer, Embedding, Head, HeadTensors, LayerDims, LayerTensors, ModelConfig, ModuleTree,
-    Recompute, RopeTable, SingleRank, WholeBlocks,
+    DecoderLayer, Embedding, Head, HeadTensors, LayerDims, LayerTensors, MlpTensors, ModelConfig,
+    ModuleTree, Recompute, RopeTable, SingleRank, TokenFacts, WholeBlocks,
 };
 use tandem_tensor::Accumulate;
 use tandem_tensor::attention::AttentionSpec;
@@ -63,7 +63,7 @@ fn assert_slope(label: &str, analytic: f64, numeric: f64, scale: f64) {
 
 fn layer(config: &ModelConfig) -> DecoderLayer {
     DecoderLayer {
-        dims: LayerDims::whole(config),
+        dims: LayerDims::whole(config, 0),
         whole: WholeBlocks::default(),
         rope: config.rope[0]
             .as_ref()
@@ -128,6 +128,12 @@ fn a_layers_backward_is_the_derivative_of_its_forward() {
             "granite multipliers without biases",
             json!({"architectures": ["GraniteForCausalLM"], "residual_multiplier": 0.4}),
         ),
+        // All are chosen: between two choices there is no derivative.
+        (
+            "experts",
+            json!({"architectures": ["Qwen3MoeForCausalLM"], "num_experts": 3, "num_experts_per_tok": 3,
+                "moe_intermediate_size": 10}),
+        ),
     ];
     for (name, change) in variants {
         let config = config(change);
@@ -154,7 +160,13 @@ fn check_layer(label: &str, config: &ModelConfig, layer: &DecoderLayer) {
     let loss = |flat: &Tensor, x: &Tensor| {
         let weights = LayerTensors::view(flat, &layer.dims).unwrap();
         let (y, _) = layer
-            .forward(&weights, x.copy(), None, &SingleRank, Recompute::Light)
+            .forward(
+                &weights,
+                x.copy(),
+                TokenFacts::default(),
+                &SingleRank,
+                Recompute::Light,
+            )
             .unwrap();
         dot(&y, &d_out)
     };
@@ -164,7 +176,13 @@ fn check_layer(label: &str, config: &ModelConfig, layer: &DecoderLayer) {
         let d_flat = Tensor::full([numel], f64::NAN, (Kind::Float, Device::Cpu));
         let d_weights = LayerTensors::view(&d_flat, &layer.dims).unwrap();
         let (_, saved) = layer
-            .forward(&weights, x.copy(), None, &SingleRank, recompute)
+            .forward(
+                &weights,
+                x.copy(),
+                TokenFacts::default(),
+                &SingleRank,
+                recompute,
+            )
             .unwrap();
         let d_x = layer
             .backward(
@@ -173,6 +191,7 @@ fn check_layer(label: &str, config: &ModelConfig, layer: &DecoderLayer) {
                 Accumulate::First,
                 saved,
                 d_out.copy(),
+                None,
                 &SingleRank,
             )
             .unwrap();
@@ -326,7 +345,10 @@ fn views_cover_a_layers_buffer_in_the_order_of_its_parameters() {
         let unit = &ModuleTree::new(&config).units[1];
         let numel: usize = unit.parameters.iter().map(|p| p.numel()).sum();
         let flat = Tensor::from_slice(&(0..numel).map(|i| i as f32).collect::<Vec<_>>());
-        let views = LayerTensors::view(&flat, &LayerDims::whole(&config)).unwrap();
+        let views = LayerTensors::view(&flat, &LayerDims::whole(&config, 0)).unwrap();
+        let MlpTensors::Dense(mlp) = &views.mlp else {
+            panic!("a dense layer");
+        };
         let start = |end: &str| -> f64 {
             let before = unit
                 .parameters
@@ -339,15 +361,15 @@ fn views_cover_a_layers_buffer_in_the_order_of_its_parameters() {
         let start_of = |name: &str, kind: &str| start(&format!("{name}.{kind}"));
         assert_eq!(first(&views.qkv_weight), start_of(qkv, "weight"));
         assert_eq!(first(&views.o_weight), start("o_proj.weight"));
-        assert_eq!(first(&views.gate_up_weight), start_of(gate_up, "weight"));
-        assert_eq!(first(&views.down_weight), start("down_proj.weight"));
+        assert_eq!(first(&mlp.gate_up_weight), start_of(gate_up, "weight"));
+        assert_eq!(first(&mlp.down_weight), start("down_proj.weight"));
         for (view, end) in [
             (&views.qkv_bias, "q_proj.bias"),
             (&views.q_norm, "q_norm.weight"),
             (&views.k_norm, "k_norm.weight"),
             (&views.o_bias, "o_proj.bias"),
-            (&views.gate_up_bias, "gate_proj.bias"),
-            (&views.down_bias, "down_proj.bias"),
+            (&mlp.gate_up_bias, "gate_proj.bias"),
+            (&mlp.down_bias, "down_proj.bias"),
         ] {
             if let Some(view) = view {
                 assert_eq!(first(view), start(end), "{end}");
@@ -368,7 +390,7 @@ fn views_cover_a_layers_buffer_in_the_order_of_its_parameters() {
         assert!(
             LayerTensors::view(
                 &flat.narrow(0, 1, numel as i64 - 1),
-                &LayerDims::whole(&config)
+                &LayerDims::whole(&config, 0)
             )
             .is_none()
         );

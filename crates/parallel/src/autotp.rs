@@ -2,7 +2,8 @@
 //!
 //! In every block (the attention, the MLP) the last matrix product that returns to the residual stream is row-parallel
 //! and its predecessors are column-parallel, so that one sum per block suffices (Megatron-LM, arXiv 1909.08053). A norm of all
-//! that such a product gives is cut with it. Tables and products over the vocabulary are cut over the vocabulary.
+//! that such a product gives is cut with it. A product that has blocks beside it, inside of its own, is a router and whole on
+//! every rank. Tables and products over the vocabulary are cut over the vocabulary.
 
 use std::collections::BTreeMap;
 
@@ -138,6 +139,7 @@ fn infer_unit(modules: &[Module]) -> Vec<(String, Style)> {
                 ModuleKind::HeadNorm { .. } => Style::Replicate,
                 ModuleKind::Embedding { .. } => Style::VocabParallel,
                 ModuleKind::Linear { .. } if module.parent().is_empty() => Style::VocabParallel,
+                ModuleKind::Linear { .. } if has_inner_blocks(modules, module) => Style::Replicate,
                 ModuleKind::Linear { .. } => {
                     let ends_block = !modules[position + 1..].iter().any(|later| {
                         later.parent() == module.parent()
@@ -153,4 +155,13 @@ fn infer_unit(modules: &[Module]) -> Vec<(String, Style)> {
             (module.path.clone(), style)
         })
         .collect()
+}
+
+/// Whether there are blocks of products inside of the module's own: then it does not lead to the residual stream, but chooses
+/// among them (the router of a mixture of experts).
+fn has_inner_blocks(modules: &[Module], module: &Module) -> bool {
+    modules.iter().any(|other| {
+        let inside = other.parent().strip_prefix(module.parent());
+        inside.is_some_and(|rest| rest.starts_with('.'))
+    })
 }

@@ -39,6 +39,8 @@ const ALIGN: usize = 32;
 /// What all units of a rank share.
 #[derive(Clone)]
 pub struct UnitSetup {
+    /// Whether there are gradients and optimizer states; without them there is the forward pass only.
+    pub trains: bool,
     /// The column of the mesh.
     pub dp: Arc<dyn ProcessGroup>,
     /// The row of the mesh.
@@ -113,14 +115,15 @@ impl FlatUnit {
             Kind::Float => shard.shallow_clone(),
             _ => zeros(owned.len()),
         };
-        let gradient = keeps_gradient.then(|| zeros(numel));
+        let trained = if setup.trains { owned.len() } else { 0 };
+        let gradient = (keeps_gradient && setup.trains).then(|| zeros(numel));
         let gradient_shard = match &gradient {
             Some(gradient) => own(gradient),
-            None => zeros(owned.len()),
+            None => zeros(trained),
         };
         Self {
-            exp_avg: zeros(owned.len()),
-            exp_avg_sq: zeros(owned.len()),
+            exp_avg: zeros(trained),
+            exp_avg_sq: zeros(trained),
             layout,
             setup,
             owned,

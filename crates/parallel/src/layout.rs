@@ -180,6 +180,7 @@ impl RankView<'_> {
             Axis::QHeads => scaled(&self.slices.q_heads[rank]),
             Axis::KvHeads => scaled(&self.slices.kv_heads[rank]),
             Axis::Intermediate => self.slices.intermediate[rank].clone(),
+            Axis::ExpertIntermediate => self.slices.expert_intermediate[rank].clone(),
             Axis::Vocab => self.slices.vocab[rank].clone(),
         }
     }

@@ -94,9 +94,10 @@ impl Plan {
 
     /// Whether every rank of a row computes the block `path`, an attention or an MLP, whole: then nothing in it is cut.
     pub fn is_whole(&self, block: &str) -> bool {
+        // However deep: experts are in a block of their own.
         let is_inside = |path: &str| {
-            path.rsplit_once('.')
-                .is_some_and(|(parent, _)| parent == block)
+            path.strip_prefix(block)
+                .is_some_and(|rest| rest.starts_with('.'))
         };
         let mut inside = self.styles.iter().filter(|(path, _)| is_inside(path));
         inside.all(|(_, style)| *style == Style::Replicate)
@@ -116,7 +117,12 @@ impl Plan {
                 });
             };
             let block = module.parent();
-            let is_in_block = matches!(expected, Style::Colwise | Style::Rowwise);
+            let is_in_block = matches!(expected, Style::Colwise | Style::Rowwise)
+                // Experts are cut always: every rank's router reckons with that.
+                && !matches!(
+                    module.cut,
+                    Cut::Outputs([Axis::ExpertIntermediate]) | Cut::Inputs(Axis::ExpertIntermediate)
+                );
             if is_in_block && style == Style::Replicate {
                 if self.is_whole(block) {
                     continue;

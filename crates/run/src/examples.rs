@@ -128,6 +128,7 @@ pub fn failure(error: CacheError) -> Failure {
     match error {
         CacheError::Example { .. }
         | CacheError::AllRefused { .. }
+        | CacheError::Empty { .. }
         | CacheError::NothingTrained { .. } => usage(error),
         other => Failure::other(other),
     }

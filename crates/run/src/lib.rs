@@ -20,6 +20,7 @@
 pub mod engine;
 pub mod environment;
 mod eval_data;
+pub mod evaluation;
 mod examples;
 pub mod facts;
 pub mod failure;

@@ -27,6 +27,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     // A mesh of one rank. The ranks of a larger one get their groups from a `tandem_comm::World`.
     let alone = |name| -> Arc<dyn ProcessGroup> { Arc::new(SingleGroup::new(name, 0, device)) };
     let mut engine = Engine::new(EngineSetup {
+        trains: true,
         strategy: strategy.strategy(&ModuleTree::new(&config)),
         config,
         mesh: DeviceMesh::new(1, 1)?,

@@ -10,6 +10,7 @@
 //! ```
 
 mod agreement;
+mod balance;
 mod checkpointer;
 mod engine;
 mod engine_state;
@@ -35,6 +36,7 @@ mod units;
 mod validation;
 
 pub use agreement::{Requests, gather_problems};
+pub use balance::ExpertReport;
 pub use checkpointer::{CheckpointSetup, Checkpointer, SaveRule, VALIDATION};
 pub use engine::{Engine, EngineSetup};
 pub use error::TrainError;

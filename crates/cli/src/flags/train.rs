@@ -554,6 +554,10 @@ mod tests {
             (vec!["--num_to_keep", "0"], "--num_to_keep"),
             (vec!["--max_failures", "-2"], "--max_failures"),
             (vec!["--eval_batch_size", "0"], "--eval_batch_size"),
+            (
+                vec!["--dataset_name=a", "--dataset_name=b", "--eval_steps=5"],
+                "--eval_dataset_name",
+            ),
             (vec!["--eval_strategy", "steps"], "--eval_steps"),
             (
                 vec!["--eval_strategy", "epoch", "--eval_steps", "5"],

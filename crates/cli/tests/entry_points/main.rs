@@ -11,6 +11,7 @@ mod crash;
 mod damage;
 mod deepspeed_file;
 mod demo;
+mod evaluation;
 mod export;
 mod full_disk;
 mod hang_up;

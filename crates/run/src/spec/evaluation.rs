@@ -139,6 +139,13 @@ pub fn check(spec: &RunSpec) -> Outcome<()> {
         Some(EvalStrategy::Epoch) if evaluation.eval_steps > 0 => {
             "--eval_strategy epoch evaluates at the ends of epochs only; leave --eval_steps out, or pass --eval_strategy steps"
         }
+        // Losses of several datasets are several numbers, and a mixture is for training.
+        _ if evaluation.is_on()
+            && evaluation.eval_dataset_name.is_none()
+            && spec.identity.selection.data.datasets().len() > 1 =>
+        {
+            "there are several --dataset_name; name the one to evaluate on with --eval_dataset_name"
+        }
         _ if !(evaluation.early_stopping_threshold >= 0.0
             && evaluation.early_stopping_threshold.is_finite()) =>
         {

@@ -121,6 +121,16 @@ fn cases() -> Vec<Case> {
             ..cases[cases.len() - 1]
         });
     }
+    // Experts that a loss keeps in balance, which takes a look ahead where there are several micro-batches.
+    for micro_batches in [1, 2] {
+        cases.push(Case {
+            model: "qwen3_moe_aux",
+            recompute: Recompute::Light,
+            sequence_parallel: micro_batches == 2,
+            micro_batches,
+            ..cases[cases.len() - 1]
+        });
+    }
     for recompute in [Recompute::None, Recompute::Full] {
         for sequence_parallel in [false, true] {
             cases.push(Case {

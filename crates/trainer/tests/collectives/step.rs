@@ -75,6 +75,7 @@ impl Case {
         let group = |name: &str, ranks: &[usize]| world.new_group(name, ranks).unwrap();
         let everyone: Vec<usize> = (0..mesh.world_size()).collect();
         let mut engine = Engine::new(EngineSetup {
+            trains: true,
             strategy: Strategy {
                 name: "fsdp",
                 plan: Plan::declared(&ModuleTree::new(&config)),
@@ -170,12 +171,21 @@ impl Case {
         if self.reshard_after_forward {
             words.push("reshard");
         }
+        let experts = engine.config.experts.as_ref();
+        if let Some(experts) = experts {
+            words.push("experts");
+            if experts.balance.is_some() && self.micro_batches > 1 {
+                words.push("ahead");
+            }
+        }
+        let of_all_layers = experts.map_or(0, |experts| experts.rule.experts * layers);
         Sizes {
             numbers: [
                 ("m", self.micro_batches),
                 ("L", layers),
                 ("C", tokens / CHUNK_ROWS),
                 ("R", CHUNK_ROWS),
+                ("E", of_all_layers),
                 ("T", tokens),
                 ("H", engine.config.hidden_size),
                 ("tp", self.tp),

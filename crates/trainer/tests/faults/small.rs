@@ -38,6 +38,7 @@ pub fn engine(world: &World, tp: usize, dp: usize, wrap_tp: Wrap, wrap_dp: Wrap)
     let group = |name: &str, ranks: &[usize]| world.new_group(name, ranks).unwrap();
     let everyone: Vec<usize> = (0..world.size()).collect();
     let mut engine = Engine::new(EngineSetup {
+        trains: true,
         strategy,
         mesh,
         world: group("world", &everyone),
