@@ -66,7 +66,13 @@ class Command:
         return self.storage / f"{name}.log"
 
     def losses(self, name: str) -> list[float]:
-        return [json.loads(line)["loss"] for line in (self.storage / name / "metrics.jsonl").read_text().splitlines()]
+        return [line["loss"] for line in self._metrics(name) if "loss" in line]
+
+    def eval_losses(self, name: str) -> dict[int, float]:
+        return {line["step"]: line["eval_loss"] for line in self._metrics(name) if "eval_loss" in line}
+
+    def _metrics(self, name: str) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.storage / name / "metrics.jsonl").read_text().splitlines()]
 
 
 def latest(run_dir: Path) -> str | None:

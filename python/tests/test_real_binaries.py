@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 from conftest import RUN_LIMIT_S, SLOT, add_nodes, wait_until
 from ray.cluster_utils import Cluster
-from ray.train import CheckpointConfig
+from ray.train import CheckpointConfig, UserCallback
 from runs import FLAGS, Attempts, Command, kept, latest, parent
 
 from tandem_ray import ConfigError, TandemTrainer, stop_request
@@ -20,6 +21,22 @@ pytestmark = pytest.mark.usefixtures("cluster")
 
 MakeTrainer = Callable[..., TandemTrainer]
 Meanwhile = Callable[[Callable[[], None]], None]
+
+
+class Evaluations(UserCallback):  # type: ignore[misc]
+    """Writes what Ray's callbacks hear of evaluations into a file: they live in Ray's controller, not here."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def after_report(self, run_context: object, metrics: list[dict[str, Any]], checkpoint: object) -> None:  # noqa: ARG002
+        if checkpoint is None:
+            with self.path.open("a") as file:
+                file.write(json.dumps(metrics[0]["eval_loss"]) + "\n")
+
+    def read(self) -> list[float]:
+        return [json.loads(line) for line in self.path.read_text().splitlines()]
+
 
 # Steps of a run that goes on until it is asked to stop.
 ENDLESS: Final = 100000
@@ -47,19 +64,38 @@ def test_the_trainer_does_as_the_command_line_with_the_other_strategy(
     command: Command, make_trainer: MakeTrainer
 ) -> None:
     assert command.run("local", strategy="deepspeed", max_steps=6, zero_stage=1) == 0
+    held_out = command.storage / "held_out.txt"
+    held_out.write_text("And it came to pass in those days\n" * 20)
+    evaluations = Evaluations(command.storage / "evaluations.jsonl")
     result = make_trainer(
         strategy="deepspeed",
         mesh=(2, 2),
         binary=str(command.binaries / "train_deepspeed"),
+        # The worst is kept, because the best is the last one, which is kept in any case.
+        checkpoint_config=CheckpointConfig(
+            num_to_keep=1, checkpoint_score_attribute="eval_loss", checkpoint_score_order="max"
+        ),
+        callbacks=[evaluations],
         **FLAGS,
         max_steps=6,
         zero_stage=1,
+        save_steps=2,
+        eval_steps=2,
+        eval_dataset_name=str(held_out),
     ).fit()
     expected = command.losses("local")
-    assert command.losses("run") == expected
+    assert command.losses("run") == expected, "evaluations change nothing"
     assert result.metrics is not None and result.checkpoint is not None
     assert (result.metrics["step"], result.metrics["loss"]) == (6, expected[-1])
     assert Path(result.checkpoint.path).name == latest(command.storage / "run")
+    evaluated = command.eval_losses("run")
+    assert list(evaluated) == [2, 4, 6]
+    assert result.metrics["eval_loss"] == evaluated[6]
+    assert evaluations.read() == list(evaluated.values())
+    worst = max(evaluated, key=lambda step: evaluated[step])
+    names = kept(command.storage / "run")
+    commits = [json.loads((command.storage / "run" / name / "commit.json").read_text()) for name in names]
+    assert [commit["global_step"] for commit in commits] == sorted({worst, 6})
 
 
 def test_a_killed_worker_and_a_killed_ray_worker_are_survived_with_the_same_losses(

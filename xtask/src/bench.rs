@@ -21,6 +21,8 @@ pub enum Bench {
     Checkpoint,
     /// What saving costs a run, and how soon it recovers.
     Recovery,
+    /// How fast a dataset becomes tokens.
+    Tokenize,
     /// What Ray costs a run beside the local controller: until its first step, per step, and at its end.
     Ray,
 }
@@ -32,6 +34,7 @@ impl Bench {
             "comm" => Some(Self::Comm),
             "checkpoint" => Some(Self::Checkpoint),
             "recovery" => Some(Self::Recovery),
+            "tokenize" => Some(Self::Tokenize),
             "ray" => Some(Self::Ray),
             _ => None,
         }
@@ -45,6 +48,7 @@ pub fn run(workspace: &Workspace, bench: Bench, arguments: &[OsString]) -> Resul
         Bench::Comm => cargo_bench(workspace, "tandem-comm", arguments),
         Bench::Checkpoint => cargo_bench(workspace, "tandem-checkpoint", arguments),
         Bench::Recovery => cargo_bench(workspace, "tandem-cli", arguments),
+        Bench::Tokenize => cargo_bench(workspace, "tandem-data", arguments),
         Bench::Ray => ray::run(workspace, arguments),
     }
 }

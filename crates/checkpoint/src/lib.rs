@@ -57,7 +57,6 @@ mod commit;
 mod conflict;
 mod coverage;
 mod digest;
-mod durable;
 mod element;
 mod error;
 mod export;

@@ -3,9 +3,10 @@
 mod chunks;
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::{fmt, panic, thread, vec};
 
+use parking_lot::Mutex;
 use tandem_mesh::ShardSlice;
 
 use crate::digest::Digest;
@@ -120,15 +121,20 @@ impl Reader {
             return self.read_from(&queue);
         }
         thread::scope(|scope| {
-            let threads: Vec<_> = (0..threads)
-                .map(|_| scope.spawn(|| self.read_from(&queue)))
+            // A thread that the system refuses is missed by nobody: the others, and this one, take its parts.
+            let others: Vec<_> = (1..threads)
+                .map_while(|_| {
+                    let thread = thread::Builder::new();
+                    thread.spawn_scoped(scope, || self.read_from(&queue)).ok()
+                })
                 .collect();
+            let own = self.read_from(&queue);
             let join = |thread: thread::ScopedJoinHandle<'_, _>| {
                 thread
                     .join()
                     .unwrap_or_else(|panic| panic::resume_unwind(panic))
             };
-            threads.into_iter().try_for_each(join)
+            others.into_iter().map(join).fold(own, Result::and)
         })
     }
 
@@ -137,14 +143,13 @@ impl Reader {
         &self,
         queue: &Mutex<vec::IntoIter<ReadRequest<'_>>>,
     ) -> Result<(), CheckpointError> {
-        let lock = || queue.lock().unwrap_or_else(PoisonError::into_inner);
         let mut scratch = Vec::new();
         loop {
-            let next = lock().next();
+            let next = queue.lock().next();
             let Some(part) = next else { return Ok(()) };
             if let Err(error) = self.read_part(part, &mut scratch) {
                 // The other threads need not go on either.
-                lock().by_ref().for_each(drop);
+                queue.lock().by_ref().for_each(drop);
                 return Err(error);
             }
         }
@@ -246,12 +251,11 @@ impl Reader {
 
     /// The open file `name`.
     pub(crate) fn file(&self, name: &str) -> Result<Arc<dyn ReadAt>, StoreError> {
-        let lock = || self.files.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(file) = lock().get(name) {
+        if let Some(file) = self.files.lock().get(name) {
             return Ok(file.clone());
         }
         let file: Arc<dyn ReadAt> = self.store.open(&join(&self.folder, name))?.into();
-        lock().insert(name.to_owned(), file.clone());
+        self.files.lock().insert(name.to_owned(), file.clone());
         Ok(file)
     }
 

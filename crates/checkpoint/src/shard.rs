@@ -92,13 +92,17 @@ pub fn write_shard(
 
     // Hashing takes about as long as writing, and neither needs the other.
     let (digests, written) = thread::scope(|scope| {
-        let hashing = scope.spawn(|| Digests::of(&first, &pieces));
+        let hash = || Digests::of(&first, &pieces);
+        let hashing = thread::Builder::new().spawn_scoped(scope, hash);
         let written = write_file(store, &path, size, &first, &pieces);
-        let digests = hashing.join();
-        (
-            digests.unwrap_or_else(|panic| panic::resume_unwind(panic)),
-            written,
-        )
+        let digests = match hashing {
+            Ok(thread) => thread
+                .join()
+                .unwrap_or_else(|panic| panic::resume_unwind(panic)),
+            // The system refuses another thread: one after the other, then.
+            Err(_) => hash(),
+        };
+        (digests, written)
     });
     written?;
     let pieces = pieces

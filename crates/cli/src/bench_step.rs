@@ -1,4 +1,6 @@
-//! `tandem bench step`: whole training steps of Qwen2-0.5B on random tokens, against the floor of their matrix products.
+//! `tandem bench step`: whole training steps on random tokens, against the floor of their matrix products.
+
+mod shapes;
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -10,7 +12,7 @@ use tandem_comm::all_gather_numbers;
 use tandem_launch::env::WorkerEnv;
 use tandem_launch::say;
 use tandem_mesh::DeviceMesh;
-use tandem_model::{ModelConfig, ModuleTree};
+use tandem_model::ModuleTree;
 use tandem_parallel::RandomInit;
 use tandem_run::engine::engine;
 use tandem_run::environment::Environment;
@@ -28,12 +30,7 @@ use tandem_trainer::{Engine, MicroBatch, UpdateRule, train_step};
 use crate::flags::choices::{Dtype, RecomputeChoice};
 use crate::replay::StrategyChoice;
 
-/// The architecture of Qwen2-0.5B (arXiv 2407.10671).
-const MODEL: &str = r#"{
-    "architectures": ["Qwen2ForCausalLM"], "hidden_size": 896, "num_attention_heads": 14, "num_key_value_heads": 2,
-    "num_hidden_layers": 24, "intermediate_size": 4864, "vocab_size": 151936, "max_position_embeddings": 131072,
-    "rms_norm_eps": 1e-6, "rope_theta": 1000000.0, "tie_word_embeddings": true, "initializer_range": 0.02
-}"#;
+use shapes::Shape;
 
 /// Where rank 0 leaves the result for the process that started it.
 const RESULT: &str = "bench_step.json";
@@ -41,7 +38,7 @@ const RESULT: &str = "bench_step.json";
 /// Steps before those that count.
 const WARM_UP: usize = 2;
 
-/// Time whole training steps of Qwen2-0.5B (random weights, random tokens).
+/// Time whole training steps (random weights, random tokens).
 #[derive(Debug, Clone, Args)]
 // Workers get the arguments of the process that starts them and, at the end, the mesh that is measured.
 #[command(rename_all = "snake_case", args_override_self = true)]
@@ -54,7 +51,11 @@ pub struct BenchStepArgs {
     #[arg(long, visible_alias = "dp", default_value_t = 1)]
     pub dp_size: usize,
 
-    /// Layers; 24 is the whole model.
+    /// Whose sizes.
+    #[arg(long, value_enum, default_value_t = Shape::Qwen2)]
+    pub model: Shape,
+
+    /// Layers; 0 is the whole model.
     #[arg(long, visible_alias = "num_layers", default_value_t = 2)]
     pub layers: usize,
 
@@ -188,7 +189,8 @@ pub fn run(args: &BenchStepArgs, line: &[OsString]) -> Outcome<i32> {
 
 fn print(args: &BenchStepArgs, m: &Measurement) -> Outcome<()> {
     say!(
-        "Qwen2-0.5B, {} layers, seq {}, batch {}, {:?}, tp {} x dp {}, {:?}",
+        "{:?}, {} layers, seq {}, batch {}, {:?}, tp {} x dp {}, {:?}",
+        args.model,
         args.layers,
         args.seq,
         args.batch,
@@ -247,11 +249,7 @@ impl Usage {
 /// What one worker does.
 pub fn run_worker(args: &BenchStepArgs, env: &WorkerEnv, environment: &Environment) -> Outcome<()> {
     let spec = args.engine_spec()?;
-    let json: serde_json::Map<String, serde_json::Value> =
-        serde_json::from_str(MODEL).map_err(Failure::other)?;
-    let config = ModelConfig::from_json(&json)
-        .and_then(|config| config.truncated(args.layers))
-        .map_err(Failure::other)?;
+    let config = args.model.config(args.layers)?;
     let tree = ModuleTree::new(&config);
     let ranks = Ranks::join(env, &spec, &Network::default())?;
     let strategy = spec.strategy.for_model(spec.dtype, &tree)?;
@@ -388,6 +386,7 @@ fn rule() -> UpdateRule {
         beta2: 0.999,
         eps: 1e-8,
         weight_decay: 0.01,
+        weight_decay_on: tandem_trainer::WeightDecayOn::All,
         max_grad_norm: 1.0,
     }
 }

@@ -2,14 +2,20 @@
 
 mod bench_step;
 mod checkpoint_location;
+mod command_line;
 mod config_file;
 mod data;
 mod doctor;
+mod ds_config;
+mod eval;
 mod export;
 mod flags;
+mod init;
 mod inspect;
+mod line;
 mod replay;
 mod report;
+mod resumed_flags;
 mod tandem;
 #[cfg(feature = "testing")]
 pub mod testing;

@@ -363,8 +363,11 @@ fn micro_batches(
                 &batches.ids.values[range.clone()],
                 &batches.labels.values[range],
             );
+            let mask = &batches.mask.values[first * seq..(first + rows) * seq];
+            let mask: Vec<u8> = mask.iter().map(|&bit| u8::from(bit != 0)).collect();
             MicroBatch::new(ids, labels, seq, part as u64, engine.device)
                 .with_documents(starts, seq)
+                .with_mask(&mask)
         })
         .collect()
 }

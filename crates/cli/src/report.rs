@@ -88,7 +88,7 @@ fn write(path: &Path, page: &str) -> Outcome<()> {
         ))),
         // What is no file (a pipe, /dev/stdout) is written to, and not replaced.
         Ok(found) if !found.is_file() => std::fs::write(path, page).map_err(cannot),
-        _ => tandem_trainer::write_whole(path, page).map_err(cannot),
+        _ => tandem_files::write_whole(path, page.as_bytes()).map_err(cannot),
     }
 }
 

@@ -16,7 +16,9 @@ use tandem_run::start::local::{self, Supervision};
 use crate::bench_step::{self, BenchStepArgs};
 use crate::data::{self, DataCommand};
 use crate::doctor::{self, DoctorArgs};
+use crate::eval::{self, EvalArgs};
 use crate::export::{self, ExportArgs};
+use crate::init::{self, InitArgs};
 use crate::inspect::{self, InspectArgs};
 use crate::replay::{self, ReplayArgs};
 use crate::report::{self, ReportArgs};
@@ -34,7 +36,9 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Eval(EvalArgs),
     Replay(ReplayArgs),
+    Init(InitArgs),
     Export(ExportArgs),
     Inspect(InspectArgs),
     Doctor(DoctorArgs),
@@ -61,14 +65,16 @@ pub fn main(args: &[OsString], environment: &Environment) -> ExitCode {
         Err(failure) => end(Err(failure)),
         Ok(Role::Worker { env, control }) => {
             let result = match &cli.command {
-                Command::Export(_)
+                Command::Init(_)
+                | Command::Export(_)
                 | Command::Inspect(_)
                 | Command::Doctor(_)
                 | Command::Report(_)
                 | Command::Data(_)
                 | Command::Schema => Err(Failure::usage(
-                    "export, inspect, doctor, report, data and schema are single processes; start them without RANK and WORLD_SIZE",
+                    "init, export, inspect, doctor, report, data and schema are single processes; start them without RANK and WORLD_SIZE",
                 )),
+                Command::Eval(args) => eval::run_worker(args, &env, &control, environment),
                 Command::Replay(args) => replay::run_worker(args, &env),
                 Command::Bench(Bench::Step(args)) => {
                     bench_step::run_worker(args, &env, environment)
@@ -81,7 +87,9 @@ pub fn main(args: &[OsString], environment: &Environment) -> ExitCode {
             )
         }
         Ok(Role::Controller) => end(match &cli.command {
+            Command::Eval(own) => eval::run(own, args, environment),
             Command::Replay(own) => replay_with_workers(own, args),
+            Command::Init(args) => init::run(args),
             Command::Export(args) => export::run(args, environment),
             Command::Inspect(args) => inspect::run(args, environment),
             Command::Doctor(args) => doctor::run(args, environment),

@@ -4,12 +4,15 @@ use std::ffi::{OsStr, OsString};
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
-use tandem_launch::exit_code;
+use tandem_launch::{exit_code, tell};
 use tandem_run::environment::Environment;
+use tandem_run::failure::Outcome;
 use tandem_run::session::end;
+use tandem_run::spec::RunSpec;
 use tandem_run::start;
 
-use crate::config_file;
+use crate::command_line::{Complete, complete};
+use crate::flags::choices::CheckChoice;
 use crate::flags::train::{DeepSpeedFlags, FsdpFlags};
 
 /// Which of the two.
@@ -43,8 +46,13 @@ pub fn main(entry_point: EntryPoint, args: &[OsString], environment: &Environmen
         EntryPoint::DeepSpeed => DeepSpeedFlags::command(),
         EntryPoint::Fsdp => FsdpFlags::command(),
     };
-    let args = match config_file::expand(&command, args) {
-        Ok(args) => args,
+    if is_for_information(args) {
+        // It prints that and ends.
+        command.get_matches_from(std::iter::once(&OsString::from(name)).chain(args));
+        return ExitCode::SUCCESS;
+    }
+    let Complete { args, notes } = match complete(&command, args, environment) {
+        Ok(complete) => complete,
         Err(failure) => return end(Err(failure)),
     };
     let line = || std::iter::once(OsString::from(name)).chain(args.iter().cloned());
@@ -58,12 +66,37 @@ pub fn main(entry_point: EntryPoint, args: &[OsString], environment: &Environmen
             (flags.common.cluster.check_flags, flags.into_spec())
         }
     };
-    if check_flags {
-        return end(spec.map(|_| exit_code::OK));
+    let spec = spec.map(|spec| RunSpec { notes, ..spec });
+    match check_flags {
+        None => {}
+        Some(CheckChoice::Flags) => return end(spec.map(|_| exit_code::OK)),
+        Some(CheckChoice::All) => {
+            return end(spec.and_then(|spec| could_begin(&spec, environment)));
+        }
     }
     // Workers are started from this program's file, whose name is another one.
     let worker_args: Vec<OsString> = line().collect();
     start::train(spec, &worker_args, environment)
+}
+
+/// Says whether the run could begin.
+fn could_begin(spec: &RunSpec, environment: &Environment) -> Outcome<i32> {
+    let notes = start::check(spec, environment)?;
+    for line in spec.notes.iter().chain(&notes) {
+        tell!("{line}");
+    }
+    tell!("the run could begin");
+    Ok(exit_code::OK)
+}
+
+/// Whether it asks what there is to say, which no file has a part in.
+fn is_for_information(args: &[OsString]) -> bool {
+    let asks = |arg: &OsString| {
+        ["--help", "-h", "--version", "-V"]
+            .iter()
+            .any(|it| arg == it)
+    };
+    args.iter().any(asks)
 }
 
 /// Lets tools that list processes (`top`, `ps -C`, `pkill`) know this one by the name of its entry point.

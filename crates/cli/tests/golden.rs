@@ -26,12 +26,15 @@ const CASES: [&str; 9] = [
 
 /// The families that are not like the ones above, each for what it adds: fewer runs, in which everything meets every mesh
 /// that has to do with it.
-const FAMILIES: [&str; 6] = [
+const FAMILIES: [&str; 9] = [
     "gemma2_gqa3",
     "gemma3",
     "granite",
+    "mixtral",
     "olmo2",
     "phi3_window",
+    "qwen3_moe",
+    "qwen3_moe_aux",
     "smollm3",
 ];
 
@@ -213,7 +216,17 @@ macro_rules! families {
     };
 }
 
-families!(gemma2_gqa3, gemma3, granite, olmo2, phi3_window, smollm3);
+families!(
+    gemma2_gqa3,
+    gemma3,
+    granite,
+    mixtral,
+    olmo2,
+    phi3_window,
+    qwen3_moe,
+    qwen3_moe_aux,
+    smollm3
+);
 
 #[test]
 fn the_rotation_covers_every_feature_on_every_mesh() {
@@ -275,6 +288,36 @@ fn changed(name: &str, change: impl FnOnce(&mut Map<String, Value>)) -> tempfile
     case
 }
 
+/// A case whose config is that of a larger model, with its text part in it.
+fn multimodal() -> tempfile::TempDir {
+    changed("gemma3", |config| {
+        let mut text = std::mem::take(config);
+        text.remove("architectures");
+        config.insert(
+            "architectures".into(),
+            json!(["Gemma3ForConditionalGeneration"]),
+        );
+        config.insert("model_type".into(), json!("gemma3"));
+        config.insert("text_config".into(), text.into());
+        config.insert("vision_config".into(), json!({"hidden_size": 4}));
+    })
+}
+
+/// Puts a tensor that the model has not beside those of a case.
+fn with_another(case: &tempfile::TempDir, name: &str) {
+    let path = case.path().join("model.safetensors");
+    let bytes = std::fs::read(&path).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let zeros = [0u8; 16];
+    let other = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![4], &zeros);
+    let tensors = tensors
+        .iter()
+        .map(|(name, view)| (name.to_owned(), view))
+        .chain([(name.to_owned(), other.unwrap())]);
+    let written = safetensors::serialize(tensors.collect::<Vec<_>>(), None).unwrap();
+    std::fs::write(path, written).unwrap();
+}
+
 /// Gives the tensors of a case other names.
 fn renamed(case: &tempfile::TempDir, name: impl Fn(&str) -> String) {
     let path = case.path().join("model.safetensors");
@@ -321,6 +364,20 @@ fn odd_configs_and_names_mean_what_they_mean_to_transformers() {
         ("the decoder alone, and a tied head", {
             let case = changed("qwen2_tied", |_| {});
             renamed(&case, |name| name.trim_start_matches("model.").to_owned());
+            case
+        }),
+        ("the text part of a model that also sees, as published", {
+            let case = multimodal();
+            renamed(&case, |name| format!("language_model.{name}"));
+            with_another(&case, "vision_tower.embeddings.weight");
+            case
+        }),
+        ("the same as transformers 5 saves it", {
+            let case = multimodal();
+            renamed(&case, |name| {
+                name.replace("model.", "model.language_model.")
+            });
+            with_another(&case, "model.vision_tower.embeddings.weight");
             case
         }),
         ("a tied table that is called the head", {

@@ -73,7 +73,7 @@ mod world;
 pub use collective::{Collective, ReduceOp, Site};
 pub use error::{CommError, Result};
 pub use group::host_values::{all_gather_bytes, all_gather_numbers, broadcast_bytes};
-pub use group::observe::{Event, GroupTotals, Observer, Totals};
+pub use group::observe::{GroupTotals, Observer, OperationEvent, Totals};
 pub use group::process_group::ProcessGroup;
 pub use group::single::SingleGroup;
 pub use group::work::Work;

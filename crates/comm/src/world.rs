@@ -44,7 +44,7 @@ impl World {
         Self::connect_at(config, &rendezvous::ports(config.master_port, false))
     }
 
-    /// As [`World::connect`], where another service owns `master_port`.
+    /// As [`World::connect`], for launchers where another service listens on `master_port`.
     ///
     /// torchrun's agent does (it says so with `TORCHELASTIC_USE_AGENT_STORE=True`). Rank 0 then takes the first free one
     /// of the 16 ports after it, and the others look for it there.

@@ -7,6 +7,7 @@ use thiserror::Error;
 
 use crate::chat::{
     ChatError, ChatTemplate, Conversation, Marked, assistant_spans, completion_span, whole_text,
+    with_deep_stack,
 };
 use crate::tokenizer::{Tokenizer, TokenizerError};
 
@@ -110,7 +111,10 @@ impl ExampleError {
         matches!(
             self,
             Self::Chat(
-                ChatError::Refused { .. } | ChatError::Render { .. } | ChatError::Rewritten { .. }
+                ChatError::Refused { .. }
+                    | ChatError::Render { .. }
+                    | ChatError::Rewritten { .. }
+                    | ChatError::TooManyMessages
             )
         )
     }
@@ -205,8 +209,11 @@ impl Encoder {
             problem: format!("it is no object with the expected columns: {error}"),
         })?;
         let (marked, is_masked) = match self.kind {
-            ExampleKind::PromptCompletion => (self.pair(row)?, self.loss_on.completion_only),
-            _ => self.conversation(&row)?,
+            ExampleKind::PromptCompletion => {
+                let pair = with_deep_stack(|| self.pair(&row));
+                (pair?, self.loss_on.completion_only)
+            }
+            _ => with_deep_stack(|| self.conversation(&row))?,
         };
         self.tokens(&marked, is_masked)
     }
@@ -244,7 +251,7 @@ impl Encoder {
         Ok((Marked { text, spans }, false))
     }
 
-    fn pair(&self, row: Row) -> Result<Marked, ExampleError> {
+    fn pair(&self, row: &Row) -> Result<Marked, ExampleError> {
         match (row.prompt.as_str(), row.completion.as_str()) {
             (Some(prompt), Some(completion)) => Ok(self.plain_pair(prompt, completion)),
             (None, None) if row.prompt.kind() == ValueKind::Seq => {

@@ -72,6 +72,14 @@ impl Hub {
         model::fetch(self.open(name, RepoType::Model)?, weights, progress)
     }
 
+    /// The files of a model on the hub; none is downloaded yet.
+    ///
+    /// # Errors
+    /// No such model; no network and nothing cached.
+    pub fn model(&self, name: &str) -> Result<Snapshot, HubError> {
+        self.open(name, RepoType::Model)
+    }
+
     /// The files of a dataset on the hub; none is downloaded yet.
     ///
     /// # Errors

@@ -49,7 +49,7 @@ mod limits;
 mod loader;
 mod lock;
 mod mixture;
-mod panic_message;
+mod panics;
 mod permutation;
 mod progress;
 mod row_layout;

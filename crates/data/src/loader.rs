@@ -8,7 +8,7 @@ use crate::batch::{Batch, BatchSource};
 use crate::dataset::Rows;
 use crate::error::{DataError, LoaderError};
 use crate::label::IGNORED_LABEL;
-use crate::panic_message::panic_message;
+use crate::panics::panic_message;
 use crate::sampler::{Position, Sampler};
 use crate::share::Share;
 
@@ -362,6 +362,64 @@ mod tests {
                 );
             }
         }
+    }
+
+    /// Other rows in every epoch, each of two documents.
+    struct Turning(Arc<Numbers>);
+
+    impl Rows for Turning {
+        fn len(&self) -> u64 {
+            4
+        }
+
+        fn seq_length(&self) -> usize {
+            3
+        }
+
+        fn row_at(&self, epoch: u64, sample: u64) -> u64 {
+            4 * epoch + sample
+        }
+
+        fn documents(&self, row: u64) -> Vec<u32> {
+            vec![0, 1 + row as u32 % 2]
+        }
+
+        fn fill(&self, row: u64, input_ids: &mut [i64], labels: &mut [i64], mask: &mut [u8]) {
+            self.0.fill(row, input_ids, labels, mask);
+        }
+    }
+
+    #[test]
+    fn batches_have_the_rows_of_their_epoch_and_where_documents_begin() {
+        let limit = EpochLimit {
+            epochs: 2,
+            steps_per_epoch: None,
+        };
+        let share = Share {
+            batch_size: 3,
+            micro_batches: 1,
+            ..SHARE
+        };
+        let sampler = Sampler::of_all(4, 5, 3).unwrap().limited(limit);
+        let start = Position::default();
+        let rows = Arc::new(Turning(numbers(8, None)));
+        let mut loader = Loader::new(rows, sampler, LoaderOptions { share, start }).unwrap();
+        let mut seen = Vec::new();
+        for batch in drain(&mut loader) {
+            let rows = batch.input_ids.chunks(3).zip(&batch.documents);
+            for (place, (ids, starts)) in rows.enumerate() {
+                // The last step of an epoch has one row, and two that are empty.
+                if batch.attention_mask[3 * place] == 0 {
+                    assert_eq!(starts, &[0]);
+                    continue;
+                }
+                assert_eq!(starts, &[0, 1 + ids[0] as u32 % 2]);
+                seen.push((batch.epoch, ids[0]));
+            }
+        }
+        seen.sort_unstable();
+        let expected: Vec<(u64, i64)> = (0..8).map(|row| (row as u64 / 4, row)).collect();
+        assert_eq!(seen, expected);
     }
 
     #[test]

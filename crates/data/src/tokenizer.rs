@@ -12,6 +12,7 @@ use tokenizers::Tokenizer as Pipeline;
 use tokenizers::tokenizer::Offsets;
 
 use crate::limits::{JSON_BYTES, TOKENIZER_BYTES};
+use crate::panics::guarded;
 
 /// Files that name the EOS token, in the order in which they are asked.
 const EOS_FILES: [&str; 4] = [
@@ -208,22 +209,23 @@ impl Tokenizer {
                 tokens.extend(after);
                 Ok(tokens)
             }
-            _ if text.len() > sizes.max_piece => Err(TokenizerError::Uncuttable {
-                beginning: text.chars().take(40).collect(),
-                limit: sizes.max_piece,
-            }),
+            _ if text.len() > sizes.max_piece => Err(uncuttable(text, sizes.max_piece)),
             _ => self.encode_whole(text, true),
         }
     }
 
-    /// The tokens of a text without special ones.
+    /// The tokens of a text without special ones. A long one is taken in pieces, as by [`Self::encode`].
     pub(crate) fn encode_plain(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
-        self.encode_whole(text, false)
+        let sizes = pieces::Sizes::default();
+        match text.len() > sizes.piece {
+            true => pieces::encode(self, text, sizes),
+            false => self.encode_whole(text, false),
+        }
     }
 
     fn encode_whole(&self, text: &str, with_special: bool) -> Result<Vec<u32>, TokenizerError> {
-        let encoding = self.pipeline.encode_fast(text, with_special);
-        let encoding = encoding.map_err(|reason| refused(text, &reason))?;
+        let encoding = guarded(|| self.pipeline.encode_fast(text, with_special));
+        let encoding = encoding.map_err(|reason| refused(text, reason))?;
         Ok(encoding.get_ids().to_vec())
     }
 
@@ -232,8 +234,12 @@ impl Tokenizer {
         &self,
         text: &str,
     ) -> Result<(Vec<u32>, Vec<Offsets>), TokenizerError> {
-        let encoding = self.pipeline.encode_char_offsets(text, false);
-        let encoding = encoding.map_err(|reason| refused(text, &reason))?;
+        let limit = pieces::Sizes::default().max_piece;
+        if text.len() > limit {
+            return Err(uncuttable(text, limit));
+        }
+        let encoding = guarded(|| self.pipeline.encode_char_offsets(text, false));
+        let encoding = encoding.map_err(|reason| refused(text, reason))?;
         Ok((encoding.get_ids().to_vec(), encoding.get_offsets().to_vec()))
     }
 
@@ -273,10 +279,17 @@ impl Tokenizer {
     }
 }
 
-fn refused(text: &str, reason: &tokenizers::Error) -> TokenizerError {
+fn refused(text: &str, reason: String) -> TokenizerError {
     TokenizerError::Encode {
         beginning: text.chars().take(40).collect(),
-        reason: reason.to_string(),
+        reason,
+    }
+}
+
+fn uncuttable(text: &str, limit: usize) -> TokenizerError {
+    TokenizerError::Uncuttable {
+        beginning: text.chars().take(40).collect(),
+        limit,
     }
 }
 
@@ -469,6 +482,22 @@ mod tests {
         let tokenizer = Tokenizer::load(dir.path()).unwrap();
         assert!(tokenizer.appends_eos());
         assert_eq!(tokenizer.encode("a").unwrap(), [1, 2]);
+    }
+
+    #[test]
+    fn a_pattern_that_never_ends_is_an_error() {
+        let pattern = |regex: &str| {
+            let dir = dir_with(&[("config.json", json!({"eos_token_id": 2}))]);
+            let split = json!({"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": false});
+            write_tokenizer(dir.path(), json!({"pre_tokenizer": split}));
+            dir
+        };
+        let tokenizer = Tokenizer::load(pattern("(a+)+b").path()).unwrap();
+        let error = tokenizer.encode(&"a".repeat(100)).unwrap_err().to_string();
+        assert!(error.contains("retry-limit-in-match"), "{error}");
+        assert!(tokenizer.encode("aab").is_ok());
+        let error = Tokenizer::load(pattern("(a").path()).unwrap_err();
+        assert!(matches!(error, TokenizerError::Invalid { .. }), "{error}");
     }
 
     #[test]

@@ -1,8 +1,12 @@
-//! Reading files that anybody may have put there.
+//! Reading files that anybody may have put there, and writing files that appear whole.
+
+mod whole;
 
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::Path;
+
+pub use whole::{PARTIAL_SUFFIX, PartialFile, sync_folder, sync_parent, write_whole};
 
 /// The bytes of the file at `path`, which is not expected to be large.
 ///

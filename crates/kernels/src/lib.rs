@@ -38,6 +38,7 @@ mod dispatch;
 pub mod element;
 pub mod embedding;
 mod exp;
+pub mod experts;
 pub mod glu;
 mod lanes;
 pub mod linear;
@@ -47,6 +48,7 @@ pub mod random;
 pub mod reduce;
 pub mod rms_norm;
 pub mod rope;
+pub mod router;
 pub mod sum_of_squares;
 mod tanh;
 #[cfg(test)]

@@ -2,10 +2,11 @@
 //!
 //! `tandem-fake-worker worker SCRIPT`, `tandem-fake-worker controller SCRIPT`, the scripts in JSON, and
 //! `tandem-fake-worker alone`, which waits for a signal as a worker of another launcher does, and `tandem-fake-worker limits`,
-//! which looks whether it may have so many threads and descriptors.
+//! which looks whether it may have so many threads and descriptors where its user may have so many processes.
 
 mod script;
 
+use rustix::process::{Resource, Rlimit, setrlimit};
 use script::{ControllerScript, FaultKind, Script};
 use std::error::Error;
 use std::fs;
@@ -29,7 +30,11 @@ fn main() -> Result<(), Box<dyn Error>> {
         [mode] if mode == "alone" => wait_for_stop(),
         [mode, script] if mode == "worker" => work(&serde_json::from_str(script)?),
         [mode, script] if mode == "controller" => control(&serde_json::from_str(script)?),
-        [mode, threads, descriptors] if mode == "limits" => {
+        [mode, threads, descriptors, processes @ ..] if mode == "limits" => {
+            if let [processes] = processes {
+                let (current, maximum) = (Some(processes.parse()?), Some(processes.parse()?));
+                setrlimit(Resource::Nproc, Rlimit { current, maximum })?;
+            }
             let need = Need {
                 threads: threads.parse()?,
                 stack: None,
@@ -41,7 +46,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             }
             Ok(())
         }
-        _ => Err("usage: tandem-fake-worker worker|controller SCRIPT, limits THREADS DESCRIPTORS, or alone".into()),
+        _ => Err("usage: tandem-fake-worker worker|controller SCRIPT, limits THREADS DESCRIPTORS [PROCESSES], or alone".into()),
     }
 }
 

@@ -109,7 +109,7 @@ impl Controller {
     }
 }
 
-/// What outlives an attempt.
+/// What the controller keeps from one attempt to the next.
 struct Run<'a> {
     spec: &'a LaunchSpec,
     on_event: &'a mut dyn FnMut(&ControllerEvent),
@@ -121,7 +121,7 @@ struct Run<'a> {
     stop: Option<StopSignal>,
 }
 
-/// The furthest that any attempt came.
+/// The last step of the attempt that came furthest.
 #[derive(Debug, Default)]
 struct Furthest {
     best_step: Option<u64>,

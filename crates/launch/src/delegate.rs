@@ -9,6 +9,7 @@ use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::thread::Builder;
 use std::time::Duration;
 
 /// How soon the end of a program is noticed whose standard output something else still holds open.
@@ -36,7 +37,11 @@ pub fn run(command: &mut Command, input: &[u8], on_line: &mut dyn FnMut(&str)) -
         .process_group(0)
         .spawn()?;
     let pid = Pid::from_child(&child);
-    let forwarder = std::thread::spawn(move || {
+    let lines = match lines_of(&mut child) {
+        Ok(lines) => lines,
+        Err(error) => return end(child, error),
+    };
+    let forward = move || {
         for number in signals.forever() {
             let signal = match number {
                 SIGINT => Signal::INT,
@@ -47,9 +52,12 @@ pub fn run(command: &mut Command, input: &[u8], on_line: &mut dyn FnMut(&str)) -
             // It may have ended in the same moment.
             let _ = kill_process(pid, signal);
         }
-    });
+    };
+    let forwarder = match Builder::new().name("signals".into()).spawn(forward) {
+        Ok(forwarder) => forwarder,
+        Err(error) => return end(child, error),
+    };
     feed(&mut child, input);
-    let lines = lines_of(&mut child);
     while let Some(line) = next(&lines, pid)? {
         on_line(&line);
     }
@@ -71,10 +79,17 @@ fn feed(child: &mut Child, input: &[u8]) {
     }
 }
 
-fn lines_of(child: &mut Child) -> Receiver<String> {
+/// Ends a program for which a thread is missing.
+fn end(mut child: Child, error: io::Error) -> io::Result<i32> {
+    let _ = child.kill();
+    child.wait()?;
+    Err(error)
+}
+
+fn lines_of(child: &mut Child) -> io::Result<Receiver<String>> {
     let (sender, receiver) = channel();
     if let Some(stdout) = child.stdout.take() {
-        std::thread::spawn(move || {
+        let read = move || {
             for line in BufReader::new(stdout).split(b'\n').map_while(Result::ok) {
                 if sender
                     .send(String::from_utf8_lossy(&line).into_owned())
@@ -83,9 +98,10 @@ fn lines_of(child: &mut Child) -> Receiver<String> {
                     return;
                 }
             }
-        });
+        };
+        Builder::new().name("lines".into()).spawn(read)?;
     }
-    receiver
+    Ok(receiver)
 }
 
 /// The next line, or `None` when there will be none.

@@ -1,4 +1,4 @@
-//! Who am I: the rank, sizes and rendezvous address that a launcher gave this process.
+//! The rank, sizes and rendezvous address that a launcher gave this process.
 //!
 //! The environment is passed in as a function, so that nothing here depends on global state and every launcher can
 //! be tested in one process. The order is: torchrun's variables (also set by the local controller, the Ray shim and
@@ -56,7 +56,7 @@ pub struct WorkerEnv {
     pub master_fd: Option<i32>,
     /// The launcher's own store listens on `master_port` (torchrun's agent), so rank 0 takes a port after it.
     pub beside_agent: bool,
-    /// What the ranks prove to each other that they know.
+    /// The secret that the ranks prove to each other to know.
     pub secret: RendezvousSecret,
     /// Whose variables these are.
     pub source: Launcher,

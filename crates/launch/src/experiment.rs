@@ -84,12 +84,23 @@ pub fn create_run_dir(storage_path: &Path, name: &str) -> Result<PathBuf, Experi
     };
     let run_dir = storage_path.join(name);
     std::fs::create_dir_all(&run_dir).map_err(not_writable)?;
+    probe(storage_path, &run_dir)?;
+    std::path::absolute(&run_dir).map_err(not_writable)
+}
+
+/// Proves that `folder`, which is in `storage_path` or above it, can be written to.
+///
+/// # Errors
+/// [`ExperimentError::NotWritable`].
+pub fn probe(storage_path: &Path, folder: &Path) -> Result<(), ExperimentError> {
     // Permissions do not tell (root, read-only mounts, quotas): writing does.
     // Without a name, so that a process which is killed here leaves nothing.
-    tempfile::tempfile_in(&run_dir)
+    tempfile::tempfile_in(folder)
         .and_then(|mut probe| io::Write::write_all(&mut probe, b"probe"))
-        .map_err(not_writable)?;
-    std::path::absolute(&run_dir).map_err(not_writable)
+        .map_err(|source| ExperimentError::NotWritable {
+            storage_path: storage_path.to_owned(),
+            source,
+        })
 }
 
 fn name_at(entry_point: &str, time: Timestamp, random: u64) -> String {

@@ -30,7 +30,7 @@ pub struct Need {
     pub descriptors: u64,
 }
 
-/// A limit is in the way.
+/// The system allows less than the run needs.
 #[derive(Debug, thiserror::Error)]
 pub enum LimitError {
     /// Threads.
@@ -45,7 +45,7 @@ pub enum LimitError {
         number: usize,
         /// What the system said.
         source: io::Error,
-        /// The limits that can be the reason, with their values.
+        /// The limits that may be the reason, with their values.
         limits: String,
     },
     /// Descriptors.

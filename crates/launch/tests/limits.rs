@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used)] // a failed helper is a failed test
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 /// What `tandem-fake-worker limits` says with the limit that `ulimit` sets.
@@ -14,6 +17,31 @@ fn under(ulimit: &str, threads: &str, descriptors: &str) -> (bool, String) {
         .unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     (output.status.success(), text)
+}
+
+/// Root may have as many threads as it likes, so it starts the program as a user whom nobody else is.
+#[test]
+fn a_thread_that_is_refused_is_an_error_with_all_limits() {
+    let folder = tempfile::tempdir().unwrap();
+    let program = folder.path().join("program");
+    std::fs::copy(env!("CARGO_BIN_EXE_tandem-fake-worker"), &program).unwrap();
+    for path in [folder.path(), &program] {
+        std::fs::set_permissions(path, Permissions::from_mode(0o755)).unwrap();
+    }
+    let mut command = Command::new(&program);
+    command.args(["limits", "8", "16", "1"]);
+    if rustix::process::geteuid().is_root() {
+        command.uid(54_321);
+    }
+    let output = command.output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(2), "{text}");
+    let start = "this run needs 8 threads here, and the system refuses to start number 1 (";
+    assert!(text.starts_with(start), "{text}");
+    let limit = "processes and threads of this user: 1 (`ulimit -u`, RLIMIT_NPROC)";
+    assert!(text.contains(limit), "{text}");
+    assert!(text.contains("/proc/sys/kernel/threads-max"), "{text}");
+    assert!(text.contains("or use fewer workers"), "{text}");
 }
 
 #[test]

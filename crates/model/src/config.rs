@@ -2,6 +2,7 @@
 
 mod base;
 mod description;
+mod experts;
 mod family;
 mod keys;
 mod layers;
@@ -15,7 +16,7 @@ use tandem_files::read_small;
 use tandem_tensor::glu::Activation;
 use tandem_tensor::rms_norm::NormSpec;
 
-pub use description::{Axis, EmbeddingScale, LayerNorms, Projection, QkNorm};
+pub use description::{Axis, EmbeddingScale, ExpertNames, Experts, LayerNorms, Projection, QkNorm};
 pub use rope::{RopeConfig, RopeScaling};
 
 /// A description of a model has a few kilobytes; what is larger than this is something else.
@@ -78,6 +79,8 @@ pub struct ModelConfig {
     pub activation: Activation,
     /// The MLP's projections have a bias.
     pub mlp_bias: bool,
+    /// The mixture of experts that some layers have in the place of the MLP.
+    pub experts: Option<Experts>,
     /// Multiplies the embedding's vectors.
     pub embedding_scale: EmbeddingScale,
     /// Multiplies what a block adds to the residual stream.
@@ -211,9 +214,23 @@ impl ModelConfig {
                 Some(QkNorm::PerHead) => 2 * dim,
                 Some(QkNorm::AcrossHeads) => q + kv,
             };
-        let layer = hidden * (2 * q + 2 * kv + 3 * inner) + biases + norms;
+        let layer = hidden * (2 * q + 2 * kv) + biases + norms;
+        // A mixture has no biases: what is counted for them is a little too much.
+        let (sparse, of_experts) = match &self.experts {
+            None => (0, 0),
+            Some(experts) => {
+                let (count, inner) = (experts.rule.experts as u128, experts.intermediate_size);
+                let sparse = experts
+                    .sparse
+                    .iter()
+                    .filter(|is_sparse| **is_sparse)
+                    .count();
+                (sparse as u128, count * hidden * (3 * inner as u128 + 1))
+            }
+        };
+        let mlps = (layers - sparse) * 3 * hidden * inner + sparse * of_experts;
         let tables = if self.tie_word_embeddings { 1 } else { 2 };
-        layers * layer + tables * vocab * hidden + hidden
+        layers * layer + mlps + tables * vocab * hidden + hidden
     }
 
     /// Features that run over an axis of the whole model.
@@ -222,8 +239,18 @@ impl ModelConfig {
             Axis::QHeads => self.num_heads * self.head_dim,
             Axis::KvHeads => self.num_kv_heads * self.head_dim,
             Axis::Intermediate => self.intermediate_size,
+            Axis::ExpertIntermediate => match &self.experts {
+                Some(experts) => experts.intermediate_size,
+                None => 0,
+            },
             Axis::Vocab => self.vocab_size,
         }
+    }
+
+    /// The mixture of experts of a layer, where it has one.
+    pub fn experts_of(&self, layer: usize) -> Option<&Experts> {
+        let experts = self.experts.as_ref();
+        experts.filter(|experts| experts.sparse.get(layer) == Some(&true))
     }
 
     /// The same model cut to its first `num_layers` layers; 0 keeps all.
@@ -242,6 +269,9 @@ impl ModelConfig {
             self.num_layers = num_layers;
             self.sliding_window.truncate(num_layers);
             self.rope.truncate(num_layers);
+            if let Some(experts) = &mut self.experts {
+                experts.sparse.truncate(num_layers);
+            }
         }
         Ok(self)
     }

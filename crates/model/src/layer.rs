@@ -1,6 +1,7 @@
 //! One decoder layer, forward and backward, with every tensor parallel conversation where it happens.
 
 mod attention;
+mod experts;
 mod mlp;
 mod residual;
 
@@ -9,16 +10,18 @@ use std::sync::Arc;
 
 use tandem_tensor::Accumulate;
 use tandem_tensor::attention::{AttentionSpec, Documents};
+use tandem_tensor::experts::Balance;
 use tandem_tensor::glu::Activation;
 use tandem_tensor::rms_norm::NormSpec;
 use tandem_tensor::{Kind, Tensor};
 
 use crate::error::ModelError;
 use crate::rope_table::RopeTable;
-use crate::tensors::{LayerDims, LayerTensors};
-use crate::tp_context::TpContext;
+use crate::tensors::{LayerDims, LayerTensors, WholeBlocks};
+use crate::tp_context::{TpContext, WholeBlock};
 
 use attention::AttentionSaved;
+pub use experts::ExpertLoad;
 use mlp::MlpSaved;
 use residual::{BranchSaved, Joined};
 
@@ -27,6 +30,8 @@ use residual::{BranchSaved, Joined};
 pub struct DecoderLayer {
     /// The slice that this rank computes.
     pub dims: LayerDims,
+    /// The blocks of it that are no slice.
+    pub whole: WholeBlocks,
     /// Cosines and sines for this sequence length, where the layer embeds positions.
     pub rope: Option<Rc<RopeTable>>,
     /// Scale, soft cap and sliding window of the attention.
@@ -61,7 +66,24 @@ pub struct LayerSaved {
     input: Tensor,
     /// For computing again.
     documents: Option<Arc<Documents>>,
+    load: Option<ExpertLoad>,
     blocks: Option<BlocksSaved>,
+}
+
+impl LayerSaved {
+    /// What its experts got, where the layer is a mixture.
+    pub fn load(&self) -> Option<&ExpertLoad> {
+        self.load.as_ref()
+    }
+}
+
+/// What a layer is told about its tokens besides their vectors; the same for all ranks of the row.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct TokenFacts<'a> {
+    /// Tokens see their own one of these only.
+    pub documents: Option<&'a Arc<Documents>>,
+    /// Which tokens count in the load of experts; empty where all do.
+    pub counted: &'a [bool],
 }
 
 #[derive(Debug)]
@@ -75,8 +97,8 @@ struct BlocksSaved {
 }
 
 impl DecoderLayer {
-    /// `x` is this rank's tokens of the residual stream, `[tokens, hidden]`; so is the result. Tokens see their own one of the
-    /// `documents` only, which are those of all the row's tokens.
+    /// `x` is this rank's tokens of the residual stream, `[tokens, hidden]`; so is the result. `facts` are about all the row's
+    /// tokens.
     ///
     /// # Errors
     /// When a peer fails.
@@ -84,25 +106,32 @@ impl DecoderLayer {
         &self,
         weights: &LayerTensors,
         x: Tensor,
-        documents: Option<&Arc<Documents>>,
+        facts: TokenFacts<'_>,
         tp: &dyn TpContext,
         recompute: Recompute,
     ) -> Result<(Tensor, LayerSaved), ModelError> {
+        let TokenFacts { documents, counted } = facts;
         let keeps_all = recompute == Recompute::None;
         let (out, blocks) = self.blocks_forward(weights, &x, documents, tp, keeps_all)?;
         let saved = LayerSaved {
             input: x,
             documents: documents.cloned(),
+            load: blocks.mlp.load(counted),
             blocks: (recompute != Recompute::Full).then_some(blocks),
         };
         Ok((out, saved))
     }
 
     /// From the gradient of the output to the gradient of the input, both for this rank's tokens; the gradients of the
-    /// weights go to (or are added to) the fp32 `gradients`.
+    /// weights go to (or are added to) the fp32 `gradients`. `balance` is this rank's part of the loss that keeps experts in
+    /// balance, where the layer is a mixture and there is one.
     ///
     /// # Errors
     /// When a peer fails.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "weights, gradients and saved state, as of each block"
+    )]
     pub fn backward(
         &self,
         weights: &LayerTensors,
@@ -110,12 +139,14 @@ impl DecoderLayer {
         accumulate: Accumulate,
         saved: LayerSaved,
         d_out: Tensor,
+        balance: Option<Balance<'_>>,
         tp: &dyn TpContext,
     ) -> Result<Tensor, ModelError> {
         let LayerSaved {
             input,
             documents,
             blocks,
+            ..
         } = saved;
         let blocks = match blocks {
             Some(blocks) => blocks,
@@ -134,8 +165,10 @@ impl DecoderLayer {
         } = blocks;
         let (after, d_after) = (&weights.norm_after_mlp, &gradients.norm_after_mlp);
         let d_branch = self.branch_backward(&d_out, mlp_branch, after, d_after, accumulate);
+        let whole = WholeBlock(tp);
+        let row = pick(self.whole.mlp, &whole, tp);
         let d_middle = self.mlp_backward(
-            weights, gradients, accumulate, &middle, mlp, d_branch, d_out, tp,
+            weights, gradients, accumulate, &middle, mlp, d_branch, d_out, balance, row,
         )?;
         let (after, d_after) = (
             &weights.norm_after_attention,
@@ -143,8 +176,9 @@ impl DecoderLayer {
         );
         let d_branch =
             self.branch_backward(&d_middle, attention_branch, after, d_after, accumulate);
+        let row = pick(self.whole.attention, &whole, tp);
         self.attention_backward(
-            weights, gradients, accumulate, &input, attention, d_branch, d_middle, tp,
+            weights, gradients, accumulate, &input, attention, d_branch, d_middle, row,
         )
     }
 
@@ -156,7 +190,9 @@ impl DecoderLayer {
         tp: &dyn TpContext,
         keeps_all: bool,
     ) -> Result<(Tensor, BlocksSaved), ModelError> {
-        let (delta, attention) = self.attention_forward(weights, x, documents, tp, keeps_all)?;
+        let whole = WholeBlock(tp);
+        let row = pick(self.whole.attention, &whole, tp);
+        let (delta, attention) = self.attention_forward(weights, x, documents, row, keeps_all)?;
         let Joined { sum, next, branch } = self.join(
             x,
             delta,
@@ -164,8 +200,9 @@ impl DecoderLayer {
             weights.norm_after_attention.as_ref(),
             weights.norm_before_mlp.as_ref(),
         );
-        let (delta, mlp) = self.mlp_forward(weights, &sum, next, tp, keeps_all)?;
-        let (bias, after) = (weights.down_bias.as_ref(), weights.norm_after_mlp.as_ref());
+        let row = pick(self.whole.mlp, &whole, tp);
+        let (delta, mlp) = self.mlp_forward(weights, &sum, next, row, keeps_all)?;
+        let (bias, after) = (weights.mlp.bias(), weights.norm_after_mlp.as_ref());
         let out = self.join(&sum, delta, bias, after, None);
         let saved = BlocksSaved {
             attention,
@@ -175,5 +212,13 @@ impl DecoderLayer {
             mlp_branch: out.branch,
         };
         Ok((out.sum, saved))
+    }
+}
+
+/// The row as a block sees it.
+fn pick<'a>(is_whole: bool, whole: &'a WholeBlock<'a>, tp: &'a dyn TpContext) -> &'a dyn TpContext {
+    match is_whole {
+        true => whole,
+        false => tp,
     }
 }

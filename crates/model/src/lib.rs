@@ -46,8 +46,11 @@ pub use config::{ConfigError, ModelConfig};
 pub use embedding::Embedding;
 pub use error::ModelError;
 pub use head::{Head, HeadOutput};
-pub use layer::{DecoderLayer, LayerSaved, Recompute};
+pub use layer::{DecoderLayer, ExpertLoad, LayerSaved, Recompute, TokenFacts};
 pub use parameters::{Cut, Init, Module, ModuleKind, ModuleTree, ParamSpec, UnitTree};
 pub use rope_table::RopeTable;
-pub use tensors::{HeadTensors, LayerDims, LayerTensors, QkNormDims};
+pub use tensors::{
+    DenseTensors, ExpertsDims, ExpertsTensors, HeadTensors, LayerDims, LayerTensors, MlpTensors,
+    QkNormDims, WholeBlocks,
+};
 pub use tp_context::{PendingTensor, SingleRank, TpContext, TpError};

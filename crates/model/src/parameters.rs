@@ -4,7 +4,7 @@
 //! models) the output head. Inside a unit the order of the parameters is the order of its flat buffer, chosen so that
 //! q|k|v and gate|up are adjacent and each is one matrix.
 
-use crate::config::{Axis, ModelConfig, Projection, QkNorm};
+use crate::config::{Axis, Experts, ModelConfig, Projection, QkNorm};
 
 /// How a parameter starts when a model is made from nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -197,10 +197,15 @@ fn layer(config: &ModelConfig, index: usize) -> UnitTree {
     unit.add_fused(&[output], config.o_bias);
     unit.add_norm(&root, norms.after_attention);
     unit.add_norm(&root, norms.before_mlp);
-    unit.add_projections(config.gate_up, mlp, config.mlp_bias);
-    let (path, cut) = (mlp("down_proj"), Cut::Inputs(Axis::Intermediate));
-    let down = linear(&path, config.intermediate_size, hidden, cut);
-    unit.add_fused(&[down], config.mlp_bias);
+    match config.experts_of(index) {
+        Some(experts) => unit.add_experts(&root, experts),
+        None => {
+            unit.add_projections(config.gate_up, mlp, config.mlp_bias);
+            let (path, cut) = (mlp("down_proj"), Cut::Inputs(Axis::Intermediate));
+            let down = linear(&path, config.intermediate_size, hidden, cut);
+            unit.add_fused(&[down], config.mlp_bias);
+        }
+    }
     unit.add_norm(&root, norms.after_mlp);
     unit.unit
 }
@@ -264,6 +269,25 @@ impl<'a> UnitBuilder<'a> {
         };
         let modules: Vec<Module> = projections.iter().map(module).collect();
         self.add_fused(&modules, bias);
+    }
+
+    /// The router, then all experts' gate and up branches, then all that return.
+    fn add_experts(&mut self, root: &str, experts: &Experts) {
+        let (names, hidden) = (experts.names, self.config.hidden_size);
+        let block = format!("{root}.{}", names.block);
+        let path = format!("{block}.{}", names.router);
+        // Each rank has a part of the experts' columns, so a part of the router's gradient.
+        let cut = Cut::OfParts(Axis::ExpertIntermediate);
+        self.add(linear(&path, hidden, experts.rule.experts, cut));
+        let path = |expert: usize, name: &str| format!("{block}.experts.{expert}.{name}");
+        for expert in 0..experts.rule.experts {
+            self.add_projections(names.gate_up, |name| path(expert, name), false);
+        }
+        for expert in 0..experts.rule.experts {
+            let cut = Cut::Inputs(Axis::ExpertIntermediate);
+            let path = path(expert, names.down);
+            self.add(linear(&path, experts.intermediate_size, hidden, cut));
+        }
     }
 
     fn add(&mut self, module: Module) {

@@ -6,6 +6,7 @@
 use std::ops::Range;
 
 use tandem_tensor::Tensor;
+use tandem_tensor::experts::Rule;
 
 use crate::config::{LayerNorms, ModelConfig, QkNorm};
 
@@ -35,6 +36,26 @@ pub struct LayerDims {
     pub layer_norms: LayerNorms,
     /// How q and k are normalised.
     pub qk_norm: Option<QkNormDims>,
+    /// The mixture of experts that is in the place of the MLP.
+    pub experts: Option<ExpertsDims>,
+}
+
+/// The slice of a mixture of experts that this rank computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ExpertsDims {
+    /// All experts, and how the router chooses.
+    pub rule: Rule,
+    /// Columns of each expert here.
+    pub intermediate: usize,
+}
+
+/// The blocks of a layer that every rank of a row computes whole, instead of a slice of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct WholeBlocks {
+    /// The attention.
+    pub attention: bool,
+    /// The MLP.
+    pub mlp: bool,
 }
 
 /// How this rank's q and k are normalised.
@@ -54,8 +75,8 @@ pub enum QkNormDims {
 }
 
 impl LayerDims {
-    /// The whole layer.
-    pub fn whole(config: &ModelConfig) -> Self {
+    /// The whole of layer `index`.
+    pub fn whole(config: &ModelConfig, index: usize) -> Self {
         Self {
             hidden: config.hidden_size,
             head_dim: config.head_dim,
@@ -67,6 +88,10 @@ impl LayerDims {
             o_bias: config.o_bias,
             mlp_bias: config.mlp_bias,
             layer_norms: config.layer_norms,
+            experts: config.experts_of(index).map(|experts| ExpertsDims {
+                rule: experts.rule,
+                intermediate: experts.intermediate_size,
+            }),
             qk_norm: config.qk_norm.map(|kind| match kind {
                 QkNorm::PerHead => QkNormDims::PerHead,
                 QkNorm::AcrossHeads => QkNormDims::AcrossHeads {
@@ -76,6 +101,24 @@ impl LayerDims {
                 },
             }),
         }
+    }
+
+    /// The same slice of layer `index`, with the blocks of `blocks` whole.
+    #[must_use]
+    pub fn with_whole(self, config: &ModelConfig, index: usize, blocks: WholeBlocks) -> Self {
+        let whole = Self::whole(config, index);
+        let mut dims = self;
+        if blocks.attention {
+            dims = Self {
+                intermediate: dims.intermediate,
+                experts: dims.experts,
+                ..whole.clone()
+            };
+        }
+        if blocks.mlp {
+            dims.intermediate = whole.intermediate;
+        }
+        dims
     }
 
     /// Weights of the norms of q and k, where they have norms.
@@ -114,6 +157,34 @@ pub struct LayerTensors {
     pub norm_after_attention: Option<Tensor>,
     /// `[hidden]`
     pub norm_before_mlp: Option<Tensor>,
+    /// The MLP, or what is in its place.
+    pub mlp: MlpTensors,
+    /// `[hidden]`
+    pub norm_after_mlp: Option<Tensor>,
+}
+
+/// The tensors of the second block of a layer.
+#[derive(Debug)]
+pub enum MlpTensors {
+    /// A gated MLP.
+    Dense(DenseTensors),
+    /// A mixture of experts.
+    Experts(ExpertsTensors),
+}
+
+impl MlpTensors {
+    /// What is added after the sum over the row, where there is something.
+    pub(crate) fn bias(&self) -> Option<&Tensor> {
+        match self {
+            Self::Dense(dense) => dense.down_bias.as_ref(),
+            Self::Experts(_) => None,
+        }
+    }
+}
+
+/// The tensors of a gated MLP; `[out, in]` matrices.
+#[derive(Debug)]
+pub struct DenseTensors {
     /// `[2 * intermediate, hidden]`
     pub gate_up_weight: Tensor,
     /// `[2 * intermediate]`
@@ -122,8 +193,6 @@ pub struct LayerTensors {
     pub down_weight: Tensor,
     /// `[hidden]`
     pub down_bias: Option<Tensor>,
-    /// `[hidden]`
-    pub norm_after_mlp: Option<Tensor>,
 }
 
 impl LayerTensors {
@@ -145,14 +214,30 @@ impl LayerTensors {
             o_bias: carve.optional(dims.o_bias, hidden)?,
             norm_after_attention: carve.optional(norms.after_attention.is_some(), hidden)?,
             norm_before_mlp: carve.optional(norms.before_mlp.is_some(), hidden)?,
-            gate_up_weight: carve.matrix(2 * dims.intermediate, hidden)?,
-            gate_up_bias: carve.optional(dims.mlp_bias, 2 * dims.intermediate)?,
-            down_weight: carve.matrix(hidden, dims.intermediate)?,
-            down_bias: carve.optional(dims.mlp_bias, hidden)?,
+            mlp: match &dims.experts {
+                Some(experts) => MlpTensors::Experts(carve.experts(experts, hidden)?),
+                None => MlpTensors::Dense(DenseTensors {
+                    gate_up_weight: carve.matrix(2 * dims.intermediate, hidden)?,
+                    gate_up_bias: carve.optional(dims.mlp_bias, 2 * dims.intermediate)?,
+                    down_weight: carve.matrix(hidden, dims.intermediate)?,
+                    down_bias: carve.optional(dims.mlp_bias, hidden)?,
+                }),
+            },
             norm_after_mlp: carve.optional(norms.after_mlp.is_some(), hidden)?,
         };
         carve.is_done().then_some(tensors)
     }
+}
+
+/// The tensors of a mixture of experts; `[out, in]` matrices.
+#[derive(Debug)]
+pub struct ExpertsTensors {
+    /// `[experts, hidden]`
+    pub router: Tensor,
+    /// For each expert `[2 * intermediate, hidden]`
+    pub gate_up: Vec<Tensor>,
+    /// For each expert `[hidden, intermediate]`
+    pub down: Vec<Tensor>,
 }
 
 /// The tensors behind the last layer.
@@ -206,6 +291,19 @@ impl<'a> Carve<'a> {
             self.vector(rows * columns)?
                 .view([rows as i64, columns as i64]),
         )
+    }
+
+    fn experts(&mut self, dims: &ExpertsDims, hidden: usize) -> Option<ExpertsTensors> {
+        let (count, inner) = (dims.rule.experts, dims.intermediate);
+        Some(ExpertsTensors {
+            router: self.matrix(count, hidden)?,
+            gate_up: (0..count)
+                .map(|_| self.matrix(2 * inner, hidden))
+                .collect::<Option<_>>()?,
+            down: (0..count)
+                .map(|_| self.matrix(hidden, inner))
+                .collect::<Option<_>>()?,
+        })
     }
 
     /// `Some(None)` where the tensor does not exist in this model.

@@ -31,6 +31,9 @@ pub trait TpContext {
     /// When a peer fails.
     fn start_reduce_tokens(&self, partial: Tensor) -> Result<Box<dyn PendingTensor>, TpError>;
 
+    /// Of all tokens `[tokens, features]`, this rank's.
+    fn own_tokens(&self, all: Tensor) -> Tensor;
+
     /// Sums the small fp32 tensor `partial`, in place, over all ranks: numbers of all tokens, which every rank sees.
     ///
     /// # Errors
@@ -76,7 +79,40 @@ impl TpContext for SingleRank {
         Ok(Box::new(partial))
     }
 
+    fn own_tokens(&self, all: Tensor) -> Tensor {
+        all
+    }
+
     fn sum_over_row(&self, _partial: &Tensor) -> Result<(), TpError> {
+        Ok(())
+    }
+
+    fn gather_stats(&self, stats: &Tensor) -> Result<Tensor, TpError> {
+        Ok(stats.unsqueeze(0))
+    }
+}
+
+/// The row as a block sees it that every rank computes whole: there is nothing to add up, and each keeps its own tokens.
+pub(crate) struct WholeBlock<'a>(pub(crate) &'a dyn TpContext);
+
+impl TpContext for WholeBlock<'_> {
+    fn gather_tokens(&self, local: &Tensor) -> Result<Tensor, TpError> {
+        self.0.gather_tokens(local)
+    }
+
+    fn reduce_tokens(&self, whole: Tensor) -> Result<Tensor, TpError> {
+        Ok(self.own_tokens(whole))
+    }
+
+    fn start_reduce_tokens(&self, whole: Tensor) -> Result<Box<dyn PendingTensor>, TpError> {
+        Ok(Box::new(self.own_tokens(whole)))
+    }
+
+    fn own_tokens(&self, all: Tensor) -> Tensor {
+        self.0.own_tokens(all)
+    }
+
+    fn sum_over_row(&self, _whole: &Tensor) -> Result<(), TpError> {
         Ok(())
     }
 

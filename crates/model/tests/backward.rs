@@ -6,14 +6,15 @@
 #![allow(clippy::unwrap_used)] // a failed helper is a failed test
 
 use std::rc::Rc;
+use std::sync::Arc;
 
 use serde_json::{Value, json};
 use tandem_model::{
-    DecoderLayer, Embedding, Head, HeadTensors, LayerDims, LayerTensors, ModelConfig, ModuleTree,
-    Recompute, RopeTable, SingleRank,
+    DecoderLayer, Embedding, Head, HeadTensors, LayerDims, LayerTensors, MlpTensors, ModelConfig,
+    ModuleTree, Recompute, RopeTable, SingleRank, TokenFacts, WholeBlocks,
 };
 use tandem_tensor::Accumulate;
-use tandem_tensor::attention::AttentionSpec;
+use tandem_tensor::attention::{AttentionSpec, Documents};
 use tandem_tensor::cross_entropy::Bend;
 use tandem_tensor::rms_norm::NormSpec;
 use tandem_tensor::scratch::Scratch;
@@ -63,7 +64,8 @@ fn assert_slope(label: &str, analytic: f64, numeric: f64, scale: f64) {
 
 fn layer(config: &ModelConfig) -> DecoderLayer {
     DecoderLayer {
-        dims: LayerDims::whole(config),
+        dims: LayerDims::whole(config, 0),
+        whole: WholeBlocks::default(),
         rope: config.rope[0]
             .as_ref()
             .map(|rope| Rc::new(RopeTable::new(rope, config.rotary_dim, SEQ, Device::Cpu))),
@@ -127,6 +129,12 @@ fn a_layers_backward_is_the_derivative_of_its_forward() {
             "granite multipliers without biases",
             json!({"architectures": ["GraniteForCausalLM"], "residual_multiplier": 0.4}),
         ),
+        // All are chosen: between two choices there is no derivative.
+        (
+            "experts",
+            json!({"architectures": ["Qwen3MoeForCausalLM"], "num_experts": 3, "num_experts_per_tok": 3,
+                "moe_intermediate_size": 10}),
+        ),
     ];
     for (name, change) in variants {
         let config = config(change);
@@ -135,12 +143,22 @@ fn a_layers_backward_is_the_derivative_of_its_forward() {
         for map in [None, Some(vec![0, 1, 1, 1])] {
             layer.dims.kv_of_q = map.clone();
             let label = format!("{name}, map {map:?}");
-            check_layer(&label, &config, &layer);
+            check_layer(&label, &config, &layer, None);
+            // The first row is two documents, the second three.
+            let starts = vec![vec![0, 2], vec![0, 1, SEQ as u32 - 1]];
+            let documents = Documents::new(starts, SEQ, Device::Cpu).map(Arc::new);
+            let label = format!("{label}, with documents");
+            check_layer(&label, &config, &layer, documents.as_ref());
         }
     }
 }
 
-fn check_layer(label: &str, config: &ModelConfig, layer: &DecoderLayer) {
+fn check_layer(
+    label: &str,
+    config: &ModelConfig,
+    layer: &DecoderLayer,
+    documents: Option<&Arc<Documents>>,
+) {
     let numel = ModuleTree::new(config).units[1]
         .parameters
         .iter()
@@ -150,10 +168,14 @@ fn check_layer(label: &str, config: &ModelConfig, layer: &DecoderLayer) {
     let flat = randn(&[numel], 1, 0.3);
     let x = randn(&[tokens, 16], 2, 1.0);
     let d_out = randn(&[tokens, 16], 3, 1.0);
+    let facts = TokenFacts {
+        documents,
+        counted: &[],
+    };
     let loss = |flat: &Tensor, x: &Tensor| {
         let weights = LayerTensors::view(flat, &layer.dims).unwrap();
         let (y, _) = layer
-            .forward(&weights, x.copy(), None, &SingleRank, Recompute::Light)
+            .forward(&weights, x.copy(), facts, &SingleRank, Recompute::Light)
             .unwrap();
         dot(&y, &d_out)
     };
@@ -163,7 +185,7 @@ fn check_layer(label: &str, config: &ModelConfig, layer: &DecoderLayer) {
         let d_flat = Tensor::full([numel], f64::NAN, (Kind::Float, Device::Cpu));
         let d_weights = LayerTensors::view(&d_flat, &layer.dims).unwrap();
         let (_, saved) = layer
-            .forward(&weights, x.copy(), None, &SingleRank, recompute)
+            .forward(&weights, x.copy(), facts, &SingleRank, recompute)
             .unwrap();
         let d_x = layer
             .backward(
@@ -172,6 +194,7 @@ fn check_layer(label: &str, config: &ModelConfig, layer: &DecoderLayer) {
                 Accumulate::First,
                 saved,
                 d_out.copy(),
+                None,
                 &SingleRank,
             )
             .unwrap();
@@ -325,7 +348,10 @@ fn views_cover_a_layers_buffer_in_the_order_of_its_parameters() {
         let unit = &ModuleTree::new(&config).units[1];
         let numel: usize = unit.parameters.iter().map(|p| p.numel()).sum();
         let flat = Tensor::from_slice(&(0..numel).map(|i| i as f32).collect::<Vec<_>>());
-        let views = LayerTensors::view(&flat, &LayerDims::whole(&config)).unwrap();
+        let views = LayerTensors::view(&flat, &LayerDims::whole(&config, 0)).unwrap();
+        let MlpTensors::Dense(mlp) = &views.mlp else {
+            panic!("a dense layer");
+        };
         let start = |end: &str| -> f64 {
             let before = unit
                 .parameters
@@ -338,15 +364,15 @@ fn views_cover_a_layers_buffer_in_the_order_of_its_parameters() {
         let start_of = |name: &str, kind: &str| start(&format!("{name}.{kind}"));
         assert_eq!(first(&views.qkv_weight), start_of(qkv, "weight"));
         assert_eq!(first(&views.o_weight), start("o_proj.weight"));
-        assert_eq!(first(&views.gate_up_weight), start_of(gate_up, "weight"));
-        assert_eq!(first(&views.down_weight), start("down_proj.weight"));
+        assert_eq!(first(&mlp.gate_up_weight), start_of(gate_up, "weight"));
+        assert_eq!(first(&mlp.down_weight), start("down_proj.weight"));
         for (view, end) in [
             (&views.qkv_bias, "q_proj.bias"),
             (&views.q_norm, "q_norm.weight"),
             (&views.k_norm, "k_norm.weight"),
             (&views.o_bias, "o_proj.bias"),
-            (&views.gate_up_bias, "gate_proj.bias"),
-            (&views.down_bias, "down_proj.bias"),
+            (&mlp.gate_up_bias, "gate_proj.bias"),
+            (&mlp.down_bias, "down_proj.bias"),
         ] {
             if let Some(view) = view {
                 assert_eq!(first(view), start(end), "{end}");
@@ -367,7 +393,7 @@ fn views_cover_a_layers_buffer_in_the_order_of_its_parameters() {
         assert!(
             LayerTensors::view(
                 &flat.narrow(0, 1, numel as i64 - 1),
-                &LayerDims::whole(&config)
+                &LayerDims::whole(&config, 0)
             )
             .is_none()
         );

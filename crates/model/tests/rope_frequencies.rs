@@ -145,7 +145,7 @@ fn the_keys_of_transformers_4_describe_the_same_tables() {
         let kind = scaling.remove("rope_type").unwrap();
         scaling.insert("type".to_owned(), kind);
         old["rope_scaling"] = scaling.into();
-        let (old, new) = (table_of(old, case), table(case, new));
+        let (old, new) = (table_of(old), table(case, new));
         println!("{}", case.name);
         assert!(
             old.cos.equal(&new.cos) && old.sin.equal(&new.sin),
@@ -169,10 +169,10 @@ fn config_json(case: &Case) -> Value {
 fn table(case: &Case, parameters: Value) -> RopeTable {
     let mut json = config_json(case);
     json["rope_parameters"] = parameters;
-    table_of(json, case)
+    table_of(json)
 }
 
-fn table_of(json: Value, case: &Case) -> RopeTable {
+fn table_of(json: Value) -> RopeTable {
     let config = ModelConfig::from_json(json.as_object().unwrap()).unwrap();
     let rope = config.rope[0].as_ref().unwrap();
     RopeTable::new(rope, config.rotary_dim, SEQ, Device::Cpu)

@@ -2,7 +2,8 @@
 //!
 //! In every block (the attention, the MLP) the last matrix product that returns to the residual stream is row-parallel
 //! and its predecessors are column-parallel, so that one sum per block suffices (Megatron-LM, arXiv 1909.08053). A norm of all
-//! that such a product gives is cut with it. Tables and products over the vocabulary are cut over the vocabulary.
+//! that such a product gives is cut with it. A product that has blocks beside it, inside of its own, is a router and whole on
+//! every rank. Tables and products over the vocabulary are cut over the vocabulary.
 
 use std::collections::BTreeMap;
 
@@ -82,8 +83,13 @@ impl AutoTp {
         for (regex, style) in &self.overrides {
             let mut used = false;
             for (path, planned) in &mut styles {
-                if regex.is_match(path) {
-                    *planned = *style;
+                // DeepSpeed's patterns are about parameters.
+                if regex.is_match(path) || regex.is_match(&format!("{path}.weight")) {
+                    *planned = match (*style, *planned) {
+                        // Their outputs are the vocabulary.
+                        (Style::Colwise, Style::VocabParallel) => Style::VocabParallel,
+                        (style, _) => style,
+                    };
                     used = true;
                 }
             }
@@ -93,7 +99,16 @@ impl AutoTp {
                 });
             }
         }
-        Ok(Plan { styles })
+        let mut plan = Plan { styles };
+        // A norm of what a product gives goes with it.
+        for module in tree.modules() {
+            let is_norm = matches!(module.kind, ModuleKind::Norm { .. });
+            let is_cut = plan.styles.get(&module.path) == Some(&Style::Colwise);
+            if is_norm && is_cut && plan.is_whole(module.parent()) {
+                plan.styles.insert(module.path.clone(), Style::Replicate);
+            }
+        }
+        Ok(plan)
     }
 }
 
@@ -118,6 +133,7 @@ fn infer_unit(modules: &[Module]) -> Vec<(String, Style)> {
                 ModuleKind::HeadNorm { .. } => Style::Replicate,
                 ModuleKind::Embedding { .. } => Style::VocabParallel,
                 ModuleKind::Linear { .. } if module.parent().is_empty() => Style::VocabParallel,
+                ModuleKind::Linear { .. } if has_inner_blocks(modules, module) => Style::Replicate,
                 ModuleKind::Linear { .. } => {
                     let ends_block = !modules[position + 1..].iter().any(|later| {
                         later.parent() == module.parent()
@@ -133,4 +149,13 @@ fn infer_unit(modules: &[Module]) -> Vec<(String, Style)> {
             (module.path.clone(), style)
         })
         .collect()
+}
+
+/// Whether there are blocks of products inside of the module's own: then it does not lead to the residual stream, but chooses
+/// among them (the router of a mixture of experts).
+fn has_inner_blocks(modules: &[Module], module: &Module) -> bool {
+    modules.iter().any(|other| {
+        let inside = other.parent().strip_prefix(module.parent());
+        inside.is_some_and(|rest| rest.starts_with('.'))
+    })
 }

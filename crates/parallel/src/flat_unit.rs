@@ -29,6 +29,7 @@ use crate::buffer_pool::BufferPool;
 use crate::error::ParallelError;
 use crate::layout::UnitLayout;
 use crate::sharding::{Precision, ShardingLevel};
+use crate::weight_decay::WeightDecayOn;
 
 pub use state::{OptimizerState, OwnedPiece};
 
@@ -38,6 +39,8 @@ const ALIGN: usize = 32;
 /// What all units of a rank share.
 #[derive(Clone)]
 pub struct UnitSetup {
+    /// Whether there are gradients and optimizer states; without them there is the forward pass only.
+    pub trains: bool,
     /// The column of the mesh.
     pub dp: Arc<dyn ProcessGroup>,
     /// The row of the mesh.
@@ -112,14 +115,15 @@ impl FlatUnit {
             Kind::Float => shard.shallow_clone(),
             _ => zeros(owned.len()),
         };
-        let gradient = keeps_gradient.then(|| zeros(numel));
+        let trained = if setup.trains { owned.len() } else { 0 };
+        let gradient = (keeps_gradient && setup.trains).then(|| zeros(numel));
         let gradient_shard = match &gradient {
             Some(gradient) => own(gradient),
-            None => zeros(owned.len()),
+            None => zeros(trained),
         };
         Self {
-            exp_avg: zeros(owned.len()),
-            exp_avg_sq: zeros(owned.len()),
+            exp_avg: zeros(trained),
+            exp_avg_sq: zeros(trained),
             layout,
             setup,
             owned,
@@ -356,21 +360,31 @@ impl FlatUnit {
             .sum()
     }
 
-    /// AdamW on the owned range; then, where parameters are kept whole, starts gathering the updated ones.
+    /// AdamW on the owned range; then, where parameters are kept whole, starts gathering the updated ones. Parameters that `on`
+    /// leaves out do not decay.
     ///
     /// # Errors
     /// When a peer fails.
-    pub fn update(&mut self, step: &AdamWStep) -> Result<(), ParallelError> {
-        adamw::step(
-            &AdamWState {
-                master: &self.master,
-                exp_avg: &self.exp_avg,
-                exp_avg_sq: &self.exp_avg_sq,
-                gradient: &self.gradient_shard,
-                compute: self.separate_compute_copy(),
-            },
-            step,
-        );
+    pub fn update(&mut self, step: &AdamWStep, on: WeightDecayOn) -> Result<(), ParallelError> {
+        let compute = self.separate_compute_copy();
+        for (range, decays) in on.segments(&self.layout.params, &self.owned) {
+            let (start, len) = ((range.start - self.owned.start) as i64, range.len() as i64);
+            let part = |tensor: &Tensor| tensor.narrow(0, start, len);
+            let weight_decay = if decays { step.weight_decay } else { 0.0 };
+            adamw::step(
+                &AdamWState {
+                    master: &part(&self.master),
+                    exp_avg: &part(&self.exp_avg),
+                    exp_avg_sq: &part(&self.exp_avg_sq),
+                    gradient: &part(&self.gradient_shard),
+                    compute: compute.map(part).as_ref(),
+                },
+                &AdamWStep {
+                    weight_decay,
+                    ..*step
+                },
+            );
+        }
         self.start_refresh()
     }
 

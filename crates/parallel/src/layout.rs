@@ -46,6 +46,23 @@ pub struct UnitLayout {
     pub numel: usize,
 }
 
+impl UnitLayout {
+    /// Elements of the unit's parameters, whole.
+    pub(crate) fn whole(&self) -> usize {
+        let specs = self.params.iter().map(|param| &param.spec);
+        // Parts of one parameter are neighbours.
+        let mut last: Option<&ParamSpec> = None;
+        let mut whole = 0;
+        for spec in specs {
+            if last.is_none_or(|last| last.name != spec.name) {
+                whole += spec.numel();
+            }
+            last = Some(spec);
+        }
+        whole
+    }
+}
+
 /// Every unit of the model on `tp_rank`.
 pub fn layouts(
     config: &ModelConfig,
@@ -163,6 +180,7 @@ impl RankView<'_> {
             Axis::QHeads => scaled(&self.slices.q_heads[rank]),
             Axis::KvHeads => scaled(&self.slices.kv_heads[rank]),
             Axis::Intermediate => self.slices.intermediate[rank].clone(),
+            Axis::ExpertIntermediate => self.slices.expert_intermediate[rank].clone(),
             Axis::Vocab => self.slices.vocab[rank].clone(),
         }
     }
@@ -176,14 +194,31 @@ impl RankView<'_> {
                 name: param.spec.name.clone(),
                 len: param.slice.numel(),
                 flat: Some(param.span()),
-                // Norms and row-parallel biases see all tokens, unless tokens are cut over the row.
-                partial_gradient: matches!(cut, Cut::OfParts(_)) || self.sequence_parallel,
+                partial_gradient: self.has_partial_gradient(&param.spec, cut),
             }],
             Some(Part {
                 axis: Axis::KvHeads,
                 ..
             }) => self.shared_heads(param),
             Some(_) => Vec::new(),
+        }
+    }
+
+    /// Whether the gradient of a parameter that every rank holds whole is of a part of the tokens or heads.
+    fn has_partial_gradient(&self, spec: &ParamSpec, cut: Cut) -> bool {
+        let block = || {
+            spec.module()
+                .rsplit_once('.')
+                .map_or("", |(block, _)| block)
+        };
+        match cut {
+            // Norms of heads see those of their rank.
+            Cut::OfParts(_) => !self.plan.is_whole(block()),
+            // In a block that every rank computes whole; a bias behind it is added to the rank's own tokens.
+            Cut::Outputs(_) => false,
+            Cut::Inputs(_) if spec.shape.len() > 1 => false,
+            // These see all tokens, unless tokens are cut over the row.
+            Cut::Inputs(_) | Cut::Whole => self.sequence_parallel,
         }
     }
 

@@ -43,6 +43,7 @@ mod replicas;
 mod sharding;
 mod tp_group;
 mod tp_slices;
+mod weight_decay;
 mod weights;
 
 pub use autotp::{AutoTp, AutoTpError};
@@ -59,4 +60,5 @@ pub use replicas::Replica;
 pub use sharding::{Precision, ShardingLevel, Strategy};
 pub use tp_group::{TpGroup, TpTokens};
 pub use tp_slices::{TpSlices, TpSlicesError};
+pub use weight_decay::WeightDecayOn;
 pub use weights::{RandomInit, WeightSource};

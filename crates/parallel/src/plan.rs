@@ -58,6 +58,17 @@ pub enum PlanError {
         /// What the decoder's modules do.
         expected: Style,
     },
+    /// A block of which a part is cut.
+    #[error(
+        "the plan replicates a part of {block}, but cuts {module}: a block is cut, or every rank computes it whole; replicate all \
+         that is in it, or nothing"
+    )]
+    Partly {
+        /// The block's path.
+        block: String,
+        /// The path of a module in it.
+        module: String,
+    },
 }
 
 /// The plan as one would declare it for PyTorch's `parallelize_module`, by how a module may be cut, which stands in the
@@ -81,6 +92,17 @@ impl Plan {
         }
     }
 
+    /// Whether every rank of a row computes the block `path`, an attention or an MLP, whole: then nothing in it returns to the
+    /// residual stream by a sum.
+    pub fn is_whole(&self, block: &str) -> bool {
+        let is_inside = |path: &str| {
+            path.rsplit_once('.')
+                .is_some_and(|(parent, _)| parent == block)
+        };
+        let mut inside = self.styles.iter().filter(|(path, _)| is_inside(path));
+        inside.all(|(_, style)| *style != Style::Rowwise)
+    }
+
     /// # Errors
     /// When a module has no style, or one that the decoder's modules do not compute.
     pub fn check(&self, tree: &ModuleTree) -> Result<(), PlanError> {
@@ -94,6 +116,22 @@ impl Plan {
                     module: module.path.clone(),
                 });
             };
+            let block = module.parent();
+            let is_in_block = matches!(expected, Style::Colwise | Style::Rowwise)
+                // Experts are cut always: every rank's router reckons with that.
+                && !matches!(
+                    module.cut,
+                    Cut::Outputs([Axis::ExpertIntermediate]) | Cut::Inputs(Axis::ExpertIntermediate)
+                );
+            if is_in_block && self.is_whole(block) {
+                if style == Style::Replicate {
+                    continue;
+                }
+                return Err(PlanError::Partly {
+                    block: block.to_owned(),
+                    module: module.path.clone(),
+                });
+            }
             if style != expected {
                 return Err(PlanError::Unsupported {
                     module: module.path.clone(),

@@ -105,6 +105,16 @@ impl TpContext for TpTokens {
         Ok(Box::new(reducing))
     }
 
+    fn own_tokens(&self, all: Tensor) -> Tensor {
+        if !self.cuts_tokens {
+            return all;
+        }
+        let rank = self.group.rank();
+        let start: usize = self.counts[..rank].iter().sum();
+        all.narrow(0, start as i64, self.counts[rank] as i64)
+            .contiguous()
+    }
+
     fn sum_over_row(&self, partial: &Tensor) -> Result<(), TpError> {
         let group = &self.group;
         if group.size() == 1 {

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use tandem_mesh::partition;
-use tandem_model::{LayerDims, ModelConfig, QkNormDims};
+use tandem_model::{ExpertsDims, LayerDims, ModelConfig, QkNormDims};
 
 /// Per tp_rank, the range that it computes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,6 +15,8 @@ pub struct TpSlices {
     pub kv_heads: Vec<Range<usize>>,
     /// Columns of the MLP: a partition.
     pub intermediate: Vec<Range<usize>>,
+    /// Columns of each expert of a mixture: a partition.
+    pub expert_intermediate: Vec<Range<usize>>,
     /// Vocabulary entries: a partition.
     pub vocab: Vec<Range<usize>>,
     heads_per_kv: usize,
@@ -35,10 +37,13 @@ impl TpSlices {
     /// # Errors
     /// When a rank would have no query head, no MLP column or no vocabulary entry.
     pub fn new(config: &ModelConfig, tp_size: usize) -> Result<Self, TpSlicesError> {
+        let experts = config.experts.as_ref();
+        let of_expert = experts.map(|experts| experts.intermediate_size);
         for (count, what) in [
             (config.num_heads, "attention heads"),
             (config.intermediate_size, "MLP columns"),
             (config.vocab_size, "vocabulary entries"),
+            (of_expert.unwrap_or(tp_size), "columns of an expert"),
         ] {
             if tp_size > count {
                 return Err(TpSlicesError {
@@ -73,6 +78,7 @@ impl TpSlices {
             q_heads,
             kv_heads,
             intermediate: cut(config.intermediate_size),
+            expert_intermediate: cut(of_expert.unwrap_or(0)),
             vocab: cut(config.vocab_size),
             heads_per_kv,
         })
@@ -100,8 +106,8 @@ impl TpSlices {
         first - held.start..held.len()
     }
 
-    /// Dimensions of a layer on `tp_rank`.
-    pub fn layer_dims(&self, config: &ModelConfig, tp_rank: usize) -> LayerDims {
+    /// Dimensions of layer `index` on `tp_rank`.
+    pub fn layer_dims(&self, config: &ModelConfig, index: usize, tp_rank: usize) -> LayerDims {
         let (q, kv) = (&self.q_heads[tp_rank], &self.kv_heads[tp_rank]);
         let map: Vec<i64> = q
             .clone()
@@ -113,7 +119,7 @@ impl TpSlices {
                 .iter()
                 .enumerate()
                 .all(|(i, &kv_head)| kv_head as usize == i / (q.len() / kv.len()));
-        let whole = LayerDims::whole(config);
+        let whole = LayerDims::whole(config, index);
         let qk_norm = whole.qk_norm.clone().map(|norm| match norm {
             QkNormDims::PerHead => QkNormDims::PerHead,
             QkNormDims::AcrossHeads {
@@ -132,6 +138,10 @@ impl TpSlices {
             kv_of_q: (!uniform).then_some(map),
             intermediate: self.intermediate[tp_rank].len(),
             qk_norm,
+            experts: whole.experts.map(|experts| ExpertsDims {
+                intermediate: self.expert_intermediate[tp_rank].len(),
+                ..experts
+            }),
             ..whole
         }
     }

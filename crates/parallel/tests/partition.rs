@@ -182,9 +182,26 @@ fn overrides_are_honoured_or_refused() {
     );
     let refusal = skipped.check(&tree).unwrap_err().to_string();
     assert!(
-        refusal.contains("mlp.down_proj") && refusal.contains("rowwise"),
+        refusal.contains("layers.0.mlp") && refusal.contains("replicate all"),
         "{refusal}"
     );
+    let whole = plan(r"mlp\.=replicate").unwrap();
+    whole.check(&tree).unwrap();
+    assert!(whole.is_whole("model.layers.1.mlp") && !whole.is_whole("model.layers.1.self_attn"));
+    assert!(plan("q_proj=replicate").unwrap().check(&tree).is_err());
+    assert!(
+        plan("lm_head|embed_tokens=replicate")
+            .unwrap()
+            .check(&tree)
+            .is_err()
+    );
+    // As DeepSpeed's files have them: about parameters, and the outputs of the embedding are the vocabulary.
+    for same in [
+        r"^(?:.*\.(up|gate)_proj\.weight$)=colwise",
+        r"^(?:.*\.embed_tokens$)=colwise",
+    ] {
+        assert_eq!(plan(same).unwrap(), Plan::declared(&tree), "{same}");
+    }
     assert!(
         plan("no_such_module=rowwise")
             .unwrap_err()
@@ -216,6 +233,41 @@ fn only_a_unit_like_no_other_keeps_its_buffers_on_all_ranks_alike() {
                 let first = if tied { Optimizer } else { level };
                 let expected = [vec![first], vec![level; rest]].concat();
                 assert_eq!(level.of_units(&layouts), expected);
+            }
+        }
+    }
+}
+
+/// What every rank computes whole, it holds whole; the first answers for it; and each has its whole gradient, because it has seen
+/// all tokens, even where the residual stream is cut by token.
+#[test]
+fn a_block_that_is_replicated_is_whole_on_every_rank() {
+    let config = config("LlamaForCausalLM", 4, 2, 20, true);
+    let tree = ModuleTree::new(&config);
+    let overrides = [r"layers\.0\.self_attn\.|layers\.1\.mlp\.=replicate".to_owned()];
+    let plan = AutoTp::with_overrides(&overrides)
+        .unwrap()
+        .infer(&tree)
+        .unwrap();
+    plan.check(&tree).unwrap();
+    let slices = TpSlices::new(&config, 2).unwrap();
+    for rank in 0..2 {
+        for unit in layouts(&config, &tree, &plan, &slices, rank, true) {
+            for param in &unit.params {
+                let is_whole = param.spec.name.contains("layers.0.self_attn")
+                    || param.spec.name.contains("layers.1.mlp");
+                let is_matrix = param.spec.shape.len() == 2;
+                if is_matrix {
+                    let held = param.slice.numel() == param.spec.numel();
+                    assert_eq!(held, is_whole, "{}", param.spec.name);
+                }
+                if is_whole {
+                    let counted = if rank == 0 { param.spec.numel() } else { 0 };
+                    assert_eq!(param.counted.len(), counted, "{}", param.spec.name);
+                    let mut replicas = unit.replicas.iter();
+                    let replica = replicas.find(|it| it.name == param.spec.name).unwrap();
+                    assert!(!replica.partial_gradient, "{}", param.spec.name);
+                }
             }
         }
     }

@@ -1,4 +1,4 @@
-//! The engine of a rank: the same for training, for `tandem replay` and for `tandem bench`.
+//! The engine of a rank: the same for training, for `tandem replay`, for `tandem bench`, and, less what trains, for `tandem eval`.
 
 use tandem_model::ModelConfig;
 use tandem_parallel::Strategy;
@@ -16,7 +16,30 @@ pub fn engine(
     seq: usize,
     ranks: &Ranks,
 ) -> Outcome<Engine> {
+    built(spec, config, strategy, seq, ranks, true)
+}
+
+/// The same for evaluation alone: without gradients and optimizer states, which are most of the memory.
+pub fn forward_engine(
+    spec: &EngineSpec,
+    config: &ModelConfig,
+    strategy: Strategy,
+    seq: usize,
+    ranks: &Ranks,
+) -> Outcome<Engine> {
+    built(spec, config, strategy, seq, ranks, false)
+}
+
+fn built(
+    spec: &EngineSpec,
+    config: &ModelConfig,
+    strategy: Strategy,
+    seq: usize,
+    ranks: &Ranks,
+    trains: bool,
+) -> Outcome<Engine> {
     Engine::new(EngineSetup {
+        trains,
         config: config.clone(),
         strategy,
         mesh: spec.mesh,

@@ -50,6 +50,10 @@ impl EvalData {
         hub: &Hub,
         progress: &mut dyn Progress,
     ) -> Outcome<Self> {
+        let named = |failure: Failure| Failure {
+            message: format!("{flag}: {}", failure.message),
+            ..failure
+        };
         let of_flag = |failure: Failure| Failure::usage(format!("{flag}: {}", failure.message));
         let mut left_out = Vec::new();
         let (cache, name) = match place.built.filter(|path| path.is_file()) {
@@ -69,7 +73,8 @@ impl EvalData {
                     place.model_dir,
                     place.cache_dir,
                     progress,
-                )?;
+                )
+                .map_err(named)?;
                 left_out = made.1;
                 (made.0, name)
             }
@@ -106,7 +111,10 @@ impl EvalData {
 }
 
 /// The files of the first split that there is.
-fn resolve(
+///
+/// # Errors
+/// Wrong usage: there is none, or its files cannot be read.
+pub fn resolve(
     choice: &EvalChoice,
     flag: &str,
     hub: &Hub,

@@ -34,6 +34,11 @@ pub fn source(data: &Data, name: &str, hub: &Hub, progress: &mut dyn Progress) -
     })
 }
 
+/// Whether a dataset of this name is on this machine, or nowhere: no name on the hub is like it.
+pub fn is_path(name: &str) -> bool {
+    Path::new(name).exists() || tandem_data::file_list(name).is_some()
+}
+
 /// The tokenizer in `dir`.
 pub fn tokenizer(data: &Data, dir: &Path) -> Outcome<Tokenizer> {
     let tokenizer = Tokenizer::load(dir).map_err(Failure::other)?;
@@ -123,6 +128,7 @@ pub fn failure(error: CacheError) -> Failure {
     match error {
         CacheError::Example { .. }
         | CacheError::AllRefused { .. }
+        | CacheError::Empty { .. }
         | CacheError::NothingTrained { .. } => usage(error),
         other => Failure::other(other),
     }
@@ -160,6 +166,9 @@ fn layout(data: &Data, kind: ExampleKind) -> RowLayout {
     let packs = data
         .packing
         .unwrap_or(is_text || data.packing_strategy.is_some());
+    if !packs {
+        return RowLayout::PADDED;
+    }
     let by_kind = match is_text {
         true => Packing::Wrapped,
         false => Packing::BestFit,
@@ -167,7 +176,7 @@ fn layout(data: &Data, kind: ExampleKind) -> RowLayout {
     let strategy = data.packing_strategy.unwrap_or(by_kind);
     let sees_others = is_text && strategy == Packing::Wrapped;
     RowLayout {
-        packing: packs.then_some(strategy),
+        packing: Some(strategy),
         document_mask: data.document_mask.unwrap_or(!sees_others),
     }
 }

@@ -7,7 +7,7 @@ use crate::prepare::Prepared;
 use crate::resume::DATA_SIZE;
 use crate::spec::RunSpec;
 
-/// Everything of a checkpoint's state that is no progress.
+/// What a checkpoint's state says of the run itself (model, data, seed, settings), without how far it has come.
 pub fn identity(spec: &RunSpec, prepared: &Prepared) -> TrainState {
     let engine = &spec.compute.engine;
     let selection = &spec.identity.selection;

@@ -20,9 +20,12 @@
 pub mod engine;
 pub mod environment;
 mod eval_data;
+pub mod evaluation;
 mod examples;
+pub mod facts;
 pub mod failure;
 mod identity;
+pub mod kept_spec;
 pub mod libtorch;
 mod limits;
 pub mod log;

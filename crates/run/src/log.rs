@@ -12,8 +12,8 @@ use std::collections::HashMap;
 use std::fmt::{self, Write as _};
 use std::io;
 use std::str::FromStr;
-use std::sync::{Mutex, PoisonError};
 
+use parking_lot::Mutex;
 use tandem_launch::client::EventSender;
 use tandem_launch::protocol::{Level, WorkerEvent};
 use tandem_launch::tell;
@@ -131,7 +131,7 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Notes {
 /// Whether nobody else has said this before: `rank`, or the process itself. Whoever said it first may say it again.
 pub fn is_news(text: &str, rank: Option<usize>) -> bool {
     static FIRST: Mutex<Option<HashMap<String, Option<usize>>>> = Mutex::new(None);
-    let mut first = FIRST.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut first = FIRST.lock();
     let first = first.get_or_insert_default();
     if first.len() >= MAX_REMEMBERED {
         first.clear();
@@ -210,7 +210,7 @@ mod tests {
 
     impl io::Write for Kept {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().unwrap().extend_from_slice(bytes);
+            self.0.lock().extend_from_slice(bytes);
             Ok(bytes.len())
         }
         fn flush(&mut self) -> io::Result<()> {
@@ -229,7 +229,7 @@ mod tests {
             tracing::warn!(target: "others", "a warning of others");
             tracing::debug!(target: "tandem_comm::x", member = 3, "a detail");
         });
-        let bytes = kept.0.lock().unwrap().clone();
+        let bytes = kept.0.lock().clone();
         String::from_utf8(bytes).unwrap()
     }
 
@@ -267,7 +267,7 @@ mod tests {
             fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
                 let mut words = Words::default();
                 event.record(&mut words);
-                self.0.lock().unwrap().push(words.whole());
+                self.0.lock().push(words.whole());
             }
         }
         let said = Said::default();
@@ -278,7 +278,7 @@ mod tests {
             tracing::warn!(rank = 3, reason = "gone", "no descriptor");
             tracing::warn!(reason = "only this");
         });
-        let said = said.0.lock().unwrap().clone();
+        let said = said.0.lock().clone();
         assert_eq!(
             said,
             [

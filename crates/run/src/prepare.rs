@@ -35,7 +35,7 @@ pub struct Prepared {
     pub pretrained: Option<Pretrained>,
     /// Its modules.
     pub tree: ModuleTree,
-    /// How it is cut.
+    /// How the model and its states are cut over the ranks.
     pub strategy: Strategy,
     /// What of the data is not trained on and why, a line each.
     pub left_out: Vec<String>,
@@ -45,9 +45,9 @@ pub struct Prepared {
     pub dataset: Arc<Mixture>,
     /// Documents and tokens of all datasets.
     pub documents_and_tokens: (u64, u64),
-    /// The files they are in, one for each dataset.
+    /// The files of the tokens, one for each dataset.
     pub token_caches: Vec<PathBuf>,
-    /// Which of them when.
+    /// The order in which rows are trained.
     pub sampler: Sampler,
     /// What is evaluated on the way, if anything.
     pub evaluation: Option<PreparedEvaluation>,
@@ -88,14 +88,26 @@ impl Prepared {
     }
 }
 
-/// Fetches, reads and checks everything. `sink` sees how far the slow parts are. What `local_workers` of its workers need must
-/// be there before the data are read; `None` leaves that to whoever knows the machine.
-pub fn prepare(
-    spec: &RunSpec,
-    environment: &Environment,
-    local_workers: Option<usize>,
-    sink: &mut dyn EventSink,
-) -> Outcome<Prepared> {
+/// A model as a run cuts it.
+pub struct Planned {
+    /// Folder of the model.
+    pub model_dir: PathBuf,
+    /// The model.
+    pub config: ModelConfig,
+    /// Its first weights, unless they are random.
+    pub pretrained: Option<Pretrained>,
+    /// Its modules.
+    pub tree: ModuleTree,
+    /// How it is cut.
+    pub strategy: Strategy,
+    /// What each rank will need.
+    pub memory: MemoryEstimate,
+    /// The units of tp_rank 0, for their sizes.
+    pub layouts: Vec<UnitLayout>,
+}
+
+/// Fetches, reads and checks the model. `sink` sees how far the slow parts are.
+pub fn plan(spec: &RunSpec, hub: &Hub, sink: &mut dyn EventSink) -> Outcome<Planned> {
     let RunSpec {
         identity: Identity { selection, .. },
         compute: Compute {
@@ -104,8 +116,7 @@ pub fn prepare(
         ..
     } = spec;
     let mesh = engine.mesh;
-    let hub = Hub::from_env().map_err(Failure::other)?;
-    let (model_dir, mut config) = model(spec, &hub, sink)?;
+    let (model_dir, mut config) = model(spec, hub, sink)?;
     let pretrained = match training.init {
         Init::Pretrained => Some(Pretrained::open(&model_dir, config.clone())?),
         Init::Random => None,
@@ -135,6 +146,43 @@ pub fn prepare(
         engine.recompute(),
         engine.head_chunk_rows,
     );
+    Ok(Planned {
+        model_dir,
+        config,
+        pretrained,
+        tree,
+        strategy,
+        memory,
+        layouts,
+    })
+}
+
+/// Fetches, reads and checks everything. `sink` sees how far the slow parts are. What `local_workers` of its workers need must
+/// be there before the data are read; `None` leaves that to whoever knows the machine.
+pub fn prepare(
+    spec: &RunSpec,
+    environment: &Environment,
+    local_workers: Option<usize>,
+    sink: &mut dyn EventSink,
+) -> Outcome<Prepared> {
+    let RunSpec {
+        identity: Identity { selection, .. },
+        compute: Compute {
+            engine, training, ..
+        },
+        ..
+    } = spec;
+    let mesh = engine.mesh;
+    let hub = Hub::from_env().map_err(Failure::other)?;
+    let Planned {
+        model_dir,
+        config,
+        pretrained,
+        tree,
+        strategy,
+        memory,
+        layouts,
+    } = plan(spec, &hub, sink)?;
     if let Some(count) = local_workers {
         check_memory(&memory, count)?;
     }
@@ -198,7 +246,7 @@ fn model(spec: &RunSpec, hub: &Hub, sink: &mut dyn EventSink) -> Outcome<(PathBu
     Ok((model_dir, config))
 }
 
-/// The error of what a flag names.
+/// The error about what the flag `flag` names.
 fn of_flag(flag: &str, error: impl std::fmt::Display) -> Failure {
     Failure::other(format!("--{flag}: {error}"))
 }
@@ -293,11 +341,7 @@ fn evaluation(
     if !own.is_on() {
         return Ok(None);
     }
-    let flag = match (&own.eval_dataset_name, &own.eval_split) {
-        (Some(_), _) => "--eval_dataset_name",
-        (None, Some(_)) => "--eval_split",
-        (None, None) => "evaluation",
-    };
+    let flag = own.flag();
     let cache_dir = spec.output.local_folder().join(TOKEN_CACHES);
     let place = Place {
         model_dir,

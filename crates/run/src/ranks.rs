@@ -1,5 +1,6 @@
 //! A rank among the others: meeting them, and the groups of the mesh.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::time::Duration;
@@ -102,21 +103,26 @@ impl Ranks {
     }
 }
 
-/// Longer files hold no secret.
+/// The most bytes that a file with a secret may have.
 const LONGEST_SECRET: u64 = 4096;
+
+/// The secret in the file that the user names.
+pub fn secret_in(path: &Path) -> Outcome<RunSecret> {
+    let whose = || format!("--rendezvous_secret_file {}", path.display());
+    let text = read_small_text(path, LONGEST_SECRET).map_err(|error| unusable(whose(), &error))?;
+    RunSecret::from_text(&text).map_err(|error| unusable(whose(), &error))
+}
+
+fn unusable(whose: String, problem: &dyn std::fmt::Display) -> Failure {
+    Failure::usage(format!(
+        "{whose} cannot be used as the ranks' secret: {problem}"
+    ))
+}
 
 /// What the ranks prove to each other that they know.
 fn secret(env: &WorkerEnv, network: &Network) -> Outcome<RunSecret> {
-    let unusable = |whose: String, problem: &dyn std::fmt::Display| {
-        Failure::usage(format!(
-            "{whose} cannot be used as the ranks' secret: {problem}"
-        ))
-    };
     if let Some(path) = &network.rendezvous_secret_file {
-        let whose = || format!("--rendezvous_secret_file {}", path.display());
-        let text =
-            read_small_text(path, LONGEST_SECRET).map_err(|error| unusable(whose(), &error))?;
-        return RunSecret::from_text(&text).map_err(|error| unusable(whose(), &error));
+        return secret_in(path);
     }
     match &env.secret {
         RendezvousSecret::Given(text) => RunSecret::from_text(text)
@@ -133,7 +139,7 @@ fn secret(env: &WorkerEnv, network: &Network) -> Outcome<RunSecret> {
     }
 }
 
-/// When a rank says that it is still alone.
+/// How long a rank waits for the others before it says so.
 const WAITING: Duration = Duration::from_secs(10);
 
 /// Says once, after a while, what this rank waits for: that may be ranks which nobody starts.

@@ -23,11 +23,11 @@ pub struct Resumed {
     pub older: Vec<String>,
 }
 
-/// What a run continues from, and as what.
+/// What a run needs to know to continue from a checkpoint.
 pub struct Origin<'a> {
-    /// What the run is, besides its progress.
+    /// Model, data, seed and settings, which the checkpoint's must equal.
     pub identity: &'a TrainState,
-    /// What its data are.
+    /// Its model and data.
     pub prepared: &'a Prepared,
     /// The checkpoint that the user has named.
     pub chosen: Option<&'a CheckpointName>,

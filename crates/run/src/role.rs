@@ -1,4 +1,4 @@
-//! What a process of a run is.
+//! The part that a process plays in a run: controller or worker.
 
 use tandem_launch::client::ControlClient;
 use tandem_launch::env::WorkerEnv;
@@ -9,7 +9,7 @@ pub enum Role {
     Controller,
     /// Started by a launcher.
     Worker {
-        /// Who it is.
+        /// Its rank, and where the others are.
         env: WorkerEnv,
         /// Its controller, if it has one that listens.
         control: ControlClient,

@@ -22,6 +22,7 @@ mod check;
 mod continued;
 mod dataset;
 mod evaluation;
+mod names;
 mod ray;
 mod strategy;
 pub mod wire;
@@ -29,14 +30,14 @@ pub mod wire;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 use serde_json::{Map, Value};
 use tandem_checkpoint::{CheckpointName, Retention, Score, ScoreOrder, TrainState};
 use tandem_comm::Transport;
 use tandem_mesh::DeviceMesh;
 use tandem_model::Recompute;
 use tandem_tensor::DeviceChoice;
-use tandem_trainer::{LearningRate, SaveRule, Schedule, UpdateRule};
+use tandem_trainer::{LearningRate, SaveRule, Schedule, UpdateRule, WarmupType, WeightDecayOn};
 
 pub use dataset::NamedDataset;
 pub use evaluation::{EvalChoice, EvalStrategy, Evaluation};
@@ -57,6 +58,8 @@ pub struct RunSpec {
     pub checkpoints: Checkpoints,
     /// Who starts the workers, and how they reach each other.
     pub cluster: Cluster,
+    /// Where the values above come from, for the reader of the summary. They are no part of the run.
+    pub notes: Vec<String>,
 }
 
 /// What is learned from what: what another model, other data or another seed would change. Compared by content, so that a
@@ -87,7 +90,7 @@ pub struct Selection {
 #[derive(Debug, Clone, Serialize)]
 pub struct Data {
     /// A name on the hub, or a file or folder; or several of them, each with its weight.
-    #[serde(serialize_with = "one_or_list")]
+    #[serde(serialize_with = "names::one_or_list")]
     pub dataset_name: Vec<String>,
     /// The data set's configuration on the hub.
     pub dataset_config: Option<String>,
@@ -96,7 +99,7 @@ pub struct Data {
     /// The first so many percent of its documents.
     pub dataset_percentage: f64,
     /// What its rows are; the columns tell where it is not said.
-    #[serde(serialize_with = "example_kind")]
+    #[serde(serialize_with = "names::example_kind")]
     pub dataset_format: Option<ExampleKind>,
     /// The column with the text.
     pub text_column: String,
@@ -111,7 +114,7 @@ pub struct Data {
     /// Whether documents are joined and cut into rows; where it is not said, text is and conversations are not.
     pub packing: Option<bool>,
     /// How they are joined.
-    #[serde(serialize_with = "packing")]
+    #[serde(serialize_with = "names::packing")]
     pub packing_strategy: Option<Packing>,
     /// Whether documents of a row do not see each other; where it is not said, only those of text that is wrapped do.
     pub document_mask: Option<bool>,
@@ -143,7 +146,7 @@ pub struct EngineSpec {
     #[serde(flatten)]
     pub strategy: Strategy,
     /// Where to compute.
-    #[serde(serialize_with = "device")]
+    #[serde(serialize_with = "names::device")]
     pub device: DeviceChoice,
     /// Kind of parameters and activations.
     pub dtype: Dtype,
@@ -152,7 +155,7 @@ pub struct EngineSpec {
     /// The same as `recompute` [`Recompute::Full`].
     pub activation_checkpointing: bool,
     /// What backward computes again.
-    #[serde(serialize_with = "recompute")]
+    #[serde(serialize_with = "names::recompute")]
     pub recompute: Option<Recompute>,
     /// Seconds that a rank waits for the others in one collective.
     pub comm_timeout_s: u64,
@@ -200,12 +203,21 @@ pub struct Training {
     pub warmup_steps: u64,
     /// The same as a part of all steps.
     pub warmup_ratio: f64,
+    /// How it rises, for the schedules of DeepSpeed.
+    pub warmup_type: WarmupType,
+    /// The part of the peak where it begins to rise, for the schedules of DeepSpeed.
+    pub warmup_min_ratio: f64,
     /// The last steps, in which `warmup_stable_decay` falls.
     pub decay_steps: u64,
     /// What is left of the peak at the end.
     pub min_lr_ratio: f64,
+    /// Steps after which the schedule is at its end; 0 is those of the run.
+    pub schedule_steps: u64,
     /// AdamW's, decoupled.
     pub weight_decay: f64,
+    /// On which parameters.
+    #[serde(serialize_with = "names::weight_decay_on")]
+    pub weight_decay_on: WeightDecayOn,
     /// Decay of the first moment.
     pub adam_beta1: f64,
     /// Decay of the second moment.
@@ -223,11 +235,17 @@ pub struct Training {
 impl Training {
     /// The learning rates of a run of this many steps.
     pub fn learning_rate(&self, total_steps: u64) -> LearningRate {
+        let total_steps = match self.schedule_steps {
+            0 => total_steps,
+            own => own,
+        };
         let of_all = (total_steps as f64 * self.warmup_ratio).ceil() as u64;
         LearningRate {
             peak: self.learning_rate,
             schedule: self.lr_scheduler,
             warmup_steps: self.warmup_steps.max(of_all),
+            warmup_type: self.warmup_type,
+            warmup_min_ratio: self.warmup_min_ratio,
             decay_steps: self.decay_steps,
             min_lr_ratio: self.min_lr_ratio,
             total_steps,
@@ -241,6 +259,7 @@ impl Training {
             beta2: self.adam_beta2,
             eps: self.adam_eps,
             weight_decay: self.weight_decay,
+            weight_decay_on: self.weight_decay_on,
             max_grad_norm: self.max_grad_norm,
         }
     }
@@ -374,7 +393,7 @@ pub struct Kept {
     #[schemars(length(min = 1))]
     pub checkpoint_score_attribute: Option<String>,
     /// What is best.
-    #[serde(serialize_with = "score_order")]
+    #[serde(serialize_with = "names::score_order")]
     #[schemars(with = "String", extend("enum" = ["max", "min"]))]
     pub checkpoint_score_order: ScoreOrder,
 }
@@ -422,7 +441,7 @@ pub struct Network {
     /// A file with the run's secret, the same for all ranks; otherwise their launcher gives it.
     pub rendezvous_secret_file: Option<PathBuf>,
     /// How groups on CPUs move data.
-    #[serde(serialize_with = "transport")]
+    #[serde(serialize_with = "names::transport")]
     pub transport: Transport,
 }
 
@@ -431,11 +450,14 @@ impl RunSpec {
     pub fn settings(&self) -> BTreeMap<String, Value> {
         let named_by_the_state = object(&TrainState::default());
         let mut settings = Map::new();
+        // A run that goes on in another folder has not changed. A path that cannot be made absolute stays as it is.
+        let spec = self.clone().for_other_folders("", None);
+        let spec = spec.as_ref().unwrap_or(self);
         for section in [
-            object(&self.identity.selection),
-            object(&self.compute),
-            object(&self.output.shown),
-            object(&self.checkpoints),
+            object(&spec.identity.selection),
+            object(&spec.compute),
+            object(&spec.output.shown),
+            object(&spec.checkpoints),
         ] {
             settings.extend(section);
         }
@@ -453,55 +475,4 @@ fn object(section: &impl Serialize) -> Map<String, Value> {
         // Sections are structs with names for keys.
         other => unreachable!("a section is an object: {other:?}"),
     }
-}
-
-fn example_kind<S: Serializer>(
-    kind: &Option<ExampleKind>,
-    serializer: S,
-) -> Result<S::Ok, S::Error> {
-    kind.map(ExampleKind::name).serialize(serializer)
-}
-
-fn packing<S: Serializer>(packing: &Option<Packing>, serializer: S) -> Result<S::Ok, S::Error> {
-    packing.map(Packing::name).serialize(serializer)
-}
-
-/// One name as it has always been written.
-fn one_or_list<S: Serializer>(names: &[String], serializer: S) -> Result<S::Ok, S::Error> {
-    match names {
-        [one] => one.serialize(serializer),
-        several => several.serialize(serializer),
-    }
-}
-
-fn device<S: Serializer>(device: &DeviceChoice, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(match device {
-        DeviceChoice::Auto => "auto",
-        DeviceChoice::Cpu => "cpu",
-        DeviceChoice::Cuda => "cuda",
-    })
-}
-
-fn recompute<S: Serializer>(choice: &Option<Recompute>, serializer: S) -> Result<S::Ok, S::Error> {
-    let name = choice.map(|choice| match choice {
-        Recompute::None => "none",
-        Recompute::Light => "light",
-        Recompute::Full => "full",
-    });
-    name.serialize(serializer)
-}
-
-fn transport<S: Serializer>(transport: &Transport, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(match transport {
-        Transport::Auto => "auto",
-        Transport::Shm => "shm",
-        Transport::Tcp => "tcp",
-    })
-}
-
-fn score_order<S: Serializer>(order: &ScoreOrder, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(match order {
-        ScoreOrder::Max => "max",
-        ScoreOrder::Min => "min",
-    })
 }

@@ -1,6 +1,7 @@
 //! Starting a run: on this machine, on Ray, or, where a launcher has started this process, as one of the workers.
 
 mod checked;
+mod checked_only;
 mod controller;
 mod lease;
 pub mod local;
@@ -17,6 +18,7 @@ use crate::failure::{Failure, Outcome};
 use crate::session::{Role, end, end_worker};
 use crate::spec::{Cluster, RunSpec};
 use crate::worker;
+pub use checked_only::check;
 
 /// Does this process's part of the run, to the end. Workers on this machine are this program with `args`. A worker tells
 /// its controller about a spec that is none.

@@ -13,18 +13,21 @@ use crate::failure::{Failure, Outcome};
 use crate::ranks::Ranks;
 use crate::spec::Output;
 
+/// The storage path of who gives none, as Ray Train's examples have it.
+pub const DEFAULT_PATH: &str = "/mnt/cluster_storage";
+
 /// One experiment's places.
 pub struct Storage {
     /// Its checkpoints.
     pub store: Arc<dyn Store>,
     /// Folder of logs, metrics, `run.json`.
     pub run_dir: PathBuf,
-    /// How a person would name it.
+    /// The experiment's place in words, for messages.
     pub location: String,
-    /// Looks whether the folder is still the run's, where a worker is at work in it.
+    /// In a worker: notices when the run's folder is gone, or is another one under the same name.
     watch: Option<Arc<WatchedStore>>,
-    /// Whether the local folder was not there before.
-    is_new: bool,
+    /// Folders that were not there before, from the run's own upwards.
+    new_folders: Vec<PathBuf>,
 }
 
 impl Storage {
@@ -32,8 +35,12 @@ impl Storage {
     pub fn open(output: &Output, environment: &Environment, name: &str) -> Outcome<Self> {
         let folder = output.local_folder();
         experiment::validate_name(name).map_err(|error| Failure::usage(error.to_string()))?;
-        let is_new = !folder.join(name).exists();
-        if is_new && !output.is_remote() && output.experiment.name.continued().is_some() {
+        refuse_absent_default(&folder, Path::new(DEFAULT_PATH))?;
+        let new_folders = absent(&folder.join(name));
+        if !new_folders.is_empty()
+            && !output.is_remote()
+            && output.experiment.name.continued().is_some()
+        {
             return Err(nothing_to_continue(
                 name,
                 &folder.join(name).display().to_string(),
@@ -42,17 +49,44 @@ impl Storage {
         let run_dir = experiment::create_run_dir(&folder, name)
             .map_err(|error| Failure::other(explained(output, &error)))?;
         Ok(Self {
-            is_new,
+            new_folders,
             ..Self::at(output, environment, run_dir)?
         })
     }
 
-    /// Leaves no empty folder of a run that does not begin.
+    /// Whether checkpoints and logs are in different places.
+    pub fn is_remote(&self) -> bool {
+        local_path(&self.location).is_none()
+    }
+
+    /// Removes the new folders again as far as they are empty: for a run that is refused.
     pub fn give_up(&self) {
-        if self.is_new {
+        for folder in &self.new_folders {
             // Only an empty folder goes.
-            let _ = std::fs::remove_dir(&self.run_dir);
+            if std::fs::remove_dir(folder).is_err() {
+                break;
+            }
         }
+    }
+
+    /// The places of the experiment `name`, of which none is made: looks whether they could be.
+    pub fn probe(output: &Output, environment: &Environment, name: &str) -> Outcome<Self> {
+        let folder = output.local_folder();
+        experiment::validate_name(name).map_err(|error| Failure::usage(error.to_string()))?;
+        refuse_absent_default(&folder, Path::new(DEFAULT_PATH))?;
+        let run_dir = folder.join(name);
+        let missing = absent(&run_dir);
+        let above = missing.last().map_or(&*run_dir, |top| {
+            let parent = top.parent().unwrap_or(top);
+            // A relative path begins here.
+            match parent.as_os_str().is_empty() {
+                true => Path::new("."),
+                false => parent,
+            }
+        });
+        experiment::probe(&folder, above)
+            .map_err(|error| Failure::usage(explained(output, &error)))?;
+        Self::at(output, environment, run_dir)
     }
 
     /// The places of the experiment whose local folder is `run_dir`, which is there already.
@@ -70,7 +104,7 @@ impl Storage {
             run_dir,
             location,
             watch: None,
-            is_new: false,
+            new_folders: Vec::new(),
         })
     }
 
@@ -96,7 +130,7 @@ impl Storage {
         })
     }
 
-    /// What is known of the loss of the run's folder; `None` as long as it is there.
+    /// How the run's folder was lost; `None` as long as it is there.
     pub fn lost(&self) -> Option<&Lost> {
         self.watch.as_ref()?.lost()
     }
@@ -117,6 +151,26 @@ impl Output {
     fn is_remote(&self) -> bool {
         local_path(&self.experiment.storage_path).is_none()
     }
+}
+
+/// The default is where a cluster mounts its shared storage. Where it is not, nobody wants a folder of this name: root could make
+/// it, and others would be told that they may not.
+fn refuse_absent_default(folder: &Path, default: &Path) -> Outcome<()> {
+    if folder != default || folder.exists() {
+        return Ok(());
+    }
+    Err(Failure::usage(format!(
+        "the storage path {}, which is the default, does not exist; pass a folder for checkpoints and logs, such as --storage_path \
+         ./runs, or mount the cluster's storage there",
+        folder.display()
+    )))
+}
+
+/// `folder` and those above it, as far as they are not there.
+fn absent(folder: &Path) -> Vec<PathBuf> {
+    let above = folder.ancestors();
+    let missing = above.take_while(|path| !path.as_os_str().is_empty() && !path.exists());
+    missing.map(Path::to_owned).collect()
 }
 
 /// The error of a run whose folder is gone. `saved` is whether the last step's state is in the refuge.
@@ -158,8 +212,38 @@ fn explained(output: &Output, error: &experiment::ExperimentError) -> String {
     }
 }
 
-/// As [`tandem_trainer::write_whole`], with an error for the user.
+/// As [`tandem_files::write_whole`], with an error that names the file.
 pub fn write_whole(path: &Path, contents: &str) -> Outcome<()> {
-    tandem_trainer::write_whole(path, contents)
+    tandem_files::write_whole(path, contents.as_bytes())
         .map_err(|error| Failure::other(format!("cannot write {}: {error}", path.display())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_default_that_is_not_there_is_not_made() {
+        let folder = tempfile::tempdir().unwrap();
+        let default = folder.path().join("cluster_storage");
+        let failure = refuse_absent_default(&default, &default).unwrap_err();
+        assert_eq!(failure.exit_code, 2);
+        for word in ["does not exist", "--storage_path ./runs"] {
+            assert!(failure.message.contains(word), "{}", failure.message);
+        }
+        let other = folder.path().join("mine");
+        assert!(refuse_absent_default(&other, &default).is_ok());
+        std::fs::create_dir(&default).unwrap();
+        assert!(refuse_absent_default(&default, &default).is_ok());
+    }
+
+    #[test]
+    fn folders_that_are_not_there_are_known_from_the_last_on() {
+        let folder = tempfile::tempdir().unwrap();
+        let (a, b) = (folder.path().join("a"), folder.path().join("a/b"));
+        assert_eq!(absent(&b), [b.clone(), a.clone()]);
+        std::fs::create_dir(&a).unwrap();
+        assert_eq!(absent(&b), [b]);
+        assert!(absent(&a).is_empty());
+    }
 }

@@ -5,7 +5,7 @@ mod unused;
 
 use std::path::Path;
 
-use tandem_checkpoint::HfWeights;
+use tandem_checkpoint::{HfWeights, WeightsError};
 use tandem_mesh::ShardSlice;
 use tandem_model::{ModelConfig, ModuleTree, ParamSpec};
 use tandem_parallel::WeightSource;
@@ -23,9 +23,9 @@ const HEAD: &str = "lm_head.weight";
 pub struct Pretrained {
     /// The tensors, by the names of the model.
     pub weights: HfWeights,
-    /// The model that they are: with a head of its own where they have one, whatever the config says.
+    /// The config as the files have it: a model whose head is a tensor of its own is not tied, whatever config.json says.
     pub config: ModelConfig,
-    /// What was found that is not as the config says, a line each.
+    /// A line for each thing in the files that is not as the config says.
     pub notes: Vec<String>,
 }
 
@@ -35,7 +35,12 @@ impl Pretrained {
     /// # Errors
     /// They are not those of the model that `config` describes, or are quantised.
     pub fn open(folder: &Path, mut config: ModelConfig) -> Outcome<Self> {
-        let mut weights = HfWeights::open(folder).map_err(Failure::other)?;
+        let mut weights = HfWeights::open(folder).map_err(|error| match error {
+            WeightsError::NoWeights { hint: "", .. } => {
+                Failure::other(format!("{error}; --init random begins with new weights"))
+            }
+            other => Failure::other(other),
+        })?;
         let mut notes = Vec::new();
         let tensors = expected(&ModuleTree::new(&config));
         let fit = weights

@@ -319,7 +319,8 @@ impl Worker<'_> {
                     state.global_step
                 ))
             })?;
-        let data = prepared.data.dataset.fingerprint();
+        let rows = prepared.set.rows_used();
+        let data = format!("{}-{rows}", prepared.data.dataset.fingerprint());
         let rule = self.spec.compute.evaluation.rule();
         Ok(Some(Validation::new(
             prepared.set.clone(),

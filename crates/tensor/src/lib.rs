@@ -30,6 +30,7 @@ pub mod cpu;
 pub mod cross_entropy;
 pub mod device;
 pub mod embedding;
+pub mod experts;
 pub mod fingerprint;
 pub mod gemm_rate;
 pub mod glu;

@@ -27,6 +27,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     // A mesh of one rank. The ranks of a larger one get their groups from a `tandem_comm::World`.
     let alone = |name| -> Arc<dyn ProcessGroup> { Arc::new(SingleGroup::new(name, 0, device)) };
     let mut engine = Engine::new(EngineSetup {
+        trains: true,
         strategy: strategy.strategy(&ModuleTree::new(&config)),
         config,
         mesh: DeviceMesh::new(1, 1)?,
@@ -48,6 +49,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         beta2: 0.999,
         eps: 1e-8,
         weight_decay: 0.0,
+        weight_decay_on: tandem_trainer::WeightDecayOn::All,
         max_grad_norm: 1.0,
     };
 

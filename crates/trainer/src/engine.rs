@@ -8,7 +8,9 @@ use tandem_checkpoint::Copying;
 use tandem_comm::ProcessGroup;
 use tandem_mesh::{Coords, DeviceMesh};
 use tandem_model::config::RopeConfig;
-use tandem_model::{DecoderLayer, Embedding, Head, ModelConfig, ModuleTree, Recompute, RopeTable};
+use tandem_model::{
+    DecoderLayer, Embedding, Head, ModelConfig, ModuleTree, Recompute, RopeTable, WholeBlocks,
+};
 use tandem_parallel::{
     BufferPool, FlatUnit, Strategy, TpGroup, TpSlices, UnitSetup, WeightSource, layouts,
 };
@@ -23,6 +25,8 @@ use crate::profile::{self, Activity, Profiler};
 
 /// What an engine is built from.
 pub struct EngineSetup {
+    /// Whether it trains; for evaluation alone, it has neither gradients nor optimizer states.
+    pub trains: bool,
     /// The model.
     pub config: ModelConfig,
     /// How it is cut.
@@ -87,6 +91,7 @@ impl Engine {
     /// When the plan or the mesh does not suit the model.
     pub fn new(setup: EngineSetup) -> Result<Self, TrainError> {
         let EngineSetup {
+            trains,
             config,
             strategy,
             mesh,
@@ -114,19 +119,31 @@ impl Engine {
         );
         let levels = strategy.level.of_units(&unit_layouts);
         let unit_setup = |level| UnitSetup {
+            trains,
             dp: Arc::clone(&dp),
             tp: Arc::clone(&tp),
             level,
             precision: strategy.precision,
             device,
         };
-        let dims = slices.layer_dims(&config, coords.tp_rank);
+        let plan = &strategy.plan;
+        let whole_blocks = |layer: usize| WholeBlocks {
+            attention: plan.is_whole(&format!("model.layers.{layer}.self_attn")),
+            mlp: config.experts_of(layer).is_none()
+                && plan.is_whole(&format!("model.layers.{layer}.mlp")),
+        };
+        let dims = |layer: usize| {
+            let own = slices.layer_dims(&config, layer, coords.tp_rank);
+            own.with_whole(&config, layer, whole_blocks(layer))
+        };
         let layers = config
             .sliding_window
             .iter()
             .zip(rope_tables(&config, seq, device))
-            .map(|(window, rope)| DecoderLayer {
-                dims: dims.clone(),
+            .enumerate()
+            .map(|(index, (window, rope))| DecoderLayer {
+                dims: dims(index),
+                whole: whole_blocks(index),
                 rope,
                 attention: AttentionSpec {
                     scale: config.attention_scale,

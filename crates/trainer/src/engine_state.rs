@@ -74,6 +74,17 @@ impl Engine {
         Ok(())
     }
 
+    /// Reads this rank's part of the parameters alone, whatever mesh and strategy wrote them; for evaluation.
+    ///
+    /// # Errors
+    /// As [`Engine::read_state`].
+    pub fn load_parameters(&mut self, reader: &Reader) -> Result<(), TrainError> {
+        self.load(&FromCheckpoint {
+            reader,
+            role: Role::Param,
+        })
+    }
+
     /// Brings the compute copies of the parameters up to date with the master weights, on all ranks together.
     ///
     /// # Errors

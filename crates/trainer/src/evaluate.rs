@@ -61,6 +61,12 @@ impl EvalSet {
             limit => all.min(limit.saturating_mul(self.batch_size as u64)),
         }
     }
+
+    /// Batches that each of `dp_size` ranks computes.
+    pub fn batches(&self, dp_size: usize) -> u64 {
+        let at_once = (self.batch_size * dp_size) as u64;
+        self.rows_used().div_ceil(at_once)
+    }
 }
 
 /// Mean cross entropy over all valid targets of `set`, after the optimizer step `step`. All ranks call it together and get

@@ -10,6 +10,7 @@
 //! ```
 
 mod agreement;
+mod balance;
 mod checkpointer;
 mod engine;
 mod engine_state;
@@ -35,6 +36,7 @@ mod units;
 mod validation;
 
 pub use agreement::{Requests, gather_problems};
+pub use balance::ExpertReport;
 pub use checkpointer::{CheckpointSetup, Checkpointer, SaveRule, VALIDATION};
 pub use engine::{Engine, EngineSetup};
 pub use error::TrainError;
@@ -45,8 +47,9 @@ pub use inspect::{first_row_logits, gather_tensor};
 pub use micro_batch::MicroBatch;
 pub use profile::Profiler;
 pub use progress::RunCounters;
-pub use recorder::{Recorder, write_whole};
-pub use schedule::{LearningRate, Schedule};
+pub use recorder::Recorder;
+pub use schedule::{LearningRate, Schedule, WarmupType};
+pub use tandem_parallel::WeightDecayOn;
 pub use train_loop::{LoopEnd, LoopSettings, Watcher, train_loop};
 pub use train_step::{StepReport, UpdateRule, train_step};
 pub use validation::{Validation, ValidationRule, ValidationState};

@@ -16,6 +16,8 @@ pub struct MicroBatch {
     pub targets: Tensor,
     /// The documents of rows that have several, which then do not see each other.
     pub documents: Option<Arc<Documents>>,
+    /// Which tokens are no padding; empty where all are.
+    pub counted: Vec<bool>,
     /// Tokens, padding included.
     pub tokens: usize,
     /// Positions with a target.
@@ -30,6 +32,7 @@ impl MicroBatch {
         let (ids, labels) = (&batch.input_ids, &batch.labels);
         Self::new(ids, labels, batch.seq, batch.hash, device)
             .with_documents(batch.documents.clone(), batch.seq)
+            .with_mask(&batch.attention_mask)
     }
 
     /// From rows in Hugging Face's convention: `labels` aligned with `ids`, so position `t` predicts `labels[t + 1]`
@@ -52,8 +55,28 @@ impl MicroBatch {
             ids: Tensor::from_slice(ids).to_device(device),
             targets: Tensor::from_slice(&targets).to_device(device),
             documents: None,
+            counted: Vec::new(),
             hash,
         }
+    }
+
+    /// The same with tokens that are padding, where `mask [rows * seq]` is 0.
+    ///
+    /// # Panics
+    /// When there are not as many tokens.
+    pub fn with_mask(self, mask: &[u8]) -> Self {
+        assert_eq!(mask.len(), self.tokens, "one for every token");
+        let counted = match mask.contains(&0) {
+            true => mask.iter().map(|&bit| bit != 0).collect(),
+            false => Vec::new(),
+        };
+        Self { counted, ..self }
+    }
+
+    /// Tokens that are no padding.
+    pub fn real_tokens(&self) -> usize {
+        let padding = self.counted.iter().filter(|counted| !**counted).count();
+        self.tokens - padding
     }
 
     /// The same with rows of several documents each, which begin at `starts`. Whose first token is nobody's target is for the

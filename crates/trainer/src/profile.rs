@@ -7,17 +7,17 @@ mod report;
 mod trace;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use tandem_comm::{Event as Operation, Observer};
+use parking_lot::{Mutex, MutexGuard};
+use tandem_comm::{Observer, OperationEvent};
 use tandem_tensor::Device;
 use tandem_tensor::device::synchronize;
 
 use crate::error::TrainError;
 use crate::gemm_floor::LinearTime;
-use crate::recorder::write_whole;
 
 /// Steps before the first that is recorded: buffers are allocated and kernels are generated in them.
 const WARM_UP: u64 = 2;
@@ -78,7 +78,7 @@ struct Record {
     steps: Vec<Step>,
     spans: Vec<Span>,
     waits: Vec<Wait>,
-    operations: Vec<Operation>,
+    operations: Vec<OperationEvent>,
 }
 
 /// Records the steps of a window; shared with the process groups, which tell it what they do.
@@ -152,7 +152,7 @@ impl Profiler {
         let breakdown = serde_json::to_string(&report::Breakdown::of(&self.lock()));
         breakdown
             .map_err(std::io::Error::from)
-            .and_then(|text| write_whole(&path, &text))
+            .and_then(|text| tandem_files::write_whole(&path, text.as_bytes()))
             .map_err(|source| TrainError::Write { path, source })
     }
 
@@ -171,7 +171,7 @@ impl Profiler {
     }
 
     fn lock(&self) -> MutexGuard<'_, Record> {
-        self.record.lock().unwrap_or_else(PoisonError::into_inner)
+        self.record.lock()
     }
 
     fn is_recording(&self) -> bool {
@@ -208,7 +208,7 @@ impl Drop for OpenSpan {
 }
 
 impl Observer for Profiler {
-    fn operation(&self, event: &Operation) {
+    fn operation(&self, event: &OperationEvent) {
         if self.is_recording() {
             self.lock().operations.push(event.clone());
         }
@@ -323,7 +323,7 @@ mod tests {
                 start: at(20),
                 end: at(30),
             }],
-            operations: vec![Operation {
+            operations: vec![OperationEvent {
                 group,
                 collective: Collective::AllReduce,
                 sequence: 7,

@@ -6,6 +6,7 @@ use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use tandem_files::write_whole;
 
 use crate::error::TrainError;
 use crate::events::{EvalMetrics, StepMetrics};
@@ -156,7 +157,7 @@ impl Recorder {
         };
         let text = serde_json::to_string_pretty(&self.losses)
             .map_err(|error| write_error(path, error.into()))?;
-        write_whole(path, &text).map_err(|source| write_error(path, source))
+        write_whole(path, text.as_bytes()).map_err(|source| write_error(path, source))
     }
 }
 
@@ -172,16 +173,6 @@ fn write_error(path: &Path, source: std::io::Error) -> TrainError {
         path: path.to_owned(),
         source,
     }
-}
-
-/// Writes `contents` to `path` so that nobody ever sees half of it.
-///
-/// # Errors
-/// What the system says.
-pub fn write_whole(path: &Path, contents: &str) -> std::io::Result<()> {
-    let partial = path.with_extension("partial");
-    std::fs::write(&partial, contents)?;
-    std::fs::rename(&partial, path)
 }
 
 /// What is left of the metrics of a run that goes on.
@@ -219,7 +210,7 @@ fn keep_until(path: &Path, done: u64) -> std::io::Result<Kept> {
         kept.push_str(line);
     }
     if kept.len() < bytes.len() {
-        write_whole(path, &kept)?;
+        write_whole(path, kept.as_bytes())?;
     }
     Ok(found)
 }

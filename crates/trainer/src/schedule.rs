@@ -1,4 +1,4 @@
-//! The learning rate of every step, as transformers' `get_scheduler` has it.
+//! The learning rate of every step, as transformers' `get_scheduler` has it, or as DeepSpeed's schedulers do.
 
 use std::f64::consts::PI;
 use std::str::FromStr;
@@ -20,21 +20,52 @@ pub enum Schedule {
     CosineWithMinLr,
     /// Stays, and falls along half a cosine in the last steps (WSD; Hu et al., arXiv 2404.06395).
     WarmupStableDecay,
+    /// DeepSpeed's `WarmupLR`: stays.
+    WarmupLr,
+    /// DeepSpeed's `WarmupDecayLR`: falls in a straight line to where the warm-up began.
+    WarmupDecayLr,
+    /// DeepSpeed's `WarmupCosineLR`: falls along half a cosine to a part of the peak.
+    WarmupCosineLr,
+}
+
+/// How the rate rises during the warm-up of DeepSpeed's schedules.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WarmupType {
+    /// With the logarithm of the step.
+    #[default]
+    Log,
+    /// In a straight line.
+    Linear,
 }
 
 impl Schedule {
     /// Their names on the command line.
-    const NAMES: [(&str, Self); 5] = [
+    const NAMES: [(&str, Self); 8] = [
         ("constant", Self::Constant),
         ("linear", Self::Linear),
         ("cosine", Self::Cosine),
         ("cosine_with_min_lr", Self::CosineWithMinLr),
         ("warmup_stable_decay", Self::WarmupStableDecay),
+        ("warmup_lr", Self::WarmupLr),
+        ("warmup_decay_lr", Self::WarmupDecayLr),
+        ("warmup_cosine_lr", Self::WarmupCosineLr),
     ];
 
     /// Whether it ends at a part of the peak that one may choose.
     pub fn has_min_lr(self) -> bool {
-        matches!(self, Self::CosineWithMinLr | Self::WarmupStableDecay)
+        matches!(
+            self,
+            Self::CosineWithMinLr | Self::WarmupStableDecay | Self::WarmupCosineLr
+        )
+    }
+
+    /// Whether it is one of DeepSpeed's, whose warm-up has a form and a begin that one may choose.
+    pub fn is_of_deepspeed(self) -> bool {
+        matches!(
+            self,
+            Self::WarmupLr | Self::WarmupDecayLr | Self::WarmupCosineLr
+        )
     }
 }
 
@@ -57,13 +88,17 @@ pub struct LearningRate {
     pub peak: f64,
     /// Shape after the warm-up.
     pub schedule: Schedule,
-    /// Steps in which the rate rises in a straight line.
+    /// Steps in which the rate rises.
     pub warmup_steps: u64,
+    /// How it rises, where [`Schedule::is_of_deepspeed`]; in a straight line elsewhere.
+    pub warmup_type: WarmupType,
+    /// The part of the peak at which it begins to rise, where [`Schedule::is_of_deepspeed`].
+    pub warmup_min_ratio: f64,
     /// The last steps, in which [`Schedule::WarmupStableDecay`] falls.
     pub decay_steps: u64,
     /// What is left of the peak at the end, where [`Schedule::has_min_lr`].
     pub min_lr_ratio: f64,
-    /// Steps of the whole run.
+    /// Steps after which the schedule is at its end: those of the whole run, as a rule.
     pub total_steps: u64,
 }
 
@@ -75,6 +110,9 @@ impl LearningRate {
 
     /// The part of the peak after `done` updates.
     fn factor(&self, done: u64) -> f64 {
+        if self.schedule.is_of_deepspeed() {
+            return self.factor_of_deepspeed(done);
+        }
         let above_min = |factor: f64| factor * (1.0 - self.min_lr_ratio) + self.min_lr_ratio;
         let is_stable_decay = self.schedule == Schedule::WarmupStableDecay;
         if done < self.warmup_steps {
@@ -101,6 +139,44 @@ impl LearningRate {
             Schedule::Linear => 1.0 - progress,
             Schedule::Cosine => half_cosine,
             Schedule::CosineWithMinLr | Schedule::WarmupStableDecay => above_min(half_cosine),
+            Schedule::WarmupLr | Schedule::WarmupDecayLr | Schedule::WarmupCosineLr => {
+                unreachable!("DeepSpeed's have their own function")
+            }
+        }
+    }
+
+    /// The same for DeepSpeed's schedules (`deepspeed/runtime/lr_schedules.py`). They are a step late: the first update has
+    /// the rate that they begin with, and the second is their step 0.
+    fn factor_of_deepspeed(&self, done: u64) -> f64 {
+        let is_cosine = self.schedule == Schedule::WarmupCosineLr;
+        let risen_above = |part: f64, min: f64| min + (1.0 - min) * part;
+        let Some(step) = done.checked_sub(1) else {
+            return if is_cosine {
+                0.0
+            } else {
+                self.warmup_min_ratio
+            };
+        };
+        let warmup = self.warmup_steps.max(2);
+        if step < warmup {
+            let risen = match self.warmup_type {
+                WarmupType::Log => ((step + 1) as f64).ln() / (warmup as f64).ln(),
+                WarmupType::Linear => step as f64 / warmup as f64,
+            };
+            return risen_above(risen, self.warmup_min_ratio);
+        }
+        let falling = self.total_steps.saturating_sub(warmup).max(1) as f64;
+        match self.schedule {
+            Schedule::WarmupCosineLr => {
+                let progress = ((step - warmup + 1) as f64 / falling).min(1.0);
+                let half_cosine = 0.5 * (1.0 + (PI * progress).cos());
+                risen_above(half_cosine, self.min_lr_ratio)
+            }
+            Schedule::WarmupDecayLr => {
+                let left = self.total_steps.saturating_sub(step) as f64 / falling;
+                risen_above(left, self.warmup_min_ratio)
+            }
+            _ => 1.0,
         }
     }
 }
@@ -139,6 +215,8 @@ mod tests {
                 peak: 2.0,
                 schedule: name.parse().unwrap(),
                 warmup_steps: 4,
+                warmup_type: WarmupType::Log,
+                warmup_min_ratio: 0.0,
                 decay_steps: 6,
                 min_lr_ratio: 0.1,
                 total_steps: 20,
@@ -153,9 +231,44 @@ mod tests {
         }
     }
 
+    /// What the formulas of DeepSpeed 0.18's `lr_schedules.py` give, worked out by hand in Python: a peak of 2, a warm-up of 4
+    /// steps from 0.2, 10 steps in all, the cosine down to a tenth. The first is what the constructor sets.
+    #[rustfmt::skip]
+    const OF_DEEPSPEED: [(&str, WarmupType, &[f64]); 6] = [
+        ("warmup_lr", WarmupType::Log, &[0.2, 0.2, 1.1, 1.6264662506, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0]),
+        ("warmup_lr", WarmupType::Linear, &[0.2, 0.2, 0.65, 1.1, 1.55, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0]),
+        ("warmup_decay_lr", WarmupType::Log, &[0.2, 0.2, 1.1, 1.6264662506, 2.0, 2.0, 1.7, 1.4, 1.1, 0.8, 0.5, 0.2, 0.2]),
+        ("warmup_decay_lr", WarmupType::Linear, &[0.2, 0.2, 0.65, 1.1, 1.55, 2.0, 1.7, 1.4, 1.1, 0.8, 0.5, 0.2, 0.2]),
+        ("warmup_cosine_lr", WarmupType::Log, &[0.0, 0.2, 1.1, 1.6264662506, 2.0, 1.8794228634, 1.55, 1.1, 0.65, 0.3205771366, 0.2, 0.2, 0.2]),
+        ("warmup_cosine_lr", WarmupType::Linear, &[0.0, 0.2, 0.65, 1.1, 1.55, 1.8794228634, 1.55, 1.1, 0.65, 0.3205771366, 0.2, 0.2, 0.2]),
+    ];
+
+    #[test]
+    fn rates_are_those_of_deepspeed() {
+        for (name, warmup_type, recorded) in OF_DEEPSPEED {
+            let rate = LearningRate {
+                peak: 2.0,
+                schedule: name.parse().unwrap(),
+                warmup_steps: 4,
+                warmup_type,
+                warmup_min_ratio: 0.1,
+                decay_steps: 0,
+                min_lr_ratio: 0.1,
+                total_steps: 10,
+            };
+            for (done, expected) in recorded.iter().enumerate() {
+                let found = rate.at(done as u64 + 1);
+                assert!(
+                    (found - expected).abs() < 1e-9,
+                    "{name} {done}: {found} {expected}"
+                );
+            }
+        }
+    }
+
     #[test]
     fn steps_that_do_not_fit_give_no_nonsense() {
-        for (name, _) in RECORDED {
+        for (name, _) in Schedule::NAMES {
             for (warmup_steps, decay_steps, total_steps) in
                 [(0, 0, 0), (9, 9, 5), (0, 9, 5), (u64::MAX, 1, 5)]
             {
@@ -163,6 +276,8 @@ mod tests {
                     peak: 1.0,
                     schedule: name.parse().unwrap(),
                     warmup_steps,
+                    warmup_type: WarmupType::Log,
+                    warmup_min_ratio: 0.0,
                     decay_steps,
                     min_lr_ratio: 0.0,
                     total_steps,

@@ -6,7 +6,13 @@
 //! | when                        | only at      | times   | group | operation      | bytes     | in                               |
 //! |-----------------------------|--------------|---------|-------|----------------|-----------|----------------------------------|
 //! | is the row's batch one?     |              | 1       | tp    | all_gather     | 8·tp      | parallel/checks.rs               |
-//! | targets of the global batch |              | 1       | dp    | all_reduce     | 8         | trainer/train_step.rs            |
+//! | size of the global batch    |              | 1       | dp    | all_reduce     | 16        | trainer/train_step.rs            |
+//! | ahead: unshard              | 3, ahead     | m       | dp    | all_gather     | p·unit    | parallel/flat_unit.rs            |
+//! | ahead: embedding            | ahead        | m       | tp    | reduce_tokens  | r·T·H     | model/embedding.rs               |
+//! | ahead: attention            | ahead        | m·L     | tp    | gather_tokens  | c·T·H     | model/layer/attention.rs         |
+//! |                             | ahead        | m·L     | tp    | reduce_tokens  | c·T·H     | model/layer/attention.rs         |
+//! | ahead: MLP                  | ahead        | m·L     | tp    | gather_tokens  | c·T·H     | model/layer/mlp.rs               |
+//! |                             | ahead        | m·L     | tp    | reduce_tokens  | c·T·H     | model/layer/mlp.rs               |
 //! | unshard for forward         | 3            | m       | dp    | all_gather     | p·unit    | parallel/flat_unit.rs            |
 //! | embedding                   |              | m       | tp    | reduce_tokens  | r·T·H     | model/embedding.rs               |
 //! | attention                   |              | m·L     | tp    | gather_tokens  | c·T·H     | model/layer/attention.rs         |
@@ -37,6 +43,7 @@
 //! |                             | 1            | 1       | dp    | reduce_scatter | g·unit    | parallel/flat_unit.rs            |
 //! |                             | 2, 3         | m       | dp    | reduce_scatter | g·unit    | parallel/flat_unit.rs            |
 //! | loss                        |              | 1       | dp    | all_reduce     | 8         | trainer/train_step.rs            |
+//! | load of the experts         | experts      | 1       | dp    | all_reduce     | 16·E      | trainer/balance.rs               |
 //! | norm of the gradient        |              | 1       | world | all_reduce     | 8         | parallel/grad_norm.rs            |
 //! | updated parameters          | 1, 2         | 1       | dp    | all_gather     | p·unit    | parallel/flat_unit.rs            |
 //!
@@ -46,12 +53,13 @@
 //! *Only at.* The level of sharding, of 0 to 3: as in ZeRO, and 3 is FSDP. It is a unit's own
 //! (`ShardingLevel::of_units`), and 0 where the column is one rank. `light` and `full` say what is computed again
 //! (`Recompute`), `reshard` is the strategy's `reshard_after_forward`; with `across`, q and k are normalised over the heads of
-//! all ranks together (`QkNorm::AcrossHeads`).
+//! all ranks together (`QkNorm::AcrossHeads`). `experts` are those of a mixture; where a loss keeps them in balance, their load is
+//! known before the first backward pass, for which several micro-batches look `ahead`.
 //!
 //! *Times.* `m` micro-batches, `L` layers, `C` chunks of the head's rows. A row with `unit` or `partial` is for each unit.
 //!
 //! *Bytes* are those of the whole tensor. `T` tokens of a micro-batch, `H` width of the residual stream, `R` rows of a
-//! chunk; elements on this rank of a `unit`, of a `layer`'s unit, and of what is `partial` in a unit: where each rank of
+//! chunk, `E` experts of all layers together; elements on this rank of a `unit`, of a `layer`'s unit, and of what is `partial` in a unit: where each rank of
 //! the row has a part of the gradient's sum. Of an element in its kind (`Precision`): `p` of parameters, `c` of matrix
 //! products, `r` of the residual stream, `g` of reduced gradients.
 //!
@@ -63,11 +71,12 @@
 use std::time::Duration;
 
 use tandem_comm::{ReduceOp, all_gather_numbers};
-use tandem_model::{LayerSaved, Recompute};
-use tandem_parallel::{TpTokens, check_same_batch, global_grad_norm};
+use tandem_model::{LayerSaved, Recompute, TokenFacts};
+use tandem_parallel::{TpTokens, WeightDecayOn, check_same_batch, global_grad_norm};
 use tandem_tensor::adamw::AdamWStep;
 use tandem_tensor::{Accumulate, Kind, Tensor};
 
+use crate::balance::{Balance, ExpertReport};
 use crate::engine::Engine;
 use crate::error::TrainError;
 use crate::micro_batch::MicroBatch;
@@ -85,15 +94,20 @@ pub struct UpdateRule {
     pub eps: f64,
     /// Decoupled weight decay.
     pub weight_decay: f64,
+    /// The parameters that decay.
+    pub weight_decay_on: WeightDecayOn,
     /// Gradients are scaled down to this norm; 0 leaves them as they are.
     pub max_grad_norm: f64,
 }
 
 /// What a step reports.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct StepReport {
-    /// Mean cross entropy over all valid targets of the global batch, before the update.
+    /// Mean cross entropy over all valid targets of the global batch, before the update; with what a loss on the balance of experts
+    /// adds to it.
     pub loss: f64,
+    /// What the experts got, where the model has any.
+    pub experts: Option<ExpertReport>,
     /// Norm of the whole gradient before clipping.
     pub grad_norm: f64,
     /// Valid targets of the global batch.
@@ -137,10 +151,12 @@ pub fn train_step(
     rule: &UpdateRule,
     step: u64,
 ) -> Result<StepReport, TrainError> {
-    let n_tokens = engine.during(Activity::Agreement, |engine| {
+    let BatchSize { n_tokens, real } = engine.during(Activity::Agreement, |engine| {
         agree(engine, micro_batches, step)
     })?;
     let scale = 1.0 / n_tokens as f64;
+    let mut balance = Balance::new(engine, real);
+    balance.look_ahead(engine, micro_batches)?;
 
     let mut loss_sum = Tensor::zeros([], (Kind::Double, engine.device));
     for (index, micro) in micro_batches.iter().enumerate() {
@@ -150,14 +166,19 @@ pub fn train_step(
             ..Turn::only(engine, micro)
         };
         let (x, saved) = forward(engine, &turn)?;
+        balance.after_forward(engine, &saved)?;
         let d_x = loss_and_head(engine, &turn, &x, scale, &mut loss_sum)?;
         drop(x);
-        backward(engine, &turn, saved, d_x)?;
+        backward(engine, &turn, saved, &balance, d_x)?;
     }
 
-    let (loss, grad_norm) = engine.during(Activity::GradientNorm, |engine| {
+    let (mut loss, grad_norm) = engine.during(Activity::GradientNorm, |engine| {
         loss_and_norm(engine, &loss_sum, scale, step)
     })?;
+    let experts = balance.report(engine)?;
+    if let Some(experts) = &experts {
+        loss += experts.added;
+    }
 
     // The clip factor is folded into the update: no pass over the gradients for it.
     let gradient_scale = match rule.max_grad_norm {
@@ -177,30 +198,48 @@ pub fn train_step(
     let waited_for_copy = engine.during(Activity::Save, |engine| engine.wait_until_copied());
     engine.during(Activity::Optimizer, |engine| {
         let mut units = engine.units.iter_mut();
-        units.try_for_each(|unit| unit.update(&update))
+        units.try_for_each(|unit| unit.update(&update, rule.weight_decay_on))
     })?;
     Ok(StepReport {
         loss,
+        experts,
         grad_norm,
         n_tokens,
         waited_for_copy,
     })
 }
 
-/// The row sees one batch; returns the valid targets of the global one.
-fn agree(engine: &Engine, micro_batches: &[MicroBatch], step: u64) -> Result<u64, TrainError> {
+/// How much there is in a global batch.
+struct BatchSize {
+    /// Valid targets.
+    n_tokens: u64,
+    /// Tokens that are no padding.
+    real: u64,
+}
+
+/// The row sees one batch; returns the size of the global one.
+fn agree(
+    engine: &Engine,
+    micro_batches: &[MicroBatch],
+    step: u64,
+) -> Result<BatchSize, TrainError> {
     let hash = micro_batches
         .iter()
         .fold(0u64, |hash, micro| hash.rotate_left(17) ^ micro.hash);
     check_same_batch(engine.tp.group.as_ref(), hash, step, engine.device)?;
 
     // Summed over the column, since every column sees all of the batch.
-    let own: usize = micro_batches.iter().map(|micro| micro.valid_targets).sum();
-    let count = Tensor::from_slice(&[own as i64]).to_device(engine.device);
-    engine.dp.all_reduce(&count, ReduceOp::Sum)?.wait()?;
-    match count.get(0).int64_value() {
+    let targets: usize = micro_batches.iter().map(|micro| micro.valid_targets).sum();
+    let real: usize = micro_batches.iter().map(MicroBatch::real_tokens).sum();
+    let counts = Tensor::from_slice(&[targets as i64, real as i64]).to_device(engine.device);
+    engine.dp.all_reduce(&counts, ReduceOp::Sum)?.wait()?;
+    let count = |index| counts.get(index).int64_value() as u64;
+    match count(0) {
         0 => Err(TrainError::NoTargets { step }),
-        count => Ok(count as u64),
+        n_tokens => Ok(BatchSize {
+            n_tokens,
+            real: count(1),
+        }),
     }
 }
 
@@ -246,8 +285,11 @@ pub(crate) fn layer_forward(
     let flat = engine.unshard(unit)?;
     engine.start_unshard(unit + 1)?;
     let weights = engine.layer_tensors(layer, &flat);
-    let documents = turn.micro.documents.as_ref();
-    let result = engine.layers[layer].forward(&weights, x, documents, &turn.tp, recompute)?;
+    let facts = TokenFacts {
+        documents: turn.micro.documents.as_ref(),
+        counted: &turn.micro.counted,
+    };
+    let result = engine.layers[layer].forward(&weights, x, facts, &turn.tp, recompute)?;
     // The last layer is the first that backward needs: it stays.
     if engine.strategy.reshard_after_forward && layer + 1 < engine.layers.len() {
         engine.reshard(unit);
@@ -292,12 +334,13 @@ fn backward(
     engine: &mut Engine,
     turn: &Turn<'_>,
     saved: Vec<LayerSaved>,
+    balance: &Balance,
     d_x: Tensor,
 ) -> Result<(), TrainError> {
     let mut d_x = d_x;
     for (layer, saved) in saved.into_iter().enumerate().rev() {
         d_x = engine.during(Activity::LayerBackward(layer), |engine| {
-            layer_backward(engine, turn, layer, saved, d_x)
+            layer_backward(engine, turn, layer, saved, balance, d_x)
         })?;
     }
     engine.during(Activity::EmbeddingBackward, |engine| {
@@ -314,6 +357,7 @@ fn layer_backward(
     turn: &Turn<'_>,
     layer: usize,
     saved: LayerSaved,
+    balance: &Balance,
     d_out: Tensor,
 ) -> Result<Tensor, TrainError> {
     let unit = units::of_layer(layer);
@@ -328,6 +372,7 @@ fn layer_backward(
         engine.units[unit].accumulate(turn.is_first),
         saved,
         d_out,
+        balance.gradient(turn.micro),
         &turn.tp,
     )?;
     engine.reshard(unit);

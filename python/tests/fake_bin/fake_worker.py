@@ -185,7 +185,7 @@ def parse_flags() -> argparse.Namespace:
     parser.add_argument("--stubborn", choices=["true", "false"], default="false")
     for name in ("storage_path", "experiment_name", "resume_from"):
         parser.add_argument(f"--{name}")
-    parser.add_argument("--check_flags", action="store_true")
+    parser.add_argument("--check_flags", nargs="?", const="all")
     flags = parser.parse_args()
     flags.stubborn = flags.stubborn == "true"
     return flags

@@ -37,6 +37,7 @@ const ALLOWED: [(&str, &[&str]); 15] = [
     (
         "tandem-trainer",
         &[
+            "tandem-files",
             "tandem-tensor",
             "tandem-mesh",
             "tandem-comm",

@@ -3,8 +3,9 @@
 use std::io::{self, Write};
 use std::path::Path;
 
+use tandem_files::PartialFile;
+
 use super::WeightsError;
-use crate::durable::PartialFile;
 use crate::element::FloatKind;
 use crate::header::Header;
 

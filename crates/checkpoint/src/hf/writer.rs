@@ -6,11 +6,11 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
+use tandem_files::{sync_folder, sync_parent};
 use tandem_mesh::ShardSlice;
 
 use super::index::Index;
 use super::{INDEX_FILE, SINGLE_FILE, WeightsError};
-use crate::durable::{sync_folder, sync_parent};
 use crate::element::FloatKind;
 use crate::header::Header;
 use crate::names::FileName;

@@ -3,10 +3,10 @@
 use jiff::Timestamp;
 use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
+use tandem_files::PARTIAL_SUFFIX;
 
 use super::CheckpointEntry;
 use super::manager_snapshot::ManagerSnapshot;
-use crate::durable::PARTIAL_SUFFIX;
 use crate::error::CheckpointError;
 use crate::manifest::{COMMIT_FILE, MANIFEST_FILE};
 use crate::names::{CHECKPOINT_PREFIX, CheckpointName};

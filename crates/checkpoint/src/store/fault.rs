@@ -1,7 +1,9 @@
 //! A store with trouble in it, for tests of everything that must survive trouble.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+
+use parking_lot::Mutex;
 
 use super::{Listed, PutMode, ReadAt, Store, StoreError, StoreErrorKind, Upload, join};
 
@@ -72,11 +74,7 @@ impl FaultStore {
 
     /// Begins to count anew, with another fault.
     pub fn set(&self, fault: Fault) {
-        *self
-            .trouble
-            .fault
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = fault;
+        *self.trouble.fault.lock() = fault;
         self.trouble.operations.store(0, Ordering::SeqCst);
         self.trouble.written.store(0, Ordering::SeqCst);
         self.trouble.struck.store(false, Ordering::SeqCst);
@@ -95,7 +93,7 @@ impl FaultStore {
 
 impl Trouble {
     fn fault(&self) -> Fault {
-        *self.fault.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.fault.lock()
     }
 
     fn is_dead(&self) -> bool {

@@ -5,8 +5,9 @@ use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use tandem_files::{PartialFile, sync_parent};
+
 use super::{Listed, PutMode, ReadAt, Store, StoreError, StoreErrorKind, Upload};
-use crate::durable::{PartialFile, sync_parent};
 
 /// Files below one folder.
 #[derive(Debug, Clone)]

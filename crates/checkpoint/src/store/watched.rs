@@ -12,8 +12,9 @@ use std::sync::OnceLock;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use tandem_files::sync_parent;
+
 use super::{Listed, LocalStore, PutMode, ReadAt, Store, StoreError, StoreErrorKind, Upload};
-use crate::durable::sync_parent;
 
 /// The file that tells a run's folder from any other.
 const MARKER: &str = ".tandem_run";

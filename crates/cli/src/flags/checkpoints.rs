@@ -30,7 +30,8 @@ pub struct CheckpointFlags {
     pub checkpoint_score_order: Option<Order>,
 
     /// Continue an experiment at the exact next sample, on any mesh, with either strategy: its name in the storage path, its
-    /// folder, or the folder of one of its checkpoints, which is then the one to continue from.
+    /// folder, or the folder of one of its checkpoints, which is then the one to continue from. Flags that are not given are
+    /// those that the experiment had.
     #[arg(long, value_name = "NAME|DIR")]
     pub resume_from: Option<String>,
 

@@ -6,6 +6,7 @@ use tandem_comm::Transport;
 use tandem_model::Recompute;
 use tandem_run::spec;
 use tandem_run::spec::ExampleKind;
+use tandem_trainer::{WarmupType, WeightDecayOn};
 
 /// Declares a flag's values, each with the value of the spec that it stands for.
 macro_rules! choices {
@@ -59,6 +60,26 @@ choices! {
 }
 
 choices! {
+    /// How the learning rate rises.
+    WarmupChoice => WarmupType {
+        /// With the logarithm of the step.
+        Log => WarmupType::Log,
+        /// In a straight line.
+        Linear => WarmupType::Linear,
+    }
+}
+
+choices! {
+    /// What decays.
+    DecayChoice => WeightDecayOn {
+        /// All parameters.
+        All => WeightDecayOn::All,
+        /// Those of two dimensions or more: norms and biases do not.
+        Matrices => WeightDecayOn::Matrices,
+    }
+}
+
+choices! {
     /// What is better.
     Order => ScoreOrder {
         /// Much.
@@ -93,6 +114,15 @@ choices! {
         /// Each on a node of its own, or not at all.
         StrictSpread => spec::PlacementStrategy::StrictSpread,
     }
+}
+
+/// What is looked at before a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum CheckChoice {
+    /// All that the run needs.
+    All,
+    /// The flags.
+    Flags,
 }
 
 choices! {

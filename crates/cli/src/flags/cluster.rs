@@ -9,7 +9,7 @@ use tandem_run::failure::{Failure, Outcome};
 use tandem_run::spec::{self, Network, Ray};
 use tandem_tensor::DeviceChoice;
 
-use crate::flags::choices::{PlacementStrategy, TransportChoice};
+use crate::flags::choices::{CheckChoice, PlacementStrategy, TransportChoice};
 
 /// Who starts the workers, and what of a cluster they get.
 #[derive(Debug, Clone, Args)]
@@ -62,9 +62,10 @@ pub struct ClusterFlags {
     #[arg(long, value_enum, default_value_t = TransportChoice::Auto)]
     pub transport: TransportChoice,
 
-    /// Check the flags, start nothing, and exit with 0 or 2.
-    #[arg(long)]
-    pub check_flags: bool,
+    /// Look whether the run could begin, start nothing, and exit with 0 or 2: at the flags, the model's files, the data, the
+    /// storage, and the run to continue; or at the flags alone.
+    #[arg(long, value_enum, value_name = "WHAT", num_args = 0..=1, default_missing_value = "all")]
+    pub check_flags: Option<CheckChoice>,
 }
 
 impl ClusterFlags {

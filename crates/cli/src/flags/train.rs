@@ -10,11 +10,12 @@ use tandem_run::spec::{
     Compute, DeepSpeed, EngineSpec, Experiment, Fsdp, HEAD_CHUNK_ROWS, Identity, Local, Name,
     Output, RunSpec, Selection, Shown, Strategy, Training,
 };
+use tandem_run::storage::DEFAULT_PATH;
 use tandem_tensor::DeviceChoice;
 use tandem_trainer::Schedule;
 
 use crate::flags::checkpoints::CheckpointFlags;
-use crate::flags::choices::{Dtype, InitChoice, RecomputeChoice};
+use crate::flags::choices::{DecayChoice, Dtype, InitChoice, RecomputeChoice, WarmupChoice};
 use crate::flags::cluster::ClusterFlags;
 use crate::flags::data::DataFlags;
 use crate::flags::eval::EvalFlags;
@@ -49,6 +50,11 @@ pub struct DeepSpeedFlags {
     /// vocab. May be repeated.
     #[arg(long, value_name = "REGEX=STYLE", help_heading = "Strategy")]
     pub autotp_override: Vec<String>,
+
+    /// DeepSpeed's own configuration file (JSON). What it says are flags; "auto" leaves a value to the flag; a flag that says
+    /// otherwise is an error. docs/configuration.md has its keys.
+    #[arg(long, value_name = "FILE", help_heading = "Strategy")]
+    pub deepspeed: Option<PathBuf>,
 }
 
 /// Trains with a declared tensor parallel plan (DTensor) and parameters sharded over the data parallel group (FSDP2).
@@ -157,11 +163,12 @@ pub struct CommonFlags {
     #[arg(long, default_value_t = 1e-5, help_heading = "Training")]
     pub learning_rate: f64,
 
-    /// Shape of the learning rate after the warm-up: constant, linear, cosine, cosine_with_min_lr or warmup_stable_decay.
+    /// Shape of the learning rate after the warm-up: constant, linear, cosine, cosine_with_min_lr or warmup_stable_decay, as
+    /// transformers has them; warmup_lr, warmup_decay_lr or warmup_cosine_lr, as DeepSpeed does.
     #[arg(long, default_value = "constant", help_heading = "Training")]
     pub lr_scheduler: Schedule,
 
-    /// Steps in which the learning rate rises from 0.
+    /// Steps in which the learning rate rises.
     #[arg(long, default_value_t = 0, help_heading = "Training")]
     pub warmup_steps: u64,
 
@@ -169,17 +176,34 @@ pub struct CommonFlags {
     #[arg(long, default_value_t = 0.0, help_heading = "Training")]
     pub warmup_ratio: f64,
 
-    /// What is left of the learning rate at the end, as a part of its peak (cosine_with_min_lr, warmup_stable_decay).
+    /// How it rises with DeepSpeed's schedules; with the others, in a straight line.
+    #[arg(long, value_enum, default_value_t = WarmupChoice::Log, help_heading = "Training")]
+    pub warmup_type: WarmupChoice,
+
+    /// Where it begins to rise with DeepSpeed's schedules, as a part of the peak.
+    #[arg(long, default_value_t = 0.0, help_heading = "Training")]
+    pub warmup_min_ratio: f64,
+
+    /// What is left of the learning rate at the end, as a part of its peak (cosine_with_min_lr, warmup_stable_decay,
+    /// warmup_cosine_lr).
     #[arg(long, default_value_t = 0.0, help_heading = "Training")]
     pub min_lr_ratio: f64,
+
+    /// Steps after which the learning rate is at its end; 0: those of the run.
+    #[arg(long, default_value_t = 0, value_name = "N", help_heading = "Training")]
+    pub schedule_steps: u64,
 
     /// The last steps of the run, in which warmup_stable_decay falls.
     #[arg(long, default_value_t = 0, value_name = "N", help_heading = "Training")]
     pub decay_steps: u64,
 
-    /// Decoupled weight decay of AdamW, on all parameters.
+    /// Decoupled weight decay of AdamW.
     #[arg(long, default_value_t = 0.01, help_heading = "Training")]
     pub weight_decay: f64,
+
+    /// The parameters that decay.
+    #[arg(long, value_enum, default_value_t = DecayChoice::All, help_heading = "Training")]
+    pub weight_decay_on: DecayChoice,
 
     /// Decay of AdamW's first moment.
     #[arg(long, default_value_t = 0.9, help_heading = "Training")]
@@ -232,7 +256,7 @@ pub struct CommonFlags {
     pub evaluation: EvalFlags,
 
     /// Where runs are kept, each in a folder of its name: a folder, or s3://, gs:// or az:// with a bucket and a prefix.
-    #[arg(long, default_value = "/mnt/cluster_storage", help_heading = "Output")]
+    #[arg(long, default_value = DEFAULT_PATH, help_heading = "Output")]
     pub storage_path: String,
 
     /// Where logs, metrics and token caches are kept when the storage path is object storage; and where the state is saved when
@@ -274,6 +298,8 @@ impl DeepSpeedFlags {
             common,
             zero_stage,
             autotp_override,
+            // All that it says is said by other flags.
+            deepspeed: _,
         } = self;
         common.into_spec(Strategy::DeepSpeed(DeepSpeed {
             zero_stage,
@@ -345,6 +371,7 @@ impl CommonFlags {
             output,
             checkpoints,
             cluster,
+            notes: Vec::new(),
         }
         .checked()
     }
@@ -373,9 +400,13 @@ impl CommonFlags {
             lr_scheduler: self.lr_scheduler,
             warmup_steps: self.warmup_steps,
             warmup_ratio: self.warmup_ratio,
+            warmup_type: self.warmup_type.into(),
+            warmup_min_ratio: self.warmup_min_ratio,
             decay_steps: self.decay_steps,
             min_lr_ratio: self.min_lr_ratio,
+            schedule_steps: self.schedule_steps,
             weight_decay: self.weight_decay,
+            weight_decay_on: self.weight_decay_on.into(),
             adam_beta1: self.adam_beta1,
             adam_beta2: self.adam_beta2,
             adam_eps: self.adam_eps,
@@ -417,7 +448,7 @@ fn experiment(
 }
 
 /// `~/x` in the user's home, which shells put there only where a word begins with it (not in `--flag=~/x`).
-fn at_home(path: String) -> String {
+pub fn at_home(path: String) -> String {
     let rest = path
         .strip_prefix('~')
         .filter(|rest| rest.is_empty() || rest.starts_with('/'));
@@ -506,6 +537,8 @@ mod tests {
                 "--warmup_ratio",
             ),
             (vec!["--warmup_ratio", "2"], "--warmup_ratio"),
+            (vec!["--warmup_type", "linear"], "warmup_cosine_lr"),
+            (vec!["--lr_scheduler", "warmup_lr"], "--warmup_steps"),
             (vec!["--min_lr_ratio", "0.1"], "cosine_with_min_lr"),
             (vec!["--decay_steps", "3"], "warmup_stable_decay"),
             (
@@ -521,6 +554,10 @@ mod tests {
             (vec!["--num_to_keep", "0"], "--num_to_keep"),
             (vec!["--max_failures", "-2"], "--max_failures"),
             (vec!["--eval_batch_size", "0"], "--eval_batch_size"),
+            (
+                vec!["--dataset_name=a", "--dataset_name=b", "--eval_steps=5"],
+                "--eval_dataset_name",
+            ),
             (vec!["--eval_strategy", "steps"], "--eval_steps"),
             (
                 vec!["--eval_strategy", "epoch", "--eval_steps", "5"],
@@ -642,11 +679,15 @@ mod tests {
             "profile",
             "recompute",
             "save_steps",
+            "schedule_steps",
             "sequence_parallel",
             "text_column",
+            "warmup_min_ratio",
             "warmup_ratio",
             "warmup_steps",
+            "warmup_type",
             "weight_decay",
+            "weight_decay_on",
             "z_loss",
         ];
         let with = |own: &[&str]| -> BTreeSet<String> {

@@ -111,6 +111,7 @@ impl Case {
             beta2: t.betas[1],
             eps: t.eps,
             weight_decay: t.weight_decay,
+            weight_decay_on: tandem_trainer::WeightDecayOn::All,
             max_grad_norm: t.max_grad_norm,
         }
     }

@@ -99,9 +99,7 @@ pub fn write_floats(path: &Path, tensors: &[Floats]) -> Outcome<()> {
         views.push((tensor.name.as_str(), view));
     }
     let file = serialize(views, None).map_err(|error| in_file(path, "", error))?;
-    let partial = path.with_extension("partial");
-    std::fs::write(&partial, file)
-        .and_then(|()| std::fs::rename(&partial, path))
+    tandem_files::write_whole(path, &file)
         .map_err(|error| Failure::other(format!("cannot write {}: {error}", path.display())))
 }
 

@@ -181,7 +181,7 @@ fn data_that_cannot_be_used() {
     };
     expect(
         &base().args(["--dataset_name", &file("empty.txt", "")]),
-        1,
+        2,
         &["empty"],
     );
     let column = file("column.jsonl", "{\"body\": \"x\"}\n");

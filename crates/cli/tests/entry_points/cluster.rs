@@ -135,13 +135,3 @@ fn what_is_missing_or_wrong_is_said_before_anything_is_started() {
     assert_eq!(code, Some(2));
     assert!(text.contains("--label_selector") && text.contains("--cluster ray"));
 }
-
-#[test]
-fn flags_can_be_checked_alone() {
-    let run = Run::new("fsdp", 2, 2).args(["--check_flags"]);
-    assert!(train(&run).status().unwrap().success());
-    assert!(!run.dir().exists(), "nothing was touched");
-    let (code, text) = run.args(["--seq_length", "1"]).fail();
-    assert_eq!(code, Some(2));
-    assert!(text.contains("--seq_length"));
-}

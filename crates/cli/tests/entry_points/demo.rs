@@ -69,6 +69,18 @@ impl Run {
         self
     }
 
+    /// These flags and no others.
+    pub fn only<S: Into<String>>(self, args: impl IntoIterator<Item = S>) -> Self {
+        let args = args.into_iter().map(Into::into).collect();
+        Self { args, ..self }
+    }
+
+    /// The same flags for the other program.
+    pub fn for_deepspeed(self) -> Self {
+        let program = env!("CARGO_BIN_EXE_train_deepspeed");
+        Self { program, ..self }
+    }
+
     pub fn dir(&self) -> PathBuf {
         self.storage.path().join(NAME)
     }
@@ -120,15 +132,20 @@ pub fn train(run: &Run) -> Command {
     command
 }
 
+/// Loss of every step.
 pub fn losses(run_dir: &Path) -> Vec<f64> {
-    let text = std::fs::read_to_string(run_dir.join("metrics.jsonl")).unwrap();
-    text.lines()
-        .map(|line| {
-            serde_json::from_str::<serde_json::Value>(line).unwrap()["loss"]
-                .as_f64()
-                .unwrap()
-        })
+    metrics(run_dir)
+        .iter()
+        .filter(|line| line.get("eval_loss").is_none())
+        .map(|line| line["loss"].as_f64().unwrap())
         .collect()
+}
+
+/// All lines of the metrics.
+pub fn metrics(run_dir: &Path) -> Vec<serde_json::Value> {
+    let text = std::fs::read_to_string(run_dir.join("metrics.jsonl")).unwrap();
+    let parsed = text.lines().map(serde_json::from_str);
+    parsed.collect::<Result<_, _>>().unwrap()
 }
 
 /// Rank and process id of a controller's workers.

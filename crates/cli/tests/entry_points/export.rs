@@ -31,6 +31,7 @@ fn the_exported_weights_are_those_that_were_loaded() {
         ("qwen2_tied", (2, 2)),
         ("qwen3_qknorm", (3, 1)),
         ("llama3_rope", (1, 2)),
+        ("phi3_window", (2, 1)),
     ] {
         let (tiny, run) = exported(case, layout, "fp32");
         let read = |path: &Path| std::fs::read(path.join("model.safetensors")).unwrap();
@@ -69,6 +70,12 @@ fn transformers_loads_it_and_finds_the_golden_logits() {
         "qwen3_qknorm",
         "mistral",
         "llama3_rope",
+        "gemma2_gqa3",
+        "gemma3",
+        "granite",
+        "olmo2",
+        "phi3_window",
+        "smollm3",
     ] {
         let (_tiny, run) = exported(case, (2, 1), "fp32");
         let golden = Path::new(env!("CARGO_MANIFEST_DIR"))

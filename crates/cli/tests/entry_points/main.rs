@@ -5,10 +5,13 @@
 mod bad_input;
 mod browser;
 mod chat;
+mod check_flags;
 mod cluster;
 mod crash;
 mod damage;
+mod deepspeed_file;
 mod demo;
+mod evaluation;
 mod export;
 mod full_disk;
 mod hang_up;

@@ -156,6 +156,13 @@ fn an_untied_model_and_an_odd_vocabulary_move_too() {
     }
 }
 
+/// q, k and v in one tensor, gate and up in another: of which a rank has several ranges of rows.
+#[test]
+fn fused_tensors_move_too() {
+    let layout = |zero_stage, tp, dp| Layout { zero_stage, tp, dp };
+    rotation("phi3_window", &[layout(None, 2, 2), layout(Some(1), 3, 1)]);
+}
+
 #[test]
 #[ignore = "1140 runs: cargo xtask test --long"]
 fn every_layout_continues_every_other() {

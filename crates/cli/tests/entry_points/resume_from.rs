@@ -54,6 +54,71 @@ fn the_folder_of_a_run_or_of_a_checkpoint_is_as_good_as_a_name() {
 }
 
 #[test]
+fn the_name_of_a_run_is_a_whole_command() {
+    let whole = Run::new("fsdp", 1, 1).args(["--max_steps", "4", "--learning_rate", "1e-3"]);
+    let expected = losses(&whole.succeed());
+    // Another seed would give other losses, and another save_steps other checkpoints.
+    let flags = [
+        "--max_steps",
+        "2",
+        "--save_steps",
+        "1",
+        "--learning_rate",
+        "1e-3",
+    ];
+    let run = Run::new("fsdp", 1, 1).args(flags);
+    run.succeed();
+    let place = text(run.storage.path());
+    let flags = [
+        "--resume_from",
+        "run",
+        "--storage_path",
+        &place,
+        "--max_steps",
+        "4",
+    ];
+    let run = run.only(flags);
+    let seen = shown(&run);
+    assert_eq!(losses(&run.dir()), expected, "bit for bit: {seen}");
+    assert_eq!(saved::steps(&run.dir()), [1, 2, 3, 4]);
+    for words in [
+        "resumed   run: flags not given here are those of the run",
+        "--learning_rate 0.001",
+        "differs   --max_steps 4, was 2",
+    ] {
+        assert!(seen.contains(words), "{words}: {seen}");
+    }
+    // The other strategy, on another mesh: its own flags are as ever, and the mesh follows. The folder says where the run is.
+    let from = text(&run.dir());
+    let run = run.only([
+        "--resume_from",
+        &from,
+        "--num_workers",
+        "2",
+        "--max_steps=6",
+    ]);
+    let run = run.for_deepspeed();
+    let seen = shown(&run);
+    for words in [
+        "train_deepspeed, was train_fsdp; --dp_size 2, was 1; --max_steps 6, was 4; --num_workers 2, was 1",
+        "ZeRO stage 1",
+        "tp 1 x dp 2",
+    ] {
+        assert!(seen.contains(words), "{words}: {seen}");
+    }
+    assert_eq!(losses(&run.dir()).len(), 6);
+    // What may not change is refused, whoever says it.
+    let (code, seen) = run
+        .only(["--resume_from", &from, "--seed=7", "--max_steps=8"])
+        .fail();
+    assert_eq!(code, Some(2), "{seen}");
+    assert!(
+        seen.contains("not the same run") && seen.contains("seed"),
+        "{seen}"
+    );
+}
+
+#[test]
 fn a_checkpoint_that_is_named_is_continued_from_once() {
     let run = run();
     let first = text(&folder_of_step(&run, 1));
@@ -168,10 +233,11 @@ fn a_refusal_leaves_no_folder_and_says_what_is_taken() {
         }
         assert!(!place.exists(), "{from}");
     }
-    // Nor does a run that cannot begin.
-    let run = run.args(["--model_name", "/no/such/model"]);
+    // Nor does a run that cannot begin, nor a storage path of its own.
+    let place = text(&run.storage.path().join("new/er"));
+    let run = run.args(["--model_name", "/no/such/model", "--storage_path", &place]);
     run.fail();
-    assert!(!run.dir().exists());
+    assert!(!run.storage.path().join("new").exists());
 }
 
 #[test]

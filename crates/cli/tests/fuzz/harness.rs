@@ -367,6 +367,14 @@ pub fn short(name: &str, seeds: Vec<Vec<u8>>, target: Target<'_>) {
     cases(name, &corpus, target, CASES, 0);
 }
 
+/// Some inputs, as they are.
+pub fn each(name: &str, inputs: &[Vec<u8>], target: Target<'_>) {
+    limit_memory();
+    for input in inputs {
+        try_one(name, input, target);
+    }
+}
+
 /// New cases for a minute.
 pub fn long(name: &str, seeds: Vec<Vec<u8>>, target: Target<'_>) {
     limit_memory();

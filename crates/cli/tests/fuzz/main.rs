@@ -42,5 +42,5 @@ targets! {
     control: events commands run_json lease;
     network: handshake store operation;
     chat: template tokenizer_config conversation pair;
-    flags: yaml toml run_config;
+    flags: yaml toml run_config deepspeed resumed;
 }

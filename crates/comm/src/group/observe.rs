@@ -11,7 +11,7 @@ use crate::collective::Collective;
 
 /// One finished operation.
 #[derive(Debug, Clone)]
-pub struct Event {
+pub struct OperationEvent {
     /// The group's name.
     pub group: Arc<str>,
     /// What was done.
@@ -34,7 +34,7 @@ pub struct Event {
 /// should be quick.
 pub trait Observer: Send + Sync {
     /// An operation ended.
-    fn operation(&self, event: &Event);
+    fn operation(&self, event: &OperationEvent);
 
     /// A caller spent the time from `start` to `end` inside `wait`: communication that no computation hid.
     fn waited(&self, group: &Arc<str>, start: Instant, end: Instant);
@@ -47,7 +47,7 @@ pub struct GroupTotals {
     pub group: Arc<str>,
     /// Operations that ended.
     pub operations: u64,
-    /// Sum of their [`Event::bytes`].
+    /// Sum of their [`OperationEvent::bytes`].
     pub bytes: u64,
     /// Time inside operations, on whichever thread.
     pub inside: Duration,
@@ -85,7 +85,7 @@ impl Totals {
 }
 
 impl Observer for Totals {
-    fn operation(&self, event: &Event) {
+    fn operation(&self, event: &OperationEvent) {
         self.update(&event.group, |totals| {
             totals.operations += 1;
             totals.bytes += event.bytes as u64;

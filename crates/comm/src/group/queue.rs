@@ -10,7 +10,7 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::error::{CommError, Result};
 use crate::group::context::GroupContext;
-use crate::group::observe::Event;
+use crate::group::observe::OperationEvent;
 use crate::group::operation::Operation;
 use crate::group::work::{Pending, Work};
 
@@ -182,7 +182,7 @@ impl Shared {
         };
         let start = Instant::now();
         let outcome = backend.execute(operation, place);
-        observer.operation(&Event {
+        observer.operation(&OperationEvent {
             group: self.context.name.clone(),
             collective: operation.signature.collective,
             sequence: operation.signature.sequence,

@@ -50,7 +50,7 @@ impl<'a> Membership<'a> {
         self.address
     }
 
-    /// What the members prove to each other that they know.
+    /// The secret that the members prove to each other to know.
     pub(crate) fn secret(&self) -> &RunSecret {
         self.secret
     }

@@ -63,6 +63,12 @@ pub enum ChatError {
         /// What is wrong, and in which line.
         reason: String,
     },
+    /// A conversation that would take minutes.
+    #[error(
+        "the conversation has so many messages that it takes too long to tell which tokens are the assistant's: use a \
+         template with {{% generation %}} blocks, or train on whole conversations (--assistant_only_loss false)"
+    )]
+    TooManyMessages,
     /// Something that is no conversation.
     #[error("{problem}")]
     Conversation {

@@ -6,6 +6,7 @@ use serde_json::Value;
 use tandem_files::read_small_text;
 
 use super::error::ChatError;
+use super::size;
 
 /// The name of the template that is used where nobody asks for another.
 const DEFAULT: &str = "default";
@@ -13,7 +14,7 @@ const DEFAULT: &str = "default";
 /// The name of the template that is used for conversations with tools, where there is one.
 const WITH_TOOLS: &str = "tool_use";
 
-/// The most that a template or the file around it may have.
+/// The most that the file around a template may have.
 const MAX_BYTES: u64 = 16 << 20;
 
 /// The text of templates, and the file that they are from.
@@ -27,6 +28,22 @@ pub(super) struct Found {
 /// The template in `file` if one is named, else that of the tokenizer in `dir`. As for transformers, a file
 /// `chat_template.jinja` comes before what tokenizer_config.json says.
 pub(super) fn find(dir: &Path, file: Option<&Path>) -> Result<Found, ChatError> {
+    let found = find_any(dir, file)?;
+    let all = [Some(&found.default), found.with_tools.as_ref()];
+    let problem = all
+        .into_iter()
+        .flatten()
+        .find_map(|text| size::problem(text));
+    if let Some(problem) = problem {
+        return Err(ChatError::Invalid {
+            path: found.path,
+            reason: problem.into(),
+        });
+    }
+    Ok(found)
+}
+
+fn find_any(dir: &Path, file: Option<&Path>) -> Result<Found, ChatError> {
     if let Some(path) = file {
         return alone(path.to_owned(), None);
     }
@@ -58,9 +75,8 @@ pub(super) fn find(dir: &Path, file: Option<&Path>) -> Result<Found, ChatError> 
                 });
             }
             Value::Array(list) => return of_list(path, list),
-            other => {
-                let reason =
-                    format!("`chat_template` is {other}, neither text nor a list of templates");
+            _ => {
+                let reason = "`chat_template` is neither text nor a list of templates".into();
                 return Err(ChatError::Invalid { path, reason });
             }
         }

@@ -1,11 +1,16 @@
 //! What Jinja2 templates get from Python and minijinja does otherwise.
 
+use std::collections::HashSet;
+use std::fmt::Write as _;
 use std::io;
 
 use minijinja::value::{Kwargs, Value, ValueKind};
-use minijinja::{Error, ErrorKind};
+use minijinja::{Error, ErrorKind, State};
+use minijinja_contrib::pycompat;
 use serde::Serialize;
 use serde_json::ser::Formatter;
+
+use super::fuel::{BYTES_OF_FUEL, Bounded, check_format, out_of_fuel};
 
 /// What Python's `str.strip()` takes off: white space of Unicode, and four separators that Unicode counts as controls.
 fn is_space(c: char) -> bool {
@@ -13,17 +18,81 @@ fn is_space(c: char) -> bool {
 }
 
 /// The filter `trim`: `str(value).strip(chars)`.
-pub(super) fn trim(value: &Value, chars: Option<String>) -> String {
-    let text = value.to_string();
-    match chars {
-        Some(chars) => text.trim_matches(|c| chars.contains(c)).to_owned(),
-        None => text.trim_matches(is_space).to_owned(),
+pub(super) fn trim(state: &State, value: &Value, chars: Option<String>) -> Result<String, Error> {
+    let mut text = Bounded::new(state);
+    text.push(value)?;
+    Ok(strip("strip", &text.text, chars.as_deref()).to_owned())
+}
+
+/// Python's `strip`, `lstrip` or `rstrip`.
+fn strip<'a>(name: &str, text: &'a str, chars: Option<&str>) -> &'a str {
+    let chars: Option<HashSet<char>> = chars.map(|chars| chars.chars().collect());
+    let is_taken = |c: char| match &chars {
+        Some(chars) => chars.contains(&c),
+        None => is_space(c),
+    };
+    match name {
+        "lstrip" => text.trim_start_matches(is_taken),
+        "rstrip" => text.trim_end_matches(is_taken),
+        _ => text.trim_matches(is_taken),
     }
+}
+
+/// Python's methods. Those whose work is more than what they are given and return are done or paid for here.
+pub(super) fn method(
+    state: &mut State,
+    value: &Value,
+    name: &str,
+    args: &[Value],
+) -> Result<Value, Error> {
+    let length = |value: &Value| value.as_str().map_or(1, str::len) as u64;
+    match (name, value.as_str(), args) {
+        ("strip" | "lstrip" | "rstrip", Some(text), []) => Ok(strip(name, text, None).into()),
+        ("strip" | "lstrip" | "rstrip", Some(text), [chars]) if chars.as_str().is_some() => {
+            Ok(strip(name, text, chars.as_str()).into())
+        }
+        ("join", Some(separator), [values]) => {
+            let mut joined = Bounded::new(state);
+            for (index, item) in values.try_iter()?.checked().enumerate() {
+                if index > 0 {
+                    joined.write_str(separator).map_err(|_| out_of_fuel())?;
+                }
+                joined.push(&item?)?;
+            }
+            Ok(joined.text.into())
+        }
+        ("startswith" | "endswith", Some(_), [many]) if many.as_str().is_none() => {
+            let count = many.len().unwrap_or(0) as u64;
+            state.consume_fuel(count.saturating_mul(length(value)) / BYTES_OF_FUEL)?;
+            pycompat::unknown_method_callback(state, value, name, args)
+        }
+        ("format", Some(text), _) => {
+            check_format(text, args)?;
+            pycompat::unknown_method_callback(state, value, name, args)
+        }
+        ("count", None, [what]) => {
+            let count = value.len().unwrap_or(0) as u64;
+            state.consume_fuel(count.saturating_mul(length(what)) / BYTES_OF_FUEL)?;
+            pycompat::unknown_method_callback(state, value, name, args)
+        }
+        _ => pycompat::unknown_method_callback(state, value, name, args),
+    }
+}
+
+/// The function `strftime_now`.
+pub(super) fn strftime_now(format: &str) -> Result<String, Error> {
+    // A letter may ask for a field of 255 characters.
+    const MAX_BYTES: usize = 1 << 10;
+    if format.len() > MAX_BYTES {
+        return Err(wrong("strftime_now: the format is too long"));
+    }
+    jiff::fmt::strtime::format(format, jiff::Timestamp::now()).map_err(|e| wrong(e.to_string()))
 }
 
 /// The filter `tojson` as transformers replaces it: `json.dumps` with `ensure_ascii=False`, keys in their order, nothing
 /// escaped for HTML.
 pub(super) fn to_json(
+    state: &State,
     value: &Value,
     ensure_ascii: Option<bool>,
     arguments: Kwargs,
@@ -55,30 +124,56 @@ pub(super) fn to_json(
         is_ascii: ensure_ascii.or(given).unwrap_or(false),
     };
     let value = match sort_keys.unwrap_or(false) {
-        true => &sorted(value)?,
+        true => &sorted(value, 0)?,
         false => value,
     };
-    let mut out = Vec::new();
+    let mut out = Bytes(Bounded::new(state));
     let mut serializer = serde_json::Serializer::with_formatter(&mut out, &mut dump);
     let written = value.serialize(&mut serializer);
-    written.map_err(|error| wrong(format!("tojson: {error}")))?;
-    String::from_utf8(out).map_err(|error| wrong(error.to_string()))
+    written.map_err(|error| match error.is_io() {
+        true => out_of_fuel(),
+        false => wrong(format!("tojson: {error}")),
+    })?;
+    Ok(out.0.text)
 }
 
+/// Text as it is serialised: whole characters at a time.
+struct Bytes(Bounded);
+
+impl io::Write for Bytes {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let text = std::str::from_utf8(bytes).map_err(io::Error::other)?;
+        self.0.write_str(text).map_err(io::Error::other)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// What JSON of tools or messages is never nested in.
+const MAX_DEPTH: usize = 200;
+
 /// The same with the keys of all maps in order.
-fn sorted(value: &Value) -> Result<Value, Error> {
+fn sorted(value: &Value, depth: usize) -> Result<Value, Error> {
+    if depth > MAX_DEPTH {
+        return Err(wrong("tojson: the value is nested too deeply"));
+    }
     match value.kind() {
         ValueKind::Map => {
             let mut pairs = Vec::new();
-            for key in value.try_iter()? {
-                pairs.push((key.clone(), sorted(&value.get_item(&key)?)?));
+            for key in value.try_iter()?.checked() {
+                let key = key?;
+                pairs.push((key.clone(), sorted(&value.get_item(&key)?, depth + 1)?));
             }
             pairs.sort_by(|(a, _), (b, _)| a.cmp(b));
             Ok(Value::from_pairs(pairs))
         }
         ValueKind::Seq => {
+            let values = value.try_iter()?.checked();
             let values: Result<Vec<Value>, Error> =
-                value.try_iter()?.map(|value| sorted(&value)).collect();
+                values.map(|value| sorted(&value?, depth + 1)).collect();
             values.map(Value::from)
         }
         _ => Ok(value.clone()),
@@ -300,13 +395,18 @@ mod tests {
     }
 
     #[test]
-    fn trim_takes_off_what_strip_does() {
+    fn strip_takes_off_what_python_does() {
+        let of = |text, chars| strip("strip", text, chars);
+        assert_eq!(of("\u{1c}\u{85}\u{a0} x \u{1f}\n", None), "x");
+        assert_eq!(of("\u{200b}x", None), "\u{200b}x");
+        assert_eq!(of("--x-", Some("-")), "x");
+        assert_eq!(strip("lstrip", "--x-", Some("-y")), "x-");
+        assert_eq!(strip("rstrip", " x ", None), " x");
+        let mut environment = minijinja::Environment::new();
+        environment.add_filter("trim", trim);
         assert_eq!(
-            trim(&Value::from("\u{1c}\u{85}\u{a0} x \u{1f}\n"), None),
-            "x"
+            environment.render_str("{{ none | trim }}", ()).unwrap(),
+            "None"
         );
-        assert_eq!(trim(&Value::from("\u{200b}x"), None), "\u{200b}x");
-        assert_eq!(trim(&Value::from("--x-"), Some("-".into())), "x");
-        assert_eq!(trim(&Value::from(()), None), "None");
     }
 }

@@ -5,7 +5,7 @@ use std::ops::Range;
 use minijinja::value::Value;
 
 use super::error::ChatError;
-use super::template::{ChatTemplate, Conversation, GENERATED};
+use super::template::{CONVERSATION_FUEL, ChatTemplate, Conversation, GENERATED};
 
 /// A text, and the parts of it (in characters) that are trained.
 #[derive(Debug, PartialEq, Eq)]
@@ -47,6 +47,7 @@ pub(crate) fn assistant_spans(
     }
     let text = whole.text;
     let mut spans = Vec::new();
+    let mut fuel = CONVERSATION_FUEL;
     for (index, message) in conversation.messages.iter().enumerate() {
         if message
             .get_attr("role")
@@ -57,8 +58,8 @@ pub(crate) fn assistant_spans(
         {
             continue;
         }
-        let before = template.render(conversation, index, true)?;
-        let after = template.render(conversation, index + 1, false)?;
+        let before = template.render_with(conversation, index, true, &mut fuel)?;
+        let after = template.render_with(conversation, index + 1, false, &mut fuel)?;
         if !after.starts_with(&before) || !text.starts_with(&after) {
             return Err(ChatError::Rewritten { message: index + 1 });
         }

@@ -8,8 +8,9 @@ use minijinja::value::Value;
 use minijinja::{AutoEscape, Environment, Error, ErrorKind};
 use serde::Deserialize;
 
+use super::deep::with_deep_stack;
 use super::error::ChatError;
-use super::{found, python};
+use super::{found, fuel, python};
 use crate::tokenizer::read_json;
 
 /// Encloses the words of `raise_exception` in minijinja's error.
@@ -18,9 +19,15 @@ const RAISED: char = '\u{fdd0}';
 /// What stands for the borders of generated text in the output: two characters that are none, so that no text has them.
 pub(super) const GENERATED: [char; 2] = ['\u{fdd1}', '\u{fdd2}'];
 
-/// What a template may do before it is stopped: instructions, and one for every 64 bytes that it creates. That is a quarter of a
-/// gigabyte, a hundred times what a long conversation takes.
-const FUEL: u64 = 4_000_000;
+/// What a template may do before it is stopped: instructions, and one for every 64 bytes that it creates. That is 64 megabytes,
+/// many times what a long conversation takes.
+const FUEL: u64 = 1_000_000;
+
+/// What one conversation may take that is written down once for every message.
+pub(super) const CONVERSATION_FUEL: u64 = 100 * FUEL;
+
+/// The characters of a template's own words that are passed on.
+const MAX_WORDS: usize = 1000;
 
 /// A compiled template.
 #[derive(Debug)]
@@ -119,6 +126,10 @@ impl ChatTemplate {
     /// # Errors
     /// No template, or one that is broken.
     pub fn load(dir: &Path, file: Option<&Path>) -> Result<Self, ChatError> {
+        with_deep_stack(|| Self::load_here(dir, file))
+    }
+
+    fn load_here(dir: &Path, file: Option<&Path>) -> Result<Self, ChatError> {
         let found = found::find(dir, file)?;
         let special_tokens = special_tokens(dir);
         let mut fingerprint = blake3::Hasher::new();
@@ -172,6 +183,17 @@ impl ChatTemplate {
         count: usize,
         prompt: bool,
     ) -> Result<String, ChatError> {
+        self.render_with(conversation, count, prompt, &mut CONVERSATION_FUEL.clone())
+    }
+
+    /// As [`Self::render`], and takes from `fuel` what it has used.
+    pub(super) fn render_with(
+        &self,
+        conversation: &Conversation,
+        count: usize,
+        prompt: bool,
+        fuel: &mut u64,
+    ) -> Result<String, ChatError> {
         let has_tools = self.with_tools && conversation.tools.is_true();
         let name = if has_tools { "tool_use" } else { "default" };
         let special = self.special_tokens.iter();
@@ -188,8 +210,13 @@ impl ChatTemplate {
             ]);
         let context = Value::from_pairs(context);
         let template = self.environment.get_template(name);
-        let text = template.and_then(|template| template.render(context));
-        text.map_err(|error| failure(&error))
+        let rendered = template.and_then(|template| template.render_captured(context));
+        let rendered = rendered.map_err(|error| failure(&error))?;
+        let levels = rendered.state().fuel_levels();
+        // The list of messages is made for every text.
+        let used = levels.map_or(0, |(used, _)| used) + count as u64;
+        *fuel = fuel.checked_sub(used).ok_or(ChatError::TooManyMessages)?;
+        Ok(rendered.into_output())
     }
 }
 
@@ -204,22 +231,23 @@ fn environment() -> Environment<'static> {
     }
     environment.set_auto_escape_callback(|_| AutoEscape::None);
     environment.set_fuel(Some(FUEL));
-    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    fuel::watch(&mut environment);
+    environment.set_unknown_method_callback(python::method);
     environment.add_filter("tojson", python::to_json);
     environment.add_filter("trim", python::trim);
     environment.add_filter("generation", |inside: String| {
         let [begin, end] = GENERATED;
         format!("{begin}{inside}{end}")
     });
-    environment.add_function("raise_exception", |said: String| -> Result<Value, Error> {
-        let said = format!("{RAISED}{said}{RAISED}");
-        Err(Error::new(ErrorKind::InvalidOperation, said))
-    });
-    environment.add_function("strftime_now", |format: String| -> Result<String, Error> {
-        let text = jiff::fmt::strtime::format(&format, jiff::Timestamp::now());
-        text.map_err(|error| Error::new(ErrorKind::InvalidOperation, error.to_string()))
-    });
+    environment.add_function("raise_exception", raise_exception);
+    environment.add_function("strftime_now", python::strftime_now);
     environment
+}
+
+fn raise_exception(said: &str) -> Result<Value, Error> {
+    let said: String = said.chars().take(MAX_WORDS).collect();
+    let said = format!("{RAISED}{said}{RAISED}");
+    Err(Error::new(ErrorKind::InvalidOperation, said))
 }
 
 /// The template with its `{% generation %}` blocks as blocks of a filter, which minijinja has, where it has no tags of
@@ -319,24 +347,119 @@ mod tests {
         assert!(!with_marks("{% if add_generation_prompt %}").1);
     }
 
+    fn hi() -> Conversation {
+        let value: Value = serde_json::from_str(r#"[{"role": "user", "content": "hi"}]"#).unwrap();
+        Conversation::new(&value, Value::from(())).unwrap()
+    }
+
+    /// What comes of a template.
+    fn rendered(text: &str) -> Result<String, ChatError> {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("chat_template.jinja"), text).unwrap();
+        let template = ChatTemplate::load(dir.path(), None)?;
+        with_deep_stack(|| template.render(&hi(), 1, false))
+    }
+
     #[test]
     fn a_template_that_does_not_end_is_stopped() {
-        let dir = tempfile::tempdir().unwrap();
-        let conversation = {
-            let value: Value =
-                serde_json::from_str(r#"[{"role": "user", "content": "hi"}]"#).unwrap();
-            Conversation::new(&value, Value::from(())).unwrap()
-        };
         for text in [
             "{% set ns = namespace(s='xxxxxxxxxxxxxxxx') %}{% for i in range(99) %}{% set ns.s = ns.s + ns.s %}{% endfor %}",
             "{% for i in range(9999) %}{% for j in range(9999) %}x{% endfor %}{% endfor %}",
             "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+            "{% include 'default' %}",
+            "{% extends 'default' %}",
+            "{% import 'default' as again %}",
+            "{{ 'x' * 99999999999 }}",
+            "{{ range(99999999999) }}",
+            "{{ 10 ** 10 ** 10 }}",
+            "{{ '%9999999999d' | format(1) }}",
+            "{{ '{:>9999999999}'.format(1) }}",
+            "{{ strftime_now('%200Y' * 1000000) }}",
+            "{{ 'y'.replace('', 'x' * 1000000) * 1000000 }}",
+            // A list may name one text as often as it likes.
+            "{{ ','.join(['x' * 1000000] * 100000) }}",
+            "{{ (['x' * 1000000] * 100000) | join }}",
+            "{{ (['x' * 1000000] * 100000) | trim }}",
+            "{{ (['x' * 1000000] * 100000) | tojson }}",
+            "{{ (['x' * 1000000] * 100000) | string }}",
+            "{{ (['x' * 1000000] * 100000) | upper }}",
+            "{{ ['x' * 1000000] * 100000 }}",
+            "{{ range(99999) | list | tojson(separators=('x' * 1000000, ':')) }}",
+            "{% set s = 'x' * 1000000 %}{{ ([s] * 100000).count(s ~ '') }}",
+            "{% set s = 'x' * 1000000 %}{{ s.startswith([s ~ 'x'] * 100000) }}",
         ] {
-            std::fs::write(dir.path().join("chat_template.jinja"), text).unwrap();
-            let template = ChatTemplate::load(dir.path(), None).unwrap();
-            let error = template.render(&conversation, 1, false).unwrap_err();
-            assert!(matches!(error, ChatError::Render { .. }), "{error}");
+            println!("{text:.70}");
+            let begin = std::time::Instant::now();
+            let error = rendered(text).expect_err(text);
+            assert!(matches!(error, ChatError::Render { .. }), "{text}: {error}");
+            let took = begin.elapsed().as_secs();
+            assert!(took < 20, "{took} s: {text}");
         }
+    }
+
+    /// Each of these takes a stack that grows with its length.
+    #[test]
+    fn a_template_that_is_deep_does_not_end_the_process() {
+        let repeated = |count: usize, begin: &str, middle: &str, end: &str| {
+            let many = middle.repeat(count);
+            format!("{begin}{many}{end}")
+        };
+        let nested = "{% set ns = namespace(x=1) %}{% for i in range(99999) %}{% set ns.x = [ns.x] %}{% endfor %}";
+        let many = [900, 50_000].map(|count| {
+            [
+                repeated(count, "{{ ", "(", " }}"),
+                repeated(count, "{{ ", "[", " }}"),
+                repeated(count, "{{ ", "-", "1 }}"),
+                repeated(count, "{{ ", "not ", "1 }}"),
+                repeated(count, "{{ 1", "+1", " }}"),
+                repeated(count, "{{ 1", "**1", " }}"),
+                repeated(count, "{{ 1", "~1", " }}"),
+                repeated(count, "{{ 1", " and 1", " }}"),
+                repeated(count, "{{ 1", " if 1 else 1", " }}"),
+                repeated(count, "{{ x", "|trim", " }}"),
+                repeated(count, "{{ x", ".a", " }}"),
+                repeated(count, "{{ x", "[0]", " }}"),
+                repeated(count, "{{ x", "()", " }}"),
+                repeated(count, "", "{% if x %}", ""),
+                repeated(count, "{% if x %}", "{% elif x %}", "{% endif %}"),
+                repeated(count, "", "{% for x in messages %}", ""),
+            ]
+        });
+        let values = [
+            format!("{nested}{{{{ ns.x }}}}"),
+            format!("{nested}{{{{ ns.x | tojson }}}}"),
+            format!("{nested}{{{{ ns.x == [ns.x] }}}}"),
+            format!("{nested}{{{{ ns.x | string }}}}"),
+            format!("{nested}{{{{ ns.x | tojson(sort_keys=true) }}}}"),
+        ];
+        for text in many.into_iter().flatten().chain(values) {
+            println!("{text:.50} ... {} bytes", text.len());
+            // It may be refused, or be nothing bad.
+            if let Err(error) = rendered(&text) {
+                let said = error.to_string();
+                assert!(said.len() < 2000, "{} bytes of words", said.len());
+            }
+        }
+    }
+
+    #[test]
+    fn a_conversation_of_very_many_messages_is_refused() {
+        let one = r#"{"role": "assistant", "content": ""}"#;
+        let list = format!("[{}]", vec![one; 60_000].join(","));
+        let value: Value = serde_json::from_str(&list).unwrap();
+        let conversation = Conversation::new(&value, Value::from(())).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("chat_template.jinja"), "x").unwrap();
+        let template = ChatTemplate::load(dir.path(), None).unwrap();
+        let error = super::super::assistant_spans(&template, &conversation).unwrap_err();
+        assert!(matches!(error, ChatError::TooManyMessages), "{error}");
+    }
+
+    #[test]
+    fn the_words_of_a_template_are_passed_on_up_to_a_length() {
+        let error = rendered("{{ raise_exception('no ' * 100000) }}").unwrap_err();
+        assert!(matches!(&error, ChatError::Refused { said } if said.starts_with("no no")));
+        assert!(error.to_string().len() < 2000);
     }
 
     #[test]

@@ -5,7 +5,6 @@ mod column;
 mod rows;
 
 use std::fs::File;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::vec::IntoIter;
 
@@ -18,7 +17,7 @@ use self::column::{Column, NoText, find};
 use self::rows::Objects;
 use super::error::SourceError;
 use super::wanted::Wanted;
-use crate::panic_message::panic_message;
+use crate::panics::guarded;
 
 /// Rows that are decoded at once.
 const BATCH_ROWS: usize = 1024;
@@ -229,14 +228,6 @@ fn open(path: &Path) -> Result<(SerializedFileReader<File>, u64), SourceError> {
 fn row_count(file: &SerializedFileReader<File>) -> u64 {
     let rows = file.metadata().file_metadata().num_rows();
     u64::try_from(rows).unwrap_or(0)
-}
-
-/// Runs a part of the parquet reader, which panics at some corrupt metadata; that becomes its error message. What it was
-/// working on is not used after that.
-fn guarded<T>(work: impl FnOnce() -> Result<T, ParquetError>) -> Result<T, String> {
-    catch_unwind(AssertUnwindSafe(work))
-        .map_err(|panic| panic_message(panic.as_ref()))?
-        .map_err(|error| error.to_string())
 }
 
 fn corrupt(path: &Path, row: u64, reason: String) -> SourceError {

@@ -48,7 +48,7 @@ pub(super) fn encode(
     let pieces = cut(tokenizer, text, sizes)?;
     let tokens: Vec<Vec<u32>> = pieces
         .into_par_iter()
-        .map(|piece| tokenizer.encode_plain(&text[piece]))
+        .map(|piece| tokenizer.encode_whole(&text[piece], false))
         .collect::<Result<_, _>>()?;
     Ok(tokens.concat())
 }
@@ -115,9 +115,9 @@ fn safe_border(
 fn is_safe(tokenizer: &Tokenizer, text: &str, border: usize) -> Result<bool, TokenizerError> {
     let start = text.ceil_char_boundary(border.saturating_sub(WINDOW_BYTES));
     let end = text.floor_char_boundary(border + WINDOW_BYTES);
-    let whole = tokenizer.encode_plain(&text[start..end])?;
-    let mut parts = tokenizer.encode_plain(&text[start..border])?;
-    parts.extend(tokenizer.encode_plain(&text[border..end])?);
+    let whole = tokenizer.encode_whole(&text[start..end], false)?;
+    let mut parts = tokenizer.encode_whole(&text[start..border], false)?;
+    parts.extend(tokenizer.encode_whole(&text[border..end], false)?);
     Ok(whole == parts)
 }
 
@@ -152,7 +152,7 @@ mod tests {
             "\u{4e2d}\u{6587}\u{ff0c}\u{6ca1}\u{6709}\u{3002} 12,345 caf\u{e9}'s \u{1f980}"
                 .repeat(2000);
         for text in [text, &lined, &spaced, &foreign] {
-            let whole = tokenizer.encode_plain(text).unwrap();
+            let whole = tokenizer.encode_whole(text, false).unwrap();
             assert!(encode(&tokenizer, text, SMALL).unwrap() == whole);
         }
     }
@@ -169,7 +169,7 @@ mod tests {
     fn what_can_be_cut_nowhere_is_refused_above_a_size() {
         let tokenizer = demo();
         let word = "a".repeat(10_000);
-        let whole = tokenizer.encode_plain(&word).unwrap();
+        let whole = tokenizer.encode_whole(&word, false).unwrap();
         assert!(encode(&tokenizer, &word, SMALL).unwrap() == whole);
         let message = encode(&tokenizer, &"a".repeat(13_000), SMALL)
             .unwrap_err()

@@ -8,6 +8,7 @@ use crate::dispatch::{InstructionSet, Kernel};
 use crate::element::Element;
 use crate::exp::exp;
 use crate::lanes;
+use crate::tanh::tanh;
 
 /// Which keys a query sees: itself and what is before it in its document, as far as the window reaches.
 #[derive(Clone, Copy)]
@@ -170,13 +171,6 @@ impl Kernel for SoftmaxGradient<'_> {
             }
         }
     }
-}
-
-/// Within 2e-7 of the true value, which for scores is as good as their own rounding.
-#[inline(always)]
-fn tanh<I: InstructionSet>(x: f32) -> f32 {
-    // Where the exponential overflows, this is 1.
-    1.0 - 2.0 / (exp::<I>(2.0 * x) + 1.0)
 }
 
 /// The sums of the products of two lists of rows.

@@ -1,8 +1,8 @@
 //! Events on their way to the controller: a queue that the training loop never waits for.
 
 use crate::protocol::{Level, WorkerEvent, encode};
+use parking_lot::{Condvar, Mutex};
 use std::io::Write;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Events that may wait. A controller reads within milliseconds, so only a stopped one ever lets them pile up.
@@ -27,7 +27,7 @@ struct State {
 
 impl Outbox {
     pub(super) fn push(&self, event: &WorkerEvent) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         if state.gone || state.closed {
             return;
         }
@@ -51,17 +51,17 @@ impl Outbox {
                 self.set_gone();
                 return;
             }
-            self.lock().writing = false;
+            self.state.lock().writing = false;
             self.changed.notify_all();
         }
     }
 
     pub(super) fn is_gone(&self) -> bool {
-        self.lock().gone
+        self.state.lock().gone
     }
 
     pub(super) fn set_gone(&self) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         state.gone = true;
         state.lines.clear();
         state.writing = false;
@@ -71,32 +71,23 @@ impl Outbox {
     /// Takes no more events and waits until all are in the socket, or `timeout` is over.
     pub(super) fn close(&self, timeout: Duration) {
         let deadline = Instant::now() + timeout;
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         state.closed = true;
         self.changed.notify_all();
         while state.writing || !state.lines.is_empty() {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
+            if self.changed.wait_until(&mut state, deadline).timed_out() {
                 return;
             }
-            state = self
-                .changed
-                .wait_timeout(state, left)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
         }
     }
 
     fn next_bytes(&self) -> Option<Vec<u8>> {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         while state.lines.is_empty() {
             if state.closed || state.gone {
                 return None;
             }
-            state = self
-                .changed
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
+            self.changed.wait(&mut state);
         }
         let mut bytes = state.lines.concat();
         state.lines.clear();
@@ -113,11 +104,5 @@ impl Outbox {
         }
         state.writing = true;
         Some(bytes)
-    }
-
-    /// A thread that panicked while holding the lock left a state that is still meaningful: every field stands for
-    /// itself.
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -45,7 +45,7 @@ pub(super) struct Attempt<'r, 'a> {
 struct RankState {
     step: Option<u64>,
     phase: Option<String>,
-    /// It has come to train: from then on a stop may have something to save.
+    /// Whether training has begun: from then on a stop may have something to save.
     trains: bool,
 }
 
@@ -55,7 +55,7 @@ struct Stop {
     /// Whether the workers may finish their step and save.
     graceful: bool,
     deadline: Instant,
-    /// How often it was asked for.
+    /// How many signals have asked for it.
     requests: u32,
 }
 

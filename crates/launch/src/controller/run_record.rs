@@ -12,16 +12,12 @@ use jiff::Timestamp;
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::fs::{File, Permissions};
 use std::io::{self, Write};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
-use tandem_files::read_small;
+use tandem_files::{PartialFile, read_small};
 
 const FILE_NAME: &str = "run.json";
-/// The file until it is whole.
-const PARTIAL_NAME: &str = ".run.json.partial";
 const VERSION: u32 = 1;
 
 /// More attempts than anybody reads; a run that is restarted for ever must not grow its file for ever.
@@ -194,27 +190,11 @@ impl RunRecord {
 
     /// Replaces the file.
     pub(super) fn save(&self) -> io::Result<()> {
-        // One name, so that a controller which is killed here leaves nothing that the next one does not replace; the lock
-        // sees to it that there is no other writer. Made anew: what lies there may be a link to somewhere else.
-        let partial = self.path.with_file_name(PARTIAL_NAME);
-        match std::fs::remove_file(&partial) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let mut file = File::create_new(&partial)?;
-        let mut write = || {
-            file.write_all(&serde_json::to_vec_pretty(&self.file)?)?;
-            file.write_all(b"\n")?;
-            file.set_permissions(Permissions::from_mode(0o644))?;
-            file.sync_data()?;
-            std::fs::rename(&partial, &self.path)
-        };
-        let result = write();
-        if result.is_err() {
-            // What it is about is worse than a file that stays.
-            let _ = std::fs::remove_file(&partial);
-        }
-        result
+        // The lock sees to it that there is no other writer.
+        let mut file = PartialFile::create(&self.path)?;
+        file.write_all(&serde_json::to_vec_pretty(&self.file)?)?;
+        file.write_all(b"\n")?;
+        file.finish()
     }
 
     /// Kills workers that an earlier controller on this host left behind, and returns their process ids.

@@ -111,6 +111,7 @@ pub(super) fn base(
         gate_up: GATE_AND_UP,
         activation: activation(keys, defaults)?,
         mlp_bias: false,
+        experts: None,
         embedding_scale: EmbeddingScale::ONE,
         residual_scale: 1.0,
         logits_scale: 1.0,

@@ -1,6 +1,7 @@
 //! The parts of a model's description.
 
 use tandem_tensor::Kind;
+use tandem_tensor::experts::Rule;
 
 /// What the features of a module run over. Whoever cuts a model cuts along these.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -11,6 +12,8 @@ pub enum Axis {
     KvHeads,
     /// Columns of the MLP.
     Intermediate,
+    /// Columns of an expert of a mixture.
+    ExpertIntermediate,
     /// Vocabulary entries.
     Vocab,
 }
@@ -64,6 +67,70 @@ pub(super) const GATE_UP: &[Projection] = &[Projection {
     name: "gate_up_proj",
     outputs: &[Axis::Intermediate, Axis::Intermediate],
 }];
+
+/// A mixture of experts in the place of an MLP.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Experts {
+    /// How many there are, and how the router chooses.
+    pub rule: Rule,
+    /// Width of each.
+    pub intermediate_size: usize,
+    /// What its modules are called.
+    pub names: ExpertNames,
+    /// The coefficient of the loss that keeps experts in balance, where it is on.
+    pub balance: Option<f64>,
+    /// Per layer: whether it is a mixture.
+    pub sparse: Vec<bool>,
+}
+
+/// Hugging Face's names of a mixture's modules.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ExpertNames {
+    /// The block in its layer.
+    pub block: &'static str,
+    /// The router in the block.
+    pub router: &'static str,
+    /// In each expert, the projections whose outputs are its gate and up branches.
+    pub gate_up: &'static [Projection],
+    /// In each expert, the projection that returns.
+    pub down: &'static str,
+}
+
+impl ExpertNames {
+    /// As in a dense MLP.
+    pub(super) const LIKE_AN_MLP: Self = Self {
+        block: "mlp",
+        router: "gate",
+        gate_up: &[
+            Projection {
+                name: "gate_proj",
+                outputs: &[Axis::ExpertIntermediate],
+            },
+            Projection {
+                name: "up_proj",
+                outputs: &[Axis::ExpertIntermediate],
+            },
+        ],
+        down: "down_proj",
+    };
+
+    /// As Mixtral has them.
+    pub(super) const MIXTRAL: Self = Self {
+        block: "block_sparse_moe",
+        router: "gate",
+        gate_up: &[
+            Projection {
+                name: "w1",
+                outputs: &[Axis::ExpertIntermediate],
+            },
+            Projection {
+                name: "w3",
+                outputs: &[Axis::ExpertIntermediate],
+            },
+        ],
+        down: "w2",
+    };
+}
 
 /// The norms of a layer, by Hugging Face's names. One before a block is of what the block reads; one after it is of what the
 /// block adds to the residual stream.

@@ -8,11 +8,13 @@ mod gemma3;
 mod granite;
 mod llama;
 mod mistral;
+mod mixtral;
 mod olmo2;
 mod olmo3;
 mod phi3;
 mod qwen2;
 mod qwen3;
+mod qwen3_moe;
 mod smollm3;
 
 use serde_json::{Map, Value};
@@ -36,7 +38,7 @@ struct Family {
 }
 
 /// All of them.
-const FAMILIES: [&Family; 11] = [
+const FAMILIES: [&Family; 13] = [
     &llama::FAMILY,
     &mistral::FAMILY,
     &qwen2::FAMILY,
@@ -48,6 +50,8 @@ const FAMILIES: [&Family; 11] = [
     &olmo3::FAMILY,
     &smollm3::FAMILY,
     &granite::FAMILY,
+    &mixtral::FAMILY,
+    &qwen3_moe::FAMILY,
 ];
 
 /// What a parsed `config.json` describes.

@@ -6,9 +6,9 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
 
 use indicatif::ProgressBar;
+use parking_lot::Mutex;
 use tandem_launch::output::{stamped, to_stderr};
 
 static BAR: Mutex<Option<ProgressBar>> = Mutex::new(None);
@@ -42,7 +42,7 @@ impl Log {
 
 /// From now on lines are written above `bar`, or, with none, as they come.
 pub fn set_bar(bar: Option<ProgressBar>) {
-    *BAR.lock().unwrap_or_else(PoisonError::into_inner) = bar;
+    *BAR.lock() = bar;
 }
 
 /// Writes a line, or several.
@@ -59,7 +59,7 @@ pub fn line(text: &str) -> io::Result<()> {
 /// # Errors
 /// As [`line`].
 pub fn not_in_log(text: &str) -> io::Result<()> {
-    let bar = BAR.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let bar = BAR.lock().clone();
     match bar {
         Some(bar) => bar.suspend(|| to_stderr(format_args!("{text}"))),
         None => to_stderr(format_args!("{text}")),
@@ -74,7 +74,7 @@ pub fn last_line(text: &str) {
 
 /// Writes a line to the run's log that nobody could see elsewhere.
 pub fn only_in_log(text: &str) {
-    LOG.lock().unwrap_or_else(PoisonError::into_inner).add(text);
+    LOG.lock().add(text);
 }
 
 /// From now on lines are kept in the run's folder, as are those that were said so far. A log that cannot be written is no
@@ -91,7 +91,7 @@ pub fn keep_log(run_dir: &Path) -> io::Result<()> {
         return Err(io::Error::other("logs/run.log is not a regular file"));
     }
     let mut file = File::options().create(true).append(true).open(path)?;
-    let mut log = LOG.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut log = LOG.lock();
     let said = match &*log {
         Log::Held(lines) => lines.concat(),
         Log::File(_) | Log::Lost => String::new(),
@@ -135,7 +135,7 @@ mod tests {
             Ok(())
         }
         fn clear_line(&self) -> io::Result<()> {
-            *self.0.lock().unwrap() += 1;
+            *self.0.lock() += 1;
             Ok(())
         }
         fn flush(&self) -> io::Result<()> {
@@ -146,7 +146,7 @@ mod tests {
     #[test]
     fn a_bar_is_taken_away_while_a_line_is_written() {
         let terminal = Terminal::default();
-        let cleared = || *terminal.0.lock().unwrap();
+        let cleared = || *terminal.0.lock();
         let target = ProgressDrawTarget::term_like(Box::new(terminal.clone()));
         let bar = ProgressBar::with_draw_target(Some(3), target);
         bar.tick();

@@ -37,6 +37,7 @@ pub fn lines(
             },
         ),
     ];
+    lines.extend(spec.notes.iter().cloned());
     let notes = prepared.pretrained.iter().flat_map(|found| &found.notes);
     lines.extend(notes.map(|note| format!("weights   {note}")));
     lines.extend([

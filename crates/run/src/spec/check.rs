@@ -2,7 +2,7 @@
 
 use tandem_launch::experiment;
 use tandem_model::Recompute;
-use tandem_trainer::Schedule;
+use tandem_trainer::{Schedule, WarmupType};
 
 use super::{Compute, RunSpec, Training, evaluation};
 use crate::failure::{Failure, Outcome};
@@ -118,10 +118,18 @@ fn check_counts(spec: &RunSpec) -> Outcome<()> {
 fn check_schedule(training: &Training) -> Outcome<()> {
     let schedule = training.lr_scheduler;
     let decays = schedule == Schedule::WarmupStableDecay;
-    let problem = if training.warmup_steps > 0 && training.warmup_ratio > 0.0 {
+    let is_of_deepspeed = schedule.is_of_deepspeed();
+    let has_own_warmup =
+        training.warmup_type != WarmupType::default() || training.warmup_min_ratio > 0.0;
+    let has_warmup = training.warmup_steps > 0 || training.warmup_ratio > 0.0;
+    let problem = if has_own_warmup && !is_of_deepspeed {
+        "--warmup_type and --warmup_min_ratio need --lr_scheduler warmup_lr, warmup_decay_lr or warmup_cosine_lr"
+    } else if is_of_deepspeed && !has_warmup {
+        "--lr_scheduler warmup_lr, warmup_decay_lr and warmup_cosine_lr need --warmup_steps or --warmup_ratio"
+    } else if training.warmup_steps > 0 && training.warmup_ratio > 0.0 {
         "--warmup_steps and --warmup_ratio say the same: pass one of them"
     } else if training.min_lr_ratio > 0.0 && !schedule.has_min_lr() {
-        "--min_lr_ratio needs --lr_scheduler cosine_with_min_lr or warmup_stable_decay"
+        "--min_lr_ratio needs --lr_scheduler cosine_with_min_lr, warmup_stable_decay or warmup_cosine_lr"
     } else if training.decay_steps > 0 && !decays {
         "--decay_steps needs --lr_scheduler warmup_stable_decay"
     } else if decays && training.decay_steps == 0 {
@@ -134,7 +142,7 @@ fn check_schedule(training: &Training) -> Outcome<()> {
 
 fn check_ranges(spec: &RunSpec) -> Outcome<()> {
     let training = &spec.compute.training;
-    let ranges: [(&str, f64, bool, &str); 9] = [
+    let ranges: [(&str, f64, bool, &str); 10] = [
         (
             "learning_rate",
             training.learning_rate,
@@ -145,6 +153,12 @@ fn check_ranges(spec: &RunSpec) -> Outcome<()> {
             "warmup_ratio",
             training.warmup_ratio,
             (0.0..=1.0).contains(&training.warmup_ratio),
+            "from 0 to 1",
+        ),
+        (
+            "warmup_min_ratio",
+            training.warmup_min_ratio,
+            (0.0..=1.0).contains(&training.warmup_min_ratio),
             "from 0 to 1",
         ),
         (

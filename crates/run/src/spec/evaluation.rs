@@ -86,6 +86,15 @@ impl Evaluation {
         }
     }
 
+    /// What names the data to the user.
+    pub fn flag(&self) -> &'static str {
+        match (&self.eval_dataset_name, &self.eval_split) {
+            (Some(_), _) => "--eval_dataset_name",
+            (None, Some(_)) => "--eval_split",
+            (None, None) => "evaluation",
+        }
+    }
+
     /// What a run that trains on `data` is evaluated on: rows that are made as those are, of all documents.
     pub fn choice(&self, data: &Data) -> EvalChoice {
         let other = self.eval_dataset_name.as_ref();
@@ -129,6 +138,13 @@ pub fn check(spec: &RunSpec) -> Outcome<()> {
         }
         Some(EvalStrategy::Epoch) if evaluation.eval_steps > 0 => {
             "--eval_strategy epoch evaluates at the ends of epochs only; leave --eval_steps out, or pass --eval_strategy steps"
+        }
+        // Losses of several datasets are several numbers, and a mixture is for training.
+        _ if evaluation.is_on()
+            && evaluation.eval_dataset_name.is_none()
+            && spec.identity.selection.data.datasets().len() > 1 =>
+        {
+            "there are several --dataset_name; name the one to evaluate on with --eval_dataset_name"
         }
         _ if !(evaluation.early_stopping_threshold >= 0.0
             && evaluation.early_stopping_threshold.is_finite()) =>

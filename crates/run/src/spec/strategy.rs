@@ -17,7 +17,7 @@ pub enum Strategy {
     Fsdp(Fsdp),
 }
 
-/// What only `train_deepspeed` has.
+/// Settings that only `train_deepspeed` has.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct DeepSpeed {
     /// 0, 1 or 2.
@@ -26,7 +26,7 @@ pub struct DeepSpeed {
     pub autotp_override: Vec<String>,
 }
 
-/// What only `train_fsdp` has.
+/// Settings that only `train_fsdp` has.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Fsdp {
     /// Keep parameters in fp32 and run matrix products in bf16.
@@ -64,7 +64,7 @@ impl Strategy {
         }
     }
 
-    /// Refuses what cannot be for any model.
+    /// Refuses settings that contradict each other, whatever the model is.
     pub fn check(&self, dtype: Dtype) -> Outcome<()> {
         match self {
             Self::DeepSpeed(own) => {

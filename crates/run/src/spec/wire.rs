@@ -127,6 +127,7 @@ impl RunSpec {
         let Self {
             identity,
             output,
+            cluster,
             compute,
             ..
         } = &mut self;
@@ -151,6 +152,10 @@ impl RunSpec {
             (
                 "chat_template_path",
                 identity.selection.data.chat_template_path.as_mut(),
+            ),
+            (
+                "rendezvous_secret_file",
+                cluster.network.rendezvous_secret_file.as_mut(),
             ),
         ];
         for (flag, folder) in folders {

@@ -3,17 +3,17 @@
 use tandem_checkpoint::{RunDir, TrainState};
 use tandem_data::Position;
 use tandem_launch::experiment;
-use tandem_launch::output::redacted;
 
 use crate::environment::Environment;
 use crate::failure::{Failure, Outcome};
 use crate::identity::identity;
+use crate::kept_spec;
 use crate::prepare::{Prepared, prepare};
 use crate::resume::{check_progress, check_same_run};
 use crate::show::display::Display;
 use crate::show::screen;
 use crate::spec::RunSpec;
-use crate::storage::{Storage, nothing_to_continue, write_whole};
+use crate::storage::{Storage, nothing_to_continue};
 
 /// A run that can be started.
 pub struct Checked {
@@ -86,11 +86,7 @@ impl Checked {
 
     /// Writes the spec into the run's folder: from here on there is a run, whose folder also has what is said of it.
     pub fn keep_configuration(&self, spec: &RunSpec) -> Outcome<()> {
-        let text = serde_json::to_string_pretty(spec).map_err(Failure::other)?;
-        write_whole(
-            &self.storage.run_dir.join("run_config.json"),
-            &redacted(&text),
-        )?;
+        kept_spec::write(spec, &self.name, &self.storage)?;
         if let Err(error) = screen::keep_log(&self.storage.run_dir) {
             tracing::warn!(%error, "what this run says is not kept");
         }
@@ -103,7 +99,7 @@ impl Checked {
 ///
 /// # Errors
 /// There is nothing to continue, or there is something that would be continued although nobody asked for it.
-fn saved_state(
+pub fn saved_state(
     spec: &RunSpec,
     storage: &Storage,
     run: &RunDir,

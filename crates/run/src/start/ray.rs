@@ -49,6 +49,11 @@ pub fn run(spec: &RunSpec, ray: &Ray, environment: &Environment) -> Outcome<i32>
     Ok(code)
 }
 
+/// Looks whether there is a Python that speaks to Ray.
+pub fn find_python(environment: &Environment) -> Outcome<()> {
+    Python::find(environment).map(drop)
+}
+
 /// The program beside this one that Ray's workers start: they give it the flags of one strategy and nothing else.
 fn worker_program(entry_point: &str) -> Outcome<PathBuf> {
     let program = local::own_file()?.with_file_name(entry_point);

@@ -1,8 +1,9 @@
 //! Rank 0's part: making a checkpoint of the shards, and looking after the list of checkpoints, on a thread.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
+use parking_lot::Mutex;
 use tandem_checkpoint::{NewCheckpoint, RunDir, ShardReport, TensorSpec, TrainState, commit};
 
 /// What a commit did besides.
@@ -32,12 +33,12 @@ impl Committer {
 
     /// Names the next checkpoint.
     pub fn begin(&self) -> NewCheckpoint {
-        locked(&self.run).begin()
+        self.run.lock().begin()
     }
 
     /// Removes what a failed save has left; what cannot be removed now will be at the next start.
     pub fn discard(&self, new: &NewCheckpoint) {
-        discard(&locked(&self.run), new);
+        discard(&self.run.lock(), new);
     }
 
     /// Begins to commit.
@@ -50,7 +51,7 @@ impl Committer {
     ) -> Result<(), String> {
         let (run, keeps_list) = (Arc::clone(&self.run), self.keeps_list);
         let work = move || {
-            let mut run = locked(&run);
+            let mut run = run.lock();
             commit_and_register(&mut run, keeps_list, &new, &tensors, reports, state)
         };
         let thread = thread::Builder::new().name("commit".to_owned());
@@ -73,10 +74,6 @@ impl Committer {
             Err(_) => Some(Err("the thread that commits panicked".to_owned())),
         }
     }
-}
-
-fn locked(run: &Mutex<RunDir>) -> MutexGuard<'_, RunDir> {
-    run.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn discard(run: &RunDir, new: &NewCheckpoint) {

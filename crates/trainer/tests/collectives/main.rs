@@ -5,6 +5,7 @@
 
 #![allow(clippy::unwrap_used)] // a failed helper is a failed test
 
+mod decay;
 mod step;
 mod table;
 
@@ -15,7 +16,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use tandem_comm::{Event, Observer, RunSecret, Transport, World, WorldConfig};
+use tandem_comm::{Observer, OperationEvent, RunSecret, Transport, World, WorldConfig};
 use tandem_model::Recompute;
 use tandem_parallel::{Precision, ShardingLevel};
 
@@ -31,7 +32,7 @@ const EVALUATE: &str = include_str!("../../src/evaluate.rs");
 struct Recorder(Mutex<Collectives>);
 
 impl Observer for Recorder {
-    fn operation(&self, event: &Event) {
+    fn operation(&self, event: &OperationEvent) {
         let group = event.group.to_string();
         let key = (group, event.collective.to_string(), event.bytes);
         *self.0.lock().unwrap().entry(key).or_default() += 1;
@@ -117,6 +118,16 @@ fn cases() -> Vec<Case> {
             recompute,
             sequence_parallel: recompute == Recompute::Full,
             micro_batches: 1,
+            ..cases[cases.len() - 1]
+        });
+    }
+    // Experts that a loss keeps in balance, which takes a look ahead where there are several micro-batches.
+    for micro_batches in [1, 2] {
+        cases.push(Case {
+            model: "qwen3_moe_aux",
+            recompute: Recompute::Light,
+            sequence_parallel: micro_batches == 2,
+            micro_batches,
             ..cases[cases.len() - 1]
         });
     }

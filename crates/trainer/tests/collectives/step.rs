@@ -10,13 +10,25 @@ use tandem_model::config::QkNorm;
 use tandem_model::{ModelConfig, ModuleTree, Recompute};
 use tandem_parallel::{Plan, Precision, RandomInit, ShardingLevel, Strategy};
 use tandem_tensor::Device;
-use tandem_trainer::{Engine, EngineSetup, EvalSet, MicroBatch, UpdateRule, evaluate, train_step};
+use tandem_trainer::{
+    Engine, EngineSetup, EvalSet, MicroBatch, UpdateRule, WeightDecayOn, evaluate, train_step,
+};
 
 use crate::table::{Sizes, UnitSizes};
 
 const SEQ: usize = 16;
 const ROWS: usize = 2;
 const CHUNK_ROWS: usize = 8;
+
+/// How gradients become updates.
+pub const RULE: UpdateRule = UpdateRule {
+    beta1: 0.9,
+    beta2: 0.999,
+    eps: 1e-8,
+    weight_decay: 0.01,
+    weight_decay_on: WeightDecayOn::All,
+    max_grad_norm: 1.0,
+};
 
 /// Rows to evaluate.
 struct Numbers(u64);
@@ -63,6 +75,7 @@ impl Case {
         let group = |name: &str, ranks: &[usize]| world.new_group(name, ranks).unwrap();
         let everyone: Vec<usize> = (0..mesh.world_size()).collect();
         let mut engine = Engine::new(EngineSetup {
+            trains: true,
             strategy: Strategy {
                 name: "fsdp",
                 plan: Plan::declared(&ModuleTree::new(&config)),
@@ -92,6 +105,11 @@ impl Case {
 
     /// One step, until all that it has started is done.
     pub fn step(&self, engine: &mut Engine) {
+        self.step_by(engine, &RULE);
+    }
+
+    /// The same with an update of one's own.
+    pub fn step_by(&self, engine: &mut Engine, rule: &UpdateRule) {
         let column = engine.coords.dp_rank as u64;
         let micro_batches: Vec<MicroBatch> = (0..self.micro_batches as u64)
             .map(|index| {
@@ -101,14 +119,7 @@ impl Case {
                 MicroBatch::new(&ids, &ids, SEQ, seed, Device::Cpu)
             })
             .collect();
-        let rule = UpdateRule {
-            beta1: 0.9,
-            beta2: 0.999,
-            eps: 1e-8,
-            weight_decay: 0.01,
-            max_grad_norm: 1.0,
-        };
-        let report = train_step(engine, &micro_batches, 1e-3, &rule, 1).unwrap();
+        let report = train_step(engine, &micro_batches, 1e-3, rule, 1).unwrap();
         assert!(report.loss.is_finite() && report.grad_norm > 0.0);
         for unit in &mut engine.units {
             // Whoever cuts its parameters gathers them when the next step begins.
@@ -160,12 +171,21 @@ impl Case {
         if self.reshard_after_forward {
             words.push("reshard");
         }
+        let experts = engine.config.experts.as_ref();
+        if let Some(experts) = experts {
+            words.push("experts");
+            if experts.balance.is_some() && self.micro_batches > 1 {
+                words.push("ahead");
+            }
+        }
+        let of_all_layers = experts.map_or(0, |experts| experts.rule.experts * layers);
         Sizes {
             numbers: [
                 ("m", self.micro_batches),
                 ("L", layers),
                 ("C", tokens / CHUNK_ROWS),
                 ("R", CHUNK_ROWS),
+                ("E", of_all_layers),
                 ("T", tokens),
                 ("H", engine.config.hidden_size),
                 ("tp", self.tp),

@@ -38,6 +38,7 @@ pub fn engine(world: &World, tp: usize, dp: usize, wrap_tp: Wrap, wrap_dp: Wrap)
     let group = |name: &str, ranks: &[usize]| world.new_group(name, ranks).unwrap();
     let everyone: Vec<usize> = (0..world.size()).collect();
     let mut engine = Engine::new(EngineSetup {
+        trains: true,
         strategy,
         mesh,
         world: group("world", &everyone),
@@ -79,6 +80,7 @@ pub fn step(
         beta2: 0.999,
         eps: 1e-8,
         weight_decay: 0.01,
+        weight_decay_on: tandem_trainer::WeightDecayOn::All,
         max_grad_norm: 1.0,
     };
     train_step(engine, &[batch], 1e-3, &rule, step)

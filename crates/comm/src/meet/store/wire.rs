@@ -22,7 +22,7 @@ pub(super) const MAX_VALUE: usize = 1 << 16;
 /// Longer texts are cut: an error of a rank, say, whose whole is in that rank's log.
 const MAX_REASON: usize = 1 << 14;
 
-/// Whatever claims to be longer is not ours. Nothing is allocated for it.
+/// The longest message. One that claims to be longer is refused before anything is allocated for it.
 const MAX_MESSAGE: usize = MAX_KEY + MAX_VALUE + 64;
 
 /// A message in either direction. What it names lies in the buffer that it was read into: decoding allocates nothing but

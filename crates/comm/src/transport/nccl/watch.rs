@@ -233,7 +233,7 @@ fn join(
     };
     let (sender, receiver) = mpsc::channel();
     let (joining, device) = (library.clone(), cuda.clone());
-    std::thread::spawn(move || {
+    let join = move || {
         let joined = device
             .bind_to_thread()
             .map_err(|error| ("CUDA", error.to_string()))
@@ -244,7 +244,11 @@ fn join(
             });
         // Nobody is interested any more if this fails.
         let _sent = sender.send(joined);
-    });
+    };
+    std::thread::Builder::new()
+        .name("nccl-join".to_owned())
+        .spawn(join)
+        .map_err(|error| failed("NCCL", format!("no thread to join the group: {error}")))?;
     let begin = Instant::now();
     let creation = Signature {
         collective: Collective::NewGroup,

@@ -1,0 +1,50 @@
+//! The models whose steps are timed: published sizes, random weights.
+
+use clap::ValueEnum;
+use serde_json::{Map, Value};
+use tandem_model::ModelConfig;
+use tandem_run::failure::{Failure, Outcome};
+
+/// Which model's sizes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Shape {
+    /// Qwen2-0.5B (arXiv 2407.10671): 24 layers, a large tied vocabulary.
+    Qwen2,
+    /// SmolLM2-135M (arXiv 2502.02737): 30 thin layers, 9 heads of which 3 have keys.
+    Smollm2,
+    /// Gemma 2 2B (arXiv 2408.00118), a quarter as wide: four norms a layer, GeGLU, soft caps, windows.
+    Gemma2,
+}
+
+const QWEN2: &str = r#"{
+    "architectures": ["Qwen2ForCausalLM"], "hidden_size": 896, "num_attention_heads": 14, "num_key_value_heads": 2,
+    "num_hidden_layers": 24, "intermediate_size": 4864, "vocab_size": 151936, "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-6, "rope_theta": 1000000.0, "tie_word_embeddings": true, "initializer_range": 0.02
+}"#;
+
+const SMOLLM2: &str = r#"{
+    "architectures": ["LlamaForCausalLM"], "hidden_size": 576, "num_attention_heads": 9, "num_key_value_heads": 3,
+    "num_hidden_layers": 30, "intermediate_size": 1536, "vocab_size": 49152, "max_position_embeddings": 8192,
+    "rms_norm_eps": 1e-5, "rope_theta": 100000.0, "tie_word_embeddings": true, "initializer_range": 0.04
+}"#;
+
+const GEMMA2: &str = r#"{
+    "architectures": ["Gemma2ForCausalLM"], "hidden_size": 576, "num_attention_heads": 8, "num_key_value_heads": 4,
+    "head_dim": 64, "num_hidden_layers": 26, "intermediate_size": 2304, "vocab_size": 64000,
+    "max_position_embeddings": 8192, "sliding_window": 256, "query_pre_attn_scalar": 64, "initializer_range": 0.02
+}"#;
+
+impl Shape {
+    /// The model, cut to its first `layers` layers.
+    pub fn config(self, layers: usize) -> Outcome<ModelConfig> {
+        let text = match self {
+            Self::Qwen2 => QWEN2,
+            Self::Smollm2 => SMOLLM2,
+            Self::Gemma2 => GEMMA2,
+        };
+        let json: Map<String, Value> = serde_json::from_str(text).map_err(Failure::other)?;
+        ModelConfig::from_json(&json)
+            .and_then(|config| config.truncated(layers))
+            .map_err(Failure::other)
+    }
+}

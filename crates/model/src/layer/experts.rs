@@ -1,0 +1,195 @@
+//! A mixture of experts in the place of an MLP: a router, and gated MLPs of which each token sees a few.
+//!
+//! Each expert is cut over the row as an MLP is: gate|up by columns, down by rows. The router is whole on every rank and sees
+//! all tokens, so that all ranks choose alike; its gradient comes from this rank's columns of the experts only, and is one
+//! part of a sum over the row.
+
+use std::ops::Range;
+
+use tandem_tensor::experts::{self, Balance, Routing, Rule};
+use tandem_tensor::glu::{self, Activation};
+use tandem_tensor::{Accumulate, Kind, Tensor, linear};
+
+use crate::tensors::ExpertsTensors;
+
+/// What the experts' backward needs.
+#[derive(Debug)]
+pub(super) struct ExpertsSaved {
+    routing: Routing,
+    /// `[rows, 2 * intermediate]`, as all that follows sorted by expert.
+    gate_up: Tensor,
+    /// What the down projections multiply before it is weighted, where it is not computed again.
+    product: Option<Tensor>,
+}
+
+/// Gradients on their way from the input's to the weights'.
+pub(super) struct ExpertsBackward {
+    routing: Routing,
+    d_rows: Tensor,
+    d_logits: Tensor,
+    d_gate_up: Tensor,
+    /// What the down projections multiplied.
+    weighted: Tensor,
+}
+
+/// This rank's part of the experts' output for all tokens, `[tokens, hidden]`; `normed` is the block's input.
+///
+/// A row is weighted before the down projection, which is linear, so that the weight's gradient needs no output of it.
+pub(super) fn forward(
+    weights: &ExpertsTensors,
+    normed: &Tensor,
+    rule: Rule,
+    activation: Activation,
+    keeps_all: bool,
+) -> (Tensor, ExpertsSaved) {
+    let logits = linear::forward(&normed.to_kind(Kind::Float), &weights.router, None);
+    let routing = Routing::new(&logits, rule);
+    let rows = experts::gather(normed, &routing);
+    let gate_up = by_expert(&rows, &weights.gate_up, &routing, linear::forward_into, 0);
+    drop(rows);
+    let product = glu::forward(activation, &gate_up);
+    let weighted = experts::scale(&product, &routing);
+    let out = by_expert(&weighted, &weights.down, &routing, linear::forward_into, 0);
+    let partial = experts::combine(&out, None, &routing);
+    let saved = ExpertsSaved {
+        routing,
+        gate_up,
+        product: keeps_all.then_some(product),
+    };
+    (partial, saved)
+}
+
+/// What the experts of a layer got of some tokens.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ExpertLoad {
+    /// For each expert, the tokens that chose it.
+    pub chosen: Vec<u64>,
+    /// For each expert, the sum of its probabilities over the tokens.
+    pub probabilities: Vec<f64>,
+}
+
+impl ExpertLoad {
+    /// Of these tokens and those of `other`.
+    pub fn add(&mut self, other: &Self) {
+        for (sum, chosen) in self.chosen.iter_mut().zip(&other.chosen) {
+            *sum += chosen;
+        }
+        for (sum, p) in self.probabilities.iter_mut().zip(&other.probabilities) {
+            *sum += p;
+        }
+    }
+
+    /// As one list that can be added: the counts, then the sums.
+    pub fn values(&self) -> impl Iterator<Item = f64> {
+        let counts = self.chosen.iter().map(|&chosen| chosen as f64);
+        counts.chain(self.probabilities.iter().copied())
+    }
+
+    /// From [`Self::values`].
+    pub fn from_values(values: &[f64]) -> Self {
+        let (counts, probabilities) = values.split_at(values.len() / 2);
+        Self {
+            chosen: counts.iter().map(|&count| count as u64).collect(),
+            probabilities: probabilities.to_vec(),
+        }
+    }
+}
+
+impl ExpertsSaved {
+    /// What the experts got of the tokens that are `counted`; of all where that is empty.
+    pub(super) fn load(&self, counted: &[bool]) -> ExpertLoad {
+        let (chosen, probabilities) = self.routing.load(counted);
+        ExpertLoad {
+            chosen,
+            probabilities,
+        }
+    }
+
+    /// The gradient of the block's input, of which each rank of the row has a part, from that of its output.
+    pub(super) fn backward_input(
+        self,
+        weights: &ExpertsTensors,
+        d_branch: &Tensor,
+        activation: Activation,
+        balance: Option<Balance<'_>>,
+    ) -> (Tensor, ExpertsBackward) {
+        let Self {
+            routing,
+            gate_up,
+            product,
+        } = self;
+        let d_rows = experts::gather(d_branch, &routing);
+        let into = linear::backward_input_into;
+        let d_weighted = by_expert(&d_rows, &weights.down, &routing, into, 1);
+        let product = product.unwrap_or_else(|| glu::forward(activation, &gate_up));
+        let d_factors = experts::row_dots(&d_weighted, &product);
+        let d_product = experts::scale(&d_weighted, &routing);
+        drop(d_weighted);
+        let d_gate_up = glu::backward(activation, &d_product, &gate_up);
+        let weighted = experts::scale(&product, &routing);
+        drop((d_product, gate_up, product));
+
+        let d_logits = routing.backward(&d_factors, balance);
+        let through_router = linear::backward_input(&d_logits, &weights.router);
+        let d_sorted = by_expert(&d_gate_up, &weights.gate_up, &routing, into, 1);
+        let d_normed = experts::combine(&d_sorted, Some(&through_router), &routing);
+        let rest = ExpertsBackward {
+            routing,
+            d_rows,
+            d_logits,
+            d_gate_up,
+            weighted,
+        };
+        (d_normed, rest)
+    }
+}
+
+impl ExpertsBackward {
+    /// Writes or adds the gradients of the weights; `normed` is the block's input.
+    pub(super) fn weights(
+        self,
+        gradients: &ExpertsTensors,
+        normed: &Tensor,
+        accumulate: Accumulate,
+    ) {
+        let rows = experts::gather(normed, &self.routing);
+        for (expert, range) in self.routing.experts().enumerate() {
+            let (down, gate_up) = (&gradients.down[expert], &gradients.gate_up[expert]);
+            if range.is_empty() {
+                // Nobody's gradient is zero, not what happens to be in the buffer.
+                if accumulate == Accumulate::First {
+                    down.zero_();
+                    gate_up.zero_();
+                }
+                continue;
+            }
+            let part = |x: &Tensor| part(x, &range);
+            linear::backward_weight(down, &part(&self.d_rows), &part(&self.weighted), accumulate);
+            linear::backward_weight(gate_up, &part(&self.d_gate_up), &part(&rows), accumulate);
+        }
+        let normed = normed.to_kind(Kind::Float);
+        linear::backward_weight(&gradients.router, &self.d_logits, &normed, accumulate);
+    }
+}
+
+/// One product for each expert's rows of `x`, into one tensor; `dimension` is that of the weights which the result is as wide as.
+fn by_expert(
+    x: &Tensor,
+    weights: &[Tensor],
+    routing: &Routing,
+    product: impl Fn(&Tensor, &Tensor, &Tensor),
+    dimension: usize,
+) -> Tensor {
+    let width = weights.first().map_or(0, |weight| weight.size()[dimension]);
+    let out = Tensor::empty([x.size()[0], width], (x.kind(), x.device()));
+    for (range, weight) in routing.experts().zip(weights) {
+        if !range.is_empty() {
+            product(&part(&out, &range), &part(x, &range), weight);
+        }
+    }
+    out
+}
+
+fn part(x: &Tensor, rows: &Range<usize>) -> Tensor {
+    x.narrow(0, rows.start as i64, rows.len() as i64)
+}

@@ -1,0 +1,246 @@
+//! Low-rank adapters (LoRA, arXiv 2106.09685) with the names, initial values and scaling of PEFT.
+//!
+//! The output of an adapted matrix is `W x + b + s B (A x)`, where `A` is `[r, in]` and `B` is `[out, r]`; `W` and `b` stay as they
+//! are.
+
+use serde_json::{Map, Value, json};
+
+/// Which modules have an adapter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LoraTargets {
+    /// Every matrix but the output head, which is what PEFT's `all-linear` means.
+    AllLinear,
+    /// Those whose path is one of these or ends with a dot and one of these.
+    Named(Vec<String>),
+}
+
+/// How a model is adapted.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LoraConfig {
+    /// The rank.
+    pub r: usize,
+    /// What the scale is made of.
+    pub alpha: f64,
+    /// Probability that an element of an adapter's input is dropped in training.
+    pub dropout: f64,
+    /// The scale is `alpha / sqrt(r)` (rsLoRA, arXiv 2312.03732) instead of `alpha / r`.
+    pub use_rslora: bool,
+    /// The adapted modules.
+    pub targets: LoraTargets,
+}
+
+/// Why an adapter cannot be used.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum LoraError {
+    /// A key that must be there is not, or has a value that is not supported.
+    #[error("adapter_config.json: {key} is {value}, but {expected}")]
+    Value {
+        /// The key.
+        key: String,
+        /// What the file says.
+        value: String,
+        /// What would be right.
+        expected: String,
+    },
+    /// A name that no matrix has.
+    #[error(
+        "no matrix of the model is called {name:?}; those of a layer are {modules}, and all-linear means all of them"
+    )]
+    Unused {
+        /// What was asked for.
+        name: String,
+        /// The names of a layer's matrices.
+        modules: String,
+    },
+}
+
+impl LoraConfig {
+    /// What an adapter's output is multiplied with.
+    pub fn scale(&self) -> f64 {
+        let r = self.r as f64;
+        self.alpha / if self.use_rslora { r.sqrt() } else { r }
+    }
+
+    /// Whether the matrix with this path has an adapter.
+    pub fn adapts(&self, path: &str) -> bool {
+        match &self.targets {
+            LoraTargets::AllLinear => path != "lm_head",
+            LoraTargets::Named(names) => names.iter().any(|name| is_named(path, name)),
+        }
+    }
+
+    /// What PEFT's `adapter_config.json` says.
+    ///
+    /// # Errors
+    /// For what would change the computation and is not supported, by its name.
+    pub fn from_peft(json: &Map<String, Value>) -> Result<Self, LoraError> {
+        for (key, value) in json {
+            if !has_no_effect(key, value) {
+                return Err(wrong(key, value, "this is not supported"));
+            }
+        }
+        let text = json.get("peft_type").and_then(Value::as_str);
+        if text != Some("LORA") {
+            let found = json.get("peft_type").unwrap_or(&Value::Null);
+            return Err(wrong("peft_type", found, "only LORA is supported"));
+        }
+        let number = |key: &str, default: f64| match json.get(key) {
+            None | Some(Value::Null) => Ok(default),
+            Some(value) => match value.as_f64().filter(|number| number.is_finite()) {
+                Some(number) => Ok(number),
+                None => Err(wrong(key, value, "it must be a number")),
+            },
+        };
+        let r = json.get("r").unwrap_or(&Value::Null);
+        let rank = r.as_u64().filter(|rank| (1..=MAX_RANK).contains(rank));
+        let dropout = number("lora_dropout", 0.0)?;
+        if !(0.0..1.0).contains(&dropout) {
+            let found = json.get("lora_dropout").unwrap_or(&Value::Null);
+            return Err(wrong("lora_dropout", found, "it must be from 0 to below 1"));
+        }
+        Ok(Self {
+            r: rank.ok_or_else(|| wrong("r", r, "it must be a whole number from 1 to 65536"))?
+                as usize,
+            alpha: number("lora_alpha", 8.0)?,
+            dropout,
+            use_rslora: json.get("use_rslora") == Some(&Value::Bool(true)),
+            targets: targets(json.get("target_modules").unwrap_or(&Value::Null))?,
+        })
+    }
+
+    /// PEFT's `adapter_config.json`.
+    pub fn to_peft(&self, base_model: Option<&str>) -> Value {
+        let targets = match &self.targets {
+            LoraTargets::AllLinear => json!("all-linear"),
+            LoraTargets::Named(names) => json!(names),
+        };
+        json!({
+            "base_model_name_or_path": base_model,
+            "bias": "none",
+            "fan_in_fan_out": false,
+            "inference_mode": true,
+            "init_lora_weights": true,
+            "lora_alpha": self.alpha,
+            "lora_dropout": self.dropout,
+            "modules_to_save": null,
+            "peft_type": "LORA",
+            "r": self.r,
+            "target_modules": targets,
+            "task_type": "CAUSAL_LM",
+            "use_dora": false,
+            "use_rslora": self.use_rslora,
+        })
+    }
+}
+
+/// Beyond every width of a layer.
+const MAX_RANK: u64 = 65_536;
+
+/// Whether a module's path is `name` or ends with it, as PEFT compares them.
+fn is_named(path: &str, name: &str) -> bool {
+    path.strip_suffix(name)
+        .is_some_and(|before| before.is_empty() || before.ends_with('.'))
+}
+
+fn targets(value: &Value) -> Result<LoraTargets, LoraError> {
+    let refused = || {
+        let expected = "it must be a list of names, or \"all-linear\"";
+        wrong("target_modules", value, expected)
+    };
+    match value {
+        Value::String(text) if text == "all-linear" => Ok(LoraTargets::AllLinear),
+        Value::Array(names) if !names.is_empty() => {
+            let names = names.iter().map(|name| name.as_str().map(str::to_owned));
+            let names: Option<Vec<String>> = names.collect();
+            Ok(LoraTargets::Named(names.ok_or_else(refused)?))
+        }
+        _ => Err(refused()),
+    }
+}
+
+/// Whether a key is one of those that are read, or says nothing that would change the computation.
+fn has_no_effect(key: &str, value: &Value) -> bool {
+    match key {
+        "peft_type" | "r" | "lora_alpha" | "lora_dropout" | "target_modules" | "use_rslora" => true,
+        // About where the adapter comes from, or about making it.
+        "base_model_name_or_path"
+        | "task_type"
+        | "inference_mode"
+        | "init_lora_weights"
+        | "peft_version"
+        | "revision"
+        | "megatron_core"
+        | "qalora_group_size"
+        | "ensure_weight_tying"
+        | "auto_mapping" => true,
+        "bias" => value == "none",
+        _ => match value {
+            Value::Null | Value::Bool(false) => true,
+            Value::Object(map) => map.is_empty(),
+            Value::Array(list) => list.is_empty(),
+            _ => false,
+        },
+    }
+}
+
+fn wrong(key: &str, value: &Value, expected: &str) -> LoraError {
+    let mut value = value.to_string();
+    if value.chars().count() > 100 {
+        value = value.chars().take(100).collect::<String>() + "...";
+    }
+    LoraError::Value {
+        key: key.to_owned(),
+        value,
+        expected: expected.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn peft(changes: Value) -> Map<String, Value> {
+        let mut json = json!({
+            "peft_type": "LORA", "r": 6, "lora_alpha": 10, "target_modules": ["q_proj", "v_proj"],
+            "bias": "none", "rank_pattern": {}, "use_dora": false, "lora_bias": false, "corda_config": null,
+        });
+        let map = json.as_object_mut().unwrap();
+        map.extend(changes.as_object().unwrap().clone());
+        map.clone()
+    }
+
+    #[test]
+    fn the_file_is_understood_and_written_alike() {
+        let config = LoraConfig::from_peft(&peft(json!({"use_rslora": true}))).unwrap();
+        assert!((config.scale() - 10.0 / 6f64.sqrt()).abs() < 1e-12);
+        assert!(config.adapts("model.layers.3.self_attn.q_proj"));
+        assert!(!config.adapts("model.layers.3.self_attn.xq_proj"));
+        assert!(!config.adapts("model.layers.3.mlp.up_proj"));
+        let again = config.to_peft(Some("base"));
+        let again = LoraConfig::from_peft(again.as_object().unwrap());
+        assert_eq!(again.unwrap(), config);
+        let all = LoraConfig::from_peft(&peft(json!({"target_modules": "all-linear"}))).unwrap();
+        assert!(all.adapts("model.layers.0.mlp.down_proj") && !all.adapts("lm_head"));
+    }
+
+    #[test]
+    fn what_changes_the_computation_is_refused_by_name() {
+        for (change, key) in [
+            (json!({"use_dora": true}), "use_dora"),
+            (json!({"rank_pattern": {"q_proj": 4}}), "rank_pattern"),
+            (json!({"bias": "all"}), "bias"),
+            (json!({"modules_to_save": ["lm_head"]}), "modules_to_save"),
+            (json!({"peft_type": "IA3"}), "peft_type"),
+            (json!({"r": 0}), "r"),
+            (json!({"lora_dropout": 1.0}), "lora_dropout"),
+            (json!({"lora_alpha": "x"}), "lora_alpha"),
+            (json!({"target_modules": ".*_proj"}), "target_modules"),
+            (json!({"target_modules": [3]}), "target_modules"),
+        ] {
+            match LoraConfig::from_peft(&peft(change)) {
+                Err(LoraError::Value { key: found, .. }) => assert_eq!(found, key),
+                other => panic!("{key}: {other:?}"),
+            }
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! What the experts of a mixture get, and the auxiliary loss that keeps them in balance (Switch Transformers, arXiv 2101.03961), as
+//! transformers computes it, over the whole global batch.
+//!
+//! With `E` experts and `N` pairs of a mixture's layer and a real token, `f_e` is the number of pairs that chose expert `e` over
+//! `N`, `P_e` the sum of its probabilities over `N`, and the loss is `E * sum over e of f_e * P_e`. The layers are pooled before
+//! the product. `f` counts as a constant for the gradient, which is therefore the same for every token's probabilities,
+//! `E * f_e / N`; but it must be known before the first backward pass. With several micro-batches that takes a forward pass of all
+//! of them ahead.
+
+use tandem_comm::ReduceOp;
+use tandem_model::{ExpertLoad, LayerSaved};
+use tandem_tensor::{Device, Tensor};
+
+use crate::engine::Engine;
+use crate::error::TrainError;
+use crate::micro_batch::MicroBatch;
+use crate::train_step::{Turn, forward};
+
+/// What experts got in a step, and what follows.
+pub(crate) struct Balance {
+    /// The coefficient of the auxiliary loss; 0 is none.
+    coefficient: f64,
+    /// Real tokens of the global batch.
+    tokens: u64,
+    /// In the order of the mixtures, of this rank's tokens until they are [agreed](Self::agree) on.
+    loads: Vec<ExpertLoad>,
+    is_agreed: bool,
+    /// The derivative of the loss for each expert's probability, this rank's part of it.
+    d_probabilities: Vec<f32>,
+}
+
+/// What a step reports about a model's experts.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ExpertReport {
+    /// The auxiliary loss, before its coefficient; also where it is not part of the loss.
+    pub aux_loss: f64,
+    /// What of it is in the loss.
+    pub added: f64,
+    /// For each layer with experts, in their order: the tokens of the expert with the most over the mean of all. 1 is balance.
+    pub max_over_mean: Vec<f64>,
+    /// Experts of all layers that got no token.
+    pub idle: usize,
+}
+
+impl Balance {
+    /// For a step over `tokens` real tokens of the global batch.
+    pub(crate) fn new(engine: &Engine, tokens: u64) -> Self {
+        let experts = engine.config.experts.as_ref();
+        Self {
+            coefficient: experts.and_then(|experts| experts.balance).unwrap_or(0.0),
+            tokens,
+            loads: Vec::new(),
+            is_agreed: false,
+            d_probabilities: Vec::new(),
+        }
+    }
+
+    /// Before a step over several micro-batches, where there is a loss: what experts will get.
+    pub(crate) fn look_ahead(
+        &mut self,
+        engine: &mut Engine,
+        micro_batches: &[MicroBatch],
+    ) -> Result<(), TrainError> {
+        if self.coefficient == 0.0 || micro_batches.len() < 2 {
+            return Ok(());
+        }
+        for micro in micro_batches {
+            let turn = Turn::only(engine, micro);
+            let (_, saved) = forward(engine, &turn)?;
+            self.add(&saved);
+            for unit in 0..engine.units.len() {
+                engine.reshard(unit);
+            }
+        }
+        self.agree(engine)
+    }
+
+    /// Adds what a micro-batch's experts got, unless that is known. Where there is a loss, all of the batch is known then.
+    pub(crate) fn after_forward(
+        &mut self,
+        engine: &Engine,
+        saved: &[LayerSaved],
+    ) -> Result<(), TrainError> {
+        if self.is_agreed {
+            return Ok(());
+        }
+        self.add(saved);
+        match self.coefficient {
+            0.0 => Ok(()),
+            _ => self.agree(engine),
+        }
+    }
+
+    /// The derivative of this rank's part of the loss, for a layer's backward.
+    pub(crate) fn gradient<'a>(
+        &'a self,
+        micro: &'a MicroBatch,
+    ) -> Option<tandem_tensor::experts::Balance<'a>> {
+        let has_loss = !self.d_probabilities.is_empty();
+        has_loss.then_some(tandem_tensor::experts::Balance {
+            d_probabilities: &self.d_probabilities,
+            counted: &micro.counted,
+        })
+    }
+
+    /// What all ranks' experts got; `None` where there are none.
+    pub(crate) fn report(mut self, engine: &Engine) -> Result<Option<ExpertReport>, TrainError> {
+        if self.loads.is_empty() {
+            return Ok(None);
+        }
+        self.agree(engine)?;
+        let over_mean = |load: &ExpertLoad| {
+            let total: u64 = load.chosen.iter().sum();
+            let most = load.chosen.iter().max().copied().unwrap_or(0);
+            (most * load.chosen.len() as u64) as f64 / total.max(1) as f64
+        };
+        let all = self.loads.iter().flat_map(|load| &load.chosen);
+        let aux_loss = self.loss();
+        Ok(Some(ExpertReport {
+            aux_loss,
+            added: self.coefficient * aux_loss,
+            max_over_mean: self.loads.iter().map(over_mean).collect(),
+            idle: all.filter(|chosen| **chosen == 0).count(),
+        }))
+    }
+
+    fn add(&mut self, saved: &[LayerSaved]) {
+        let loads = saved.iter().filter_map(LayerSaved::load);
+        if self.loads.is_empty() {
+            self.loads = loads.cloned().collect();
+            return;
+        }
+        for (sum, load) in self.loads.iter_mut().zip(loads) {
+            sum.add(load);
+        }
+    }
+
+    /// Adds what the other ranks of the column saw, which together see all of the batch.
+    fn agree(&mut self, engine: &Engine) -> Result<(), TrainError> {
+        if self.is_agreed || self.loads.is_empty() {
+            return Ok(());
+        }
+        // Counts are exact in fp64 as far as anybody can count.
+        let values: Vec<f64> = self.loads.iter().flat_map(ExpertLoad::values).collect();
+        let sums = Tensor::from_slice(&values).to_device(engine.device);
+        engine.dp.all_reduce(&sums, ReduceOp::Sum)?.wait()?;
+        let sums = sums.to_device(Device::Cpu).to_vec::<f64>();
+        let each = sums.len() / self.loads.len();
+        self.loads = sums.chunks(each).map(ExpertLoad::from_values).collect();
+        self.is_agreed = true;
+
+        let factor = self.coefficient * self.experts() / self.pairs().powi(2);
+        if factor > 0.0 {
+            // Each rank of the row adds its part to the sum over the row.
+            let part = factor / engine.tp.group.size() as f64;
+            let chosen = self.pooled(|load, expert| load.chosen[expert] as f64);
+            self.d_probabilities = chosen.iter().map(|count| (part * count) as f32).collect();
+        }
+        Ok(())
+    }
+
+    fn loss(&self) -> f64 {
+        let chosen = self.pooled(|load, expert| load.chosen[expert] as f64);
+        let probabilities = self.pooled(|load, expert| load.probabilities[expert]);
+        let products = chosen.iter().zip(probabilities).map(|(f, p)| f * p);
+        self.experts() * products.sum::<f64>() / self.pairs().powi(2)
+    }
+
+    /// The sum over the layers, for each expert.
+    fn pooled(&self, of: impl Fn(&ExpertLoad, usize) -> f64) -> Vec<f64> {
+        let experts = 0..self.experts() as usize;
+        let sum = |expert| self.loads.iter().map(|load| of(load, expert)).sum();
+        experts.map(sum).collect()
+    }
+
+    fn experts(&self) -> f64 {
+        self.loads.first().map_or(0, |load| load.chosen.len()) as f64
+    }
+
+    /// Of a layer and a token, at least one.
+    fn pairs(&self) -> f64 {
+        (self.tokens * self.loads.len() as u64).max(1) as f64
+    }
+}
