@@ -111,6 +111,7 @@ impl Meter {
             tflops_per_device: flops / seconds / self.ranks as f64 / 1e12,
             mfu: self.peak.utilisation(flops, seconds),
             peak_memory_mb: self.peak_memory_mb.clone(),
+            experts: report.experts.clone(),
             time: now(),
         })
     }
