@@ -187,7 +187,11 @@ impl DsConfig {
     }
 
     /// All that it says, and what has no effect, by reason.
-    fn flags(&self, line: &Line, dp_size: Option<u64>) -> Result<(Flags, keys::Ineffective), String> {
+    fn flags(
+        &self,
+        line: &Line,
+        dp_size: Option<u64>,
+    ) -> Result<(Flags, keys::Ineffective), String> {
         let file = Section::new("", &self.keys);
         let mut flags = Flags::default();
         batch::read(&file, line, dp_size, &mut flags)?;

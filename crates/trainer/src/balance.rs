@@ -15,7 +15,6 @@ use tandem_tensor::{Device, Tensor};
 use crate::engine::Engine;
 use crate::error::TrainError;
 use crate::micro_batch::MicroBatch;
-use crate::train_step::{Turn, forward};
 
 /// What experts got in a step, and what follows.
 pub(crate) struct Balance {
@@ -60,24 +59,9 @@ impl Balance {
         }
     }
 
-    /// Before a step over several micro-batches, where there is a loss: what experts will get.
-    pub(crate) fn look_ahead(
-        &mut self,
-        engine: &mut Engine,
-        micro_batches: &[MicroBatch],
-    ) -> Result<(), TrainError> {
-        if self.coefficient == 0.0 || micro_batches.len() < 2 {
-            return Ok(());
-        }
-        for micro in micro_batches {
-            let turn = Turn::only(engine, micro);
-            let (_, saved) = forward(engine, &turn)?;
-            self.add(&saved);
-            for unit in 0..engine.units.len() {
-                engine.reshard(unit);
-            }
-        }
-        self.agree(engine)
+    /// Whether the load of `micro_batches` micro-batches must be known before the first backward pass takes place.
+    pub(crate) fn looks_ahead(&self, micro_batches: usize) -> bool {
+        self.coefficient > 0.0 && micro_batches > 1
     }
 
     /// Adds what a micro-batch's experts got, unless that is known. Where there is a loss, all of the batch is known then.
@@ -130,7 +114,8 @@ impl Balance {
         }))
     }
 
-    fn add(&mut self, saved: &[LayerSaved]) {
+    /// Adds what a micro-batch's experts got.
+    pub(crate) fn add(&mut self, saved: &[LayerSaved]) {
         let loads = saved.iter().filter_map(LayerSaved::load);
         if self.loads.is_empty() {
             self.loads = loads.cloned().collect();
@@ -142,7 +127,7 @@ impl Balance {
     }
 
     /// Adds what the other ranks of the column saw, which together see all of the batch.
-    fn agree(&mut self, engine: &Engine) -> Result<(), TrainError> {
+    pub(crate) fn agree(&mut self, engine: &Engine) -> Result<(), TrainError> {
         if self.is_agreed || self.loads.is_empty() {
             return Ok(());
         }
