@@ -253,7 +253,7 @@ pub fn run_worker(args: &BenchStepArgs, env: &WorkerEnv, environment: &Environme
     let tree = ModuleTree::new(&config);
     let ranks = Ranks::join(env, &spec, &Network::default())?;
     let strategy = spec.strategy.for_model(spec.dtype, &tree)?;
-    let mut engine = engine(&spec, &config, strategy, args.seq, &ranks)?;
+    let mut engine = engine(&spec, &config, strategy, args.seq, &ranks, None)?;
     let weights = RandomInit {
         seed: 0,
         initializer_range: engine.config.initializer_range,

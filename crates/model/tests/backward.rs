@@ -10,8 +10,8 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 use tandem_model::{
-    DecoderLayer, Embedding, Head, HeadTensors, LayerDims, LayerTensors, MlpTensors, ModelConfig,
-    ModuleTree, Recompute, RopeTable, SingleRank, TokenFacts, WholeBlocks,
+    DecoderLayer, Embedding, Gradients, Head, HeadTensors, LayerDims, LayerTensors, MlpTensors,
+    ModelConfig, ModuleTree, Recompute, RopeTable, SingleRank, TokenFacts, WholeBlocks,
 };
 use tandem_tensor::Accumulate;
 use tandem_tensor::attention::{AttentionSpec, Documents};
@@ -190,7 +190,7 @@ fn check_layer(
         let d_x = layer
             .backward(
                 &weights,
-                &d_weights,
+                Gradients::Weights(&d_weights),
                 Accumulate::First,
                 saved,
                 d_out.copy(),
@@ -280,7 +280,7 @@ fn the_heads_gradients_are_the_derivative_of_its_loss_for_any_chunk() {
             let output = head
                 .loss_and_gradient(
                     &views(flat),
-                    &views(&d_flat),
+                    Some(&views(&d_flat)),
                     Accumulate::First,
                     x,
                     &targets,

@@ -14,6 +14,7 @@ use tandem_launch::protocol::{Metrics, WorkerEvent};
 use tandem_model::{ModelConfig, ModuleTree};
 use tandem_trainer::{EvalSet, evaluate};
 
+use crate::adapter::SavedAdapter;
 use crate::engine::forward_engine;
 use crate::environment::{EVAL_TOKEN_CACHE, Environment};
 use crate::eval_data::{EvalData, Place};
@@ -160,7 +161,19 @@ pub fn work(
     let strategy = strategy.for_model(job.engine.dtype, &ModuleTree::new(&config))?;
     let ranks = Ranks::join(env, &job.engine, &Network::default())?;
     let seq = set.rows.seq_length();
-    let mut engine = forward_engine(&job.engine, &config, strategy, seq, &ranks)?;
+    let adapter = match &job.model.checkpoint {
+        Some(reader) => SavedAdapter::of(reader.state())?,
+        None => None,
+    };
+    let base = adapter
+        .as_ref()
+        .map(|adapter| adapter.base(None, &config))
+        .transpose()?;
+    let lora = adapter.map(|adapter| (adapter.lora, 0));
+    let mut engine = forward_engine(&job.engine, &config, strategy, seq, &ranks, lora.as_ref())?;
+    if let Some(base) = &base {
+        engine.load(base.source()).map_err(Failure::train)?;
+    }
     match (&pretrained, &job.model.checkpoint) {
         (Some(weights), _) => engine.load(weights),
         (None, Some(reader)) => engine.load_parameters(reader),

@@ -71,7 +71,7 @@
 use std::time::Duration;
 
 use tandem_comm::{ReduceOp, all_gather_numbers};
-use tandem_model::{LayerSaved, Recompute, TokenFacts};
+use tandem_model::{DropoutRows, Gradients, LayerSaved, LayerTensors, Recompute, TokenFacts};
 use tandem_parallel::{TpTokens, WeightDecayOn, check_same_batch, global_grad_norm};
 use tandem_tensor::adamw::AdamWStep;
 use tandem_tensor::{Accumulate, Kind, Tensor};
@@ -123,6 +123,8 @@ pub(crate) struct Turn<'a> {
     pub(crate) tp: TpTokens,
     is_first: bool,
     is_last: bool,
+    /// What decides on dropout, in training.
+    dropout: Option<DropoutRows>,
 }
 
 impl<'a> Turn<'a> {
@@ -133,6 +135,7 @@ impl<'a> Turn<'a> {
             tp: engine.tp.for_tokens(micro.tokens),
             is_first: true,
             is_last: true,
+            dropout: None,
         }
     }
 }
@@ -163,6 +166,7 @@ pub fn train_step(
         let turn = Turn {
             is_first: index == 0,
             is_last: index + 1 == micro_batches.len(),
+            dropout: dropout(engine, micro),
             ..Turn::only(engine, micro)
         };
         let (x, saved) = forward(engine, &turn)?;
@@ -206,6 +210,17 @@ pub fn train_step(
         grad_norm,
         n_tokens,
         waited_for_copy,
+    })
+}
+
+/// What decides on the elements that are dropped of adapters' inputs.
+fn dropout(engine: &Engine, micro: &MicroBatch) -> Option<DropoutRows> {
+    let adapters = engine.adapters.as_ref()?;
+    Some(DropoutRows {
+        seed: adapters.seed,
+        epoch: micro.epoch,
+        first_row: micro.first_row,
+        seq: engine.seq,
     })
 }
 
@@ -284,7 +299,7 @@ pub(crate) fn layer_forward(
     let unit = units::of_layer(layer);
     let flat = engine.unshard(unit)?;
     engine.start_unshard(unit + 1)?;
-    let weights = engine.layer_tensors(layer, &flat);
+    let weights = weights_of_layer(engine, turn, layer, &flat)?;
     let facts = TokenFacts {
         documents: turn.micro.documents.as_ref(),
         counted: &turn.micro.counted,
@@ -295,6 +310,21 @@ pub(crate) fn layer_forward(
         engine.reshard(unit);
     }
     Ok(result)
+}
+
+/// A layer's tensors in its unit's buffer, with its adapters.
+fn weights_of_layer(
+    engine: &mut Engine,
+    turn: &Turn<'_>,
+    layer: usize,
+    flat: &Tensor,
+) -> Result<LayerTensors, TrainError> {
+    let adapter = engine.adapter_unit(layer);
+    let adapter = adapter.map(|unit| engine.unshard(unit)).transpose()?;
+    Ok(LayerTensors {
+        adapter: engine.adapter_tensors(layer, adapter.as_ref(), turn.dropout.as_ref()),
+        ..engine.layer_tensors(layer, flat)
+    })
 }
 
 /// Final norm, head and loss: forward and gradient in one pass over chunks of rows.
@@ -308,10 +338,11 @@ fn loss_and_head(
     let unit = engine.head_unit();
     engine.during(Activity::Head, |engine| {
         let flat = engine.unshard(unit)?;
-        let gradient = engine.gradient(unit);
+        let gradient = (!engine.is_frozen()).then(|| engine.gradient(unit));
+        let gradient = gradient.map(|flat| engine.head_tensors(&flat));
         let output = engine.head.loss_and_gradient(
             &engine.head_tensors(&flat),
-            &engine.head_tensors(&gradient),
+            gradient.as_ref(),
             engine.units[unit].accumulate(turn.is_first),
             x,
             &turn.micro.targets,
@@ -365,18 +396,37 @@ fn layer_backward(
     if layer > 0 {
         engine.start_unshard(units::of_layer(layer - 1))?;
     }
-    let gradient = engine.gradient(unit);
+    let weights = weights_of_layer(engine, turn, layer, &flat)?;
+    let trained = match engine.is_frozen() {
+        true => engine.adapter_unit(layer),
+        false => Some(unit),
+    };
+    let gradient = trained.map(|unit| engine.gradient(unit));
+    let (whole, adapter);
+    let gradients = match (&gradient, engine.is_frozen()) {
+        (Some(flat), false) => {
+            whole = engine.layer_tensors(layer, flat);
+            Gradients::Weights(&whole)
+        }
+        (flat, _) => {
+            adapter = engine.adapter_tensors(layer, flat.as_ref(), None);
+            Gradients::Adapter(adapter.as_ref())
+        }
+    };
+    let accumulate = engine.units[trained.unwrap_or(unit)].accumulate(turn.is_first);
     let d_x = engine.layers[layer].backward(
-        &engine.layer_tensors(layer, &flat),
-        &engine.layer_tensors(layer, &gradient),
-        engine.units[unit].accumulate(turn.is_first),
+        &weights,
+        gradients,
+        accumulate,
         saved,
         d_out,
         balance.gradient(turn.micro),
         &turn.tp,
     )?;
     engine.reshard(unit);
-    start_reduce(engine, unit, turn)?;
+    if let Some(trained) = trained {
+        start_reduce(engine, trained, turn)?;
+    }
     // At most two gradients are on their way, so at most two buffers are out.
     engine.finish_reduce(unit + 1)?;
     Ok(d_x)
@@ -387,6 +437,10 @@ fn embedding_backward(
     turn: &Turn<'_>,
     d_x: &Tensor,
 ) -> Result<(), TrainError> {
+    if engine.is_frozen() {
+        engine.reshard(EMBEDDING);
+        return Ok(());
+    }
     let gradient = engine.gradient(EMBEDDING);
     let d_table = engine.table(&gradient);
     // A tied table already holds the head's gradient; otherwise the sparse rows are added to zeros.
@@ -404,7 +458,7 @@ fn embedding_backward(
 /// Sends a unit's gradient on its way, if it is time: over the row what ranks hold parts of, then all over the column.
 fn start_reduce(engine: &mut Engine, unit: usize, turn: &Turn<'_>) -> Result<(), TrainError> {
     let unit = &mut engine.units[unit];
-    if unit.reduces_after(turn.is_last) {
+    if unit.is_trained() && unit.reduces_after(turn.is_last) {
         unit.sum_partial_gradients()?;
         unit.start_reduce(turn.is_first)?;
     }

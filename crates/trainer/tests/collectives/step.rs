@@ -76,6 +76,7 @@ impl Case {
         let everyone: Vec<usize> = (0..mesh.world_size()).collect();
         let mut engine = Engine::new(EngineSetup {
             trains: true,
+            lora: None,
             strategy: Strategy {
                 name: "fsdp",
                 plan: Plan::declared(&ModuleTree::new(&config)),
