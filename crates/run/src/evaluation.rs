@@ -52,6 +52,8 @@ pub struct EvalModel {
     dir: PathBuf,
     /// The checkpoint with its weights, if they are not in the folder.
     checkpoint: Option<Reader>,
+    /// Of a checkpoint of adapters, another name of the model than its run had.
+    base: Option<String>,
     /// The folder, where it is this process's own.
     _own: Option<tempfile::TempDir>,
 }
@@ -68,15 +70,22 @@ impl EvalModel {
         Ok(Self {
             dir,
             checkpoint: None,
+            base: None,
             _own: None,
         })
     }
 
-    /// A checkpoint, with the files that its run keeps of the model.
+    /// A checkpoint, with the files that its run keeps of the model; `base` is the model of a checkpoint of adapters, where it
+    /// is not where it was.
     ///
     /// # Errors
-    /// They cannot be written to a folder of this process's own.
-    pub fn saved(checkpoint: Reader, files: &[ModelFile]) -> Outcome<Self> {
+    /// They cannot be written to a folder of this process's own, or a whole model is told of another.
+    pub fn saved(checkpoint: Reader, files: &[ModelFile], base: Option<&str>) -> Outcome<Self> {
+        if base.is_some() && SavedAdapter::of(checkpoint.state())?.is_none() {
+            return Err(Failure::usage(
+                "--checkpoint holds a whole model; pass it or --model_name, not both",
+            ));
+        }
         let own = tempfile::tempdir().map_err(Failure::other)?;
         for file in files {
             std::fs::write(own.path().join(&file.name), &file.bytes).map_err(Failure::other)?;
@@ -84,6 +93,7 @@ impl EvalModel {
         Ok(Self {
             dir: own.path().to_owned(),
             checkpoint: Some(checkpoint),
+            base: base.map(str::to_owned),
             _own: Some(own),
         })
     }
@@ -167,7 +177,7 @@ pub fn work(
     };
     let base = adapter
         .as_ref()
-        .map(|adapter| adapter.base(None, &config))
+        .map(|adapter| adapter.base(job.model.base.as_deref(), &config))
         .transpose()?;
     let lora = adapter.map(|adapter| (adapter.lora, 0));
     let mut engine = forward_engine(&job.engine, &config, strategy, seq, &ranks, lora.as_ref())?;

@@ -195,7 +195,7 @@ fn adapter(selection: &Selection, config: &ModelConfig) -> Outcome<Option<Adapte
     let Some(lora) = flags.config(source.as_ref().map(|found| &found.lora))? else {
         return Ok(None);
     };
-    let tree = ModuleTree::adapters(config, &lora).map_err(Failure::usage)?;
+    let tree = ModuleTree::adapters(config, &lora).map_err(|e| Failure::usage(e.to_string()))?;
     if let Some(source) = &source {
         source
             .check(&tree)
