@@ -3,55 +3,56 @@
 //! These are all of them, in the order of the step, as one rank sees them. `tp` is its row of the mesh, `dp` its column and
 //! `world` all ranks; a group of one rank says nothing.
 //!
-//! | when                        | only at      | times   | group | operation      | bytes     | in                               |
-//! |-----------------------------|--------------|---------|-------|----------------|-----------|----------------------------------|
-//! | is the row's batch one?     |              | 1       | tp    | all_gather     | 8·tp      | parallel/checks.rs               |
-//! | size of the global batch    |              | 1       | dp    | all_reduce     | 16        | trainer/train_step.rs            |
-//! | ahead: unshard              | 3, ahead     | m       | dp    | all_gather     | p·unit    | parallel/flat_unit.rs            |
-//! | ahead: embedding            | ahead        | m       | tp    | reduce_tokens  | r·T·H     | model/embedding.rs               |
-//! | ahead: attention            | ahead        | m·L     | tp    | gather_tokens  | c·T·H     | model/layer/attention.rs         |
-//! |                             | ahead        | m·L     | tp    | reduce_tokens  | c·T·H     | model/layer/attention.rs         |
-//! | ahead: MLP                  | ahead        | m·L     | tp    | gather_tokens  | c·T·H     | model/layer/mlp.rs               |
-//! |                             | ahead        | m·L     | tp    | reduce_tokens  | c·T·H     | model/layer/mlp.rs               |
-//! | unshard for forward         | 3            | m       | dp    | all_gather     | p·unit    | parallel/flat_unit.rs            |
-//! | embedding                   |              | m       | tp    | reduce_tokens  | r·T·H     | model/embedding.rs               |
-//! | attention                   |              | m·L     | tp    | gather_tokens  | c·T·H     | model/layer/attention.rs         |
-//! | norm of q and k             | across       | m·L     | tp    | all_reduce     | 8·T       | model/layer/attention/qk_norm.rs |
-//! |                             |              | m·L     | tp    | reduce_tokens  | c·T·H     | model/layer/attention.rs         |
-//! | MLP                         |              | m·L     | tp    | gather_tokens  | c·T·H     | model/layer/mlp.rs               |
-//! |                             |              | m·L     | tp    | reduce_tokens  | c·T·H     | model/layer/mlp.rs               |
-//! | head: its input             |              | m       | tp    | gather_tokens  | c·T·H     | model/head.rs                    |
-//! | head: softmax of a chunk    |              | m·C     | tp    | all_gather     | 12·tp·R   | model/head.rs                    |
-//! | head: its input's gradient  |              | m       | tp    | reduce_tokens  | c·T·H     | model/head.rs                    |
-//! | unshard for backward        | 3, reshard   | m·(L-1) | dp    | all_gather     | p·layer   | parallel/flat_unit.rs            |
-//! | attention once more         | full         | m·L     | tp    | gather_tokens  | c·T·H     | model/layer/attention.rs         |
-//! | norm of q and k once more   | full, across | m·L     | tp    | all_reduce     | 8·T       | model/layer/attention/qk_norm.rs |
-//! |                             | full         | m·L     | tp    | reduce_tokens  | c·T·H     | model/layer/attention.rs         |
-//! | MLP once more               | full         | m·L     | tp    | gather_tokens  | c·T·H     | model/layer/mlp.rs               |
-//! |                             | full         | m·L     | tp    | reduce_tokens  | c·T·H     | model/layer/mlp.rs               |
-//! | MLP backward                |              | m·L     | tp    | gather_tokens  | c·T·H     | model/layer/mlp.rs               |
-//! |                             |              | m·L     | tp    | reduce_tokens  | c·T·H     | model/layer/mlp.rs               |
-//! | its norm once more          | light        | m·L     | tp    | gather_tokens  | c·T·H     | model/layer/residual.rs          |
-//! | attention backward          |              | m·L     | tp    | gather_tokens  | c·T·H     | model/layer/attention.rs         |
-//! | norm of q and k backward    | across       | m·L     | tp    | all_reduce     | 8·T       | model/layer/attention/qk_norm.rs |
-//! |                             |              | m·L     | tp    | reduce_tokens  | c·T·H     | model/layer/attention.rs         |
-//! | its norm once more          | light        | m·L     | tp    | gather_tokens  | c·T·H     | model/layer/residual.rs          |
-//! | embedding backward          |              | m       | tp    | gather_tokens  | r·T·H     | model/embedding.rs               |
-//! | sum of partial gradients    | 0, 1         | 1       | tp    | all_reduce     | 4·partial | parallel/flat_unit.rs            |
-//! |                             | 2, 3         | m       | tp    | all_reduce     | 4·partial | parallel/flat_unit.rs            |
-//! | reduction of gradients      | 0            | 1       | dp    | all_reduce     | g·unit    | parallel/flat_unit.rs            |
-//! |                             | 1            | 1       | dp    | reduce_scatter | g·unit    | parallel/flat_unit.rs            |
-//! |                             | 2, 3         | m       | dp    | reduce_scatter | g·unit    | parallel/flat_unit.rs            |
-//! | loss                        |              | 1       | dp    | all_reduce     | 8         | trainer/train_step.rs            |
-//! | load of the experts         | experts      | 1       | dp    | all_reduce     | 16·E      | trainer/balance.rs               |
-//! | norm of the gradient        |              | 1       | world | all_reduce     | 8         | parallel/grad_norm.rs            |
-//! | updated parameters          | 1, 2         | 1       | dp    | all_gather     | p·unit    | parallel/flat_unit.rs            |
+//! | when                        | only at         | times   | group | operation      | bytes     | in                               |
+//! |-----------------------------|-----------------|---------|-------|----------------|-----------|----------------------------------|
+//! | is the row's batch one?     |                 | 1       | tp    | all_gather     | 8·tp      | parallel/checks.rs               |
+//! | size of the global batch    |                 | 1       | dp    | all_reduce     | 16        | trainer/train_step.rs            |
+//! | ahead: unshard              | 3, ahead        | m       | dp    | all_gather     | p·unit    | parallel/flat_unit.rs            |
+//! | ahead: embedding            | ahead           | m       | tp    | reduce_tokens  | r·T·H     | model/embedding.rs               |
+//! | ahead: attention            | ahead           | m·L     | tp    | gather_tokens  | c·T·H     | model/layer/attention.rs         |
+//! |                             | ahead           | m·L     | tp    | reduce_tokens  | c·T·H     | model/layer/attention.rs         |
+//! | ahead: MLP                  | ahead           | m·L     | tp    | gather_tokens  | c·T·H     | model/layer/mlp.rs               |
+//! |                             | ahead           | m·L     | tp    | reduce_tokens  | c·T·H     | model/layer/mlp.rs               |
+//! | unshard for forward         | 3               | m       | dp    | all_gather     | p·unit    | parallel/flat_unit.rs            |
+//! | embedding                   |                 | m       | tp    | reduce_tokens  | r·T·H     | model/embedding.rs               |
+//! | attention                   |                 | m·L     | tp    | gather_tokens  | c·T·H     | model/layer/attention.rs         |
+//! | norm of q and k             | across          | m·L     | tp    | all_reduce     | 8·T       | model/layer/attention/qk_norm.rs |
+//! |                             |                 | m·L     | tp    | reduce_tokens  | c·T·H     | model/layer/attention.rs         |
+//! | MLP                         |                 | m·L     | tp    | gather_tokens  | c·T·H     | model/layer/mlp.rs               |
+//! |                             |                 | m·L     | tp    | reduce_tokens  | c·T·H     | model/layer/mlp.rs               |
+//! | head: its input             |                 | m       | tp    | gather_tokens  | c·T·H     | model/head.rs                    |
+//! | head: softmax of a chunk    |                 | m·C     | tp    | all_gather     | 12·tp·R   | model/head.rs                    |
+//! | head: its input's gradient  |                 | m       | tp    | reduce_tokens  | c·T·H     | model/head.rs                    |
+//! | unshard for backward        | 3, reshard      | m·(L-1) | dp    | all_gather     | p·layer   | parallel/flat_unit.rs            |
+//! | attention once more         | full            | m·L     | tp    | gather_tokens  | c·T·H     | model/layer/attention.rs         |
+//! | norm of q and k once more   | full, across    | m·L     | tp    | all_reduce     | 8·T       | model/layer/attention/qk_norm.rs |
+//! |                             | full            | m·L     | tp    | reduce_tokens  | c·T·H     | model/layer/attention.rs         |
+//! | MLP once more               | full            | m·L     | tp    | gather_tokens  | c·T·H     | model/layer/mlp.rs               |
+//! |                             | full            | m·L     | tp    | reduce_tokens  | c·T·H     | model/layer/mlp.rs               |
+//! | MLP backward                |                 | m·L     | tp    | gather_tokens  | c·T·H     | model/layer/mlp.rs               |
+//! |                             |                 | m·L     | tp    | reduce_tokens  | c·T·H     | model/layer/mlp.rs               |
+//! | its norm once more          | light           | m·L     | tp    | gather_tokens  | c·T·H     | model/layer/residual.rs          |
+//! | attention backward          |                 | m·L     | tp    | gather_tokens  | c·T·H     | model/layer/attention.rs         |
+//! | norm of q and k backward    | across          | m·L     | tp    | all_reduce     | 8·T       | model/layer/attention/qk_norm.rs |
+//! |                             |                 | m·L     | tp    | reduce_tokens  | c·T·H     | model/layer/attention.rs         |
+//! | its norm once more          | light           | m·L     | tp    | gather_tokens  | c·T·H     | model/layer/residual.rs          |
+//! | embedding backward          |                 | m       | tp    | gather_tokens  | r·T·H     | model/embedding.rs               |
+//! | sum of partial gradients    | trained, 0, 1   | 1       | tp    | all_reduce     | 4·partial | parallel/flat_unit.rs            |
+//! |                             | trained, 2, 3   | m       | tp    | all_reduce     | 4·partial | parallel/flat_unit.rs            |
+//! | reduction of gradients      | trained, 0      | 1       | dp    | all_reduce     | g·unit    | parallel/flat_unit.rs            |
+//! |                             | trained, 1      | 1       | dp    | reduce_scatter | g·unit    | parallel/flat_unit.rs            |
+//! |                             | trained, 2, 3   | m       | dp    | reduce_scatter | g·unit    | parallel/flat_unit.rs            |
+//! | loss                        |                 | 1       | dp    | all_reduce     | 8         | trainer/train_step.rs            |
+//! | load of the experts         | experts         | 1       | dp    | all_reduce     | 16·E      | trainer/balance.rs               |
+//! | norm of the gradient        |                 | 1       | world | all_reduce     | 8         | parallel/grad_norm.rs            |
+//! | updated parameters          | trained, 1, 2   | 1       | dp    | all_gather     | p·unit    | parallel/flat_unit.rs            |
 //!
 //! *Operation.* `reduce_tokens` and `gather_tokens` are the row's conversations about the residual stream (`TpContext`):
 //! an all_reduce and nothing; with sequence parallelism a reduce_scatter and an all_gather.
 //!
 //! *Only at.* The level of sharding, of 0 to 3: as in ZeRO, and 3 is FSDP. It is a unit's own
-//! (`ShardingLevel::of_units`), and 0 where the column is one rank. `light` and `full` say what is computed again
+//! (`ShardingLevel::of_units`), and 0 where the column is one rank; adapters' is 1 at most. `trained` is a unit that is not frozen
+//! below adapters. `light` and `full` say what is computed again
 //! (`Recompute`), `reshard` is the strategy's `reshard_after_forward`; with `across`, q and k are normalised over the heads of
 //! all ranks together (`QkNorm::AcrossHeads`). `experts` are those of a mixture; where a loss keeps them in balance, their load is
 //! known before the first backward pass, for which several micro-batches look `ahead`.
@@ -61,7 +62,9 @@
 //! *Bytes* are those of the whole tensor. `T` tokens of a micro-batch, `H` width of the residual stream, `R` rows of a
 //! chunk, `E` experts of all layers together; elements on this rank of a `unit`, of a `layer`'s unit, and of what is `partial` in a unit: where each rank of
 //! the row has a part of the gradient's sum. Of an element in its kind (`Precision`): `p` of parameters, `c` of matrix
-//! products, `r` of the residual stream, `g` of reduced gradients.
+//! products, `r` of the residual stream, `g` of reduced gradients. Parameters of a frozen model are in the kind of products.
+//!
+//! Below adapters, a block whose input has none (of `q_proj,v_proj`, the MLP) does not compute its norm once more.
 //!
 //! *In* `crates/*/src`.
 //!
