@@ -36,7 +36,7 @@
 //! | norm of q and k backward    | across          | m·L     | tp    | all_reduce     | 8·T       | model/layer/attention/qk_norm.rs |
 //! |                             |                 | m·L     | tp    | reduce_tokens  | c·T·H     | model/layer/attention.rs         |
 //! | its norm once more          | light           | m·L     | tp    | gather_tokens  | c·T·H     | model/layer/residual.rs          |
-//! | embedding backward          |                 | m       | tp    | gather_tokens  | r·T·H     | model/embedding.rs               |
+//! | embedding backward          | trained         | m       | tp    | gather_tokens  | r·T·H     | model/embedding.rs               |
 //! | sum of partial gradients    | trained, 0, 1   | 1       | tp    | all_reduce     | 4·partial | parallel/flat_unit.rs            |
 //! |                             | trained, 2, 3   | m       | tp    | all_reduce     | 4·partial | parallel/flat_unit.rs            |
 //! | reduction of gradients      | trained, 0      | 1       | dp    | all_reduce     | g·unit    | parallel/flat_unit.rs            |
