@@ -191,7 +191,7 @@ impl DsConfig {
         &self,
         line: &Line,
         dp_size: Option<u64>,
-    ) -> Result<(Flags, Vec<(&'static str, Vec<String>)>), String> {
+    ) -> Result<(Flags, keys::Ineffective), String> {
         let file = Section::new("", &self.keys);
         let mut flags = Flags::default();
         batch::read(&file, line, dp_size, &mut flags)?;
@@ -228,7 +228,7 @@ impl DsConfig {
 }
 
 fn precision(file: &Section<'_>, flags: &mut Flags) -> Result<(), String> {
-    let is_on = |name: &str| Ok::<_, String>(file.section(name)?.truth("enabled")?);
+    let is_on = |name: &str| file.section(name)?.truth("enabled");
     if let section::Said::Value(true) = is_on("fp16")?.value {
         return Err(format!("fp16.enabled: {NO_FP16} (bf16.enabled)"));
     }

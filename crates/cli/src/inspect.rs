@@ -73,7 +73,10 @@ fn state(state: &TrainState) -> Vec<String> {
         ),
         format!(
             "progress   step {}, {} tokens; continues with sample {} of epoch {}",
-            state.global_step, state.tokens_seen, state.next_sample, state.epoch
+            state.global_step,
+            state.tokens_seen,
+            state.next_sample,
+            state.epoch.saturating_add(1)
         ),
         format!(
             "data       rows of {} tokens, seed {}",

@@ -14,10 +14,10 @@ const SMALL: f32 = 0.625;
 pub(crate) fn tanh<I: InstructionSet>(x: f32) -> f32 {
     let size = x.abs();
     let square = x * x;
-    let p = I::mul_add(-5.704_988_7e-3, square, 2.063_908_9e-2);
+    let p = I::mul_add(-5.704_988_7e-3, square, 2.063_909e-2);
     let p = I::mul_add(p, square, -5.373_971_6e-2);
     let p = I::mul_add(p, square, 1.333_144_2e-1);
-    let p = I::mul_add(p, square, -3.333_328_2e-1);
+    let p = I::mul_add(p, square, -3.333_328e-1);
     let near = I::mul_add(p * square, x, x);
     let far = (1.0 - 2.0 / (exp::<I>(2.0 * size) + 1.0)).copysign(x);
     if size < SMALL { near } else { far }

@@ -335,6 +335,13 @@ fn where_a_config_of_the_newer_families_is_silent_its_family_speaks() {
         (None, None)
     );
     assert_eq!(gemma3.max_position_embeddings, 131_072);
+    // As in transformers, whose attention does not use it.
+    let capped = json!({"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0});
+    let capped = config("Gemma3ForCausalLM", capped).unwrap();
+    assert_eq!(
+        (capped.attention_soft_cap, capped.logits_soft_cap),
+        (None, Some(30.0))
+    );
 
     let phi3 = layers("Phi3ForCausalLM", 2);
     assert_eq!((phi3.num_kv_heads, phi3.norm.eps), (32, 1e-5));

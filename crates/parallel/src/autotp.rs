@@ -102,9 +102,15 @@ impl AutoTp {
         let mut plan = Plan { styles };
         // A norm of what a product gives goes with it.
         for module in tree.modules() {
+            let is_product = |other: &&Module| {
+                other.parent() == module.parent() && matches!(other.kind, ModuleKind::Linear { .. })
+            };
+            let mut products = tree.modules().filter(is_product);
             let is_norm = matches!(module.kind, ModuleKind::Norm { .. });
-            let is_cut = plan.styles.get(&module.path) == Some(&Style::Colwise);
-            if is_norm && is_cut && plan.is_whole(module.parent()) {
+            if is_norm
+                && plan.styles.get(&module.path) == Some(&Style::Colwise)
+                && products.all(|it| plan.styles.get(&it.path) == Some(&Style::Replicate))
+            {
                 plan.styles.insert(module.path.clone(), Style::Replicate);
             }
         }

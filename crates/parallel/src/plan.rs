@@ -60,13 +60,13 @@ pub enum PlanError {
     },
     /// A block of which a part is cut.
     #[error(
-        "the plan replicates a part of {block}, but cuts {module}: a block is cut, or every rank computes it whole; replicate all \
-         that is in it, or nothing"
+        "the plan replicates {module}, but cuts other parts of {block}: a block is cut, or every rank computes it whole; replicate \
+         all that is in it, or nothing"
     )]
     Partly {
         /// The block's path.
         block: String,
-        /// The path of a module in it.
+        /// The path of the module that is not.
         module: String,
     },
 }
@@ -92,15 +92,15 @@ impl Plan {
         }
     }
 
-    /// Whether every rank of a row computes the block `path`, an attention or an MLP, whole: then nothing in it returns to the
-    /// residual stream by a sum.
+    /// Whether every rank of a row computes the block `path`, an attention or an MLP, whole: then nothing in it is cut.
     pub fn is_whole(&self, block: &str) -> bool {
+        // However deep: experts are in a block of their own.
         let is_inside = |path: &str| {
-            path.rsplit_once('.')
-                .is_some_and(|(parent, _)| parent == block)
+            path.strip_prefix(block)
+                .is_some_and(|rest| rest.starts_with('.'))
         };
         let mut inside = self.styles.iter().filter(|(path, _)| is_inside(path));
-        inside.all(|(_, style)| *style != Style::Rowwise)
+        inside.all(|(_, style)| *style == Style::Replicate)
     }
 
     /// # Errors
@@ -123,8 +123,8 @@ impl Plan {
                     module.cut,
                     Cut::Outputs([Axis::ExpertIntermediate]) | Cut::Inputs(Axis::ExpertIntermediate)
                 );
-            if is_in_block && self.is_whole(block) {
-                if style == Style::Replicate {
+            if is_in_block && style == Style::Replicate {
+                if self.is_whole(block) {
                     continue;
                 }
                 return Err(PlanError::Partly {

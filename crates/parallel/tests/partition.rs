@@ -266,7 +266,11 @@ fn a_block_that_is_replicated_is_whole_on_every_rank() {
                     assert_eq!(param.counted.len(), counted, "{}", param.spec.name);
                     let mut replicas = unit.replicas.iter();
                     let replica = replicas.find(|it| it.name == param.spec.name).unwrap();
-                    assert!(!replica.partial_gradient, "{}", param.spec.name);
+                    // These are added behind the block, by each rank to its own tokens.
+                    let is_behind = ["o_proj.bias", "down_proj.bias"]
+                        .iter()
+                        .any(|end| param.spec.name.ends_with(end));
+                    assert_eq!(replica.partial_gradient, is_behind, "{}", param.spec.name);
                 }
             }
         }

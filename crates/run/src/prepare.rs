@@ -286,6 +286,13 @@ fn model(spec: &RunSpec, hub: &Hub, sink: &mut dyn EventSink) -> Outcome<(PathBu
     let config = ModelConfig::from_dir(&model_dir)
         .and_then(|config| config.truncated(selection.num_layers))
         .map_err(Failure::other)?;
+    let balances = spec.compute.training.router_aux_loss_coef.is_some();
+    if balances && config.experts.is_none() {
+        return Err(Failure::usage(format!(
+            "--router_aux_loss_coef is for a mixture of experts, and {model_name} ({}) has none",
+            config.family
+        )));
+    }
     if selection.data.seq_length > config.max_position_embeddings {
         return Err(Failure::usage(format!(
             "--seq_length {} is beyond the model's max_position_embeddings of {}",

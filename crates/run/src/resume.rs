@@ -205,9 +205,12 @@ fn describe(
         .iter()
         .map(|problem| format!("warning: {problem}"))
         .collect();
+    // Epochs are counted from 1 wherever people read them.
     lines.push(format!(
         "continuing from {name}: step {}, epoch {}, sample {}",
-        state.global_step, state.epoch, state.next_sample
+        state.global_step,
+        state.epoch.saturating_add(1),
+        state.next_sample
     ));
     let changed = differences(state, identity).allowed;
     lines.extend(changed.iter().map(|one| format!("  changed  {one}")));

@@ -233,6 +233,8 @@ pub struct Training {
     pub max_grad_norm: f64,
     /// Multiplies the square of the logarithm of the sum of all `e^logit` in the loss; 0 is none.
     pub z_loss: f64,
+    /// Multiplies the loss that keeps experts in balance; `None` leaves it to the model.
+    pub router_aux_loss_coef: Option<f64>,
     /// Every so many steps, replicas are compared bit by bit; 0 is never.
     pub check_interval: u64,
 }

@@ -110,6 +110,9 @@ impl Worker<'_> {
             self.lora().as_ref(),
         )?;
         engine.set_z_loss(self.spec.compute.training.z_loss);
+        if let Some(coefficient) = self.spec.compute.training.router_aux_loss_coef {
+            engine.set_balance(coefficient);
+        }
         let storage = self.storage()?.watched(&self.spec.output, self.ranks)?;
         self.profile(&mut engine, &storage);
         let start = self.start(&mut engine, &storage, reporter)?;

@@ -7,6 +7,7 @@
 //! `E * f_e / N`; but it must be known before the first backward pass. With several micro-batches that takes a forward pass of all
 //! of them ahead.
 
+use serde::{Deserialize, Serialize};
 use tandem_comm::ReduceOp;
 use tandem_model::{ExpertLoad, LayerSaved};
 use tandem_tensor::{Device, Tensor};
@@ -14,7 +15,6 @@ use tandem_tensor::{Device, Tensor};
 use crate::engine::Engine;
 use crate::error::TrainError;
 use crate::micro_batch::MicroBatch;
-use crate::train_step::{Turn, forward};
 
 /// What experts got in a step, and what follows.
 pub(crate) struct Balance {
@@ -30,12 +30,16 @@ pub(crate) struct Balance {
 }
 
 /// What a step reports about a model's experts.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ExpertReport {
     /// The auxiliary loss, before its coefficient; also where it is not part of the loss.
     pub aux_loss: f64,
     /// What of it is in the loss.
+    #[serde(skip)]
     pub added: f64,
+    /// For each layer with experts and each of its experts: the tokens that chose it.
+    #[serde(skip)]
+    pub chosen: Vec<Vec<u64>>,
     /// For each layer with experts, in their order: the tokens of the expert with the most over the mean of all. 1 is balance.
     pub max_over_mean: Vec<f64>,
     /// Experts of all layers that got no token.
@@ -55,24 +59,9 @@ impl Balance {
         }
     }
 
-    /// Before a step over several micro-batches, where there is a loss: what experts will get.
-    pub(crate) fn look_ahead(
-        &mut self,
-        engine: &mut Engine,
-        micro_batches: &[MicroBatch],
-    ) -> Result<(), TrainError> {
-        if self.coefficient == 0.0 || micro_batches.len() < 2 {
-            return Ok(());
-        }
-        for micro in micro_batches {
-            let turn = Turn::only(engine, micro);
-            let (_, saved) = forward(engine, &turn)?;
-            self.add(&saved);
-            for unit in 0..engine.units.len() {
-                engine.reshard(unit);
-            }
-        }
-        self.agree(engine)
+    /// Whether the load of `micro_batches` micro-batches must be known before the first backward pass takes place.
+    pub(crate) fn looks_ahead(&self, micro_batches: usize) -> bool {
+        self.coefficient > 0.0 && micro_batches > 1
     }
 
     /// Adds what a micro-batch's experts got, unless that is known. Where there is a loss, all of the batch is known then.
@@ -121,10 +110,12 @@ impl Balance {
             added: self.coefficient * aux_loss,
             max_over_mean: self.loads.iter().map(over_mean).collect(),
             idle: all.filter(|chosen| **chosen == 0).count(),
+            chosen: self.loads.into_iter().map(|load| load.chosen).collect(),
         }))
     }
 
-    fn add(&mut self, saved: &[LayerSaved]) {
+    /// Adds what a micro-batch's experts got.
+    pub(crate) fn add(&mut self, saved: &[LayerSaved]) {
         let loads = saved.iter().filter_map(LayerSaved::load);
         if self.loads.is_empty() {
             self.loads = loads.cloned().collect();
@@ -136,7 +127,7 @@ impl Balance {
     }
 
     /// Adds what the other ranks of the column saw, which together see all of the batch.
-    fn agree(&mut self, engine: &Engine) -> Result<(), TrainError> {
+    pub(crate) fn agree(&mut self, engine: &Engine) -> Result<(), TrainError> {
         if self.is_agreed || self.loads.is_empty() {
             return Ok(());
         }
@@ -180,5 +171,37 @@ impl Balance {
     /// Of a layer and a token, at least one.
     fn pairs(&self) -> f64 {
         (self.tokens * self.loads.len() as u64).max(1) as f64
+    }
+}
+
+/// After so many steps in a row without a token, an expert is worth a word.
+const IDLE_STEPS: u64 = 100;
+
+/// Notices experts that no token goes to any more.
+#[derive(Debug, Default)]
+pub(crate) struct IdleExperts(Vec<Vec<u64>>);
+
+impl IdleExperts {
+    /// Takes note of a step, and warns of experts that have just been without a token for too long: each once, until it has got
+    /// one.
+    pub(crate) fn after_step(&mut self, report: &ExpertReport) {
+        self.0.resize_with(report.chosen.len(), Vec::new);
+        for (layer, (idle, chosen)) in self.0.iter_mut().zip(&report.chosen).enumerate() {
+            idle.resize(chosen.len(), 0);
+            let mut silent = Vec::new();
+            for (expert, (steps, chosen)) in idle.iter_mut().zip(chosen).enumerate() {
+                *steps = if *chosen == 0 { *steps + 1 } else { 0 };
+                if *steps == IDLE_STEPS {
+                    silent.push(expert.to_string());
+                }
+            }
+            if !silent.is_empty() {
+                tracing::warn!(
+                    "in layer {layer} of those with experts, no token has gone to expert {} for {IDLE_STEPS} steps; a larger \
+                     --router_aux_loss_coef spreads them",
+                    silent.join(", ")
+                );
+            }
+        }
     }
 }

@@ -10,8 +10,8 @@ use tandem_mesh::{Coords, DeviceMesh};
 use tandem_model::config::RopeConfig;
 use tandem_model::lora::LoraConfig;
 use tandem_model::{
-    AdapterDims, DecoderLayer, Embedding, Head, ModelConfig, ModuleTree, Recompute, RopeTable,
-    WholeBlocks,
+    AdapterDims, DecoderLayer, Embedding, Head, LayerDims, ModelConfig, ModuleTree, Recompute,
+    RopeTable, WholeBlocks,
 };
 use tandem_parallel::{
     BufferPool, FlatUnit, ShardingLevel, Strategy, TpGroup, TpSlices, UnitSetup, WeightSource,
@@ -300,6 +300,13 @@ impl Engine {
         }
     }
 
+    /// From now on, `coefficient` times the auxiliary loss keeps experts in balance; 0 is none. Without experts it means nothing.
+    pub fn set_balance(&mut self, coefficient: f64) {
+        if let Some(experts) = &mut self.config.experts {
+            experts.balance = (coefficient > 0.0).then_some(coefficient);
+        }
+    }
+
     /// From now on, `z_loss` times the square of each token's logarithm of the sum of all `e^logit` is a part of what the
     /// gradient is of. The loss that is reported stays the cross entropy.
     pub fn set_z_loss(&mut self, z_loss: f64) {
@@ -308,9 +315,15 @@ impl Engine {
 
     /// Sizes of what this rank computes.
     pub fn dimensions(&self) -> Dimensions {
+        let mut layers: Vec<(LayerDims, usize)> = Vec::new();
+        for layer in &self.layers {
+            match layers.iter_mut().find(|(dims, _)| *dims == layer.dims) {
+                Some((_, count)) => *count += 1,
+                None => layers.push((layer.dims.clone(), 1)),
+            }
+        }
         Dimensions {
-            layer: self.layers.first().map(|layer| layer.dims.clone()),
-            layers: self.layers.len(),
+            layers,
             vocab: (self.head.vocab.end - self.head.vocab.start) as usize,
             head_chunk_rows: self.head.chunk_rows,
         }

@@ -1,7 +1,7 @@
 //! How much memory a rank will need, before anything is loaded.
 
 use tandem_model::{ModelConfig, Recompute};
-use tandem_parallel::{Precision, ShardingLevel, UnitLayout};
+use tandem_parallel::{LocalParam, Precision, ShardingLevel, UnitLayout};
 
 /// Bytes per rank.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,7 +87,21 @@ pub fn estimate_memory(
     let master = if param_bytes == 4 { 0 } else { 4 };
     let activation_bytes = precision.matmul.elt_size_in_bytes() as u128;
 
-    let layer_params = layouts.get(1).map_or(0, |unit| unit.numel) as u128;
+    // Of a mixture's experts, a token sees those that it goes to.
+    let seen = |unit: &UnitLayout| -> u128 {
+        let Some(experts) = &config.experts else {
+            return unit.numel as u128;
+        };
+        let (top_k, count) = (experts.rule.top_k as u128, experts.rule.experts as u128);
+        let params = unit.params.iter();
+        let of_param = |param: &LocalParam| match param.spec.name.contains(".experts.") {
+            true => param.slice.numel() as u128 * top_k / count,
+            false => param.slice.numel() as u128,
+        };
+        params.map(of_param).sum()
+    };
+    let of_layers = layouts.iter().skip(1).take(config.num_layers);
+    let layer_params = of_layers.map(seen).max().unwrap_or(0);
     let hidden = config.hidden_size as u128;
     // A layer's matrices have one output column per saved activation: width = parameters / hidden, less what is not kept.
     let width = layer_params / hidden.max(1) + 2 * hidden;

@@ -9,18 +9,19 @@
 //! These are all collectives of an evaluation, as the table at the top of `train_step.rs` lists those of a step, in the same
 //! words; `m` are the batches of one rank.
 //!
-//! | when                        | only at    | times   | group | operation      | bytes     | in                       |
-//! |-----------------------------|------------|---------|-------|----------------|-----------|--------------------------|
-//! | unshard                     | 3          | m       | dp    | all_gather     | p·unit    | parallel/flat_unit.rs    |
-//! | embedding                   |            | m       | tp    | reduce_tokens  | r·T·H     | model/embedding.rs       |
-//! | attention                   |            | m·L     | tp    | gather_tokens  | c·T·H     | model/layer/attention.rs |
-//! |                             |            | m·L     | tp    | reduce_tokens  | c·T·H     | model/layer/attention.rs |
-//! | MLP                         |            | m·L     | tp    | gather_tokens  | c·T·H     | model/layer/mlp.rs       |
-//! |                             |            | m·L     | tp    | reduce_tokens  | c·T·H     | model/layer/mlp.rs       |
-//! | head: its input             |            | m       | tp    | gather_tokens  | c·T·H     | model/head.rs            |
-//! | head: softmax of a chunk    |            | m·C     | tp    | all_gather     | 12·tp·R   | model/head.rs            |
-//! | were the row's batches one? |            | 1       | tp    | all_gather     | 8·tp      | parallel/checks.rs       |
-//! | sums of losses and targets  |            | 1       | dp    | all_reduce     | 16        | trainer/evaluate.rs      |
+//! | when                        | only at | times | group | operation     | bytes   | in                               |
+//! |-----------------------------|---------|-------|-------|---------------|---------|----------------------------------|
+//! | unshard                     | 3       | m     | dp    | all_gather    | p·unit  | parallel/flat_unit.rs            |
+//! | embedding                   |         | m     | tp    | reduce_tokens | r·T·H   | model/embedding.rs               |
+//! | attention                   |         | m·L   | tp    | gather_tokens | c·T·H   | model/layer/attention.rs         |
+//! | norm of q and k             | across  | m·L   | tp    | all_reduce    | 8·T     | model/layer/attention/qk_norm.rs |
+//! |                             |         | m·L   | tp    | reduce_tokens | c·T·H   | model/layer/attention.rs         |
+//! | MLP                         |         | m·L   | tp    | gather_tokens | c·T·H   | model/layer/mlp.rs               |
+//! |                             |         | m·L   | tp    | reduce_tokens | c·T·H   | model/layer/mlp.rs               |
+//! | head: its input             |         | m     | tp    | gather_tokens | c·T·H   | model/head.rs                    |
+//! | head: softmax of a chunk    |         | m·C   | tp    | all_gather    | 12·tp·R | model/head.rs                    |
+//! | were the row's batches one? |         | 1     | tp    | all_gather    | 8·tp    | parallel/checks.rs               |
+//! | sums of losses and targets  |         | 1     | dp    | all_reduce    | 16      | trainer/evaluate.rs              |
 //!
 //! Between two batches the caller may say more: the training loop asks whether the run is to stop.
 

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::balance::ExpertReport;
+
 /// The numbers of one optimizer step; a line of `metrics.jsonl`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct StepMetrics {
@@ -35,6 +37,9 @@ pub struct StepMetrics {
     pub mfu: f64,
     /// Largest resident set so far, in MB, per rank.
     pub peak_memory_mb: Vec<f64>,
+    /// What the experts got, where the model has any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub experts: Option<ExpertReport>,
     /// When the step ended, in seconds since 1970.
     pub time: f64,
 }

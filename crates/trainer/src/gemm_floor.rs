@@ -3,7 +3,7 @@
 
 use std::time::Instant;
 
-use tandem_model::LayerDims;
+use tandem_model::{ExpertsDims, LayerDims};
 use tandem_tensor::device::synchronize;
 use tandem_tensor::{Accumulate, Device, Kind, Tensor, linear};
 
@@ -52,10 +52,8 @@ impl LinearTime {
 /// What the sizes of a rank's matrix products follow from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Dimensions {
-    /// The slice of a layer that it computes; all layers are alike.
-    pub layer: Option<LayerDims>,
-    /// Layers.
-    pub layers: usize,
+    /// The slices of layers that it computes, and how many layers are alike.
+    pub layers: Vec<(LayerDims, usize)>,
     /// Rows of the head's matrix: its part of the vocabulary.
     pub vocab: usize,
     /// Rows of activations that the head multiplies at a time.
@@ -64,18 +62,6 @@ pub struct Dimensions {
 
 /// The linear layers that a rank computes in a micro-batch of `tokens` tokens.
 pub fn shapes(dimensions: &Dimensions, tokens: usize) -> Vec<LinearShape> {
-    let Dimensions {
-        layer: Some(layer),
-        layers,
-        vocab,
-        head_chunk_rows,
-    } = dimensions
-    else {
-        return Vec::new();
-    };
-    let (hidden, intermediate) = (layer.hidden, layer.intermediate);
-    let heads = layer.q_heads * layer.head_dim;
-    let rows = (*head_chunk_rows).min(tokens).max(1);
     let shape = |name, tokens, inputs, outputs, count| LinearShape {
         name,
         tokens,
@@ -83,13 +69,28 @@ pub fn shapes(dimensions: &Dimensions, tokens: usize) -> Vec<LinearShape> {
         outputs,
         count,
     };
-    vec![
-        shape("q|k|v", tokens, hidden, layer.qkv_width(), *layers),
-        shape("attention out", tokens, heads, hidden, *layers),
-        shape("gate|up", tokens, hidden, 2 * intermediate, *layers),
-        shape("down", tokens, intermediate, hidden, *layers),
-        shape("head", rows, hidden, *vocab, tokens.div_ceil(rows)),
-    ]
+    let mut all = Vec::new();
+    for (layer, count) in &dimensions.layers {
+        let (hidden, heads) = (layer.hidden, layer.q_heads * layer.head_dim);
+        all.push(shape("q|k|v", tokens, hidden, layer.qkv_width(), *count));
+        all.push(shape("attention out", tokens, heads, hidden, *count));
+        // Experts in balance: each multiplies the same number of rows.
+        let (rows, inner, count) = match &layer.experts {
+            None => (tokens, layer.intermediate, *count),
+            Some(ExpertsDims { rule, intermediate }) => {
+                let rows = (tokens * rule.top_k).div_ceil(rule.experts);
+                (rows, *intermediate, count * rule.experts)
+            }
+        };
+        all.push(shape("gate|up", rows, hidden, 2 * inner, count));
+        all.push(shape("down", rows, inner, hidden, count));
+    }
+    let rows = dimensions.head_chunk_rows.min(tokens).max(1);
+    if let Some((layer, _)) = dimensions.layers.first() {
+        let chunks = tokens.div_ceil(rows);
+        all.push(shape("head", rows, layer.hidden, dimensions.vocab, chunks));
+    }
+    all
 }
 
 /// Measures each shape, the best of `repeats` runs. All ranks measure at the same time, as they compute at the same

@@ -60,7 +60,7 @@ impl Curves {
     /// The points of a step, under torchtitan's names where it has one.
     pub fn step(&mut self, metrics: &StepMetrics) {
         let memory_mb = metrics.peak_memory_mb.iter().copied().fold(0.0, f64::max);
-        let values = [
+        let mut values = vec![
             ("loss_metrics/global_avg_loss", metrics.loss),
             ("grad_norm", metrics.grad_norm),
             ("lr", metrics.lr),
@@ -78,6 +78,12 @@ impl Curves {
             ("n_tokens_seen", metrics.tokens_seen as f64),
             ("epoch", (metrics.epoch + 1) as f64),
         ];
+        if let Some(experts) = &metrics.experts {
+            let worst = experts.max_over_mean.iter().copied().fold(0.0, f64::max);
+            values.push(("experts/aux_loss", experts.aux_loss));
+            values.push(("experts/max_over_mean", worst));
+            values.push(("experts/idle", experts.idle as f64));
+        }
         self.write(&event::scalars(metrics.time, metrics.step, &values));
     }
 
@@ -278,6 +284,7 @@ mod tests {
 
     fn metrics(step: u64, loss: f64) -> StepMetrics {
         StepMetrics {
+            experts: None,
             step,
             epoch: 0,
             loss,

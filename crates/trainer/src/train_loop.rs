@@ -8,6 +8,7 @@ use tandem_data::BatchSource;
 use tandem_parallel::check_replicas;
 
 use crate::agreement::{Agreement, Requests};
+use crate::balance::IdleExperts;
 use crate::checkpointer::{Checkpointer, SaveOutcome};
 use crate::engine::Engine;
 use crate::error::TrainError;
@@ -91,6 +92,7 @@ pub fn train_loop(
         validation,
         evaluation: None,
         asked: Requests::default(),
+        idle_experts: IdleExperts::default(),
         loss: None,
         stopped: false,
         ends_early: false,
@@ -129,6 +131,7 @@ struct Training<'a, 'w> {
     evaluation: Option<EvalMetrics>,
     /// What was asked for during one, on all ranks.
     asked: Requests,
+    idle_experts: IdleExperts,
     /// Loss of the last step.
     loss: Option<f64>,
     /// Whether it was asked to stop before its end.
@@ -216,6 +219,9 @@ impl Training<'_, '_> {
         let rule = &self.settings.rule;
         let report = train_step(self.engine, &batch.micro_batches, lr, rule, step)?;
         self.checkpoints.add_wait(report.waited_for_copy);
+        if let (Some(experts), 0) = (&report.experts, self.engine.world.rank()) {
+            self.idle_experts.after_step(experts);
+        }
         self.loss = Some(report.loss);
         Ok(report)
     }

@@ -162,7 +162,9 @@ pub fn train_step(
     })?;
     let scale = 1.0 / n_tokens as f64;
     let mut balance = Balance::new(engine, real);
-    balance.look_ahead(engine, micro_batches)?;
+    if balance.looks_ahead(micro_batches.len()) {
+        look_ahead(engine, micro_batches, &mut balance)?;
+    }
 
     let mut loss_sum = Tensor::zeros([], (Kind::Double, engine.device));
     for (index, micro) in micro_batches.iter().enumerate() {
@@ -259,6 +261,26 @@ fn agree(
             real: count(1),
         }),
     }
+}
+
+/// What all experts will get of the batch, by a forward pass of every micro-batch.
+fn look_ahead(
+    engine: &mut Engine,
+    micro_batches: &[MicroBatch],
+    balance: &mut Balance,
+) -> Result<(), TrainError> {
+    for micro in micro_batches {
+        let turn = Turn {
+            dropout: dropout(engine, micro),
+            ..Turn::only(engine, micro)
+        };
+        let (_, saved) = forward(engine, &turn)?;
+        balance.add(&saved);
+        for unit in 0..engine.units.len() {
+            engine.reshard(unit);
+        }
+    }
+    balance.agree(engine)
 }
 
 /// Embedding and layers. While layer i computes, the parameters of layer i + 1 are gathered.

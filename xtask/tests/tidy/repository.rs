@@ -6,7 +6,7 @@ use std::path::Path;
 use crate::{assert_none, files, root, text};
 
 /// A clone should stay quick.
-const MAX_TOTAL_BYTES: u64 = 30_000_000;
+const MAX_TOTAL_BYTES: u64 = 40_000_000;
 const MAX_FILE_BYTES: u64 = 2_000_000;
 
 /// Whether a person writes this file, so that the rules for text apply.

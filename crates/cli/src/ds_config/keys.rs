@@ -322,21 +322,20 @@ const KEYS: &[(&str, Fate)] = &[
     ("weight_quantization", Refused(OTHER_TRAINING)),
 ];
 
+/// Keys without an effect, by why they have none.
+pub type Ineffective = Vec<(&'static str, Vec<String>)>;
+
 /// The keys without effect, by reason.
 ///
 /// # Errors
 /// A key that is refused, with the reason, or that is none, with the one that is most like it.
-pub fn check(file: &Map<String, Value>) -> Result<Vec<(&'static str, Vec<String>)>, String> {
-    let mut idle: Vec<(&'static str, Vec<String>)> = Vec::new();
+pub fn check(file: &Map<String, Value>) -> Result<Ineffective, String> {
+    let mut idle: Ineffective = Vec::new();
     below("", file, &mut idle)?;
     Ok(idle)
 }
 
-fn below(
-    path: &str,
-    keys: &Map<String, Value>,
-    idle: &mut Vec<(&'static str, Vec<String>)>,
-) -> Result<(), String> {
+fn below(path: &str, keys: &Map<String, Value>, idle: &mut Ineffective) -> Result<(), String> {
     for (key, value) in keys {
         // People write comments in this way.
         if key.starts_with("//") || key.starts_with("_comment") || key == "comment" {

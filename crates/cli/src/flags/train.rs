@@ -227,6 +227,11 @@ pub struct CommonFlags {
     #[arg(long, default_value_t = 0.0, help_heading = "Training")]
     pub z_loss: f64,
 
+    /// Multiplies the loss that keeps the experts of a mixture in balance; 0 is none [default: config.json's, where it asks for the
+    /// router's logits].
+    #[arg(long, help_heading = "Training")]
+    pub router_aux_loss_coef: Option<f64>,
+
     /// Kind of parameters and activations; master weights, gradients and reductions are fp32 always.
     #[arg(long, value_enum, default_value_t = Dtype::Bf16, help_heading = "Training")]
     pub dtype: Dtype,
@@ -417,6 +422,7 @@ impl CommonFlags {
             adam_eps: self.adam_eps,
             max_grad_norm: self.max_grad_norm,
             z_loss: self.z_loss,
+            router_aux_loss_coef: self.router_aux_loss_coef,
             check_interval: self.check_interval,
         }
     }
@@ -689,6 +695,7 @@ mod tests {
             "packing_strategy",
             "profile",
             "recompute",
+            "router_aux_loss_coef",
             "save_steps",
             "schedule_steps",
             "sequence_parallel",

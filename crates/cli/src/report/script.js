@@ -521,8 +521,12 @@
   });
   byId("unzoom").addEventListener("click", () => zoom(null));
   byId("theme").addEventListener("click", () => {
-    const dark = document.documentElement.dataset.theme === "dark" || (!document.documentElement.dataset.theme && matchMedia("(prefers-color-scheme: dark)").matches);
-    document.documentElement.dataset.theme = dark ? "light" : "dark";
+    const { dataset } = document.documentElement;
+    const usual = matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
+    const next = (dataset.theme || usual) === "dark" ? "light" : "dark";
+    // What the system wants is followed when it changes its mind.
+    if (next === usual) delete dataset.theme;
+    else dataset.theme = next;
   });
   buildRuns();
   buildTiles();

@@ -106,14 +106,14 @@ fn models_that_cannot_be_used() {
     }
     let dir = model_with("config.json", |text| {
         let mut json: serde_json::Value = serde_json::from_str(&text).unwrap();
-        json["rope_scaling"] = serde_json::json!({"rope_type": "longrope"});
+        json["rope_scaling"] = serde_json::json!({"rope_type": "proportional"});
         json.as_object_mut().unwrap().remove("rope_parameters");
         json.to_string()
     });
     expect(
         &base().args(["--model_name", dir.path().to_str().unwrap()]),
         1,
-        &["longrope"],
+        &["proportional"],
     );
     let dir = model_with("config.json", |text| {
         let mut json: serde_json::Value = serde_json::from_str(&text).unwrap();

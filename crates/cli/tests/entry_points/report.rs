@@ -105,8 +105,10 @@ fn a_page_about_two_runs_shows_them_in_a_browser() {
         true
     );
 
+    let mut backgrounds = Vec::new();
     for theme in ["light", "dark"] {
         browser.look((1280, 900), theme);
+        backgrounds.push(browser.evaluate("getComputedStyle(document.body).backgroundColor"));
         for (color, least) in [
             ("--ink", 7.0),
             ("--soft", 4.5),
@@ -134,6 +136,7 @@ fn a_page_about_two_runs_shows_them_in_a_browser() {
             picture.len()
         );
     }
+    assert_ne!(backgrounds[0], backgrounds[1]);
     for width in [390, 800, 1600] {
         browser.look((width, 900), "light");
         browser.evaluate(

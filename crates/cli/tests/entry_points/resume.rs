@@ -110,7 +110,8 @@ fn a_signal_lets_the_run_save_and_leave_and_it_goes_on_from_there() {
         demo::kill(child.id(), signal);
         let (code, text) = demo::output_within(&mut child, Duration::from_secs(60));
         assert_eq!(code, Some(75), "{text}");
-        assert!(text.contains("--resume_from run"), "{text}");
+        let go_on = format!("--resume_from {}", run.dir().display());
+        assert!(text.contains(&go_on), "{text}");
         let done = losses(&run.dir()).len();
         assert!(done >= 5, "{done} steps");
         assert_eq!(saved::newest(&run.dir()).state().global_step, done as u64);

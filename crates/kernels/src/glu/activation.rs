@@ -50,7 +50,7 @@ impl Curve for Silu {
 pub(super) struct GeluTanh;
 
 /// `2 sqrt(2 / pi)`: half of `1 + tanh u` is the sigmoid of `2 u`.
-const TWICE_ROOT: f32 = 1.595_769_1;
+const TWICE_ROOT: f32 = 1.595_769;
 /// The cube's coefficient in the approximation.
 const CUBE: f32 = 0.044_715;
 /// Beyond this the sigmoid is 0 or 1, and larger squares would only become infinite.

@@ -175,7 +175,7 @@ impl Outcome<'_> {
 
 /// The best checkpoint by retention's score; else by its evaluation; else the newest.
 fn best(checkpoints: &[CheckpointEntry], retention: &Retention) -> Option<Chosen> {
-    let readable = checkpoints.iter().filter(|entry| entry.problem.is_none());
+    let mut readable = checkpoints.iter().filter(|entry| entry.problem.is_none());
     let (attribute, order) = match &retention.score {
         Some(score) => (score.attribute.as_str(), score.order),
         None => (EVAL_LOSS, ScoreOrder::Min),
@@ -199,7 +199,7 @@ fn best(checkpoints: &[CheckpointEntry], retention: &Retention) -> Option<Chosen
     match best {
         Some((entry, value)) => Some(chosen(entry, format!("{attribute} {value:.4}"))),
         None => readable
-            .last()
+            .next_back()
             .map(|entry| chosen(entry, "the newest".to_owned())),
     }
 }

@@ -259,6 +259,7 @@ pub fn from_message(step: u64, epoch: u64, metrics: &Metrics) -> (StepMetrics, u
         tokens_per_s_per_device: f64::NAN,
         tflops_per_device: f64::NAN,
         peak_memory_mb: Vec::new(),
+        experts: None,
         time: f64::NAN,
     };
     (metrics, number("last_step") as u64)

@@ -143,7 +143,7 @@ fn check_schedule(training: &Training) -> Outcome<()> {
 
 fn check_ranges(spec: &RunSpec) -> Outcome<()> {
     let training = &spec.compute.training;
-    let ranges: [(&str, f64, bool, &str); 10] = [
+    let ranges: [(&str, f64, bool, &str); 11] = [
         (
             "learning_rate",
             training.learning_rate,
@@ -178,6 +178,12 @@ fn check_ranges(spec: &RunSpec) -> Outcome<()> {
             "max_grad_norm",
             training.max_grad_norm,
             training.max_grad_norm >= 0.0,
+            "0 or more",
+        ),
+        (
+            "router_aux_loss_coef",
+            training.router_aux_loss_coef.unwrap_or(0.0),
+            training.router_aux_loss_coef.is_none_or(|it| it >= 0.0),
             "0 or more",
         ),
         (

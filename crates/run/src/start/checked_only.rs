@@ -110,9 +110,7 @@ fn data(spec: &RunSpec, hub: &Hub) -> Outcome<Vec<String>> {
         let Err(failure) = found.map(drop) else {
             continue;
         };
-        // What is not here may still be on the hub.
-        let is_elsewhere = || name == "wikitext" || hub.dataset(name).is_ok();
-        if examples::is_path(name) || !is_elsewhere() {
+        if !is_elsewhere(name, hub) {
             return Err(failure);
         }
         notes.push(format!(
@@ -125,9 +123,18 @@ fn data(spec: &RunSpec, hub: &Hub) -> Outcome<Vec<String>> {
 /// What is evaluated on, where it is on this machine.
 fn evaluated(spec: &RunSpec, hub: &Hub) -> Outcome<()> {
     let evaluation = &spec.compute.evaluation;
-    let choice = evaluation.choice(&spec.identity.selection.data);
-    if evaluation.is_on() && examples::is_path(&choice.dataset) {
-        eval_data::resolve(&choice, evaluation.flag(), &hub.offline(), &mut ())?;
+    if !evaluation.is_on() {
+        return Ok(());
     }
-    Ok(())
+    let choice = evaluation.choice(&spec.identity.selection.data);
+    let found = eval_data::resolve(&choice, evaluation.flag(), &hub.offline(), &mut ());
+    match found {
+        Err(failure) if !is_elsewhere(&choice.dataset, hub) => Err(failure),
+        _ => Ok(()),
+    }
+}
+
+/// Whether a dataset that is not here can still be brought from the hub.
+fn is_elsewhere(name: &str, hub: &Hub) -> bool {
+    !examples::is_path(name) && (name == "wikitext" || hub.dataset(name).is_ok())
 }

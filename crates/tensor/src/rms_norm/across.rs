@@ -139,18 +139,17 @@ mod tests {
             let sums = squares(&of(&x, 0)) + squares(&x.narrow(1, 3, 1));
             let rstd = rstd(&sums, features, spec);
             let mut projected = Tensor::zeros([tokens], (Kind::Float, x.device()));
-            for rank in 0..2 {
+            for (rank, d_y) in d_y.iter().enumerate() {
                 let here = of(&x, rank);
                 let found = apply(&here, &weight_of(rank), &rstd, spec, Kind::Float);
                 let expected = of(&y.view([tokens, heads, dim]), rank);
                 assert_close("y", &found, &expected, 1e-6);
-                projected +=
-                    projections(&of(&d_y[rank], rank), &here, &weight_of(rank), &rstd, spec);
+                projected += projections(&of(d_y, rank), &here, &weight_of(rank), &rstd, spec);
             }
             let (sum_d_x, sum_d_w) = (x.zeros_like(), weight.zeros_like());
-            for rank in 0..2 {
+            for (rank, d_y) in d_y.iter().enumerate() {
                 let (d_x, d_w) = backward(
-                    &of(&d_y[rank], rank),
+                    &of(d_y, rank),
                     &of(&x, rank),
                     &weight_of(rank),
                     &rstd,

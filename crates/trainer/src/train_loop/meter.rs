@@ -94,7 +94,9 @@ impl Meter {
         }
         let seconds = self.last_end.elapsed().as_secs_f64();
         self.restart_clock();
-        let flops = flops::per_step(&engine.config, &self.tree, tokens, engine.seq as u64);
+        let adapters = engine.adapters.as_ref().map(|adapters| &adapters.tree);
+        let seq = engine.seq as u64;
+        let flops = flops::per_step(&engine.config, &self.tree, adapters, tokens, seq);
         let saving = std::mem::take(&mut self.saving) + report.waited_for_copy;
         Ok(StepMetrics {
             step,
@@ -111,6 +113,7 @@ impl Meter {
             tflops_per_device: flops / seconds / self.ranks as f64 / 1e12,
             mfu: self.peak.utilisation(flops, seconds),
             peak_memory_mb: self.peak_memory_mb.clone(),
+            experts: report.experts.clone(),
             time: now(),
         })
     }

@@ -26,7 +26,7 @@ const DEFAULTS: Defaults = Defaults {
 fn describe(keys: &Keys<'_>) -> Result<ModelConfig, ConfigError> {
     let mut config = gemma(keys, FAMILY.name, &DEFAULTS)?;
     config.qk_norm = Some(QkNorm::PerHead);
-    config.attention_soft_cap = keys.positive_or_none("attn_logit_softcapping", None)?;
+    // transformers reads `attn_logit_softcapping` and does not use it.
     config.logits_soft_cap = keys.positive_or_none("final_logit_softcapping", None)?;
     let pattern = keys.size_or("sliding_window_pattern", 6)?;
     let sliding = layers::sliding(keys, config.num_layers, |layer| {
