@@ -64,7 +64,7 @@ pub fn export(
 }
 
 /// The config with the kind of numbers that was written: loaders believe it more than the files.
-fn with_dtype(config: &[u8], kind: FloatKind) -> Vec<u8> {
+pub fn with_dtype(config: &[u8], kind: FloatKind) -> Vec<u8> {
     let Ok(Value::Object(mut object)) = serde_json::from_slice(config) else {
         return config.to_vec();
     };

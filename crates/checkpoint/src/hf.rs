@@ -3,14 +3,12 @@
 mod error;
 mod index;
 mod naming;
-#[cfg(feature = "testing")]
 mod single;
 mod tensor_list;
 mod weights;
 mod writer;
 
 pub use error::WeightsError;
-#[cfg(feature = "testing")]
 pub use single::{NamedTensor, write_safetensors};
 pub use tensor_list::TensorProblem;
 pub use weights::HfWeights;

@@ -81,10 +81,9 @@ pub use coverage::{CoverageError, CoverageProblem};
 pub use digest::Digest;
 pub use element::FloatKind;
 pub use error::CheckpointError;
-pub use export::{DEFAULT_SHARD_BYTES, ModelFile, export};
+pub use export::{DEFAULT_SHARD_BYTES, ModelFile, export, with_dtype};
 pub use header::{Entry, HeaderError};
 pub use hf::{HfWeights, HfWriter, TensorProblem, WeightsError};
-#[cfg(feature = "testing")]
 pub use hf::{NamedTensor, write_safetensors};
 pub use inspect::{Contents, FileCheck};
 pub use manifest::{

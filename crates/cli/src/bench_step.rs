@@ -13,6 +13,7 @@ use tandem_launch::env::WorkerEnv;
 use tandem_launch::say;
 use tandem_mesh::DeviceMesh;
 use tandem_model::ModuleTree;
+use tandem_model::lora::{LoraConfig, LoraTargets};
 use tandem_parallel::RandomInit;
 use tandem_run::engine::engine;
 use tandem_run::environment::Environment;
@@ -94,6 +95,11 @@ pub struct BenchStepArgs {
     /// Rows of the head whose logits exist at the same time.
     #[arg(long, default_value_t = HEAD_CHUNK_ROWS)]
     pub head_chunk_rows: usize,
+
+    /// Rank of adapters of all matrices that are trained in the place of the model; 0 trains the model. The floors are those of
+    /// training the model.
+    #[arg(long, default_value_t = 0)]
+    pub lora_r: usize,
 
     /// Where to compute.
     #[arg(long, default_value = "auto", value_parser = |text: &str| text.parse::<DeviceChoice>())]
@@ -253,12 +259,21 @@ pub fn run_worker(args: &BenchStepArgs, env: &WorkerEnv, environment: &Environme
     let tree = ModuleTree::new(&config);
     let ranks = Ranks::join(env, &spec, &Network::default())?;
     let strategy = spec.strategy.for_model(spec.dtype, &tree)?;
-    let mut engine = engine(&spec, &config, strategy, args.seq, &ranks)?;
+    let lora = (args.lora_r > 0).then(|| LoraConfig {
+        r: args.lora_r,
+        alpha: 2.0 * args.lora_r as f64,
+        dropout: 0.0,
+        use_rslora: false,
+        targets: LoraTargets::AllLinear,
+    });
+    let lora = lora.map(|lora| (lora, 0));
+    let mut engine = engine(&spec, &config, strategy, args.seq, &ranks, lora.as_ref())?;
     let weights = RandomInit {
         seed: 0,
         initializer_range: engine.config.initializer_range,
     };
     engine.load(&weights).map_err(Failure::train)?;
+    engine.load_adapters(&weights).map_err(Failure::train)?;
 
     let mut times = Vec::new();
     let mut losses = Vec::new();

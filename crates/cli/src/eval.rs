@@ -30,12 +30,13 @@ use crate::replay::StrategyChoice;
         .long_help(None))
 )]
 pub struct EvalArgs {
-    /// A Hugging Face model: hub name, or folder with config.json, tokenizer.json and *.safetensors.
+    /// A Hugging Face model: hub name, or folder with config.json, tokenizer.json and *.safetensors. Beside a checkpoint of
+    /// adapters, the model that they were trained on, where it is not where it was.
     #[arg(long, required_unless_present = "checkpoint")]
     pub model_name: Option<String>,
 
     /// A checkpoint's folder or URL; of an experiment, its newest checkpoint.
-    #[arg(long, value_name = "DIR", conflicts_with = "model_name")]
+    #[arg(long, value_name = "DIR")]
     pub checkpoint: Option<String>,
 
     /// Ranks that share one copy of the model (a row of the mesh).
@@ -84,11 +85,11 @@ impl EvalArgs {
             ));
         }
         let model = match (&self.model_name, &self.checkpoint) {
-            (Some(name), _) => EvalModel::named(name)?,
-            (None, Some(place)) => {
+            (Some(name), None) => EvalModel::named(name)?,
+            (base, Some(place)) => {
                 let located = Located::open(place, environment)?;
                 let files = located.model_files()?;
-                EvalModel::saved(located.reader, &files)?
+                EvalModel::saved(located.reader, &files, base.as_deref())?
             }
             (None, None) => {
                 return Err(Failure::usage("pass --model_name or --checkpoint"));

@@ -6,6 +6,7 @@ pub mod choices;
 pub mod cluster;
 pub mod data;
 pub mod eval;
+pub mod lora;
 pub mod train;
 
 #[cfg(test)]
@@ -119,6 +120,12 @@ mod tests {
             "--eval_dataset_name=n",
             "--eval_split=s",
             "--eval_batch_size=1",
+            "--lora_r=2",
+            "--lora_alpha=4",
+            "--lora_dropout=0.1",
+            "--lora_target_modules=q_proj",
+            "--use_rslora",
+            "--adapter=a",
         ]);
         let object = |pointer: &str| written.pointer(pointer).unwrap().as_object().unwrap();
         let command = FsdpFlags::command();

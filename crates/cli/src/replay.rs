@@ -23,7 +23,7 @@ use tandem_tensor::DeviceChoice;
 use tandem_trainer::{Engine, MicroBatch, first_row_logits, gather_tensor, train_step};
 
 use crate::flags::choices::Dtype;
-use case::{Candidate, Case};
+use case::{ADAPTER_INIT, Candidate, Case};
 use files::{Floats, Integers};
 use verdict::Tensors;
 
@@ -174,8 +174,16 @@ pub fn run_worker(args: &ReplayArgs, env: &WorkerEnv) -> Outcome<()> {
     let batches = read_batches(&case)?;
     let ranks = Ranks::join(env, &spec, &Network::default())?;
     let strategy = spec.strategy.for_model(spec.dtype, &tree)?;
-    let mut engine = engine(&spec, &config, strategy, case.trajectory.seq, &ranks)?;
+    let adapter = case.adapter()?;
+    let lora = adapter.as_ref().map(|adapter| (adapter.lora.clone(), 0));
+    let seq = case.trajectory.seq;
+    let mut engine = engine(&spec, &config, strategy, seq, &ranks, lora.as_ref())?;
     engine.load(&source).map_err(Failure::train)?;
+    let tree = engine.trained_tree();
+    if let Some(adapter) = &adapter {
+        adapter.check(&tree)?;
+        engine.load_adapters(adapter).map_err(Failure::train)?;
+    }
 
     let is_writer = env.rank == 0;
     if is_writer {
@@ -237,7 +245,10 @@ pub fn check(args: &ReplayArgs, case: &Case) -> Outcome<()> {
     let tolerances = &case.trajectory.tolerances;
 
     let mut verdicts = verdict::judge_trajectory(&candidate, &case.trajectory);
-    let reference = files::read_floats(&expected, "final.")?;
+    let reference = match case.adapter_file("adapter_final") {
+        Some(file) => files::read_floats(&file, "")?,
+        None => files::read_floats(&expected, "final.")?,
+    };
     verdicts.extend(verdict::judge_final(
         &last, &reference, &initial, tolerances,
     ));
@@ -275,6 +286,9 @@ pub fn check(args: &ReplayArgs, case: &Case) -> Outcome<()> {
 
 /// The weights that the case begins with, by the model's names.
 fn initial(case: &Case) -> Outcome<Tensors> {
+    if let Some(file) = case.adapter_file(ADAPTER_INIT) {
+        return files::read_floats(&file, "");
+    }
     let config = ModelConfig::from_dir(&case.dir).map_err(Failure::other)?;
     let weights = Pretrained::open(&case.dir, config)?.weights;
     let mut tensors = Tensors::new();

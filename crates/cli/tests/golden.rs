@@ -38,7 +38,10 @@ const FAMILIES: [&str; 9] = [
     "smollm3",
 ];
 
-/// What every case of [`FAMILIES`] runs: each row of ranks, each level of sharding, all that can be computed otherwise.
+/// Adapters in the place of the model: the same runs.
+const ADAPTERS: [&str; 2] = ["lora_llama_rslora", "lora_qwen2_tied"];
+
+/// What every case of [`FAMILIES`] and [`ADAPTERS`] runs: each row of ranks, each level of sharding, all that can be computed otherwise.
 const OF_FAMILIES: [(usize, usize, Variant); 4] = [
     (
         1,
@@ -210,7 +213,8 @@ macro_rules! families {
     ($($name:ident),*) => {
         $(#[test]
         fn $name() {
-            assert!(FAMILIES.contains(&stringify!($name)));
+            let name = stringify!($name);
+            assert!(FAMILIES.contains(&name) || ADAPTERS.contains(&name));
             check_runs(stringify!($name), OF_FAMILIES.into_iter());
         })*
     };
@@ -220,6 +224,8 @@ families!(
     gemma2_gqa3,
     gemma3,
     granite,
+    lora_llama_rslora,
+    lora_qwen2_tied,
     mixtral,
     olmo2,
     phi3_window,
@@ -259,7 +265,7 @@ fn the_rotation_covers_every_feature_on_every_mesh() {
 /// The key style of transformers 4, which most published checkpoints use, describes the same models.
 #[test]
 fn both_key_styles_of_config_load_and_match() {
-    for name in CASES.into_iter().chain(FAMILIES) {
+    for name in CASES.into_iter().chain(FAMILIES).chain(ADAPTERS) {
         let case = tempfile::tempdir().unwrap();
         for file in std::fs::read_dir(golden(name)).unwrap() {
             let path = file.unwrap().path();

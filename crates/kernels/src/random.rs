@@ -23,6 +23,14 @@ pub fn fill_normal(out: &mut [f32], seed: u64, name: &str, start: u64, std: f32)
         });
 }
 
+/// Fills `out` with elements `start..start + out.len()` of the numbers between 0 (excluded) and 1 that belong to `(seed, name)`.
+pub fn fill_uniform(out: &mut [f32], seed: u64, name: &str, start: u64) {
+    let key = key(seed, name);
+    for (index, value) in (start..).zip(out) {
+        *value = uniform(mix(key ^ mix(index)) as u32);
+    }
+}
+
 /// One number between 0 (excluded) and 1.
 fn uniform(bits: u32) -> f32 {
     ((bits >> 8) as f32 + 1.0) * (1.0 / 16_777_216.0)
@@ -86,5 +94,19 @@ mod tests {
         assert_ne!(a[..10], b);
         fill_normal(&mut b, 1, "b", 0, 2.0);
         assert_ne!(a[..10], b);
+    }
+
+    #[test]
+    fn uniform_numbers_fill_the_interval_and_any_slice_is_that_of_the_whole() {
+        let mut whole = vec![0.0; 100_000];
+        fill_uniform(&mut whole, 7, "a", 0);
+        let mean = whole.iter().map(|&x| f64::from(x)).sum::<f64>() / 1e5;
+        assert!((mean - 0.5).abs() < 0.005, "{mean}");
+        assert!(whole.iter().all(|&x| 0.0 < x && x <= 1.0));
+        let below = whole.iter().filter(|&&x| x < 0.1).count();
+        assert!((9_700..10_300).contains(&below), "{below}");
+        let mut part = vec![0.0; 40];
+        fill_uniform(&mut part, 7, "a", 517);
+        assert_eq!(part, whole[517..557]);
     }
 }

@@ -52,7 +52,7 @@ struct Chunk {
 
 impl Head {
     /// Loss and all gradients. `x` is this rank's tokens of the residual stream; `targets` (i64, all tokens) holds
-    /// [`cross_entropy::IGNORE`] where there is none.
+    /// [`cross_entropy::IGNORE`] where there is none. Without `gradients`, the head is frozen.
     ///
     /// The logits of a chunk become their own gradient in place, and the full logits never exist.
     ///
@@ -65,7 +65,7 @@ impl Head {
     pub fn loss_and_gradient(
         &self,
         weights: &HeadTensors,
-        gradients: &HeadTensors,
+        gradients: Option<&HeadTensors>,
         accumulate: Accumulate,
         x: &Tensor,
         targets: &Tensor,
@@ -94,13 +94,17 @@ impl Head {
             cross_entropy::logits_to_gradient_(&logits, &targets, own(), agreed, bend, objective);
             let d_logits = logits;
             linear::backward_input_into(&d_hidden.narrow(0, start, rows), &d_logits, &weight);
-            linear::backward_weight(&gradients.weight, &d_logits, &hidden, weight_gradient);
-            weight_gradient = Accumulate::Add;
+            if let Some(gradients) = gradients {
+                linear::backward_weight(&gradients.weight, &d_logits, &hidden, weight_gradient);
+                weight_gradient = Accumulate::Add;
+            }
         }
 
         let d_normed = tp.reduce_tokens(d_hidden)?;
         let (d_x, d_norm) = rms_norm::backward(&d_normed, x, &weights.norm, &rstd, self.norm);
-        linear::store(&gradients.norm, &d_norm, accumulate);
+        if let Some(gradients) = gradients {
+            linear::store(&gradients.norm, &d_norm, accumulate);
+        }
         Ok(HeadOutput { loss_sum, d_x })
     }
 

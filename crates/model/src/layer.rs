@@ -1,5 +1,6 @@
 //! One decoder layer, forward and backward, with every tensor parallel conversation where it happens.
 
+mod adapter;
 mod attention;
 mod experts;
 mod mlp;
@@ -20,6 +21,7 @@ use crate::rope_table::RopeTable;
 use crate::tensors::{LayerDims, LayerTensors, WholeBlocks};
 use crate::tp_context::{TpContext, WholeBlock};
 
+pub use adapter::Gradients;
 use attention::AttentionSaved;
 pub use experts::ExpertLoad;
 use mlp::MlpSaved;
@@ -135,7 +137,7 @@ impl DecoderLayer {
     pub fn backward(
         &self,
         weights: &LayerTensors,
-        gradients: &LayerTensors,
+        gradients: Gradients<'_>,
         accumulate: Accumulate,
         saved: LayerSaved,
         d_out: Tensor,
@@ -163,17 +165,17 @@ impl DecoderLayer {
             mlp,
             mlp_branch,
         } = blocks;
-        let (after, d_after) = (&weights.norm_after_mlp, &gradients.norm_after_mlp);
+        let own = gradients.weights();
+        let after = &weights.norm_after_mlp;
+        let d_after = own.and_then(|own| own.norm_after_mlp.as_ref());
         let d_branch = self.branch_backward(&d_out, mlp_branch, after, d_after, accumulate);
         let whole = WholeBlock(tp);
         let row = pick(self.whole.mlp, &whole, tp);
         let d_middle = self.mlp_backward(
             weights, gradients, accumulate, &middle, mlp, d_branch, d_out, balance, row,
         )?;
-        let (after, d_after) = (
-            &weights.norm_after_attention,
-            &gradients.norm_after_attention,
-        );
+        let after = &weights.norm_after_attention;
+        let d_after = own.and_then(|own| own.norm_after_attention.as_ref());
         let d_branch =
             self.branch_backward(&d_middle, attention_branch, after, d_after, accumulate);
         let row = pick(self.whole.attention, &whole, tp);

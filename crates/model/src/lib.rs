@@ -32,21 +32,24 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod adapter;
 pub mod config;
 mod embedding;
 mod error;
 mod head;
 mod layer;
+pub mod lora;
 mod parameters;
 mod rope_table;
 mod tensors;
 mod tp_context;
 
+pub use adapter::{AdapterDims, AdapterTensors, DropoutRows, adapted_module};
 pub use config::{ConfigError, ModelConfig};
 pub use embedding::Embedding;
 pub use error::ModelError;
 pub use head::{Head, HeadOutput};
-pub use layer::{DecoderLayer, ExpertLoad, LayerSaved, Recompute, TokenFacts};
+pub use layer::{DecoderLayer, ExpertLoad, Gradients, LayerSaved, Recompute, TokenFacts};
 pub use parameters::{Cut, Init, Module, ModuleKind, ModuleTree, ParamSpec, UnitTree};
 pub use rope_table::RopeTable;
 pub use tensors::{

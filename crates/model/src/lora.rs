@@ -52,6 +52,15 @@ pub enum LoraError {
         /// The names of a layer's matrices.
         modules: String,
     },
+    /// A matrix of a mixture.
+    #[error(
+        "{path} belongs to a mixture of experts, which can have no adapters yet; name the matrices of the attention alone: \
+         --lora_target_modules q_proj,k_proj,v_proj,o_proj"
+    )]
+    Experts {
+        /// The path of the matrix.
+        path: String,
+    },
 }
 
 impl LoraConfig {
@@ -67,6 +76,29 @@ impl LoraConfig {
             LoraTargets::AllLinear => path != "lm_head",
             LoraTargets::Named(names) => names.iter().any(|name| is_named(path, name)),
         }
+    }
+
+    /// Refuses names that none of `paths`, the matrices of all layers, has.
+    pub(crate) fn check_names(&self, paths: &[&str]) -> Result<(), LoraError> {
+        let LoraTargets::Named(names) = &self.targets else {
+            return Ok(());
+        };
+        for name in names {
+            if paths.iter().any(|path| is_named(path, name)) {
+                continue;
+            }
+            let mut modules: Vec<&str> = Vec::new();
+            for module in paths.iter().filter_map(|path| path.rsplit('.').next()) {
+                if !modules.contains(&module) {
+                    modules.push(module);
+                }
+            }
+            return Err(LoraError::Unused {
+                name: name.clone(),
+                modules: modules.join(", "),
+            });
+        }
+        Ok(())
     }
 
     /// What PEFT's `adapter_config.json` says.

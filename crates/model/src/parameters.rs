@@ -15,6 +15,9 @@ pub enum Init {
     Zeros,
     /// One.
     Ones,
+    /// Uniform between minus and plus one over the root of the inputs' number: what PyTorch begins a linear layer with, and PEFT
+    /// the `A` of an adapter.
+    FanIn,
 }
 
 /// What a module computes, as far as parallel plans care.

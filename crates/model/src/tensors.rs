@@ -8,6 +8,7 @@ use std::ops::Range;
 use tandem_tensor::Tensor;
 use tandem_tensor::experts::Rule;
 
+use crate::adapter::AdapterTensors;
 use crate::config::{LayerNorms, ModelConfig, QkNorm};
 
 /// The slice of a layer that this rank computes.
@@ -161,6 +162,8 @@ pub struct LayerTensors {
     pub mlp: MlpTensors,
     /// `[hidden]`
     pub norm_after_mlp: Option<Tensor>,
+    /// What adapts the matrices, which are then frozen. It is no part of the layer's buffer.
+    pub adapter: Option<AdapterTensors>,
 }
 
 /// The tensors of the second block of a layer.
@@ -178,6 +181,20 @@ impl MlpTensors {
         match self {
             Self::Dense(dense) => dense.down_bias.as_ref(),
             Self::Experts(_) => None,
+        }
+    }
+
+    pub(crate) fn dense(&self) -> Option<&DenseTensors> {
+        match self {
+            Self::Dense(dense) => Some(dense),
+            Self::Experts(_) => None,
+        }
+    }
+
+    pub(crate) fn experts(&self) -> Option<&ExpertsTensors> {
+        match self {
+            Self::Dense(_) => None,
+            Self::Experts(experts) => Some(experts),
         }
     }
 }
@@ -224,6 +241,7 @@ impl LayerTensors {
                 }),
             },
             norm_after_mlp: carve.optional(norms.after_mlp.is_some(), hidden)?,
+            adapter: None,
         };
         carve.is_done().then_some(tensors)
     }
@@ -315,7 +333,7 @@ impl<'a> Carve<'a> {
         }
     }
 
-    fn is_done(&self) -> bool {
+    pub(crate) fn is_done(&self) -> bool {
         self.next == self.flat.size()[0]
     }
 }

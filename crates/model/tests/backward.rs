@@ -9,9 +9,11 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
+use tandem_model::lora::{LoraConfig, LoraTargets};
 use tandem_model::{
-    DecoderLayer, Embedding, Head, HeadTensors, LayerDims, LayerTensors, MlpTensors, ModelConfig,
-    ModuleTree, Recompute, RopeTable, SingleRank, TokenFacts, WholeBlocks,
+    AdapterDims, AdapterTensors, DecoderLayer, DropoutRows, Embedding, Gradients, Head,
+    HeadTensors, LayerDims, LayerTensors, MlpTensors, ModelConfig, ModuleTree, Recompute,
+    RopeTable, SingleRank, TokenFacts, UnitTree, WholeBlocks,
 };
 use tandem_tensor::Accumulate;
 use tandem_tensor::attention::{AttentionSpec, Documents};
@@ -153,6 +155,116 @@ fn a_layers_backward_is_the_derivative_of_its_forward() {
     }
 }
 
+/// Separate and fused matrices, without and with dropout: the gradient of every adapter, and that of the input.
+#[test]
+fn the_adapters_backward_is_the_derivative_of_their_forward() {
+    let some = ["q_proj", "v_proj", "down_proj"]
+        .map(str::to_owned)
+        .to_vec();
+    for (name, change, targets) in [
+        ("llama", json!({}), LoraTargets::AllLinear),
+        (
+            "some, with biases",
+            json!({"attention_bias": true, "mlp_bias": true}),
+            LoraTargets::Named(some),
+        ),
+        (
+            "phi3",
+            json!({"architectures": ["Phi3ForCausalLM"]}),
+            LoraTargets::AllLinear,
+        ),
+        (
+            "gemma2",
+            json!({"architectures": ["Gemma2ForCausalLM"], "sliding_window": 3, "query_pre_attn_scalar": 10}),
+            LoraTargets::AllLinear,
+        ),
+    ] {
+        let config = config(change);
+        for dropout in [0.0, 0.4] {
+            let lora = LoraConfig {
+                r: 3,
+                alpha: 4.0,
+                dropout,
+                use_rslora: true,
+                targets: targets.clone(),
+            };
+            check_adapters(&format!("{name}, dropout {dropout}"), &config, &lora);
+        }
+    }
+}
+
+fn check_adapters(label: &str, config: &ModelConfig, lora: &LoraConfig) {
+    let layer = layer(config);
+    let frozen = &ModuleTree::new(config).units[1];
+    let trained = &ModuleTree::adapters(config, lora).unwrap().units[0];
+    let dims = AdapterDims::new(lora, frozen, &layer.dims, (0, 0));
+    let numel = |unit: &UnitTree| unit.parameters.iter().map(|p| p.numel()).sum::<usize>() as i64;
+    let tokens = (ROWS * SEQ) as i64;
+    let weights = randn(&[numel(frozen)], 1, 0.3);
+    let flat = randn(&[numel(trained)], 6, 0.3);
+    let x = randn(&[tokens, 16], 2, 1.0);
+    let d_out = randn(&[tokens, 16], 3, 1.0);
+    let facts = TokenFacts::default();
+    let rows = DropoutRows {
+        seed: 5,
+        epoch: 1,
+        first_row: 7,
+        seq: SEQ,
+    };
+    let view = |flat: &Tensor| LayerTensors {
+        adapter: AdapterTensors::view(flat, &dims, Some(&rows)),
+        ..LayerTensors::view(&weights, &layer.dims).unwrap()
+    };
+    let loss = |flat: &Tensor, x: &Tensor| {
+        let (y, _) = layer
+            .forward(&view(flat), x.copy(), facts, &SingleRank, Recompute::Light)
+            .unwrap();
+        dot(&y, &d_out)
+    };
+    let mut gradients = Vec::new();
+    for recompute in [Recompute::None, Recompute::Light, Recompute::Full] {
+        let d_flat = Tensor::full([numel(trained)], f64::NAN, (Kind::Float, Device::Cpu));
+        let d_adapters = AdapterTensors::view(&d_flat, &dims, None).unwrap();
+        let (_, saved) = layer
+            .forward(&view(&flat), x.copy(), facts, &SingleRank, recompute)
+            .unwrap();
+        let d_x = layer
+            .backward(
+                &view(&flat),
+                Gradients::Adapter(Some(&d_adapters)),
+                Accumulate::First,
+                saved,
+                d_out.copy(),
+                None,
+                &SingleRank,
+            )
+            .unwrap();
+        gradients.push((d_x, d_flat));
+    }
+    let (d_x, d_flat) = &gradients[0];
+    for (other_d_x, other_d_flat) in &gradients[1..] {
+        assert!(
+            d_x.equal(other_d_x) && d_flat.equal(other_d_flat),
+            "{label}: recomputing changes bits"
+        );
+    }
+    let direction = randn(&[tokens, 16], 4, 1.0) / 20.0;
+    let numeric = slope(&x, &direction, &|x| loss(&flat, x));
+    assert_slope(&format!("{label}: d_x"), dot(d_x, &direction), numeric, 1.0);
+    let mut offset = 0;
+    for parameter in &trained.parameters {
+        let len = parameter.numel() as i64;
+        let direction = flat.zeros_like();
+        direction
+            .narrow(0, offset, len)
+            .copy_(&(randn(&[len], 5, 1.0) / (len as f64).sqrt()));
+        offset += len;
+        let numeric = slope(&flat, &direction, &|flat| loss(flat, &x));
+        let label = format!("{label}: d_{}", parameter.name);
+        assert_slope(&label, dot(d_flat, &direction), numeric, 0.5);
+    }
+}
+
 fn check_layer(
     label: &str,
     config: &ModelConfig,
@@ -190,7 +302,7 @@ fn check_layer(
         let d_x = layer
             .backward(
                 &weights,
-                &d_weights,
+                Gradients::Weights(&d_weights),
                 Accumulate::First,
                 saved,
                 d_out.copy(),
@@ -280,7 +392,7 @@ fn the_heads_gradients_are_the_derivative_of_its_loss_for_any_chunk() {
             let output = head
                 .loss_and_gradient(
                     &views(flat),
-                    &views(&d_flat),
+                    Some(&views(&d_flat)),
                     Accumulate::First,
                     x,
                     &targets,

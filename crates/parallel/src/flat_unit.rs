@@ -11,7 +11,8 @@
 //! | `Gradients`  | whole      | owned            | reduce-scatter each micro-batch | all-gather             |
 //! | `Parameters` | owned      | owned            | reduce-scatter each micro-batch | all-gather before use  |
 //!
-//! A unit that has its buffers to itself is at level `Optimizer` at most: see [`ShardingLevel::of_units`].
+//! A unit that has its buffers to itself is at level `Optimizer` at most: see [`ShardingLevel::of_units`]. One that is not trained
+//! (the frozen model below adapters, or any in an evaluation) has its parameters in the compute kind alone, and nothing else.
 
 mod state;
 
@@ -111,8 +112,10 @@ impl FlatUnit {
             Some(full) => own(full),
             None => Tensor::zeros([owned.len() as i64], (param, setup.device)),
         };
+        // What is not trained is kept once, as it computes.
         let master = match param {
             Kind::Float => shard.shallow_clone(),
+            _ if !setup.trains => shard.shallow_clone(),
             _ => zeros(owned.len()),
         };
         let trained = if setup.trains { owned.len() } else { 0 };
@@ -146,6 +149,11 @@ impl FlatUnit {
     /// The range of the flat buffer that this rank updates.
     pub fn owned(&self) -> Range<usize> {
         self.owned.clone()
+    }
+
+    /// Whether its parameters are trained; otherwise they are frozen, or the whole engine evaluates only.
+    pub fn is_trained(&self) -> bool {
+        self.setup.trains
     }
 
     fn cuts(&self) -> bool {
@@ -342,6 +350,9 @@ impl FlatUnit {
     /// Sum of the squares of the reduced gradient over the elements that this rank counts: over all ranks of the mesh,
     /// every element of the model is counted once.
     pub fn gradient_sum_of_squares(&self) -> f64 {
+        if !self.setup.trains {
+            return 0.0;
+        }
         let dp = &self.setup.dp;
         // Where the gradient is replicated over the column, each rank counts a part all the same.
         let share = partition_aligned(self.layout.numel, dp.size(), dp.rank(), ALIGN);
@@ -366,6 +377,9 @@ impl FlatUnit {
     /// # Errors
     /// When a peer fails.
     pub fn update(&mut self, step: &AdamWStep, on: WeightDecayOn) -> Result<(), ParallelError> {
+        if !self.setup.trains {
+            return Ok(());
+        }
         let compute = self.separate_compute_copy();
         for (range, decays) in on.segments(&self.layout.params, &self.owned) {
             let (start, len) = ((range.start - self.owned.start) as i64, range.len() as i64);
@@ -390,7 +404,8 @@ impl FlatUnit {
 
     /// The compute-kind copy of the owned range, where the master is not itself what computes.
     fn separate_compute_copy(&self) -> Option<&Tensor> {
-        (self.setup.precision.param != Kind::Float).then_some(&self.shard)
+        let is_separate = self.setup.precision.param != Kind::Float && self.setup.trains;
+        is_separate.then_some(&self.shard)
     }
 
     /// Gathers the owned ranges into the whole buffer of every rank of the column, where that is kept.

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use tandem_mesh::ShardSlice;
 use tandem_model::config::Axis;
-use tandem_model::{Cut, ModelConfig, ModuleTree, ParamSpec, UnitTree};
+use tandem_model::{Cut, ModelConfig, ModuleTree, ParamSpec, UnitTree, adapted_module};
 
 use crate::plan::{Plan, Style};
 use crate::replicas::Replica;
@@ -124,7 +124,8 @@ impl RankView<'_> {
 
     /// What is cut of `spec`, one after another; a single `None` where that is nothing.
     fn parts(&self, spec: &ParamSpec, cut: Cut) -> Vec<Option<Part>> {
-        let style = self.plan.styles.get(spec.module());
+        // An adapter is cut as what it adapts.
+        let style = self.plan.styles.get(adapted_module(spec.module()));
         let part = |dim: usize, axis: Axis, start: usize| Part { dim, axis, start };
         match (style, cut) {
             (Some(Style::Colwise | Style::VocabParallel), Cut::Outputs(axes)) => {
@@ -207,7 +208,7 @@ impl RankView<'_> {
     /// Whether the gradient of a parameter that every rank holds whole is of a part of the tokens or heads.
     fn has_partial_gradient(&self, spec: &ParamSpec, cut: Cut) -> bool {
         let block = || {
-            spec.module()
+            adapted_module(spec.module())
                 .rsplit_once('.')
                 .map_or("", |(block, _)| block)
         };

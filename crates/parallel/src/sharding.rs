@@ -68,6 +68,15 @@ impl Precision {
         }
     }
 
+    /// The same for a model that is not trained: it is kept as it computes.
+    #[must_use]
+    pub fn frozen(self) -> Self {
+        Self {
+            param: self.matmul,
+            ..self
+        }
+    }
+
     fn uniform(kind: Kind) -> Self {
         Self {
             param: kind,

@@ -37,6 +37,17 @@ impl WeightSource for RandomInit {
         match param.init {
             Init::Zeros => out.fill(0.0),
             Init::Ones => out.fill(1.0),
+            Init::FanIn => {
+                let inputs = param.shape.last().copied().unwrap_or(1).max(1);
+                let bound = 1.0 / (inputs as f32).sqrt();
+                for run in slice.runs() {
+                    let values = &mut out[run.target..run.target + run.len];
+                    random::fill_uniform(values, self.seed, &param.name, run.source as u64);
+                    for value in values {
+                        *value = (2.0 * *value - 1.0) * bound;
+                    }
+                }
+            }
             Init::Normal => {
                 for run in slice.runs() {
                     random::fill_normal(

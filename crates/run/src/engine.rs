@@ -1,12 +1,16 @@
 //! The engine of a rank: the same for training, for `tandem replay`, for `tandem bench`, and, less what trains, for `tandem eval`.
 
 use tandem_model::ModelConfig;
+use tandem_model::lora::LoraConfig;
 use tandem_parallel::Strategy;
 use tandem_trainer::{Engine, EngineSetup};
 
 use crate::failure::{Failure, Outcome};
 use crate::ranks::Ranks;
 use crate::spec::EngineSpec;
+
+/// Adapters that are trained in the place of the model, and the seed of their dropout.
+pub type Lora = (LoraConfig, u64);
 
 /// Builds it for rows of `seq` tokens, without weights. `strategy` is what `spec.strategy` makes of the model.
 pub fn engine(
@@ -15,8 +19,9 @@ pub fn engine(
     strategy: Strategy,
     seq: usize,
     ranks: &Ranks,
+    lora: Option<&Lora>,
 ) -> Outcome<Engine> {
-    built(spec, config, strategy, seq, ranks, true)
+    built(spec, config, strategy, seq, ranks, lora, true)
 }
 
 /// The same for evaluation alone: without gradients and optimizer states, which are most of the memory.
@@ -26,8 +31,9 @@ pub fn forward_engine(
     strategy: Strategy,
     seq: usize,
     ranks: &Ranks,
+    lora: Option<&Lora>,
 ) -> Outcome<Engine> {
-    built(spec, config, strategy, seq, ranks, false)
+    built(spec, config, strategy, seq, ranks, lora, false)
 }
 
 fn built(
@@ -36,10 +42,12 @@ fn built(
     strategy: Strategy,
     seq: usize,
     ranks: &Ranks,
+    lora: Option<&Lora>,
     trains: bool,
 ) -> Outcome<Engine> {
     Engine::new(EngineSetup {
         trains,
+        lora: lora.cloned(),
         config: config.clone(),
         strategy,
         mesh: spec.mesh,

@@ -14,6 +14,7 @@ use tandem_launch::protocol::{Metrics, WorkerEvent};
 use tandem_model::{ModelConfig, ModuleTree};
 use tandem_trainer::{EvalSet, evaluate};
 
+use crate::adapter::SavedAdapter;
 use crate::engine::forward_engine;
 use crate::environment::{EVAL_TOKEN_CACHE, Environment};
 use crate::eval_data::{EvalData, Place};
@@ -51,6 +52,8 @@ pub struct EvalModel {
     dir: PathBuf,
     /// The checkpoint with its weights, if they are not in the folder.
     checkpoint: Option<Reader>,
+    /// Of a checkpoint of adapters, another name of the model than its run had.
+    base: Option<String>,
     /// The folder, where it is this process's own.
     _own: Option<tempfile::TempDir>,
 }
@@ -67,15 +70,22 @@ impl EvalModel {
         Ok(Self {
             dir,
             checkpoint: None,
+            base: None,
             _own: None,
         })
     }
 
-    /// A checkpoint, with the files that its run keeps of the model.
+    /// A checkpoint, with the files that its run keeps of the model; `base` is the model of a checkpoint of adapters, where it
+    /// is not where it was.
     ///
     /// # Errors
-    /// They cannot be written to a folder of this process's own.
-    pub fn saved(checkpoint: Reader, files: &[ModelFile]) -> Outcome<Self> {
+    /// They cannot be written to a folder of this process's own, or a whole model is told of another.
+    pub fn saved(checkpoint: Reader, files: &[ModelFile], base: Option<&str>) -> Outcome<Self> {
+        if base.is_some() && SavedAdapter::of(checkpoint.state())?.is_none() {
+            return Err(Failure::usage(
+                "--checkpoint holds a whole model; pass it or --model_name, not both",
+            ));
+        }
         let own = tempfile::tempdir().map_err(Failure::other)?;
         for file in files {
             std::fs::write(own.path().join(&file.name), &file.bytes).map_err(Failure::other)?;
@@ -83,6 +93,7 @@ impl EvalModel {
         Ok(Self {
             dir: own.path().to_owned(),
             checkpoint: Some(checkpoint),
+            base: base.map(str::to_owned),
             _own: Some(own),
         })
     }
@@ -160,7 +171,19 @@ pub fn work(
     let strategy = strategy.for_model(job.engine.dtype, &ModuleTree::new(&config))?;
     let ranks = Ranks::join(env, &job.engine, &Network::default())?;
     let seq = set.rows.seq_length();
-    let mut engine = forward_engine(&job.engine, &config, strategy, seq, &ranks)?;
+    let adapter = match &job.model.checkpoint {
+        Some(reader) => SavedAdapter::of(reader.state())?,
+        None => None,
+    };
+    let base = adapter
+        .as_ref()
+        .map(|adapter| adapter.base(job.model.base.as_deref(), &config))
+        .transpose()?;
+    let lora = adapter.map(|adapter| (adapter.lora, 0));
+    let mut engine = forward_engine(&job.engine, &config, strategy, seq, &ranks, lora.as_ref())?;
+    if let Some(base) = &base {
+        engine.load(base.source()).map_err(Failure::train)?;
+    }
     match (&pretrained, &job.model.checkpoint) {
         (Some(weights), _) => engine.load(weights),
         (None, Some(reader)) => engine.load_parameters(reader),

@@ -1,18 +1,36 @@
 //! What makes a run this run, for its checkpoints: the model, the data, the seed; and the flags that may change.
 
+use std::collections::BTreeMap;
+
 use tandem_checkpoint::{Digest, TrainState};
 use tandem_model::{ModelConfig, ModuleTree};
 
+use crate::adapter;
+use crate::failure::Outcome;
 use crate::prepare::Prepared;
 use crate::resume::DATA_SIZE;
 use crate::spec::RunSpec;
 
 /// What a checkpoint's state says of the run itself (model, data, seed, settings), without how far it has come.
-pub fn identity(spec: &RunSpec, prepared: &Prepared) -> TrainState {
+///
+/// # Errors
+/// The weights below adapters cannot be read.
+pub fn identity(spec: &RunSpec, prepared: &Prepared) -> Outcome<TrainState> {
     let engine = &spec.compute.engine;
     let selection = &spec.identity.selection;
     let (strategy, zero_stage) = engine.strategy.name();
-    TrainState {
+    let mut extra = BTreeMap::from([(DATA_SIZE.to_owned(), prepared.data_size())]);
+    if let Some(adapter) = &prepared.adapter {
+        let described = adapter::described(
+            &adapter.lora,
+            &spec.identity.model_name,
+            prepared.pretrained.as_ref(),
+            selection.seed,
+            &prepared.config,
+        )?;
+        extra.insert(adapter::LORA.to_owned(), described);
+    }
+    Ok(TrainState {
         strategy: strategy.to_owned(),
         tp_size: engine.mesh.tp_size(),
         dp_size: engine.mesh.dp_size(),
@@ -22,9 +40,9 @@ pub fn identity(spec: &RunSpec, prepared: &Prepared) -> TrainState {
         seed: selection.seed,
         seq_length: selection.data.seq_length,
         settings: spec.settings(),
-        extra: [(DATA_SIZE.to_owned(), prepared.data_size())].into(),
+        extra: extra.into_iter().collect(),
         ..TrainState::default()
-    }
+    })
 }
 
 /// The position embedding of the layers: one of all, or a list.

@@ -17,6 +17,7 @@
 //! assert!(failure.message.contains("leave --autocast out"));
 //! ```
 
+pub mod adapter;
 pub mod engine;
 pub mod environment;
 mod eval_data;

@@ -11,15 +11,16 @@ use tandem_data::{
 };
 use tandem_mesh::DeviceMesh;
 use tandem_model::{ModelConfig, ModuleTree};
-use tandem_parallel::{Strategy, TpSlices, UnitLayout, layouts};
+use tandem_parallel::{ShardingLevel, Strategy, TpSlices, UnitLayout, layouts};
 use tandem_trainer::{EvalSet, EventSink, MemoryEstimate, estimate_memory};
 
+use crate::adapter::{Adapter, AdapterFolder};
 use crate::environment::Environment;
 use crate::eval_data::{EvalData, Place};
 use crate::examples;
 use crate::failure::{Failure, Outcome};
 use crate::progress::Shown;
-use crate::spec::{Compute, Identity, Init, RunSpec, Training};
+use crate::spec::{Compute, Identity, Init, RunSpec, Selection, Training};
 use crate::weights::Pretrained;
 
 /// The folder of token caches, beside those of runs.
@@ -35,6 +36,8 @@ pub struct Prepared {
     pub pretrained: Option<Pretrained>,
     /// Its modules.
     pub tree: ModuleTree,
+    /// What is trained in its place, if anything.
+    pub adapter: Option<Adapter>,
     /// How the model and its states are cut over the ranks.
     pub strategy: Strategy,
     /// What of the data is not trained on and why, a line each.
@@ -98,6 +101,8 @@ pub struct Planned {
     pub pretrained: Option<Pretrained>,
     /// Its modules.
     pub tree: ModuleTree,
+    /// What is trained in its place, if anything.
+    pub adapter: Option<Adapter>,
     /// How it is cut.
     pub strategy: Strategy,
     /// What each rank will need.
@@ -136,25 +141,67 @@ pub fn plan(spec: &RunSpec, hub: &Hub, sink: &mut dyn EventSink) -> Outcome<Plan
         0,
         engine.sequence_parallel,
     );
-    let memory = estimate_memory(
-        &config,
-        &layouts,
-        strategy.level,
-        strategy.precision,
-        mesh.dp_size(),
-        (training.batch_size, selection.data.seq_length),
-        engine.recompute(),
-        engine.head_chunk_rows,
-    );
+    let adapter = adapter(selection, &config)?;
+    let estimate = |layouts: &[UnitLayout], level, precision| {
+        estimate_memory(
+            &config,
+            layouts,
+            level,
+            precision,
+            mesh.dp_size(),
+            (training.batch_size, selection.data.seq_length),
+            engine.recompute(),
+            engine.head_chunk_rows,
+        )
+    };
+    let precision = strategy.precision;
+    let memory = match &adapter {
+        None => estimate(&layouts, strategy.level, precision),
+        Some(adapter) => {
+            // The model has parameters alone, and its adapters the rest.
+            let frozen = estimate(&layouts, strategy.level, precision.frozen());
+            let level = strategy.level.min(ShardingLevel::Optimizer);
+            let (plan, sp) = (&strategy.plan, engine.sequence_parallel);
+            let trained = tandem_parallel::layouts(&config, &adapter.tree, plan, &slices, 0, sp);
+            let trained = estimate(&trained, level, precision);
+            MemoryEstimate {
+                parameters: frozen.parameters.saturating_add(trained.parameters),
+                gradients: trained.gradients,
+                optimizer: trained.optimizer,
+                saving: trained.saving,
+                ..frozen
+            }
+        }
+    };
     Ok(Planned {
         model_dir,
         config,
         pretrained,
         tree,
+        adapter,
         strategy,
         memory,
         layouts,
     })
+}
+
+/// What is trained in the place of the model, if anything.
+fn adapter(selection: &Selection, config: &ModelConfig) -> Outcome<Option<Adapter>> {
+    let flags = &selection.lora;
+    let open = |folder: &PathBuf| {
+        AdapterFolder::open(folder).map_err(|failure| of_flag("adapter", failure.message))
+    };
+    let source = flags.adapter.as_ref().map(open).transpose()?;
+    let Some(lora) = flags.config(source.as_ref().map(|found| &found.lora))? else {
+        return Ok(None);
+    };
+    let tree = ModuleTree::adapters(config, &lora).map_err(|e| Failure::usage(e.to_string()))?;
+    if let Some(source) = &source {
+        source
+            .check(&tree)
+            .map_err(|failure| of_flag("adapter", failure.message))?;
+    }
+    Ok(Some(Adapter { lora, tree, source }))
 }
 
 /// Fetches, reads and checks everything. `sink` sees how far the slow parts are. What `local_workers` of its workers need must
@@ -179,6 +226,7 @@ pub fn prepare(
         config,
         pretrained,
         tree,
+        adapter,
         strategy,
         memory,
         layouts,
@@ -207,6 +255,7 @@ pub fn prepare(
         config,
         pretrained,
         tree,
+        adapter,
         strategy,
         left_out,
         examples,

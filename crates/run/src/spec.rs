@@ -22,6 +22,7 @@ mod check;
 mod continued;
 mod dataset;
 mod evaluation;
+mod lora;
 mod names;
 mod ray;
 mod strategy;
@@ -41,6 +42,7 @@ use tandem_trainer::{LearningRate, SaveRule, Schedule, UpdateRule, WarmupType, W
 
 pub use dataset::NamedDataset;
 pub use evaluation::{EvalChoice, EvalStrategy, Evaluation};
+pub use lora::Lora;
 pub use ray::{PlacementStrategy, Ray};
 pub use strategy::{DeepSpeed, Dtype, Fsdp, Strategy};
 pub use tandem_data::{ExampleKind, Packing};
@@ -79,6 +81,9 @@ pub struct Identity {
 pub struct Selection {
     /// The first so many layers; 0 is all.
     pub num_layers: usize,
+    /// What is trained in its place.
+    #[serde(flatten)]
+    pub lora: Lora,
     /// The rows.
     #[serde(flatten)]
     pub data: Data,

@@ -81,7 +81,7 @@ impl Pretrained {
 }
 
 /// Names and shapes.
-fn expected(tree: &ModuleTree) -> Vec<(String, Vec<usize>)> {
+pub(crate) fn expected(tree: &ModuleTree) -> Vec<(String, Vec<usize>)> {
     let named = |spec: &ParamSpec| (spec.name.clone(), spec.shape.clone());
     tree.parameters().map(named).collect()
 }

@@ -19,7 +19,8 @@ use tandem_trainer::{
     train_loop,
 };
 
-use crate::engine::engine;
+use crate::adapter::Adapter;
+use crate::engine::{Lora, engine};
 use crate::environment::Environment;
 use crate::failure::{Failure, Outcome};
 use crate::identity::identity;
@@ -106,6 +107,7 @@ impl Worker<'_> {
             self.prepared.strategy.clone(),
             self.spec.identity.selection.data.seq_length,
             self.ranks,
+            self.lora().as_ref(),
         )?;
         engine.set_z_loss(self.spec.compute.training.z_loss);
         if let Some(coefficient) = self.spec.compute.training.router_aux_loss_coef {
@@ -129,7 +131,11 @@ impl Worker<'_> {
     ) -> Outcome<Start> {
         let Self { spec, prepared, .. } = self;
         let run = self.first_rank_opens(storage)?;
-        let identity = identity(spec, prepared);
+        let identity = identity(spec, prepared)?;
+        if prepared.adapter.is_some() {
+            // Checkpoints hold the adapters alone.
+            self.load(engine)?;
+        }
         let resumed = resume(
             engine,
             self.ranks,
@@ -154,7 +160,10 @@ impl Worker<'_> {
                     // Wherever there is a checkpoint, they are there already.
                     model_files::keep(run, &prepared.model_dir, &prepared.config)?;
                 }
-                self.load(engine)?;
+                match &prepared.adapter {
+                    None => self.load(engine)?,
+                    Some(adapter) => self.load_adapter(engine, adapter)?,
+                }
                 TrainState::default()
             }
         };
@@ -391,6 +400,24 @@ impl Worker<'_> {
         if *known != resumed.name {
             report(&resumed.name, saved_metrics(&resumed.state.metrics));
         }
+    }
+
+    /// Adapters, and the seed of their dropout.
+    fn lora(&self) -> Option<Lora> {
+        let adapter = self.prepared.adapter.as_ref()?;
+        Some((adapter.lora.clone(), self.spec.identity.selection.seed))
+    }
+
+    /// The first adapters.
+    fn load_adapter(&self, engine: &mut Engine, adapter: &Adapter) -> Outcome<()> {
+        match &adapter.source {
+            Some(folder) => engine.load_adapters(folder),
+            None => engine.load_adapters(&RandomInit {
+                seed: self.spec.identity.selection.seed,
+                initializer_range: self.prepared.config.initializer_range,
+            }),
+        }
+        .map_err(Failure::train)
     }
 
     /// The first weights.

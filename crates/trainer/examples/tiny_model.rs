@@ -28,6 +28,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let alone = |name| -> Arc<dyn ProcessGroup> { Arc::new(SingleGroup::new(name, 0, device)) };
     let mut engine = Engine::new(EngineSetup {
         trains: true,
+        lora: None,
         strategy: strategy.strategy(&ModuleTree::new(&config)),
         config,
         mesh: DeviceMesh::new(1, 1)?,

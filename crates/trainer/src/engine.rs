@@ -8,12 +8,14 @@ use tandem_checkpoint::Copying;
 use tandem_comm::ProcessGroup;
 use tandem_mesh::{Coords, DeviceMesh};
 use tandem_model::config::RopeConfig;
+use tandem_model::lora::LoraConfig;
 use tandem_model::{
-    DecoderLayer, Embedding, Head, LayerDims, ModelConfig, ModuleTree, Recompute, RopeTable,
-    WholeBlocks,
+    AdapterDims, DecoderLayer, Embedding, Head, LayerDims, ModelConfig, ModuleTree, Recompute,
+    RopeTable, WholeBlocks,
 };
 use tandem_parallel::{
-    BufferPool, FlatUnit, Strategy, TpGroup, TpSlices, UnitSetup, WeightSource, layouts,
+    BufferPool, FlatUnit, ShardingLevel, Strategy, TpGroup, TpSlices, UnitSetup, WeightSource,
+    layouts,
 };
 use tandem_tensor::Device;
 use tandem_tensor::attention::AttentionSpec;
@@ -23,6 +25,7 @@ use tandem_tensor::scratch::Scratch;
 use crate::error::TrainError;
 use crate::gemm_floor::Dimensions;
 use crate::profile::{self, Activity, Profiler};
+use crate::units;
 
 /// What an engine is built from.
 pub struct EngineSetup {
@@ -30,6 +33,8 @@ pub struct EngineSetup {
     pub trains: bool,
     /// The model.
     pub config: ModelConfig,
+    /// Its adapters, which are trained in the place of the model, and the seed of their dropout.
+    pub lora: Option<(LoraConfig, u64)>,
     /// How it is cut.
     pub strategy: Strategy,
     /// The mesh.
@@ -72,7 +77,8 @@ pub struct Engine {
     pub seq: usize,
     /// What happens to activations.
     pub recompute: Recompute,
-    /// Unit 0 is the embedding, 1.. are the layers, and the last is the head where it is not tied.
+    /// Unit 0 is the embedding, 1.. are the layers, and then the head where it is not tied. Behind them are the adapters of
+    /// layers, where there are any: then only these are trained.
     pub units: Vec<FlatUnit>,
     /// Buffers that units borrow.
     pub pool: BufferPool,
@@ -83,6 +89,17 @@ pub struct Engine {
     pub(crate) embedding: Embedding,
     pub(crate) layers: Vec<DecoderLayer>,
     pub(crate) head: Head,
+    pub(crate) adapters: Option<Adapters>,
+}
+
+/// What is trained in the place of the model.
+pub(crate) struct Adapters {
+    /// Their parameters: a unit for each layer.
+    pub(crate) tree: ModuleTree,
+    /// For each layer, its unit of the engine and this rank's slice of it; `None` where it has no adapters.
+    pub(crate) layers: Vec<Option<(usize, AdapterDims)>>,
+    /// Of the dropout.
+    pub(crate) seed: u64,
 }
 
 impl Engine {
@@ -94,6 +111,7 @@ impl Engine {
         let EngineSetup {
             trains,
             config,
+            lora,
             strategy,
             mesh,
             world,
@@ -119,12 +137,16 @@ impl Engine {
             sequence_parallel,
         );
         let levels = strategy.level.of_units(&unit_layouts);
-        let unit_setup = |level| UnitSetup {
+        let (base_trains, base_precision) = match lora {
+            Some(_) => (false, strategy.precision.frozen()),
+            None => (trains, strategy.precision),
+        };
+        let unit_setup = |level, trains, precision| UnitSetup {
             trains,
             dp: Arc::clone(&dp),
             tp: Arc::clone(&tp),
             level,
-            precision: strategy.precision,
+            precision,
             device,
         };
         let plan = &strategy.plan;
@@ -160,19 +182,63 @@ impl Engine {
             .collect();
         let vocab = &slices.vocab[coords.tp_rank];
         let vocab = vocab.start as i64..vocab.end as i64;
+        let mut units: Vec<FlatUnit> = unit_layouts
+            .into_iter()
+            .zip(levels)
+            .map(|(layout, level)| {
+                FlatUnit::new(layout, unit_setup(level, base_trains, base_precision))
+            })
+            .collect();
+        let adapters = match lora {
+            None => None,
+            Some((lora, seed)) => {
+                let adapter_tree =
+                    ModuleTree::adapters(&config, &lora).map_err(|e| unsuitable(&e))?;
+                let adapter_layouts = layouts(
+                    &config,
+                    &adapter_tree,
+                    &strategy.plan,
+                    &slices,
+                    coords.tp_rank,
+                    sequence_parallel,
+                );
+                let mut of_layers = Vec::with_capacity(config.num_layers);
+                for (layer, layout) in adapter_layouts.into_iter().enumerate() {
+                    let starts = match whole_blocks(layer) {
+                        WholeBlocks { attention, mlp } => (
+                            slices.q_heads[coords.tp_rank].start
+                                * config.head_dim
+                                * usize::from(!attention),
+                            slices.intermediate[coords.tp_rank].start * usize::from(!mlp),
+                        ),
+                    };
+                    let unit = &tree.units[units::of_layer(layer)];
+                    let dims = AdapterDims::new(&lora, unit, &dims(layer), starts);
+                    of_layers.push((!dims.is_empty()).then(|| (units.len(), dims)));
+                    if layout.numel > 0 {
+                        // They are small: every rank of the column has them whole.
+                        let level = strategy.level.min(ShardingLevel::Optimizer);
+                        let setup = unit_setup(level, trains, strategy.precision);
+                        units.push(FlatUnit::new(layout, setup));
+                    }
+                }
+                Some(Adapters {
+                    tree: adapter_tree,
+                    layers: of_layers,
+                    seed,
+                })
+            }
+        };
         Ok(Self {
-            units: unit_layouts
-                .into_iter()
-                .zip(levels)
-                .map(|(layout, level)| FlatUnit::new(layout, unit_setup(level)))
-                .collect(),
+            units,
+            adapters,
             pool: BufferPool::new(device),
             profiler: None,
             copying: Cell::new(None),
             embedding: Embedding {
                 vocab: vocab.clone(),
                 residual: strategy.precision.residual,
-                scale: config.embedding_scale.for_table(strategy.precision.param),
+                scale: config.embedding_scale.for_table(base_precision.param),
             },
             layers,
             head: Head {
@@ -202,15 +268,36 @@ impl Engine {
         })
     }
 
-    /// Sets all parameters.
+    /// Sets all parameters of the model, less its adapters.
     ///
     /// # Errors
     /// When the source cannot give one.
     pub fn load(&mut self, source: &dyn WeightSource) -> Result<(), TrainError> {
-        for unit in &mut self.units {
+        let base = self.base_units();
+        for unit in &mut self.units[..base] {
             unit.load(source)?;
         }
         Ok(())
+    }
+
+    /// Sets all parameters of the adapters.
+    ///
+    /// # Errors
+    /// When the source cannot give one.
+    pub fn load_adapters(&mut self, source: &dyn WeightSource) -> Result<(), TrainError> {
+        let base = self.base_units();
+        for unit in &mut self.units[base..] {
+            unit.load(source)?;
+        }
+        Ok(())
+    }
+
+    /// What is trained, with its names and shapes: the model, or its adapters.
+    pub fn trained_tree(&self) -> ModuleTree {
+        match &self.adapters {
+            Some(adapters) => adapters.tree.clone(),
+            None => ModuleTree::new(&self.config),
+        }
     }
 
     /// From now on, `coefficient` times the auxiliary loss keeps experts in balance; 0 is none. Without experts it means nothing.

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use tandem_checkpoint::{Reader, Role, Snapshot, TensorSpec};
 use tandem_mesh::ShardSlice;
-use tandem_model::{ModuleTree, ParamSpec};
+use tandem_model::ParamSpec;
 use tandem_parallel::{FlatUnit, OptimizerState, OwnedPiece, WeightSource};
 use tandem_tensor::cpu;
 
@@ -22,7 +22,7 @@ impl Engine {
     /// What a checkpoint of this model must hold.
     pub fn tensor_specs(&self) -> Vec<TensorSpec> {
         let roles: Vec<Role> = STATES.iter().map(|(_, role)| role.clone()).collect();
-        ModuleTree::new(&self.config)
+        self.trained_tree()
             .parameters()
             .map(|spec| TensorSpec {
                 name: spec.name.clone(),
@@ -36,7 +36,8 @@ impl Engine {
     pub(crate) fn state_views(&self) -> StateViews {
         let of_state = |(state, role): (OptimizerState, Role)| {
             let of_unit = move |unit: &FlatUnit| unit.pieces(state);
-            let pieces = self.units.iter().flat_map(of_unit);
+            let trained = self.units.iter().filter(|unit| unit.is_trained());
+            let pieces = trained.flat_map(of_unit);
             pieces.map(move |piece| (role.clone(), piece))
         };
         StateViews(STATES.into_iter().flat_map(of_state).collect())
@@ -66,6 +67,9 @@ impl Engine {
     ) -> Result<(), TrainError> {
         let total = self.units.len() as u64;
         for (done, unit) in self.units.iter_mut().enumerate() {
+            if !unit.is_trained() {
+                continue;
+            }
             for (state, role) in STATES {
                 unit.load_state(state, &FromCheckpoint { reader, role })?;
             }
@@ -74,15 +78,20 @@ impl Engine {
         Ok(())
     }
 
-    /// Reads this rank's part of the parameters alone, whatever mesh and strategy wrote them; for evaluation.
+    /// Reads this rank's part of the parameters alone, whatever mesh and strategy wrote them; for evaluation. Where the model is
+    /// frozen, these are the adapters'.
     ///
     /// # Errors
     /// As [`Engine::read_state`].
     pub fn load_parameters(&mut self, reader: &Reader) -> Result<(), TrainError> {
-        self.load(&FromCheckpoint {
+        let source = FromCheckpoint {
             reader,
             role: Role::Param,
-        })
+        };
+        match self.is_frozen() {
+            true => self.load_adapters(&source),
+            false => self.load(&source),
+        }
     }
 
     /// Brings the compute copies of the parameters up to date with the master weights, on all ranks together.
@@ -90,7 +99,7 @@ impl Engine {
     /// # Errors
     /// When a peer fails.
     pub fn publish(&mut self) -> Result<(), TrainError> {
-        for unit in &mut self.units {
+        for unit in self.units.iter_mut().filter(|unit| unit.is_trained()) {
             unit.publish()?;
         }
         Ok(())

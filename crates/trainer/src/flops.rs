@@ -7,7 +7,15 @@ use tandem_model::{Cut, ModelConfig, Module, ModuleKind, ModuleTree};
 /// `6 N + 12 L H Q T` a token, as PaLM counts them (arXiv 2204.02311, appendix B), and torchtitan and Megatron-LM after it: six
 /// per weight of a matrix product, and attention's two products with every position of the row, masked or not.
 /// Recomputation does not count: it is not useful.
-pub fn per_step(config: &ModelConfig, tree: &ModuleTree, tokens: u64, seq: u64) -> f64 {
+///
+/// A frozen model below `adapters` has no gradients of weights, a third of these operations; its adapters have theirs besides.
+pub fn per_step(
+    config: &ModelConfig,
+    tree: &ModuleTree,
+    adapters: Option<&ModuleTree>,
+    tokens: u64,
+    seq: u64,
+) -> f64 {
     // Of a mixture's experts, those that a token goes to.
     let is_expert = |module: &Module| {
         matches!(
@@ -37,5 +45,13 @@ pub fn per_step(config: &ModelConfig, tree: &ModuleTree, tokens: u64, seq: u64) 
         .sum();
     let width = (config.num_heads * config.head_dim) as f64;
     let attention = 12.0 * width * seq as f64 * config.num_layers as f64;
-    tokens as f64 * (6.0 * weights as f64 + attention)
+    let of_adapter = |module: &Module| match module.kind {
+        ModuleKind::Linear { inputs, outputs } => (inputs * outputs) as f64,
+        _ => 0.0,
+    };
+    let of_weights = match adapters {
+        None => 6.0 * weights as f64,
+        Some(tree) => 4.0 * weights as f64 + 6.0 * tree.modules().map(of_adapter).sum::<f64>(),
+    };
+    tokens as f64 * (of_weights + attention)
 }

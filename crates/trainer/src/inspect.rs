@@ -22,7 +22,7 @@ pub fn gather_tensor(
     state: OptimizerState,
 ) -> Result<Vec<f32>, TrainError> {
     let mut whole = vec![0f32; spec.numel()];
-    for unit in &engine.units {
+    for unit in engine.units.iter().filter(|unit| unit.is_trained()) {
         for piece in unit.pieces(state) {
             if piece.tensor != spec.name {
                 continue;

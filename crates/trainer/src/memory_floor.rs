@@ -22,6 +22,7 @@ pub fn bytes(engine: &Engine) -> u64 {
     engine
         .units
         .iter()
+        .filter(|unit| unit.is_trained())
         .map(|unit| of_unit(unit.layout().numel as u64, unit.owned().len() as u64))
         .sum()
 }

@@ -24,6 +24,10 @@ pub struct MicroBatch {
     pub valid_targets: usize,
     /// Hash of the data, for comparing ranks.
     pub hash: u64,
+    /// The pass over the data.
+    pub epoch: u64,
+    /// The number of the first row in the order of the epoch.
+    pub first_row: u64,
 }
 
 impl MicroBatch {
@@ -33,6 +37,16 @@ impl MicroBatch {
         Self::new(ids, labels, batch.seq, batch.hash, device)
             .with_documents(batch.documents.clone(), batch.seq)
             .with_mask(&batch.attention_mask)
+            .at(batch.epoch, batch.first_sample)
+    }
+
+    /// The same at this place of the data's order.
+    pub fn at(self, epoch: u64, first_row: u64) -> Self {
+        Self {
+            epoch,
+            first_row,
+            ..self
+        }
     }
 
     /// From rows in Hugging Face's convention: `labels` aligned with `ids`, so position `t` predicts `labels[t + 1]`
@@ -57,6 +71,8 @@ impl MicroBatch {
             documents: None,
             counted: Vec::new(),
             hash,
+            epoch: 0,
+            first_row: 0,
         }
     }
 

@@ -3,55 +3,56 @@
 //! These are all of them, in the order of the step, as one rank sees them. `tp` is its row of the mesh, `dp` its column and
 //! `world` all ranks; a group of one rank says nothing.
 //!
-//! | when                        | only at      | times   | group | operation      | bytes     | in                               |
-//! |-----------------------------|--------------|---------|-------|----------------|-----------|----------------------------------|
-//! | is the row's batch one?     |              | 1       | tp    | all_gather     | 8·tp      | parallel/checks.rs               |
-//! | size of the global batch    |              | 1       | dp    | all_reduce     | 16        | trainer/train_step.rs            |
-//! | ahead: unshard              | 3, ahead     | m       | dp    | all_gather     | p·unit    | parallel/flat_unit.rs            |
-//! | ahead: embedding            | ahead        | m       | tp    | reduce_tokens  | r·T·H     | model/embedding.rs               |
-//! | ahead: attention            | ahead        | m·L     | tp    | gather_tokens  | c·T·H     | model/layer/attention.rs         |
-//! |                             | ahead        | m·L     | tp    | reduce_tokens  | c·T·H     | model/layer/attention.rs         |
-//! | ahead: MLP                  | ahead        | m·L     | tp    | gather_tokens  | c·T·H     | model/layer/mlp.rs               |
-//! |                             | ahead        | m·L     | tp    | reduce_tokens  | c·T·H     | model/layer/mlp.rs               |
-//! | unshard for forward         | 3            | m       | dp    | all_gather     | p·unit    | parallel/flat_unit.rs            |
-//! | embedding                   |              | m       | tp    | reduce_tokens  | r·T·H     | model/embedding.rs               |
-//! | attention                   |              | m·L     | tp    | gather_tokens  | c·T·H     | model/layer/attention.rs         |
-//! | norm of q and k             | across       | m·L     | tp    | all_reduce     | 8·T       | model/layer/attention/qk_norm.rs |
-//! |                             |              | m·L     | tp    | reduce_tokens  | c·T·H     | model/layer/attention.rs         |
-//! | MLP                         |              | m·L     | tp    | gather_tokens  | c·T·H     | model/layer/mlp.rs               |
-//! |                             |              | m·L     | tp    | reduce_tokens  | c·T·H     | model/layer/mlp.rs               |
-//! | head: its input             |              | m       | tp    | gather_tokens  | c·T·H     | model/head.rs                    |
-//! | head: softmax of a chunk    |              | m·C     | tp    | all_gather     | 12·tp·R   | model/head.rs                    |
-//! | head: its input's gradient  |              | m       | tp    | reduce_tokens  | c·T·H     | model/head.rs                    |
-//! | unshard for backward        | 3, reshard   | m·(L-1) | dp    | all_gather     | p·layer   | parallel/flat_unit.rs            |
-//! | attention once more         | full         | m·L     | tp    | gather_tokens  | c·T·H     | model/layer/attention.rs         |
-//! | norm of q and k once more   | full, across | m·L     | tp    | all_reduce     | 8·T       | model/layer/attention/qk_norm.rs |
-//! |                             | full         | m·L     | tp    | reduce_tokens  | c·T·H     | model/layer/attention.rs         |
-//! | MLP once more               | full         | m·L     | tp    | gather_tokens  | c·T·H     | model/layer/mlp.rs               |
-//! |                             | full         | m·L     | tp    | reduce_tokens  | c·T·H     | model/layer/mlp.rs               |
-//! | MLP backward                |              | m·L     | tp    | gather_tokens  | c·T·H     | model/layer/mlp.rs               |
-//! |                             |              | m·L     | tp    | reduce_tokens  | c·T·H     | model/layer/mlp.rs               |
-//! | its norm once more          | light        | m·L     | tp    | gather_tokens  | c·T·H     | model/layer/residual.rs          |
-//! | attention backward          |              | m·L     | tp    | gather_tokens  | c·T·H     | model/layer/attention.rs         |
-//! | norm of q and k backward    | across       | m·L     | tp    | all_reduce     | 8·T       | model/layer/attention/qk_norm.rs |
-//! |                             |              | m·L     | tp    | reduce_tokens  | c·T·H     | model/layer/attention.rs         |
-//! | its norm once more          | light        | m·L     | tp    | gather_tokens  | c·T·H     | model/layer/residual.rs          |
-//! | embedding backward          |              | m       | tp    | gather_tokens  | r·T·H     | model/embedding.rs               |
-//! | sum of partial gradients    | 0, 1         | 1       | tp    | all_reduce     | 4·partial | parallel/flat_unit.rs            |
-//! |                             | 2, 3         | m       | tp    | all_reduce     | 4·partial | parallel/flat_unit.rs            |
-//! | reduction of gradients      | 0            | 1       | dp    | all_reduce     | g·unit    | parallel/flat_unit.rs            |
-//! |                             | 1            | 1       | dp    | reduce_scatter | g·unit    | parallel/flat_unit.rs            |
-//! |                             | 2, 3         | m       | dp    | reduce_scatter | g·unit    | parallel/flat_unit.rs            |
-//! | loss                        |              | 1       | dp    | all_reduce     | 8         | trainer/train_step.rs            |
-//! | load of the experts         | experts      | 1       | dp    | all_reduce     | 16·E      | trainer/balance.rs               |
-//! | norm of the gradient        |              | 1       | world | all_reduce     | 8         | parallel/grad_norm.rs            |
-//! | updated parameters          | 1, 2         | 1       | dp    | all_gather     | p·unit    | parallel/flat_unit.rs            |
+//! | when                        | only at         | times   | group | operation      | bytes     | in                               |
+//! |-----------------------------|-----------------|---------|-------|----------------|-----------|----------------------------------|
+//! | is the row's batch one?     |                 | 1       | tp    | all_gather     | 8·tp      | parallel/checks.rs               |
+//! | size of the global batch    |                 | 1       | dp    | all_reduce     | 16        | trainer/train_step.rs            |
+//! | ahead: unshard              | 3, ahead        | m       | dp    | all_gather     | p·unit    | parallel/flat_unit.rs            |
+//! | ahead: embedding            | ahead           | m       | tp    | reduce_tokens  | r·T·H     | model/embedding.rs               |
+//! | ahead: attention            | ahead           | m·L     | tp    | gather_tokens  | c·T·H     | model/layer/attention.rs         |
+//! |                             | ahead           | m·L     | tp    | reduce_tokens  | c·T·H     | model/layer/attention.rs         |
+//! | ahead: MLP                  | ahead           | m·L     | tp    | gather_tokens  | c·T·H     | model/layer/mlp.rs               |
+//! |                             | ahead           | m·L     | tp    | reduce_tokens  | c·T·H     | model/layer/mlp.rs               |
+//! | unshard for forward         | 3               | m       | dp    | all_gather     | p·unit    | parallel/flat_unit.rs            |
+//! | embedding                   |                 | m       | tp    | reduce_tokens  | r·T·H     | model/embedding.rs               |
+//! | attention                   |                 | m·L     | tp    | gather_tokens  | c·T·H     | model/layer/attention.rs         |
+//! | norm of q and k             | across          | m·L     | tp    | all_reduce     | 8·T       | model/layer/attention/qk_norm.rs |
+//! |                             |                 | m·L     | tp    | reduce_tokens  | c·T·H     | model/layer/attention.rs         |
+//! | MLP                         |                 | m·L     | tp    | gather_tokens  | c·T·H     | model/layer/mlp.rs               |
+//! |                             |                 | m·L     | tp    | reduce_tokens  | c·T·H     | model/layer/mlp.rs               |
+//! | head: its input             |                 | m       | tp    | gather_tokens  | c·T·H     | model/head.rs                    |
+//! | head: softmax of a chunk    |                 | m·C     | tp    | all_gather     | 12·tp·R   | model/head.rs                    |
+//! | head: its input's gradient  |                 | m       | tp    | reduce_tokens  | c·T·H     | model/head.rs                    |
+//! | unshard for backward        | 3, reshard      | m·(L-1) | dp    | all_gather     | p·layer   | parallel/flat_unit.rs            |
+//! | attention once more         | full            | m·L     | tp    | gather_tokens  | c·T·H     | model/layer/attention.rs         |
+//! | norm of q and k once more   | full, across    | m·L     | tp    | all_reduce     | 8·T       | model/layer/attention/qk_norm.rs |
+//! |                             | full            | m·L     | tp    | reduce_tokens  | c·T·H     | model/layer/attention.rs         |
+//! | MLP once more               | full            | m·L     | tp    | gather_tokens  | c·T·H     | model/layer/mlp.rs               |
+//! |                             | full            | m·L     | tp    | reduce_tokens  | c·T·H     | model/layer/mlp.rs               |
+//! | MLP backward                |                 | m·L     | tp    | gather_tokens  | c·T·H     | model/layer/mlp.rs               |
+//! |                             |                 | m·L     | tp    | reduce_tokens  | c·T·H     | model/layer/mlp.rs               |
+//! | its norm once more          | light           | m·L     | tp    | gather_tokens  | c·T·H     | model/layer/residual.rs          |
+//! | attention backward          |                 | m·L     | tp    | gather_tokens  | c·T·H     | model/layer/attention.rs         |
+//! | norm of q and k backward    | across          | m·L     | tp    | all_reduce     | 8·T       | model/layer/attention/qk_norm.rs |
+//! |                             |                 | m·L     | tp    | reduce_tokens  | c·T·H     | model/layer/attention.rs         |
+//! | its norm once more          | light           | m·L     | tp    | gather_tokens  | c·T·H     | model/layer/residual.rs          |
+//! | embedding backward          | trained         | m       | tp    | gather_tokens  | r·T·H     | model/embedding.rs               |
+//! | sum of partial gradients    | trained, 0, 1   | 1       | tp    | all_reduce     | 4·partial | parallel/flat_unit.rs            |
+//! |                             | trained, 2, 3   | m       | tp    | all_reduce     | 4·partial | parallel/flat_unit.rs            |
+//! | reduction of gradients      | trained, 0      | 1       | dp    | all_reduce     | g·unit    | parallel/flat_unit.rs            |
+//! |                             | trained, 1      | 1       | dp    | reduce_scatter | g·unit    | parallel/flat_unit.rs            |
+//! |                             | trained, 2, 3   | m       | dp    | reduce_scatter | g·unit    | parallel/flat_unit.rs            |
+//! | loss                        |                 | 1       | dp    | all_reduce     | 8         | trainer/train_step.rs            |
+//! | load of the experts         | experts         | 1       | dp    | all_reduce     | 16·E      | trainer/balance.rs               |
+//! | norm of the gradient        |                 | 1       | world | all_reduce     | 8         | parallel/grad_norm.rs            |
+//! | updated parameters          | trained, 1, 2   | 1       | dp    | all_gather     | p·unit    | parallel/flat_unit.rs            |
 //!
 //! *Operation.* `reduce_tokens` and `gather_tokens` are the row's conversations about the residual stream (`TpContext`):
 //! an all_reduce and nothing; with sequence parallelism a reduce_scatter and an all_gather.
 //!
 //! *Only at.* The level of sharding, of 0 to 3: as in ZeRO, and 3 is FSDP. It is a unit's own
-//! (`ShardingLevel::of_units`), and 0 where the column is one rank. `light` and `full` say what is computed again
+//! (`ShardingLevel::of_units`), and 0 where the column is one rank; adapters' is 1 at most. `trained` is a unit that is not frozen
+//! below adapters. `light` and `full` say what is computed again
 //! (`Recompute`), `reshard` is the strategy's `reshard_after_forward`; with `across`, q and k are normalised over the heads of
 //! all ranks together (`QkNorm::AcrossHeads`). `experts` are those of a mixture; where a loss keeps them in balance, their load is
 //! known before the first backward pass, for which several micro-batches look `ahead`.
@@ -61,7 +62,9 @@
 //! *Bytes* are those of the whole tensor. `T` tokens of a micro-batch, `H` width of the residual stream, `R` rows of a
 //! chunk, `E` experts of all layers together; elements on this rank of a `unit`, of a `layer`'s unit, and of what is `partial` in a unit: where each rank of
 //! the row has a part of the gradient's sum. Of an element in its kind (`Precision`): `p` of parameters, `c` of matrix
-//! products, `r` of the residual stream, `g` of reduced gradients.
+//! products, `r` of the residual stream, `g` of reduced gradients. Parameters of a frozen model are in the kind of products.
+//!
+//! Below adapters, a block whose input has none (of `q_proj,v_proj`, the MLP) does not compute its norm once more.
 //!
 //! *In* `crates/*/src`.
 //!
@@ -71,7 +74,7 @@
 use std::time::Duration;
 
 use tandem_comm::{ReduceOp, all_gather_numbers};
-use tandem_model::{LayerSaved, Recompute, TokenFacts};
+use tandem_model::{DropoutRows, Gradients, LayerSaved, LayerTensors, Recompute, TokenFacts};
 use tandem_parallel::{TpTokens, WeightDecayOn, check_same_batch, global_grad_norm};
 use tandem_tensor::adamw::AdamWStep;
 use tandem_tensor::{Accumulate, Kind, Tensor};
@@ -123,6 +126,8 @@ pub(crate) struct Turn<'a> {
     pub(crate) tp: TpTokens,
     is_first: bool,
     is_last: bool,
+    /// What decides on dropout, in training.
+    dropout: Option<DropoutRows>,
 }
 
 impl<'a> Turn<'a> {
@@ -133,6 +138,7 @@ impl<'a> Turn<'a> {
             tp: engine.tp.for_tokens(micro.tokens),
             is_first: true,
             is_last: true,
+            dropout: None,
         }
     }
 }
@@ -165,6 +171,7 @@ pub fn train_step(
         let turn = Turn {
             is_first: index == 0,
             is_last: index + 1 == micro_batches.len(),
+            dropout: dropout(engine, micro),
             ..Turn::only(engine, micro)
         };
         let (x, saved) = forward(engine, &turn)?;
@@ -211,6 +218,17 @@ pub fn train_step(
     })
 }
 
+/// What decides on the elements that are dropped of adapters' inputs.
+fn dropout(engine: &Engine, micro: &MicroBatch) -> Option<DropoutRows> {
+    let adapters = engine.adapters.as_ref()?;
+    Some(DropoutRows {
+        seed: adapters.seed,
+        epoch: micro.epoch,
+        first_row: micro.first_row,
+        seq: engine.seq,
+    })
+}
+
 /// How much there is in a global batch.
 struct BatchSize {
     /// Valid targets.
@@ -252,7 +270,11 @@ fn look_ahead(
     balance: &mut Balance,
 ) -> Result<(), TrainError> {
     for micro in micro_batches {
-        let (_, saved) = forward(engine, &Turn::only(engine, micro))?;
+        let turn = Turn {
+            dropout: dropout(engine, micro),
+            ..Turn::only(engine, micro)
+        };
+        let (_, saved) = forward(engine, &turn)?;
         balance.add(&saved);
         for unit in 0..engine.units.len() {
             engine.reshard(unit);
@@ -302,7 +324,7 @@ pub(crate) fn layer_forward(
     let unit = units::of_layer(layer);
     let flat = engine.unshard(unit)?;
     engine.start_unshard(unit + 1)?;
-    let weights = engine.layer_tensors(layer, &flat);
+    let weights = weights_of_layer(engine, turn, layer, &flat)?;
     let facts = TokenFacts {
         documents: turn.micro.documents.as_ref(),
         counted: &turn.micro.counted,
@@ -313,6 +335,21 @@ pub(crate) fn layer_forward(
         engine.reshard(unit);
     }
     Ok(result)
+}
+
+/// A layer's tensors in its unit's buffer, with its adapters.
+fn weights_of_layer(
+    engine: &mut Engine,
+    turn: &Turn<'_>,
+    layer: usize,
+    flat: &Tensor,
+) -> Result<LayerTensors, TrainError> {
+    let adapter = engine.adapter_unit(layer);
+    let adapter = adapter.map(|unit| engine.unshard(unit)).transpose()?;
+    Ok(LayerTensors {
+        adapter: engine.adapter_tensors(layer, adapter.as_ref(), turn.dropout.as_ref()),
+        ..engine.layer_tensors(layer, flat)
+    })
 }
 
 /// Final norm, head and loss: forward and gradient in one pass over chunks of rows.
@@ -326,10 +363,11 @@ fn loss_and_head(
     let unit = engine.head_unit();
     engine.during(Activity::Head, |engine| {
         let flat = engine.unshard(unit)?;
-        let gradient = engine.gradient(unit);
+        let gradient = (!engine.is_frozen()).then(|| engine.gradient(unit));
+        let gradient = gradient.map(|flat| engine.head_tensors(&flat));
         let output = engine.head.loss_and_gradient(
             &engine.head_tensors(&flat),
-            &engine.head_tensors(&gradient),
+            gradient.as_ref(),
             engine.units[unit].accumulate(turn.is_first),
             x,
             &turn.micro.targets,
@@ -383,18 +421,37 @@ fn layer_backward(
     if layer > 0 {
         engine.start_unshard(units::of_layer(layer - 1))?;
     }
-    let gradient = engine.gradient(unit);
+    let weights = weights_of_layer(engine, turn, layer, &flat)?;
+    let trained = match engine.is_frozen() {
+        true => engine.adapter_unit(layer),
+        false => Some(unit),
+    };
+    let gradient = trained.map(|unit| engine.gradient(unit));
+    let (whole, adapter);
+    let gradients = match (&gradient, engine.is_frozen()) {
+        (Some(flat), false) => {
+            whole = engine.layer_tensors(layer, flat);
+            Gradients::Weights(&whole)
+        }
+        (flat, _) => {
+            adapter = engine.adapter_tensors(layer, flat.as_ref(), None);
+            Gradients::Adapter(adapter.as_ref())
+        }
+    };
+    let accumulate = engine.units[trained.unwrap_or(unit)].accumulate(turn.is_first);
     let d_x = engine.layers[layer].backward(
-        &engine.layer_tensors(layer, &flat),
-        &engine.layer_tensors(layer, &gradient),
-        engine.units[unit].accumulate(turn.is_first),
+        &weights,
+        gradients,
+        accumulate,
         saved,
         d_out,
         balance.gradient(turn.micro),
         &turn.tp,
     )?;
     engine.reshard(unit);
-    start_reduce(engine, unit, turn)?;
+    if let Some(trained) = trained {
+        start_reduce(engine, trained, turn)?;
+    }
     // At most two gradients are on their way, so at most two buffers are out.
     engine.finish_reduce(unit + 1)?;
     Ok(d_x)
@@ -405,6 +462,10 @@ fn embedding_backward(
     turn: &Turn<'_>,
     d_x: &Tensor,
 ) -> Result<(), TrainError> {
+    if engine.is_frozen() {
+        engine.reshard(EMBEDDING);
+        return Ok(());
+    }
     let gradient = engine.gradient(EMBEDDING);
     let d_table = engine.table(&gradient);
     // A tied table already holds the head's gradient; otherwise the sparse rows are added to zeros.
@@ -422,7 +483,7 @@ fn embedding_backward(
 /// Sends a unit's gradient on its way, if it is time: over the row what ranks hold parts of, then all over the column.
 fn start_reduce(engine: &mut Engine, unit: usize, turn: &Turn<'_>) -> Result<(), TrainError> {
     let unit = &mut engine.units[unit];
-    if unit.reduces_after(turn.is_last) {
+    if unit.is_trained() && unit.reduces_after(turn.is_last) {
         unit.sum_partial_gradients()?;
         unit.start_reduce(turn.is_first)?;
     }

@@ -1,6 +1,6 @@
 //! The engine's units by what they hold, with the pool that they borrow buffers from.
 
-use tandem_model::{HeadTensors, LayerTensors};
+use tandem_model::{AdapterTensors, DropoutRows, HeadTensors, LayerTensors};
 use tandem_parallel::ParallelError;
 use tandem_tensor::Tensor;
 
@@ -71,7 +71,37 @@ impl Engine {
         }
     }
 
-    /// A layer's tensors in its unit's buffer.
+    /// The units of the model, which those of adapters are behind.
+    pub(crate) fn base_units(&self) -> usize {
+        self.head_unit().max(self.layers.len()) + 1
+    }
+
+    /// Whether the model is frozen, and its adapters are trained.
+    pub(crate) fn is_frozen(&self) -> bool {
+        self.adapters.is_some()
+    }
+
+    /// The unit of a layer's adapters, where it has any.
+    pub(crate) fn adapter_unit(&self, layer: usize) -> Option<usize> {
+        let of_layer = self.adapters.as_ref()?.layers[layer].as_ref();
+        of_layer.map(|(unit, _)| *unit)
+    }
+
+    /// A layer's adapters in their unit's buffer, where it has any.
+    pub(crate) fn adapter_tensors(
+        &self,
+        layer: usize,
+        flat: Option<&Tensor>,
+        dropout: Option<&DropoutRows>,
+    ) -> Option<AdapterTensors> {
+        let (_, dims) = self.adapters.as_ref()?.layers[layer].as_ref()?;
+        match AdapterTensors::view(flat?, dims, dropout) {
+            Some(tensors) => Some(tensors),
+            None => unreachable!("the layout and the adapters' views have one order"),
+        }
+    }
+
+    /// A layer's tensors in its unit's buffer, less its adapters.
     pub(crate) fn layer_tensors(&self, layer: usize, flat: &Tensor) -> LayerTensors {
         match LayerTensors::view(flat, &self.layers[layer].dims) {
             Some(tensors) => tensors,

@@ -1,4 +1,4 @@
-//! One safetensors file from tensors in memory: the models of tests.
+//! One safetensors file from tensors in memory: adapters, and the models of tests.
 
 use std::io::{self, Write};
 use std::path::Path;

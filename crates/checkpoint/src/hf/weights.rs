@@ -71,6 +71,15 @@ impl HfWeights {
         Self::from_files(folder, files)
     }
 
+    /// Opens the one file `name` in `folder`.
+    ///
+    /// # Errors
+    /// It cannot be read, or its header does not add up.
+    pub fn open_file(folder: impl AsRef<Path>, name: &str) -> Result<Self, WeightsError> {
+        let folder = folder.as_ref();
+        Self::from_files(folder, vec![TensorFile::open(&folder.join(name))?])
+    }
+
     /// The folder.
     pub fn folder(&self) -> &Path {
         &self.folder

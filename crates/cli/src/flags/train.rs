@@ -19,6 +19,7 @@ use crate::flags::choices::{DecayChoice, Dtype, InitChoice, RecomputeChoice, War
 use crate::flags::cluster::ClusterFlags;
 use crate::flags::data::DataFlags;
 use crate::flags::eval::EvalFlags;
+use crate::flags::lora::LoraFlags;
 
 const AFTER_HELP: &str = "\
 Ranks form a mesh of tp_size x dp_size, rank = dp_rank * tp_size + tp_rank: tensor parallel groups are rows
@@ -258,6 +259,9 @@ pub struct CommonFlags {
     pub check_interval: u64,
 
     #[command(flatten)]
+    pub lora: LoraFlags,
+
+    #[command(flatten)]
     pub evaluation: EvalFlags,
 
     /// Where runs are kept, each in a folder of its name: a folder, or s3://, gs:// or az:// with a bucket and a prefix.
@@ -386,6 +390,7 @@ impl CommonFlags {
             model_name: self.model_name.clone(),
             selection: Selection {
                 num_layers: self.num_layers,
+                lora: self.lora.to_spec(),
                 data: self.data.to_spec(),
                 seed: self.seed,
             },
@@ -634,6 +639,7 @@ mod tests {
         let names = |spec: Outcome<RunSpec>| spec.unwrap().settings().into_keys().collect();
         let shared = [
             "activation_checkpointing",
+            "adapter",
             "adam_beta1",
             "adam_beta2",
             "adam_eps",
@@ -672,6 +678,11 @@ mod tests {
             "init",
             "learning_rate",
             "log_interval",
+            "lora_r",
+            "lora_alpha",
+            "lora_dropout",
+            "lora_target_modules",
+            "use_rslora",
             "lr_scheduler",
             "max_failures",
             "max_grad_norm",

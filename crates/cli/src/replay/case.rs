@@ -3,8 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use tandem_run::adapter::{AdapterFolder, WEIGHTS_FILE};
 use tandem_run::failure::{Failure, Outcome};
 use tandem_trainer::UpdateRule;
+
+/// The folder with the adapters that a case begins with, as PEFT writes it.
+pub const ADAPTER_INIT: &str = "adapter_init";
 
 /// `trajectory.json` of a case.
 #[derive(Debug, Clone, Deserialize)]
@@ -101,6 +105,21 @@ impl Case {
             dir: dir.to_owned(),
             trajectory,
         })
+    }
+
+    /// The adapters that it trains in the place of the model, if it does.
+    pub fn adapter(&self) -> Outcome<Option<AdapterFolder>> {
+        let folder = self.dir.join(ADAPTER_INIT);
+        folder
+            .is_dir()
+            .then(|| AdapterFolder::open(&folder))
+            .transpose()
+    }
+
+    /// The file of the adapters in the folder `name`, where there is one.
+    pub fn adapter_file(&self, name: &str) -> Option<PathBuf> {
+        let file = self.dir.join(name).join(WEIGHTS_FILE);
+        file.is_file().then_some(file)
     }
 
     /// How gradients become updates.

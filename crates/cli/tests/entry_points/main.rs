@@ -22,6 +22,7 @@ mod hang_up;
 mod harness;
 mod libtorch;
 mod log;
+mod lora;
 mod lost_folder;
 // That crate's tests use more of it.
 #[allow(dead_code)]

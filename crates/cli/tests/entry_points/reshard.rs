@@ -113,7 +113,7 @@ fn load(tiny: &Tiny, reference: &Reference, from: &Run, layout: Layout) {
     println!("  {what}: off by {worst:.1e}");
 }
 
-fn copy(from: &std::path::Path, to: &std::path::Path) {
+pub fn copy(from: &std::path::Path, to: &std::path::Path) {
     std::fs::create_dir_all(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap() {
         let path = entry.unwrap().path();

@@ -10,7 +10,9 @@ use tandem_tensor::{Accumulate, linear};
 use tandem_tensor::{Kind, Tensor, rope};
 
 use super::DecoderLayer;
+use super::adapter::Gradients;
 use super::residual::BranchGradient;
+use crate::adapter::Place;
 use crate::error::ModelError;
 use crate::tensors::LayerTensors;
 use crate::tp_context::TpContext;
@@ -54,12 +56,16 @@ impl DecoderLayer {
         let (input, rstd) = self.block_input(x, weights.norm_before_attention.as_ref());
         let input = tp.gather_tokens(&input)?;
         let qkv = linear::forward(&input, &weights.qkv_weight, weights.qkv_bias.as_ref());
+        weights.add_adapters(Place::Qkv, &qkv, &input);
         let across_rstd = self.rstd_across_heads(&qkv, tp)?;
         let heads = self.normed_and_rotated(weights, &qkv, across_rstd.as_ref());
         let (k, v) = (self.per_query(&heads.k), self.per_query(&heads.v));
         let output =
             attention::forward(&heads.q, &k, &v, self.attention, documents.map(Arc::as_ref));
-        let partial = linear::forward(&self.join_heads(&output.out), &weights.o_weight, None);
+        let joined = self.join_heads(&output.out);
+        let partial = linear::forward(&joined, &weights.o_weight, None);
+        weights.add_adapters(Place::Output, &partial, &joined);
+        drop(joined);
         let delta = tp.reduce_tokens(partial)?;
         let saved = AttentionSaved {
             rstd,
@@ -79,7 +85,7 @@ impl DecoderLayer {
     pub(super) fn attention_backward(
         &self,
         weights: &LayerTensors,
-        gradients: &LayerTensors,
+        gradients: Gradients<'_>,
         accumulate: Accumulate,
         x: &Tensor,
         saved: AttentionSaved,
@@ -87,32 +93,52 @@ impl DecoderLayer {
         d_out: Tensor,
         tp: &dyn TpContext,
     ) -> Result<Tensor, ModelError> {
-        if let Some(d_bias) = &gradients.o_bias {
+        let own = gradients.weights();
+        if let Some(d_bias) = own.and_then(|own| own.o_bias.as_ref()) {
             linear::backward_bias(d_bias, &d_branch.d_biased, accumulate);
         }
         let d_branch = tp.gather_tokens(&d_branch.d_delta)?;
         let d_joined = linear::backward_input(&d_branch, &weights.o_weight);
+        let d_hidden = weights.adapters_backward_input(Place::Output, &d_branch, &d_joined);
         let joined = self.join_heads(&saved.output.out);
-        linear::backward_weight(&gradients.o_weight, &d_branch, &joined, accumulate);
+        if let Some(own) = own {
+            linear::backward_weight(&own.o_weight, &d_branch, &joined, accumulate);
+        }
+        weights.adapters_backward(
+            Place::Output,
+            gradients,
+            &d_branch,
+            d_hidden,
+            &joined,
+            accumulate,
+        );
+        drop((d_branch, joined));
 
         let d_qkv =
-            self.attention_core_backward(weights, gradients, accumulate, &saved, &d_joined, tp)?;
+            self.attention_core_backward(weights, own, accumulate, &saved, &d_joined, tp)?;
         let d_input = linear::backward_input(&d_qkv, &weights.qkv_weight);
+        let d_hidden = weights.adapters_backward_input(Place::Qkv, &d_qkv, &d_input);
 
         // The sum over the row runs while the weight gradient is computed.
         let d_input = tp.start_reduce_tokens(d_input)?;
         let norm = &weights.norm_before_attention;
-        let input = match saved.input {
-            Some(input) => input,
-            None => self.block_input_again(x, norm.as_ref(), tp)?,
-        };
-        linear::backward_weight(&gradients.qkv_weight, &d_qkv, &input, accumulate);
-        if let Some(d_bias) = &gradients.qkv_bias {
+        if gradients.need_input(Place::Qkv) {
+            let input = match saved.input {
+                Some(input) => input,
+                None => self.block_input_again(x, norm.as_ref(), tp)?,
+            };
+            if let Some(own) = own {
+                linear::backward_weight(&own.qkv_weight, &d_qkv, &input, accumulate);
+            }
+            weights.adapters_backward(Place::Qkv, gradients, &d_qkv, d_hidden, &input, accumulate);
+        }
+        if let Some(d_bias) = own.and_then(|own| own.qkv_bias.as_ref()) {
             linear::backward_bias(d_bias, &d_qkv, accumulate);
         }
         let d_input = d_input.wait()?;
 
-        let (d_norm, rstd) = (&gradients.norm_before_attention, saved.rstd.as_ref());
+        let d_norm = own.and_then(|own| own.norm_before_attention.as_ref());
+        let rstd = saved.rstd.as_ref();
         Ok(self.block_input_backward(&d_input, x, norm, d_norm, rstd, &d_out, accumulate))
     }
 
@@ -120,7 +146,7 @@ impl DecoderLayer {
     fn attention_core_backward(
         &self,
         weights: &LayerTensors,
-        gradients: &LayerTensors,
+        gradients: Option<&LayerTensors>,
         accumulate: Accumulate,
         saved: &AttentionSaved,
         d_joined: &Tensor,

@@ -5,8 +5,10 @@ use tandem_tensor::glu::{self, Activation};
 use tandem_tensor::{Accumulate, Tensor, linear};
 
 use super::DecoderLayer;
+use super::adapter::{Gradients, HiddenGradient};
 use super::experts::{self, ExpertLoad, ExpertsBackward, ExpertsSaved};
 use super::residual::BranchGradient;
+use crate::adapter::Place;
 use crate::error::ModelError;
 use crate::tensors::{DenseTensors, ExpertsTensors, LayerTensors, MlpTensors};
 use crate::tp_context::TpContext;
@@ -36,14 +38,15 @@ struct DenseSaved {
 
 /// Gradients on their way from the input's to the weights'.
 enum Pending<'a> {
-    Dense(&'a DenseTensors, DenseBackward),
-    Experts(&'a ExpertsTensors, ExpertsBackward),
+    Dense(Option<&'a DenseTensors>, DenseBackward),
+    Experts(Option<&'a ExpertsTensors>, ExpertsBackward),
 }
 
 struct DenseBackward {
     /// What the gradient of the down projection is the product of, until it is.
-    of_down: Option<(Tensor, Tensor)>,
+    of_down: Option<(Tensor, Tensor, Option<HiddenGradient>)>,
     d_gate_up: Tensor,
+    of_gate_up: Option<HiddenGradient>,
 }
 
 impl MlpSaved {
@@ -79,8 +82,8 @@ impl DecoderLayer {
                     experts::forward(weights, &input, dims.rule, activation, keeps_all);
                 (partial, Computed::Experts(saved))
             }
-            (MlpTensors::Dense(weights), _) => {
-                let (partial, saved) = weights.forward(&input, self.activation, keeps_all);
+            (MlpTensors::Dense(dense), _) => {
+                let (partial, saved) = dense.forward(weights, &input, self.activation, keeps_all);
                 (partial, Computed::Dense(saved))
             }
             (MlpTensors::Experts(_), None) => {
@@ -102,7 +105,7 @@ impl DecoderLayer {
     pub(super) fn mlp_backward(
         &self,
         weights: &LayerTensors,
-        gradients: &LayerTensors,
+        gradients: Gradients<'_>,
         accumulate: Accumulate,
         x: &Tensor,
         saved: MlpSaved,
@@ -111,39 +114,43 @@ impl DecoderLayer {
         balance: Option<Balance<'_>>,
         tp: &dyn TpContext,
     ) -> Result<Tensor, ModelError> {
-        if let Some(d_bias) = gradients.mlp.bias() {
+        let own = gradients.weights();
+        if let Some(d_bias) = own.and_then(|own| own.mlp.bias()) {
             linear::backward_bias(d_bias, &d_branch.d_biased, accumulate);
         }
         let d_branch = tp.gather_tokens(&d_branch.d_delta)?;
         let activation = self.activation;
-        let (d_input, mut pending) = match (saved.computed, &weights.mlp, &gradients.mlp) {
-            (Computed::Dense(saved), MlpTensors::Dense(weights), MlpTensors::Dense(gradients)) => {
-                let (d_input, rest) = saved.backward_input(weights, d_branch, activation);
-                (d_input, Pending::Dense(gradients, rest))
+        let (d_input, mut pending) = match (saved.computed, &weights.mlp) {
+            (Computed::Dense(saved), MlpTensors::Dense(dense)) => {
+                let needs_product = gradients.need_input(Place::Down);
+                let (d_input, rest) =
+                    saved.backward_input(dense, weights, d_branch, activation, needs_product);
+                let own = own.and_then(|own| own.mlp.dense());
+                (d_input, Pending::Dense(own, rest))
             }
-            (
-                Computed::Experts(saved),
-                MlpTensors::Experts(weights),
-                MlpTensors::Experts(gradients),
-            ) => {
-                let (d_input, rest) = saved.backward_input(weights, &d_branch, activation, balance);
-                (d_input, Pending::Experts(gradients, rest))
+            (Computed::Experts(saved), MlpTensors::Experts(experts)) => {
+                let (d_input, rest) = saved.backward_input(experts, &d_branch, activation, balance);
+                let own = own.and_then(|own| own.mlp.experts());
+                (d_input, Pending::Experts(own, rest))
             }
-            _ => unreachable!("weights, gradients and what is saved are of one layer"),
+            _ => unreachable!("weights and what is saved are of one layer"),
         };
 
         // The sum over the row runs while the weight gradients are computed.
         let d_input = tp.start_reduce_tokens(d_input)?;
-        pending.without_input(accumulate);
+        pending.without_input(weights, gradients, accumulate);
         let norm = &weights.norm_before_mlp;
-        let input = match saved.input {
-            Some(input) => input,
-            None => self.block_input_again(x, norm.as_ref(), tp)?,
-        };
-        pending.with_input(&input, accumulate);
+        if gradients.need_input(Place::GateUp) {
+            let input = match saved.input {
+                Some(input) => input,
+                None => self.block_input_again(x, norm.as_ref(), tp)?,
+            };
+            pending.with_input(weights, gradients, &input, accumulate);
+        }
         let d_input = d_input.wait()?;
 
-        let (d_norm, rstd) = (&gradients.norm_before_mlp, saved.rstd.as_ref());
+        let d_norm = own.and_then(|own| own.norm_before_mlp.as_ref());
+        let rstd = saved.rstd.as_ref();
         Ok(self.block_input_backward(&d_input, x, norm, d_norm, rstd, &d_out, accumulate))
     }
 }
@@ -151,13 +158,16 @@ impl DecoderLayer {
 impl DenseTensors {
     fn forward(
         &self,
+        layer: &LayerTensors,
         input: &Tensor,
         activation: Activation,
         keeps_all: bool,
     ) -> (Tensor, DenseSaved) {
         let gate_up = linear::forward(input, &self.gate_up_weight, self.gate_up_bias.as_ref());
+        layer.add_adapters(Place::GateUp, &gate_up, input);
         let product = glu::forward(activation, &gate_up);
         let partial = linear::forward(&product, &self.down_weight, None);
+        layer.add_adapters(Place::Down, &partial, &product);
         let saved = DenseSaved {
             gate_up,
             product: keeps_all.then_some(product),
@@ -170,21 +180,29 @@ impl DenseSaved {
     fn backward_input(
         self,
         weights: &DenseTensors,
+        layer: &LayerTensors,
         d_branch: Tensor,
         activation: Activation,
+        needs_product: bool,
     ) -> (Tensor, DenseBackward) {
         let d_product = linear::backward_input(&d_branch, &weights.down_weight);
+        let of_down = layer.adapters_backward_input(Place::Down, &d_branch, &d_product);
         let (product, d_gate_up) = match self.product {
-            Some(product) => {
-                let d_gate_up = glu::backward(activation, &d_product, &self.gate_up);
-                (product, d_gate_up)
+            None if needs_product => {
+                let both = glu::forward_and_backward(activation, &d_product, &self.gate_up);
+                (Some(both.0), both.1)
             }
-            None => glu::forward_and_backward(activation, &d_product, &self.gate_up),
+            kept => {
+                let d_gate_up = glu::backward(activation, &d_product, &self.gate_up);
+                (kept, d_gate_up)
+            }
         };
         let d_input = linear::backward_input(&d_gate_up, &weights.gate_up_weight);
+        let of_gate_up = layer.adapters_backward_input(Place::GateUp, &d_gate_up, &d_input);
         let rest = DenseBackward {
-            of_down: Some((d_branch, product)),
+            of_down: product.map(|product| (d_branch, product, of_down)),
             d_gate_up,
+            of_gate_up,
         };
         (d_input, rest)
     }
@@ -192,25 +210,46 @@ impl DenseSaved {
 
 impl Pending<'_> {
     /// The gradients for which the block's input, which may have to be computed again, is not needed.
-    fn without_input(&mut self, accumulate: Accumulate) {
-        if let Self::Dense(gradients, rest) = self
-            && let Some((d_branch, product)) = rest.of_down.take()
+    fn without_input(
+        &mut self,
+        layer: &LayerTensors,
+        gradients: Gradients<'_>,
+        accumulate: Accumulate,
+    ) {
+        if let Self::Dense(own, rest) = self
+            && let Some((d_branch, product, d_hidden)) = rest.of_down.take()
         {
-            linear::backward_weight(&gradients.down_weight, &d_branch, &product, accumulate);
+            if let Some(own) = own {
+                linear::backward_weight(&own.down_weight, &d_branch, &product, accumulate);
+            }
+            let place = Place::Down;
+            layer.adapters_backward(place, gradients, &d_branch, d_hidden, &product, accumulate);
         }
     }
 
     /// The others.
-    fn with_input(self, input: &Tensor, accumulate: Accumulate) {
+    fn with_input(
+        self,
+        layer: &LayerTensors,
+        gradients: Gradients<'_>,
+        input: &Tensor,
+        accumulate: Accumulate,
+    ) {
         match self {
-            Self::Dense(gradients, DenseBackward { d_gate_up, .. }) => {
-                let d_weight = &gradients.gate_up_weight;
-                linear::backward_weight(d_weight, &d_gate_up, input, accumulate);
-                if let Some(d_bias) = &gradients.gate_up_bias {
-                    linear::backward_bias(d_bias, &d_gate_up, accumulate);
+            Self::Dense(own, rest) => {
+                let (d_gate_up, d_hidden) = (&rest.d_gate_up, rest.of_gate_up);
+                if let Some(own) = own {
+                    linear::backward_weight(&own.gate_up_weight, d_gate_up, input, accumulate);
+                    if let Some(d_bias) = &own.gate_up_bias {
+                        linear::backward_bias(d_bias, d_gate_up, accumulate);
+                    }
                 }
+                let place = Place::GateUp;
+                layer.adapters_backward(place, gradients, d_gate_up, d_hidden, input, accumulate);
             }
-            Self::Experts(gradients, rest) => rest.weights(gradients, input, accumulate),
+            Self::Experts(Some(own), rest) => rest.weights(own, input, accumulate),
+            // Frozen, and without adapters.
+            Self::Experts(None, _) => {}
         }
     }
 }

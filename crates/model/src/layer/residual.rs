@@ -92,14 +92,14 @@ impl DecoderLayer {
         d_out: &Tensor,
         saved: Option<BranchSaved>,
         after: &Option<Tensor>,
-        d_after: &Option<Tensor>,
+        d_after: Option<&Tensor>,
         accumulate: Accumulate,
     ) -> BranchGradient {
         let d_added = match self.residual_scale {
             1.0 => d_out.shallow_clone(),
             scale => d_out * scale,
         };
-        let (Some(saved), Some(after), Some(d_after)) = (saved, after, d_after) else {
+        let (Some(saved), Some(after)) = (saved, after) else {
             return BranchGradient {
                 d_delta: d_added.to_kind(self.matmul),
                 d_biased: d_added,
@@ -107,7 +107,9 @@ impl DecoderLayer {
         };
         let BranchSaved { delta, rstd } = saved;
         let (d_delta, d_norm) = rms_norm::backward(&d_added, &delta, after, &rstd, self.norm);
-        linear::store(d_after, &d_norm, accumulate);
+        if let Some(d_after) = d_after {
+            linear::store(d_after, &d_norm, accumulate);
+        }
         BranchGradient {
             d_biased: d_delta.shallow_clone(),
             d_delta,
@@ -151,16 +153,18 @@ impl DecoderLayer {
         d_input: &Tensor,
         x: &Tensor,
         norm: &Option<Tensor>,
-        d_norm: &Option<Tensor>,
+        d_norm: Option<&Tensor>,
         rstd: Option<&Tensor>,
         d_out: &Tensor,
         accumulate: Accumulate,
     ) -> Tensor {
-        let (Some(norm), Some(d_norm), Some(rstd)) = (norm, d_norm, rstd) else {
+        let (Some(norm), Some(rstd)) = (norm, rstd) else {
             return d_out + d_input.to_kind(d_out.kind());
         };
         let (d_x, d_weight) = rms_norm::backward_residual(d_input, x, norm, rstd, self.norm, d_out);
-        linear::store(d_norm, &d_weight, accumulate);
+        if let Some(d_norm) = d_norm {
+            linear::store(d_norm, &d_weight, accumulate);
+        }
         d_x
     }
 }

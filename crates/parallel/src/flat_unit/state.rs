@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use tandem_mesh::{ShardSlice, partition_aligned};
-use tandem_tensor::{Tensor, cpu};
+use tandem_tensor::{Kind, Tensor, cpu};
 
 use super::{ALIGN, FlatUnit, intersect};
 use crate::error::ParallelError;
@@ -76,9 +76,20 @@ impl FlatUnit {
         let mine = intersect(piece, &self.owned);
         if !mine.is_empty() {
             let part = &values[mine.start - piece.start..mine.end - piece.start];
-            cpu::write_f32(&self.master, mine.start - self.owned.start, part);
+            self.write(&self.master, &mine, part);
         }
         Ok(())
+    }
+
+    /// Puts values into the elements `mine` of the unit's buffer, of which `state` is the owned part.
+    fn write(&self, state: &Tensor, mine: &Range<usize>, values: &[f32]) {
+        let start = mine.start - self.owned.start;
+        match state.kind() {
+            Kind::Float => cpu::write_f32(state, start, values),
+            _ => state
+                .narrow(0, start as i64, mine.len() as i64)
+                .copy_(&Tensor::from_slice(values)),
+        }
     }
 
     /// Fills one state of the owned range from `source`. After [`OptimizerState::Param`], call [`Self::publish`].
@@ -96,7 +107,7 @@ impl FlatUnit {
                 continue;
             }
             let values = read(source, param, &mine)?;
-            cpu::write_f32(self.state(state), mine.start - self.owned.start, &values);
+            self.write(self.state(state), &mine, &values);
         }
         Ok(())
     }

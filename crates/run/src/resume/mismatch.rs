@@ -3,6 +3,8 @@
 use serde_json::Value;
 use tandem_checkpoint::{TrainState, differences};
 
+use crate::adapter::{self, LORA};
+
 /// Where [`TrainState::extra`] has the size of the data.
 pub const DATA_SIZE: &str = "data_size";
 
@@ -51,6 +53,8 @@ pub fn lines(saved: &TrainState, current: &TrainState) -> Vec<String> {
             _ => lines.push(format!("  {difference}")),
         }
     }
+    let of = |state: &TrainState| state.extra.get(LORA).cloned();
+    lines.extend(adapter::mismatch(of(saved).as_ref(), of(current).as_ref()));
     lines
 }
 

@@ -69,6 +69,16 @@ pub fn lines(
         millions(total),
         millions(per_row)
     ));
+    if let Some(adapter) = &prepared.adapter {
+        let trained = adapter.tree.numel();
+        let all = total + trained;
+        let percent = 100.0 * trained as f64 / all as f64;
+        lines.push(format!(
+            "adapters  rank {}, scale {}; trainable params: {trained} || all params: {all} || trainable%: {percent:.4}",
+            adapter.lora.r,
+            adapter.lora.scale()
+        ));
+    }
     let memory = &prepared.memory;
     lines.push(format!(
         "memory    about {} MB per worker: parameters {}, gradients {}, optimizer {}, activations {}, saving {}, temporaries {}, fixed {}",

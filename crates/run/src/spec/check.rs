@@ -17,6 +17,7 @@ impl RunSpec {
     /// Wrong usage, with the flag to change.
     pub fn checked(self) -> Outcome<Self> {
         self.identity.selection.data.check()?;
+        self.identity.selection.lora.check()?;
         check_counts(&self)?;
         check_ranges(&self)?;
         check_schedule(&self.compute.training)?;

@@ -149,6 +149,7 @@ impl RunSpec {
         let folders = [
             ("local_path", Some(&mut local.local_path)),
             ("loss_output_dir", local.loss_output_dir.as_mut()),
+            ("adapter", identity.selection.lora.adapter.as_mut()),
             (
                 "chat_template_path",
                 identity.selection.data.chat_template_path.as_mut(),

@@ -70,7 +70,7 @@ impl Checked {
         let prepared = prepare(spec, environment, local_workers, &mut display)?;
         display.finish();
         if let Some((location, state)) = &saved {
-            check_same_run(state, &identity(spec, &prepared), location)?;
+            check_same_run(state, &identity(spec, &prepared)?, location)?;
             check_progress(state, &prepared, location)?;
             if let Some(line) = finished(spec, state, &prepared) {
                 display.line(&line);

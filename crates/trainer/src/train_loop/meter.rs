@@ -94,7 +94,9 @@ impl Meter {
         }
         let seconds = self.last_end.elapsed().as_secs_f64();
         self.restart_clock();
-        let flops = flops::per_step(&engine.config, &self.tree, tokens, engine.seq as u64);
+        let adapters = engine.adapters.as_ref().map(|adapters| &adapters.tree);
+        let seq = engine.seq as u64;
+        let flops = flops::per_step(&engine.config, &self.tree, adapters, tokens, seq);
         let saving = std::mem::take(&mut self.saving) + report.waited_for_copy;
         Ok(StepMetrics {
             step,

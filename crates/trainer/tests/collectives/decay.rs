@@ -52,6 +52,7 @@ fn norms_and_biases_are_free_of_decay_on_every_mesh() {
             recompute: Recompute::None,
             reshard_after_forward: true,
             micro_batches: 1,
+            lora: false,
         };
         let rule = UpdateRule {
             weight_decay: 0.5,

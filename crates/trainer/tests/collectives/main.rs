@@ -92,8 +92,19 @@ fn cases() -> Vec<Case> {
                 recompute: Recompute::Light,
                 reshard_after_forward: true,
                 micro_batches: 2,
+                lora: false,
             };
             cases.push(case);
+            // Adapters in the place of a model.
+            for sequence_parallel in [false, tp > 1] {
+                cases.push(Case {
+                    model: "qwen2_untied",
+                    lora: true,
+                    precision: Precision::bf16(),
+                    sequence_parallel,
+                    ..case
+                });
+            }
             // Norms of q and k: their gradients are partial.
             cases.push(Case {
                 model: "qwen3_qknorm",

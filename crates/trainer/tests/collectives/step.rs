@@ -7,8 +7,9 @@ use tandem_comm::World;
 use tandem_data::Rows;
 use tandem_mesh::DeviceMesh;
 use tandem_model::config::QkNorm;
+use tandem_model::lora::{LoraConfig, LoraTargets};
 use tandem_model::{ModelConfig, ModuleTree, Recompute};
-use tandem_parallel::{Plan, Precision, RandomInit, ShardingLevel, Strategy};
+use tandem_parallel::{FlatUnit, Plan, Precision, RandomInit, ShardingLevel, Strategy};
 use tandem_tensor::Device;
 use tandem_trainer::{
     Engine, EngineSetup, EvalSet, MicroBatch, UpdateRule, WeightDecayOn, evaluate, train_step,
@@ -29,6 +30,16 @@ pub const RULE: UpdateRule = UpdateRule {
     weight_decay_on: WeightDecayOn::All,
     max_grad_norm: 1.0,
 };
+
+fn adapters() -> LoraConfig {
+    LoraConfig {
+        r: 3,
+        alpha: 4.0,
+        dropout: 0.1,
+        use_rslora: false,
+        targets: LoraTargets::AllLinear,
+    }
+}
 
 /// Rows to evaluate.
 struct Numbers(u64);
@@ -64,6 +75,8 @@ pub struct Case {
     pub recompute: Recompute,
     pub reshard_after_forward: bool,
     pub micro_batches: usize,
+    /// Whether all matrices have adapters, which are trained in their place.
+    pub lora: bool,
 }
 
 impl Case {
@@ -76,6 +89,7 @@ impl Case {
         let everyone: Vec<usize> = (0..mesh.world_size()).collect();
         let mut engine = Engine::new(EngineSetup {
             trains: true,
+            lora: self.lora.then(|| (adapters(), 1)),
             strategy: Strategy {
                 name: "fsdp",
                 plan: Plan::declared(&ModuleTree::new(&config)),
@@ -100,6 +114,7 @@ impl Case {
             initializer_range: engine.config.initializer_range,
         };
         engine.load(&weights).unwrap();
+        engine.load_adapters(&weights).unwrap();
         engine
     }
 
@@ -149,10 +164,11 @@ impl Case {
     pub fn sizes(&self, engine: &Engine) -> Sizes {
         let (layers, tokens) = (engine.config.num_layers, ROWS * SEQ);
         let layouts: Vec<_> = engine.units.iter().map(|it| it.layout().clone()).collect();
-        let units = layouts
-            .iter()
-            .zip(self.level.of_units(&layouts))
-            .enumerate();
+        let is_base = |unit: &&FlatUnit| !self.lora || !unit.is_trained();
+        let base = engine.units.iter().filter(is_base).count();
+        let mut levels = self.level.of_units(&layouts[..base]);
+        levels.resize(layouts.len(), self.level.min(ShardingLevel::Optimizer));
+        let units = layouts.iter().zip(levels).enumerate();
         let Precision {
             param,
             matmul,
@@ -220,6 +236,7 @@ impl Case {
                         .map(|replica| replica.len)
                         .sum(),
                     is_layer: (1..=layers).contains(&index),
+                    is_trained: engine.units[index].is_trained(),
                 })
                 .collect(),
         }

@@ -39,6 +39,7 @@ pub struct UnitSizes {
     /// Elements of which ranks of the row have a part of the gradient each.
     pub partial: usize,
     pub is_layer: bool,
+    pub is_trained: bool,
 }
 
 /// The rows of the only table in the comment at the top of `text`.
@@ -100,7 +101,11 @@ impl Row {
             let levels: Vec<usize> = self.only_at.iter().filter_map(|w| w.parse().ok()).collect();
             let mut words = self.only_at.iter().filter(|w| w.parse::<usize>().is_err());
             let is_level = levels.is_empty() || levels.contains(&unit.level);
-            if !is_level || !words.all(|word| sizes.words.contains(&word.as_str())) {
+            let holds = |word: &String| match word.as_str() {
+                "trained" => unit.is_trained,
+                word => sizes.words.contains(&word),
+            };
+            if !is_level || !words.all(holds) {
                 continue;
             }
             let value = |symbol: &str| match symbol {

@@ -39,6 +39,7 @@ pub fn engine(world: &World, tp: usize, dp: usize, wrap_tp: Wrap, wrap_dp: Wrap)
     let everyone: Vec<usize> = (0..world.size()).collect();
     let mut engine = Engine::new(EngineSetup {
         trains: true,
+        lora: None,
         strategy,
         mesh,
         world: group("world", &everyone),

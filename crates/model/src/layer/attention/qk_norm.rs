@@ -63,19 +63,21 @@ impl DecoderLayer {
     pub(super) fn qk_norms_backward(
         &self,
         weights: &LayerTensors,
-        gradients: &LayerTensors,
+        gradients: Option<&LayerTensors>,
         accumulate: Accumulate,
         saved: &AttentionSaved,
         d_qkv: &Tensor,
         tp: &dyn TpContext,
     ) -> Result<(), ModelError> {
-        let (Some(q_norm), Some(k_norm), Some(d_q_norm), Some(d_k_norm)) = (
-            &weights.q_norm,
-            &weights.k_norm,
-            &gradients.q_norm,
-            &gradients.k_norm,
-        ) else {
+        let (Some(q_norm), Some(k_norm)) = (&weights.q_norm, &weights.k_norm) else {
             return Ok(());
+        };
+        let d_q_norm = gradients.and_then(|own| own.q_norm.as_ref());
+        let d_k_norm = gradients.and_then(|own| own.k_norm.as_ref());
+        let store = |d_weight: Option<&Tensor>, value: &Tensor| {
+            if let Some(d_weight) = d_weight {
+                linear::store(d_weight, value, accumulate);
+            }
         };
         let spec = self.norm;
         let (
@@ -95,7 +97,7 @@ impl DecoderLayer {
                 let (_, rstd) = rms_norm::forward(x, weight, spec, self.matmul);
                 let (d_x, d_norm) = rms_norm::backward(d, x, weight, &rstd, spec);
                 d.copy_(&d_x);
-                linear::store(d_weight, &d_norm, accumulate);
+                store(d_weight, &d_norm);
             }
             return Ok(());
         };
@@ -114,7 +116,7 @@ impl DecoderLayer {
         let (d_x, d_norm) =
             across::backward(&d_q, &q, q_norm, &q_rstd, spec, &of_q, *q_features, None);
         d_q.copy_(&d_x);
-        linear::store(d_q_norm, &d_norm, accumulate);
+        store(d_q_norm, &d_norm);
         let counted = Tensor::zeros([self.dims.kv_heads as i64], (Kind::Float, k.device()));
         counted
             .narrow(0, counted_kv.start as i64, counted_kv.len() as i64)
@@ -123,7 +125,7 @@ impl DecoderLayer {
         let (d_x, d_norm) =
             across::backward(&d_k, &k, k_norm, &k_rstd, spec, &of_k, *k_features, counted);
         d_k.copy_(&d_x);
-        linear::store(d_k_norm, &d_norm, accumulate);
+        store(d_k_norm, &d_norm);
         Ok(())
     }
 
