@@ -25,7 +25,6 @@ use tandem_tensor::scratch::Scratch;
 use crate::error::TrainError;
 use crate::gemm_floor::Dimensions;
 use crate::profile::{self, Activity, Profiler};
-use crate::units;
 
 /// What an engine is built from.
 pub struct EngineSetup {
@@ -211,8 +210,10 @@ impl Engine {
                         first(attention, first_head * config.head_dim),
                         first(mlp, slices.intermediate[coords.tp_rank].start),
                     );
-                    let unit = &tree.units[units::of_layer(layer)];
-                    let dims = AdapterDims::new(&lora, unit, &dims(layer), starts);
+                    // The embedding is before the layers.
+                    let (unit, own) = (&tree.units[1 + layer], dims(layer));
+                    let width = |axis| own.width(axis);
+                    let dims = AdapterDims::new(&lora, unit, own.hidden, &width, starts);
                     of_layers.push((!dims.is_empty()).then_some((units.len(), dims)));
                     if layout.numel > 0 {
                         // They are small: every rank of the column has them whole.
