@@ -259,14 +259,14 @@ pub fn run_worker(args: &BenchStepArgs, env: &WorkerEnv, environment: &Environme
     let tree = ModuleTree::new(&config);
     let ranks = Ranks::join(env, &spec, &Network::default())?;
     let strategy = spec.strategy.for_model(spec.dtype, &tree)?;
-    let lora = (args.lora_r > 0).then(|| LoraConfig {
+    let lora = LoraConfig {
         r: args.lora_r,
         alpha: 2.0 * args.lora_r as f64,
         dropout: 0.0,
         use_rslora: false,
         targets: LoraTargets::AllLinear,
-    });
-    let lora = lora.map(|lora| (lora, 0));
+    };
+    let lora = (args.lora_r > 0).then_some((lora, 0));
     let mut engine = engine(&spec, &config, strategy, args.seq, &ranks, lora.as_ref())?;
     let weights = RandomInit {
         seed: 0,

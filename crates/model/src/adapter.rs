@@ -8,10 +8,10 @@ use std::sync::Arc;
 
 use tandem_tensor::Tensor;
 
+use crate::carve::Carve;
 use crate::config::{Axis, ModelConfig};
 use crate::lora::{LoraConfig, LoraError};
 use crate::parameters::{Cut, Init, Module, ModuleKind, ModuleTree, ParamSpec, UnitTree};
-use crate::tensors::{Carve, LayerDims};
 
 /// What PEFT puts before the path of a module.
 const PREFIX: &str = "base_model.model.";
@@ -164,36 +164,31 @@ struct GroupDims {
 }
 
 impl AdapterDims {
-    /// Of the layer `unit` of the whole model, of which this rank computes `dims`; `input_starts` are the numbers of the first
-    /// element of heads and of MLP columns here.
+    /// Of the layer `unit` of the whole model, whose residual stream is `hidden` wide; this rank has `width` elements along an axis,
+    /// and the last are the numbers of the first element of heads and of the first MLP column here.
     pub fn new(
         lora: &LoraConfig,
         unit: &UnitTree,
-        dims: &LayerDims,
+        hidden: usize,
+        width: &dyn Fn(Axis) -> usize,
         (first_head_element, first_column): (usize, usize),
     ) -> Self {
-        let width = |axis: &Axis| match axis {
-            Axis::QHeads => dims.q_heads * dims.head_dim,
-            Axis::KvHeads => dims.kv_heads * dims.head_dim,
-            Axis::Intermediate => dims.intermediate,
-            Axis::ExpertIntermediate | Axis::Vocab => 0,
-        };
         let group = |place: Place| {
-            let (mut start, mut inputs, mut input_start) = (0, dims.hidden, 0);
+            let (mut start, mut inputs, mut input_start) = (0, hidden, 0);
             let (mut outputs, mut paths) = (Vec::new(), Vec::new());
             for (module, ..) in matrices(unit) {
                 if Place::of(module.cut) != Some(place) {
                     continue;
                 }
                 let columns = match module.cut {
-                    Cut::Outputs(axes) => axes.iter().map(width).sum(),
+                    Cut::Outputs(axes) => axes.iter().map(|axis| width(*axis)).sum(),
                     Cut::Inputs(axis) => {
-                        inputs = width(&axis);
+                        inputs = width(axis);
                         input_start = match place {
                             Place::Output => first_head_element,
                             _ => first_column,
                         };
-                        dims.hidden
+                        hidden
                     }
                     Cut::Whole | Cut::OfParts(_) => 0,
                 };

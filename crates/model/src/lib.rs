@@ -33,6 +33,7 @@
 //! ```
 
 mod adapter;
+mod carve;
 pub mod config;
 mod embedding;
 mod error;

@@ -9,7 +9,8 @@ use tandem_tensor::Tensor;
 use tandem_tensor::experts::Rule;
 
 use crate::adapter::AdapterTensors;
-use crate::config::{LayerNorms, ModelConfig, QkNorm};
+use crate::carve::Carve;
+use crate::config::{Axis, LayerNorms, ModelConfig, QkNorm};
 
 /// The slice of a layer that this rank computes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -131,6 +132,16 @@ impl LayerDims {
         Some((q * self.head_dim, kv * self.head_dim))
     }
 
+    /// Elements of this rank along `axis` of a dense layer.
+    pub fn width(&self, axis: Axis) -> usize {
+        match axis {
+            Axis::QHeads => self.q_heads * self.head_dim,
+            Axis::KvHeads => self.kv_heads * self.head_dim,
+            Axis::Intermediate => self.intermediate,
+            Axis::ExpertIntermediate | Axis::Vocab => 0,
+        }
+    }
+
     /// Width of the fused q|k|v projection.
     pub fn qkv_width(&self) -> usize {
         (self.q_heads + 2 * self.kv_heads) * self.head_dim
@@ -232,7 +243,7 @@ impl LayerTensors {
             norm_after_attention: carve.optional(norms.after_attention.is_some(), hidden)?,
             norm_before_mlp: carve.optional(norms.before_mlp.is_some(), hidden)?,
             mlp: match &dims.experts {
-                Some(experts) => MlpTensors::Experts(carve.experts(experts, hidden)?),
+                Some(experts) => MlpTensors::Experts(self::experts(&mut carve, experts, hidden)?),
                 None => MlpTensors::Dense(DenseTensors {
                     gate_up_weight: carve.matrix(2 * dims.intermediate, hidden)?,
                     gate_up_bias: carve.optional(dims.mlp_bias, 2 * dims.intermediate)?,
@@ -283,57 +294,15 @@ impl HeadTensors {
     }
 }
 
-/// Cuts a flat tensor from its front.
-pub(crate) struct Carve<'a> {
-    flat: &'a Tensor,
-    next: i64,
-}
-
-impl<'a> Carve<'a> {
-    pub(crate) fn new(flat: &'a Tensor) -> Self {
-        Self { flat, next: 0 }
-    }
-
-    fn vector(&mut self, len: usize) -> Option<Tensor> {
-        let len = len as i64;
-        if self.next + len > self.flat.size()[0] {
-            return None;
-        }
-        let view = self.flat.narrow(0, self.next, len);
-        self.next += len;
-        Some(view)
-    }
-
-    pub(crate) fn matrix(&mut self, rows: usize, columns: usize) -> Option<Tensor> {
-        Some(
-            self.vector(rows * columns)?
-                .view([rows as i64, columns as i64]),
-        )
-    }
-
-    fn experts(&mut self, dims: &ExpertsDims, hidden: usize) -> Option<ExpertsTensors> {
-        let (count, inner) = (dims.rule.experts, dims.intermediate);
-        Some(ExpertsTensors {
-            router: self.matrix(count, hidden)?,
-            gate_up: (0..count)
-                .map(|_| self.matrix(2 * inner, hidden))
-                .collect::<Option<_>>()?,
-            down: (0..count)
-                .map(|_| self.matrix(hidden, inner))
-                .collect::<Option<_>>()?,
-        })
-    }
-
-    /// `Some(None)` where the tensor does not exist in this model.
-    fn optional(&mut self, exists: bool, len: usize) -> Option<Option<Tensor>> {
-        if exists {
-            self.vector(len).map(Some)
-        } else {
-            Some(None)
-        }
-    }
-
-    pub(crate) fn is_done(&self) -> bool {
-        self.next == self.flat.size()[0]
-    }
+fn experts(carve: &mut Carve<'_>, dims: &ExpertsDims, hidden: usize) -> Option<ExpertsTensors> {
+    let (count, inner) = (dims.rule.experts, dims.intermediate);
+    Some(ExpertsTensors {
+        router: carve.matrix(count, hidden)?,
+        gate_up: (0..count)
+            .map(|_| carve.matrix(2 * inner, hidden))
+            .collect::<Option<_>>()?,
+        down: (0..count)
+            .map(|_| carve.matrix(hidden, inner))
+            .collect::<Option<_>>()?,
+    })
 }

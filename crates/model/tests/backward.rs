@@ -197,7 +197,8 @@ fn check_adapters(label: &str, config: &ModelConfig, lora: &LoraConfig) {
     let layer = layer(config);
     let frozen = &ModuleTree::new(config).units[1];
     let trained = &ModuleTree::adapters(config, lora).unwrap().units[0];
-    let dims = AdapterDims::new(lora, frozen, &layer.dims, (0, 0));
+    let width = |axis| layer.dims.width(axis);
+    let dims = AdapterDims::new(lora, frozen, layer.dims.hidden, &width, (0, 0));
     let numel = |unit: &UnitTree| unit.parameters.iter().map(|p| p.numel()).sum::<usize>() as i64;
     let tokens = (ROWS * SEQ) as i64;
     let weights = randn(&[numel(frozen)], 1, 0.3);

@@ -9,6 +9,7 @@ use tandem_mesh::ShardSlice;
 use tandem_model::lora::LoraConfig;
 use tandem_model::{ModelConfig, ModuleTree, ParamSpec};
 use tandem_parallel::{RandomInit, WeightSource};
+use tandem_trainer::Engine;
 
 use crate::failure::{Failure, Outcome};
 use crate::weights::{Pretrained, expected};
@@ -29,6 +30,24 @@ pub struct Adapter {
     pub tree: ModuleTree,
     /// Their first values, unless they are new.
     pub source: Option<AdapterFolder>,
+}
+
+impl Adapter {
+    /// Sets their first values: those of their folder, or new ones from the seed.
+    ///
+    /// # Errors
+    /// The folder cannot be read.
+    pub fn load(&self, engine: &mut Engine, seed: u64) -> Outcome<()> {
+        let new = RandomInit {
+            seed,
+            initializer_range: engine.config.initializer_range,
+        };
+        match &self.source {
+            Some(folder) => engine.load_adapters(folder),
+            None => engine.load_adapters(&new),
+        }
+        .map_err(Failure::train)
+    }
 }
 
 /// A folder as PEFT writes it.

@@ -19,8 +19,7 @@ use tandem_trainer::{
     train_loop,
 };
 
-use crate::adapter::Adapter;
-use crate::engine::{Lora, engine};
+use crate::engine::engine;
 use crate::environment::Environment;
 use crate::failure::{Failure, Outcome};
 use crate::identity::identity;
@@ -101,13 +100,16 @@ impl Worker<'_> {
     fn train(&self, reporter: &mut Reporter<'_>) -> Outcome<Ended> {
         check_memory(&self.prepared.memory, self.env.local_world_size)?;
         reporter.event(TrainEvent::Phase("loading".to_owned()));
+        let seed = self.spec.identity.selection.seed;
+        let adapter = self.prepared.adapter.as_ref();
+        let lora = adapter.map(|adapter| (adapter.lora.clone(), seed));
         let mut engine = engine(
             &self.spec.compute.engine,
             &self.prepared.config,
             self.prepared.strategy.clone(),
             self.spec.identity.selection.data.seq_length,
             self.ranks,
-            self.lora().as_ref(),
+            lora.as_ref(),
         )?;
         engine.set_z_loss(self.spec.compute.training.z_loss);
         if let Some(coefficient) = self.spec.compute.training.router_aux_loss_coef {
@@ -162,7 +164,7 @@ impl Worker<'_> {
                 }
                 match &prepared.adapter {
                     None => self.load(engine)?,
-                    Some(adapter) => self.load_adapter(engine, adapter)?,
+                    Some(adapter) => adapter.load(engine, spec.identity.selection.seed)?,
                 }
                 TrainState::default()
             }
@@ -400,24 +402,6 @@ impl Worker<'_> {
         if *known != resumed.name {
             report(&resumed.name, saved_metrics(&resumed.state.metrics));
         }
-    }
-
-    /// Adapters, and the seed of their dropout.
-    fn lora(&self) -> Option<Lora> {
-        let adapter = self.prepared.adapter.as_ref()?;
-        Some((adapter.lora.clone(), self.spec.identity.selection.seed))
-    }
-
-    /// The first adapters.
-    fn load_adapter(&self, engine: &mut Engine, adapter: &Adapter) -> Outcome<()> {
-        match &adapter.source {
-            Some(folder) => engine.load_adapters(folder),
-            None => engine.load_adapters(&RandomInit {
-                seed: self.spec.identity.selection.seed,
-                initializer_range: self.prepared.config.initializer_range,
-            }),
-        }
-        .map_err(Failure::train)
     }
 
     /// The first weights.

@@ -25,7 +25,6 @@ use tandem_tensor::scratch::Scratch;
 use crate::error::TrainError;
 use crate::gemm_floor::Dimensions;
 use crate::profile::{self, Activity, Profiler};
-use crate::units;
 
 /// What an engine is built from.
 pub struct EngineSetup {
@@ -204,17 +203,18 @@ impl Engine {
                 );
                 let mut of_layers = Vec::with_capacity(config.num_layers);
                 for (layer, layout) in adapter_layouts.into_iter().enumerate() {
-                    let starts = match whole_blocks(layer) {
-                        WholeBlocks { attention, mlp } => (
-                            slices.q_heads[coords.tp_rank].start
-                                * config.head_dim
-                                * usize::from(!attention),
-                            slices.intermediate[coords.tp_rank].start * usize::from(!mlp),
-                        ),
-                    };
-                    let unit = &tree.units[units::of_layer(layer)];
-                    let dims = AdapterDims::new(&lora, unit, &dims(layer), starts);
-                    of_layers.push((!dims.is_empty()).then(|| (units.len(), dims)));
+                    let WholeBlocks { attention, mlp } = whole_blocks(layer);
+                    let first = |is_whole: bool, own: usize| if is_whole { 0 } else { own };
+                    let first_head = slices.q_heads[coords.tp_rank].start;
+                    let starts = (
+                        first(attention, first_head * config.head_dim),
+                        first(mlp, slices.intermediate[coords.tp_rank].start),
+                    );
+                    // The embedding is before the layers.
+                    let (unit, own) = (&tree.units[1 + layer], dims(layer));
+                    let width = |axis| own.width(axis);
+                    let dims = AdapterDims::new(&lora, unit, own.hidden, &width, starts);
+                    of_layers.push((!dims.is_empty()).then_some((units.len(), dims)));
                     if layout.numel > 0 {
                         // They are small: every rank of the column has them whole.
                         let level = strategy.level.min(ShardingLevel::Optimizer);

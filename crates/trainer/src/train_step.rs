@@ -74,7 +74,7 @@
 use std::time::Duration;
 
 use tandem_comm::{ReduceOp, all_gather_numbers};
-use tandem_model::{DropoutRows, Gradients, LayerSaved, LayerTensors, Recompute, TokenFacts};
+use tandem_model::{DropoutRows, LayerSaved, Recompute, TokenFacts};
 use tandem_parallel::{TpTokens, WeightDecayOn, check_same_batch, global_grad_norm};
 use tandem_tensor::adamw::AdamWStep;
 use tandem_tensor::{Accumulate, Kind, Tensor};
@@ -171,7 +171,7 @@ pub fn train_step(
         let turn = Turn {
             is_first: index == 0,
             is_last: index + 1 == micro_batches.len(),
-            dropout: dropout(engine, micro),
+            dropout: engine.dropout_rows(micro),
             ..Turn::only(engine, micro)
         };
         let (x, saved) = forward(engine, &turn)?;
@@ -218,17 +218,6 @@ pub fn train_step(
     })
 }
 
-/// What decides on the elements that are dropped of adapters' inputs.
-fn dropout(engine: &Engine, micro: &MicroBatch) -> Option<DropoutRows> {
-    let adapters = engine.adapters.as_ref()?;
-    Some(DropoutRows {
-        seed: adapters.seed,
-        epoch: micro.epoch,
-        first_row: micro.first_row,
-        seq: engine.seq,
-    })
-}
-
 /// How much there is in a global batch.
 struct BatchSize {
     /// Valid targets.
@@ -271,7 +260,7 @@ fn look_ahead(
 ) -> Result<(), TrainError> {
     for micro in micro_batches {
         let turn = Turn {
-            dropout: dropout(engine, micro),
+            dropout: engine.dropout_rows(micro),
             ..Turn::only(engine, micro)
         };
         let (_, saved) = forward(engine, &turn)?;
@@ -324,7 +313,7 @@ pub(crate) fn layer_forward(
     let unit = units::of_layer(layer);
     let flat = engine.unshard(unit)?;
     engine.start_unshard(unit + 1)?;
-    let weights = weights_of_layer(engine, turn, layer, &flat)?;
+    let weights = engine.adapted_tensors(layer, &flat, turn.dropout.as_ref())?;
     let facts = TokenFacts {
         documents: turn.micro.documents.as_ref(),
         counted: &turn.micro.counted,
@@ -335,21 +324,6 @@ pub(crate) fn layer_forward(
         engine.reshard(unit);
     }
     Ok(result)
-}
-
-/// A layer's tensors in its unit's buffer, with its adapters.
-fn weights_of_layer(
-    engine: &mut Engine,
-    turn: &Turn<'_>,
-    layer: usize,
-    flat: &Tensor,
-) -> Result<LayerTensors, TrainError> {
-    let adapter = engine.adapter_unit(layer);
-    let adapter = adapter.map(|unit| engine.unshard(unit)).transpose()?;
-    Ok(LayerTensors {
-        adapter: engine.adapter_tensors(layer, adapter.as_ref(), turn.dropout.as_ref()),
-        ..engine.layer_tensors(layer, flat)
-    })
 }
 
 /// Final norm, head and loss: forward and gradient in one pass over chunks of rows.
@@ -421,27 +395,12 @@ fn layer_backward(
     if layer > 0 {
         engine.start_unshard(units::of_layer(layer - 1))?;
     }
-    let weights = weights_of_layer(engine, turn, layer, &flat)?;
-    let trained = match engine.is_frozen() {
-        true => engine.adapter_unit(layer),
-        false => Some(unit),
-    };
-    let gradient = trained.map(|unit| engine.gradient(unit));
-    let (whole, adapter);
-    let gradients = match (&gradient, engine.is_frozen()) {
-        (Some(flat), false) => {
-            whole = engine.layer_tensors(layer, flat);
-            Gradients::Weights(&whole)
-        }
-        (flat, _) => {
-            adapter = engine.adapter_tensors(layer, flat.as_ref(), None);
-            Gradients::Adapter(adapter.as_ref())
-        }
-    };
+    let weights = engine.adapted_tensors(layer, &flat, turn.dropout.as_ref())?;
+    let (trained, gradients) = engine.layer_gradients(layer);
     let accumulate = engine.units[trained.unwrap_or(unit)].accumulate(turn.is_first);
     let d_x = engine.layers[layer].backward(
         &weights,
-        gradients,
+        gradients.as_ref(),
         accumulate,
         saved,
         d_out,

@@ -1,10 +1,29 @@
 //! The engine's units by what they hold, with the pool that they borrow buffers from.
 
-use tandem_model::{AdapterTensors, DropoutRows, HeadTensors, LayerTensors};
+use tandem_model::{AdapterTensors, DropoutRows, Gradients, HeadTensors, LayerTensors};
 use tandem_parallel::ParallelError;
 use tandem_tensor::Tensor;
 
 use crate::engine::Engine;
+use crate::micro_batch::MicroBatch;
+
+/// Where a layer's gradients go.
+pub(crate) enum LayerGradients {
+    /// All weights are trained.
+    Weights(LayerTensors),
+    /// Its adapters, where it has some.
+    Adapter(Option<AdapterTensors>),
+}
+
+impl LayerGradients {
+    /// As a layer takes them.
+    pub(crate) fn as_ref(&self) -> Gradients<'_> {
+        match self {
+            Self::Weights(tensors) => Gradients::Weights(tensors),
+            Self::Adapter(tensors) => Gradients::Adapter(tensors.as_ref()),
+        }
+    }
+}
 
 /// The unit of the embedding (and, where it is tied, of the head).
 pub(crate) const EMBEDDING: usize = 0;
@@ -99,6 +118,46 @@ impl Engine {
             Some(tensors) => Some(tensors),
             None => unreachable!("the layout and the adapters' views have one order"),
         }
+    }
+
+    /// What decides on the elements that are dropped of adapters' inputs.
+    pub(crate) fn dropout_rows(&self, micro: &MicroBatch) -> Option<DropoutRows> {
+        let adapters = self.adapters.as_ref()?;
+        Some(DropoutRows {
+            seed: adapters.seed,
+            epoch: micro.epoch,
+            first_row: micro.first_row,
+            seq: self.seq,
+        })
+    }
+
+    /// A layer's tensors in its unit's buffer, with its adapters.
+    pub(crate) fn adapted_tensors(
+        &mut self,
+        layer: usize,
+        flat: &Tensor,
+        dropout: Option<&DropoutRows>,
+    ) -> Result<LayerTensors, ParallelError> {
+        let adapter = self.adapter_unit(layer);
+        let adapter = adapter.map(|unit| self.unshard(unit)).transpose()?;
+        Ok(LayerTensors {
+            adapter: self.adapter_tensors(layer, adapter.as_ref(), dropout),
+            ..self.layer_tensors(layer, flat)
+        })
+    }
+
+    /// The unit of a layer that is trained, if any, and the buffers for its gradients.
+    pub(crate) fn layer_gradients(&mut self, layer: usize) -> (Option<usize>, LayerGradients) {
+        if self.is_frozen() {
+            let unit = self.adapter_unit(layer);
+            let flat = unit.map(|unit| self.gradient(unit));
+            let tensors = self.adapter_tensors(layer, flat.as_ref(), None);
+            return (unit, LayerGradients::Adapter(tensors));
+        }
+        let unit = of_layer(layer);
+        let flat = self.gradient(unit);
+        let tensors = self.layer_tensors(layer, &flat);
+        (Some(unit), LayerGradients::Weights(tensors))
     }
 
     /// A layer's tensors in its unit's buffer, less its adapters.
