@@ -560,3 +560,48 @@ fn both_key_styles_of_the_golden_cases_are_one_description() {
     }
     assert!(cases >= 14, "{cases} cases were found");
 }
+
+#[test]
+fn mixtures_of_experts_mean_what_they_mean_to_transformers() {
+    let experts = |name, changes| config(name, changes).unwrap().experts.unwrap();
+    let mixtral = experts("MixtralForCausalLM", json!({}));
+    let rule = mixtral.rule;
+    assert_eq!((rule.experts, rule.top_k, rule.normalise), (8, 2, true));
+    assert_eq!((mixtral.intermediate_size, mixtral.balance), (128, None));
+    let qwen = json!({"num_attention_heads": 4});
+    let rule = experts("Qwen3MoeForCausalLM", qwen).rule;
+    assert_eq!((rule.experts, rule.top_k, rule.normalise), (128, 8, false));
+    let layers =
+        json!({"decoder_sparse_step": 2, "num_hidden_layers": 6, "mlp_only_layers": [3, 17]});
+    let sparse = experts("Qwen3MoeForCausalLM", layers).sparse;
+    assert_eq!(sparse, [false, true, false, false, false, true]);
+    // The loss of balance is on where the router's logits are asked for.
+    let asked = json!({"output_router_logits": true, "num_local_experts": 4});
+    let asked = experts("MixtralForCausalLM", asked);
+    assert_eq!((asked.balance, asked.rule.experts), (Some(0.001), 4));
+    for (changes, word) in [
+        (json!({"num_experts_per_tok": 9}), "num_experts_per_tok"),
+        (json!({"num_local_experts": 0}), "num_local_experts"),
+        (json!({"num_local_experts": 100_000}), "num_local_experts"),
+        (json!({"router_jitter_noise": 0.1}), "router_jitter_noise"),
+        (json!({"router_aux_loss_coef": -1}), "router_aux_loss_coef"),
+    ] {
+        let error = config("MixtralForCausalLM", changes)
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains(word), "{error}");
+    }
+    for (changes, word) in [
+        (json!({"mlp_only_layers": ["x"]}), "mlp_only_layers"),
+        (json!({"decoder_sparse_step": 0}), "decoder_sparse_step"),
+        (json!({"moe_intermediate_size": 0}), "moe_intermediate_size"),
+    ] {
+        let error = config("Qwen3MoeForCausalLM", changes)
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains(word), "{error}");
+    }
+    // A family without experts does not overlook them.
+    let error = config("LlamaForCausalLM", json!({"num_local_experts": 8})).unwrap_err();
+    assert!(error.to_string().contains("num_local_experts"), "{error}");
+}

@@ -143,14 +143,17 @@ impl Plan {
         Ok(())
     }
 
-    /// The table with the layers folded into one (`layers.*`), for showing to people: path, kind, style.
+    /// The table with all layers folded into one (`layers.*`), and so all experts, for showing to people: path, kind, style. Where
+    /// layers are not alike, it has what is in any of them.
     pub fn rows(&self, tree: &ModuleTree) -> Vec<(String, String, Style)> {
-        let mut rows = Vec::new();
+        let mut rows: Vec<(String, String, Style)> = Vec::new();
         for module in tree.modules() {
             let Some(&style) = self.styles.get(&module.path) else {
                 continue;
             };
-            if module.path.contains(".layers.") && !module.path.contains(".layers.0.") {
+            let path = folded(&module.path);
+            let mut shown = rows.iter();
+            if shown.any(|(its, _, as_)| *its == path && *as_ == style) {
                 continue;
             }
             let kind = match module.kind {
@@ -161,8 +164,17 @@ impl Plan {
                 ModuleKind::HeadNorm { features } => format!("norm {features} per head"),
                 ModuleKind::Linear { inputs, outputs } => format!("linear {inputs} -> {outputs}"),
             };
-            rows.push((module.path.replace(".layers.0.", ".layers.*."), kind, style));
+            rows.push((path, kind, style));
         }
         rows
     }
+}
+
+/// A module's path with a star for every number.
+fn folded(path: &str) -> String {
+    let star = |part: &str| match part.bytes().all(|byte| byte.is_ascii_digit()) {
+        true => "*".to_owned(),
+        false => part.to_owned(),
+    };
+    path.split('.').map(star).collect::<Vec<_>>().join(".")
 }

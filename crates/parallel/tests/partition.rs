@@ -16,12 +16,16 @@ fn config(
     vocab: usize,
     tied: bool,
 ) -> ModelConfig {
-    let json = json!({
+    let mut json = json!({
         "architectures": [architecture], "hidden_size": 8, "num_attention_heads": heads,
         "num_key_value_heads": kv_heads, "head_dim": 4, "num_hidden_layers": 2, "intermediate_size": 13,
         "vocab_size": vocab, "max_position_embeddings": 64, "tie_word_embeddings": tied,
-        "attention_bias": true, "mlp_bias": true,
+        "attention_bias": true, "mlp_bias": true, "moe_intermediate_size": 11,
     });
+    if architecture.contains("Moe") || architecture.contains("Mixtral") {
+        json["num_experts"] = 3.into();
+        json["num_experts_per_tok"] = 2.into();
+    }
     ModelConfig::from_json(json.as_object().unwrap()).unwrap()
 }
 
@@ -53,7 +57,7 @@ proptest! {
     fn every_element_is_counted_exactly_once(
         (heads, kv_heads, tp_size) in head_counts(), vocab in 9usize..40, tied: bool, sequence_parallel: bool,
     ) {
-        for architecture in ["LlamaForCausalLM", "Qwen3ForCausalLM", "Phi3ForCausalLM", "Olmo2ForCausalLM"] {
+        for architecture in ["LlamaForCausalLM", "Qwen3ForCausalLM", "Phi3ForCausalLM", "Olmo2ForCausalLM", "Qwen3MoeForCausalLM"] {
             let config = config(architecture, heads, kv_heads, vocab, tied);
             let ranks = all_layouts(&config, tp_size, sequence_parallel);
             for spec in ModuleTree::new(&config).parameters() {
@@ -127,6 +131,8 @@ fn the_inferred_plan_is_the_declared_one() {
         "Olmo3ForCausalLM",
         "SmolLM3ForCausalLM",
         "GraniteForCausalLM",
+        "MixtralForCausalLM",
+        "Qwen3MoeForCausalLM",
     ] {
         // One key/value head is as wide as all of them together.
         for (tied, kv_heads) in [(false, 2), (true, 2), (true, 1)] {
@@ -275,4 +281,33 @@ fn a_block_that_is_replicated_is_whole_on_every_rank() {
             }
         }
     }
+}
+
+/// What a person is shown of a mixture: all kinds of layers, and one expert for all.
+#[test]
+fn a_table_of_the_plan_has_every_kind_of_layer_once() {
+    let json = json!({
+        "architectures": ["Qwen3MoeForCausalLM"], "hidden_size": 8, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "head_dim": 4, "num_hidden_layers": 4, "intermediate_size": 16, "moe_intermediate_size": 8, "num_experts": 3,
+        "num_experts_per_tok": 2, "decoder_sparse_step": 2, "vocab_size": 20,
+    });
+    let config = ModelConfig::from_json(json.as_object().unwrap()).unwrap();
+    let tree = ModuleTree::new(&config);
+    let rows = Plan::declared(&tree).rows(&tree);
+    let style_of = |path: &str| {
+        let named = rows.iter().filter(|(its, ..)| its == path);
+        named.map(|(_, _, style)| *style).collect::<Vec<_>>()
+    };
+    for (path, style) in [
+        ("model.layers.*.mlp.down_proj", Style::Rowwise),
+        ("model.layers.*.mlp.gate", Style::Replicate),
+        ("model.layers.*.mlp.experts.*.up_proj", Style::Colwise),
+        ("model.layers.*.mlp.experts.*.down_proj", Style::Rowwise),
+    ] {
+        assert_eq!(style_of(path), [style], "{path}: {rows:?}");
+    }
+    assert_eq!(
+        Plan::declared(&tree),
+        AutoTp::default().infer(&tree).unwrap()
+    );
 }
