@@ -120,6 +120,7 @@ mod tests {
             "--eval_dataset_name=n",
             "--eval_split=s",
             "--eval_batch_size=1",
+            "--router_aux_loss_coef=0.1",
             "--lora_r=2",
             "--lora_alpha=4",
             "--lora_dropout=0.1",
