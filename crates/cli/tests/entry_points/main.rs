@@ -13,6 +13,7 @@ mod deepspeed_file;
 mod demo;
 mod evaluation;
 mod export;
+mod fine_tune;
 mod full_disk;
 mod hang_up;
 // The fuzz tests use more of it.
