@@ -68,7 +68,7 @@ pub enum TokenizerError {
     /// Documents could not be told apart.
     #[error(
         "no EOS token: looked for `eos_token` or `eos_token_id` in tokenizer_config.json, special_tokens_map.json, \
-         generation_config.json and config.json of {}",
+         generation_config.json and config.json of {}; name one with --eos_token",
         dir.display()
     )]
     NoEos {
@@ -120,6 +120,18 @@ impl Tokenizer {
     /// # Errors
     /// Files that are missing or not valid; no EOS token.
     pub fn load(dir: &Path) -> Result<Self, TokenizerError> {
+        Self::read(dir, None)
+    }
+
+    /// The same with another end-of-text token than its files name, if they name one.
+    ///
+    /// # Errors
+    /// As [`Self::load`]; a token that is not in the vocabulary.
+    pub fn load_with_eos(dir: &Path, token: &str) -> Result<Self, TokenizerError> {
+        Self::read(dir, Some(token))?.with_eos(token)
+    }
+
+    fn read(dir: &Path, eos: Option<&str>) -> Result<Self, TokenizerError> {
         let path = dir.join("tokenizer.json");
         if !path.is_file() {
             return Err(TokenizerError::Missing { dir: dir.into() });
@@ -145,7 +157,10 @@ impl Tokenizer {
             .max()
             .map_or(0, |last| *last as usize + 1);
 
-        let eos_id = find_eos(dir, &pipeline)?;
+        let eos_id = match (find_eos(dir, &pipeline), eos) {
+            (Err(TokenizerError::NoEos { .. }), Some(token)) => id_of_eos(&pipeline, token)?,
+            (found, _) => found?,
+        };
         let pad_id = special_token(dir, EOS_FILES[0], "pad_token", &pipeline)?.unwrap_or(eos_id);
         let eos_token = pipeline.id_to_token(eos_id).unwrap_or_default();
         let mut tokenizer = Self {
@@ -178,11 +193,8 @@ impl Tokenizer {
     ///
     /// # Errors
     /// One that is not in the vocabulary.
-    pub fn with_eos(mut self, token: &str) -> Result<Self, TokenizerError> {
-        let id = self.pipeline.token_to_id(token);
-        let id = id.ok_or_else(|| TokenizerError::NoSuchEos {
-            token: token.into(),
-        })?;
+    fn with_eos(mut self, token: &str) -> Result<Self, TokenizerError> {
+        let id = id_of_eos(&self.pipeline, token)?;
         if self.pad_id == self.eos_id {
             self.pad_id = id;
         }
@@ -313,6 +325,14 @@ fn fingerprint(tokenizer_json: &[u8], eos_id: u32, pad_id: u32) -> blake3::Hash 
     hasher.update(&eos_id.to_le_bytes());
     hasher.update(&pad_id.to_le_bytes());
     hasher.finalize()
+}
+
+/// A token that somebody asked for.
+fn id_of_eos(pipeline: &Pipeline, token: &str) -> Result<u32, TokenizerError> {
+    let id = pipeline.token_to_id(token);
+    id.ok_or_else(|| TokenizerError::NoSuchEos {
+        token: token.into(),
+    })
 }
 
 fn find_eos(dir: &Path, pipeline: &Pipeline) -> Result<u32, TokenizerError> {

@@ -7,6 +7,7 @@ use tandem_data::chat::{ChatError, ChatTemplate};
 use tandem_data::{
     CacheError, DatasetOptions, Encoder, ExampleKind, Hub, LossOn, Mixture, Packing, Part,
     Progress, RowLayout, Rows, Source, SourceError, TokenCache, TokenDataset, Tokenizer,
+    TokenizerError,
 };
 use tandem_model::ModelConfig;
 
@@ -30,6 +31,7 @@ pub fn source(data: &Data, name: &str, hub: &Hub, progress: &mut dyn Progress) -
     Source::resolve(&options(data, name), hub, progress).map_err(|error| match error {
         // The flag asks for what the file has not.
         SourceError::OtherKind { .. } => usage(error),
+        SourceError::NoColumn { .. } => no_column(&error),
         other => Failure::other(format!("--dataset_name: {other}")),
     })
 }
@@ -41,11 +43,14 @@ pub fn is_path(name: &str) -> bool {
 
 /// The tokenizer in `dir`.
 pub fn tokenizer(data: &Data, dir: &Path) -> Outcome<Tokenizer> {
-    let tokenizer = Tokenizer::load(dir).map_err(Failure::other)?;
-    match &data.eos_token {
-        Some(token) => tokenizer.with_eos(token).map_err(usage),
-        None => Ok(tokenizer),
-    }
+    let loaded = match &data.eos_token {
+        Some(token) => Tokenizer::load_with_eos(dir, token),
+        None => Tokenizer::load(dir),
+    };
+    loaded.map_err(|error| match error {
+        TokenizerError::NoEos { .. } | TokenizerError::NoSuchEos { .. } => usage(error),
+        other => Failure::other(other),
+    })
 }
 
 /// The tokenizer in `dir`, for the model of `config`.
@@ -130,8 +135,25 @@ pub fn failure(error: CacheError) -> Failure {
         | CacheError::AllRefused { .. }
         | CacheError::Empty { .. }
         | CacheError::NothingTrained { .. } => usage(error),
+        CacheError::Source(source @ SourceError::NoColumn { .. }) => no_column(&source),
         other => Failure::other(other),
     }
+}
+
+fn no_column(error: &SourceError) -> Failure {
+    // Of a table without a header, the first row is taken for one.
+    let hint = match error {
+        SourceError::NoColumn {
+            path, line: None, ..
+        } if is_table(path) => "; a table must begin with the names of its columns",
+        _ => "",
+    };
+    usage(format!("--dataset_name: {error}{hint}"))
+}
+
+fn is_table(path: &Path) -> bool {
+    let name = path.to_string_lossy().to_lowercase();
+    [".csv", ".tsv"].iter().any(|ending| name.contains(ending))
 }
 
 fn usage(error: impl std::fmt::Display) -> Failure {

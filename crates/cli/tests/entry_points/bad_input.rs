@@ -83,6 +83,38 @@ fn a_storage_path_that_cannot_be_written() {
 }
 
 #[test]
+fn a_table_without_a_header_and_a_tokenizer_without_an_end_are_the_users_to_mend() {
+    let folder = tempfile::tempdir().unwrap();
+    let table = folder.path().join("table.csv");
+    std::fs::write(&table, "hello,world\nfoo,bar\n").unwrap();
+    let run = || base().args(["--dataset_name", table.to_str().unwrap()]);
+    let words = ["table.csv", "hello, world", "--text_column", "must begin"];
+    expect(&run(), 2, &words);
+
+    let without = |text: String| {
+        let mut json: serde_json::Value = serde_json::from_str(&text).unwrap();
+        json.as_object_mut().unwrap().remove("eos_token");
+        json.to_string()
+    };
+    let dir = model_with("tokenizer_config.json", without);
+    let config = dir.path().join("config.json");
+    let text = std::fs::read_to_string(&config).unwrap();
+    let mut json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    json.as_object_mut().unwrap().remove("eos_token_id");
+    std::fs::write(&config, json.to_string()).unwrap();
+    let run = || base().args(["--model_name", dir.path().to_str().unwrap()]);
+    expect(&run(), 2, &["no EOS token", "--eos_token"]);
+    expect(
+        &run().args(["--eos_token", "<nobody>"]),
+        2,
+        &["--eos_token <nobody>"],
+    );
+    run()
+        .args(["--eos_token", "<|endoftext|>", "--max_steps", "1"])
+        .succeed();
+}
+
+#[test]
 fn models_that_cannot_be_used() {
     let missing = tempfile::tempdir().unwrap();
     expect(
@@ -187,7 +219,7 @@ fn data_that_cannot_be_used() {
     let column = file("column.jsonl", "{\"body\": \"x\"}\n");
     expect(
         &base().args(["--dataset_name", &column]),
-        1,
+        2,
         &["text", "body"],
     );
     expect(

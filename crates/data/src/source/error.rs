@@ -170,7 +170,7 @@ pub enum SourceError {
     },
     /// No text where it was expected.
     #[error(
-        "{}{} has no column `{column}`: it has {}; choose one with text_column",
+        "{}{} has no column `{column}`: it has {}; choose one with --text_column",
         path.display(), at_line(*.line), list(available)
     )]
     NoColumn {
