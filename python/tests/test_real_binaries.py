@@ -63,9 +63,16 @@ def test_the_command_line_trains_on_ray_as_on_this_machine(command: Command) -> 
 def test_the_trainer_does_as_the_command_line_with_the_other_strategy(
     command: Command, make_trainer: MakeTrainer
 ) -> None:
-    assert command.run("local", strategy="deepspeed", max_steps=6, zero_stage=1) == 0
-    held_out = command.storage / "held_out.txt"
-    held_out.write_text("And it came to pass in those days\n" * 20)
+    # A fine-tune: questions with answers, several a row, and others to evaluate on.
+    trained, held_out = command.storage / "trained.jsonl", command.storage / "held_out.jsonl"
+    for path, first, count in [(trained, 0, 150), (held_out, 500, 20)]:
+        rows = (
+            {"prompt": f"{n} and {n}?", "completion": " " + "so " * (n % 9 + 1)} for n in range(first, first + count)
+        )
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = {**FLAGS, "dataset_name": str(trained), "dataset_percentage": 100, "packing": "true"}
+    own = {name: value for name, value in flags.items() if FLAGS.get(name) != value}
+    assert command.run("local", strategy="deepspeed", max_steps=6, zero_stage=1, **own) == 0
     evaluations = Evaluations(command.storage / "evaluations.jsonl")
     result = make_trainer(
         strategy="deepspeed",
@@ -76,7 +83,7 @@ def test_the_trainer_does_as_the_command_line_with_the_other_strategy(
             num_to_keep=1, checkpoint_score_attribute="eval_loss", checkpoint_score_order="max"
         ),
         callbacks=[evaluations],
-        **FLAGS,
+        **flags,
         max_steps=6,
         zero_stage=1,
         save_steps=2,
