@@ -148,7 +148,12 @@ impl Tokenizer {
             path: path.clone(),
             reason,
         })?;
-        let mut pipeline = Pipeline::from_bytes(&bytes).map_err(invalid)?;
+        // Some of what a file may say makes the library panic.
+        let read = guarded(|| Pipeline::from_bytes(&bytes));
+        let mut pipeline = read.map_err(|reason| TokenizerError::Invalid {
+            path: path.clone(),
+            reason,
+        })?;
         pipeline.with_padding(None);
         pipeline.with_truncation(None).map_err(invalid)?;
         let vocab_size = pipeline

@@ -194,7 +194,7 @@ impl ManagerSnapshot {
             .checkpoint_report_indices
             .iter()
             .max()
-            .map_or(0, |max| max + 1);
+            .map_or(0, |max| max.saturating_add(1));
         self.current_report_index = self.current_report_index.max(next);
         self.pending_validation_specs
             .resize(self.pending_training_results.len(), Value::Bool(true));

@@ -255,10 +255,12 @@ fn raise_exception(said: &str) -> Result<Value, Error> {
 fn with_marks(template: &str) -> (String, bool) {
     let (mut out, mut rest, mut has_marks) = (String::new(), template, false);
     while let Some(start) = rest.find("{%") {
-        let Some(length) = rest[start..].find("%}") else {
+        // Behind both of its characters: `{%}` is no tag.
+        let Some(length) = rest[start + 2..].find("%}") else {
             break;
         };
-        let tag = &rest[start + 2..start + length];
+        let end = start + 2 + length;
+        let tag = &rest[start + 2..end];
         let word = tag.trim_matches(|c: char| c == '-' || c == '+' || c.is_whitespace());
         let replaced = match word {
             "generation" => Some("filter generation"),
@@ -274,7 +276,7 @@ fn with_marks(template: &str) -> (String, bool) {
             None => out.push_str(tag),
         }
         out.push_str("%}");
-        rest = &rest[start + length + 2..];
+        rest = &rest[end + 2..];
     }
     out.push_str(rest);
     (out, has_marks)

@@ -141,7 +141,8 @@ fn without_nan(text: &str) -> Cow<'_, str> {
             _ if is_escaped => is_escaped = false,
             b'\\' if in_string => is_escaped = true,
             b'"' => in_string = !in_string,
-            b'N' | b'I' if !in_string => {
+            // Not the end of a word that was just replaced.
+            b'N' | b'I' if !in_string && at >= copied => {
                 let words = [("NaN", "0.0"), ("Infinity", "0.000000")];
                 for (word, number) in words {
                     if text[at..].starts_with(word) {
