@@ -15,7 +15,7 @@ use tandem_mesh::DeviceMesh;
 use tandem_model::ModuleTree;
 use tandem_model::lora::{LoraConfig, LoraTargets};
 use tandem_parallel::RandomInit;
-use tandem_run::engine::engine;
+use tandem_run::engine::{Purpose, engine};
 use tandem_run::environment::Environment;
 use tandem_run::failure::{Failure, Outcome};
 use tandem_run::libtorch::Libtorch;
@@ -267,7 +267,15 @@ pub fn run_worker(args: &BenchStepArgs, env: &WorkerEnv, environment: &Environme
         targets: LoraTargets::AllLinear,
     };
     let lora = (args.lora_r > 0).then_some((lora, 0));
-    let mut engine = engine(&spec, &config, strategy, args.seq, &ranks, lora.as_ref())?;
+    let mut engine = engine(
+        &spec,
+        &config,
+        strategy,
+        args.seq,
+        &ranks,
+        lora.as_ref(),
+        Purpose::Training,
+    )?;
     let weights = RandomInit {
         seed: 0,
         initializer_range: engine.config.initializer_range,

@@ -13,7 +13,7 @@ use tandem_launch::say;
 use tandem_mesh::{DeviceMesh, ShardSlice};
 use tandem_model::{ModelConfig, ModuleTree};
 use tandem_parallel::OptimizerState;
-use tandem_run::engine::engine;
+use tandem_run::engine::{Purpose, engine};
 use tandem_run::failure::{Failure, Outcome};
 use tandem_run::ranks::Ranks;
 use tandem_run::spec::{self, EngineSpec, Network};
@@ -177,7 +177,15 @@ pub fn run_worker(args: &ReplayArgs, env: &WorkerEnv) -> Outcome<()> {
     let adapter = case.adapter()?;
     let lora = adapter.as_ref().map(|adapter| (adapter.lora.clone(), 0));
     let seq = case.trajectory.seq;
-    let mut engine = engine(&spec, &config, strategy, seq, &ranks, lora.as_ref())?;
+    let mut engine = engine(
+        &spec,
+        &config,
+        strategy,
+        seq,
+        &ranks,
+        lora.as_ref(),
+        Purpose::Training,
+    )?;
     engine.load(&source).map_err(Failure::train)?;
     let tree = engine.trained_tree();
     if let Some(adapter) = &adapter {

@@ -12,6 +12,15 @@ use crate::spec::EngineSpec;
 /// Adapters that are trained in the place of the model, and the seed of their dropout.
 pub type Lora = (LoraConfig, u64);
 
+/// What an engine is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// Training.
+    Training,
+    /// Evaluation alone: without gradients and optimizer states, which are most of the memory.
+    Evaluation,
+}
+
 /// Builds it for rows of `seq` tokens, without weights. `strategy` is what `spec.strategy` makes of the model.
 pub fn engine(
     spec: &EngineSpec,
@@ -20,33 +29,10 @@ pub fn engine(
     seq: usize,
     ranks: &Ranks,
     lora: Option<&Lora>,
-) -> Outcome<Engine> {
-    built(spec, config, strategy, seq, ranks, lora, true)
-}
-
-/// The same for evaluation alone: without gradients and optimizer states, which are most of the memory.
-pub fn forward_engine(
-    spec: &EngineSpec,
-    config: &ModelConfig,
-    strategy: Strategy,
-    seq: usize,
-    ranks: &Ranks,
-    lora: Option<&Lora>,
-) -> Outcome<Engine> {
-    built(spec, config, strategy, seq, ranks, lora, false)
-}
-
-fn built(
-    spec: &EngineSpec,
-    config: &ModelConfig,
-    strategy: Strategy,
-    seq: usize,
-    ranks: &Ranks,
-    lora: Option<&Lora>,
-    trains: bool,
+    purpose: Purpose,
 ) -> Outcome<Engine> {
     Engine::new(EngineSetup {
-        trains,
+        trains: purpose == Purpose::Training,
         lora: lora.cloned(),
         config: config.clone(),
         strategy,

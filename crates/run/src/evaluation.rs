@@ -15,7 +15,7 @@ use tandem_model::{ModelConfig, ModuleTree};
 use tandem_trainer::{EvalSet, evaluate};
 
 use crate::adapter::SavedAdapter;
-use crate::engine::forward_engine;
+use crate::engine::{Purpose, engine};
 use crate::environment::{EVAL_TOKEN_CACHE, Environment};
 use crate::eval_data::{EvalData, Place};
 use crate::failure::{Failure, Outcome};
@@ -180,7 +180,15 @@ pub fn work(
         .map(|adapter| adapter.base(job.model.base.as_deref(), &config))
         .transpose()?;
     let lora = adapter.map(|adapter| (adapter.lora, 0));
-    let mut engine = forward_engine(&job.engine, &config, strategy, seq, &ranks, lora.as_ref())?;
+    let mut engine = engine(
+        &job.engine,
+        &config,
+        strategy,
+        seq,
+        &ranks,
+        lora.as_ref(),
+        Purpose::Evaluation,
+    )?;
     if let Some(base) = &base {
         engine.load(base.source()).map_err(Failure::train)?;
     }

@@ -19,7 +19,7 @@ use tandem_trainer::{
     train_loop,
 };
 
-use crate::engine::engine;
+use crate::engine::{Purpose, engine};
 use crate::environment::Environment;
 use crate::failure::{Failure, Outcome};
 use crate::identity::identity;
@@ -110,6 +110,7 @@ impl Worker<'_> {
             self.spec.identity.selection.data.seq_length,
             self.ranks,
             lora.as_ref(),
+            Purpose::Training,
         )?;
         engine.set_z_loss(self.spec.compute.training.z_loss);
         if let Some(coefficient) = self.spec.compute.training.router_aux_loss_coef {

@@ -3,11 +3,11 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use serde_json::{Value, json};
 
-use crate::demo::{self, Run, losses, metrics, train, wait_until};
+use crate::demo::{Run, losses, metrics, train};
 use crate::saved;
 use crate::tiny::Tiny;
 
@@ -208,15 +208,7 @@ fn a_killed_run_goes_on_with_the_same_evaluations_on_another_mesh() {
     ];
     let run = data.run("deepspeed", 2, 1).args(flags);
     let run = run.args(["--max_steps", "100000", "--async_save", "false"]);
-    let mut child = train(&run).stderr(Stdio::null()).spawn().unwrap();
-    wait_until("there are two checkpoints", || {
-        run.dir().is_dir() && saved::steps(&run.dir()).len() >= 2
-    });
-    let workers = demo::workers_of(child.id());
-    demo::kill(child.id(), "KILL");
-    child.wait().unwrap();
-    demo::assert_gone_soon(&workers, std::time::Duration::from_secs(30));
-    let done = *saved::steps(&run.dir()).last().unwrap();
+    let done = saved::killed_after_two(&run);
     let last = (done + 3).to_string();
 
     let onto = data

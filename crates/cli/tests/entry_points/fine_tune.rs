@@ -3,12 +3,10 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Stdio;
-use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::demo::{self, Run, losses, metrics, train, wait_until};
+use crate::demo::{Run, losses, metrics};
 use crate::saved;
 use crate::tiny::Tiny;
 
@@ -87,15 +85,7 @@ fn a_fine_tune_is_the_same_on_every_mesh_and_after_a_kill() {
 
     let killed = run(&tiny, "deepspeed", 2, 2);
     let killed = killed.args(["--max_steps", "100000", "--async_save", "false"]);
-    let mut child = train(&killed).stderr(Stdio::null()).spawn().unwrap();
-    wait_until("there are two checkpoints", || {
-        killed.dir().is_dir() && saved::steps(&killed.dir()).len() >= 2
-    });
-    let workers = demo::workers_of(child.id());
-    demo::kill(child.id(), "KILL");
-    child.wait().unwrap();
-    demo::assert_gone_soon(&workers, Duration::from_secs(30));
-    let done = saved::steps(&killed.dir()).last().copied().unwrap();
+    let done = saved::killed_after_two(&killed);
     let last = (done + 3).to_string();
 
     let whole = |strategy: &str, tp, dp| {

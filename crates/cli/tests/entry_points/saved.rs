@@ -2,11 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::process::Stdio;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tandem_checkpoint::store::LocalStore;
 use tandem_checkpoint::{CheckpointEntry, Reader, Retention, Role, RunDir};
 use tandem_mesh::ShardSlice;
+
+use crate::demo::{self, Run};
 
 /// The tensors of a checkpoint, whole, by name and role.
 pub type Content = BTreeMap<(String, Role), Vec<f32>>;
@@ -23,6 +27,20 @@ pub fn checkpoints(folder: &Path) -> Vec<CheckpointEntry> {
 pub fn steps(folder: &Path) -> Vec<u64> {
     let all = checkpoints(folder);
     all.iter().map(|entry| entry.global_step).collect()
+}
+
+/// Starts a run that saves at once and has no end, and kills its controller when there are two checkpoints. Returns the step of
+/// the newest.
+pub fn killed_after_two(run: &Run) -> u64 {
+    let mut child = demo::train(run).stderr(Stdio::null()).spawn().unwrap();
+    demo::wait_until("there are two checkpoints", || {
+        run.dir().is_dir() && steps(&run.dir()).len() >= 2
+    });
+    let workers = demo::workers_of(child.id());
+    demo::kill(child.id(), "KILL");
+    child.wait().unwrap();
+    demo::assert_gone_soon(&workers, Duration::from_secs(30));
+    steps(&run.dir()).last().copied().unwrap()
 }
 
 /// The newest checkpoint.
