@@ -20,13 +20,13 @@ pub fn identity(spec: &RunSpec, prepared: &Prepared) -> Outcome<TrainState> {
     let selection = &spec.identity.selection;
     let (strategy, zero_stage) = engine.strategy.name();
     let mut extra = BTreeMap::from([(DATA_SIZE.to_owned(), prepared.data_size())]);
-    if let Some(adapter) = &prepared.adapter {
+    if let Some(adapter) = &prepared.model.adapter {
         let described = adapter::described(
             &adapter.lora,
             &spec.identity.model_name,
-            prepared.pretrained.as_ref(),
+            prepared.model.pretrained.as_ref(),
             selection.seed,
-            &prepared.config,
+            &prepared.model.config,
         )?;
         extra.insert(adapter::LORA.to_owned(), described);
     }
@@ -35,7 +35,7 @@ pub fn identity(spec: &RunSpec, prepared: &Prepared) -> Outcome<TrainState> {
         tp_size: engine.mesh.tp_size(),
         dp_size: engine.mesh.dp_size(),
         zero_stage,
-        model_fingerprint: model_fingerprint(&prepared.config, &prepared.tree),
+        model_fingerprint: model_fingerprint(&prepared.model.config, &prepared.model.tree),
         data_fingerprint: prepared.dataset.fingerprint(),
         seed: selection.seed,
         seq_length: selection.data.seq_length,

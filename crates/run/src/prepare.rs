@@ -2,7 +2,7 @@
 //! wrong is said once, before anything is started.
 
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
@@ -28,18 +28,8 @@ const TOKEN_CACHES: &str = "token_cache";
 
 /// A model and data that fit together.
 pub struct Prepared {
-    /// Folder of the model.
-    pub model_dir: PathBuf,
-    /// The model.
-    pub config: ModelConfig,
-    /// Its first weights, unless they are random.
-    pub pretrained: Option<Pretrained>,
-    /// Its modules.
-    pub tree: ModuleTree,
-    /// What is trained in its place, if anything.
-    pub adapter: Option<Adapter>,
-    /// How the model and its states are cut over the ranks.
-    pub strategy: Strategy,
+    /// The model, and how it is cut.
+    pub model: Planned,
     /// What of the data is not trained on and why, a line each.
     pub left_out: Vec<String>,
     /// What the data are, a line for each dataset, where they are not just text.
@@ -56,10 +46,6 @@ pub struct Prepared {
     pub evaluation: Option<PreparedEvaluation>,
     /// Optimizer steps of the run.
     pub total_steps: u64,
-    /// What each rank will need.
-    pub memory: MemoryEstimate,
-    /// The units of tp_rank 0, for their sizes.
-    pub layouts: Vec<UnitLayout>,
 }
 
 /// Rows that a run is evaluated on.
@@ -221,20 +207,11 @@ pub fn prepare(
     } = spec;
     let mesh = engine.mesh;
     let hub = Hub::from_env().map_err(Failure::other)?;
-    let Planned {
-        model_dir,
-        config,
-        pretrained,
-        tree,
-        adapter,
-        strategy,
-        memory,
-        layouts,
-    } = plan(spec, &hub, sink)?;
+    let model = plan(spec, &hub, sink)?;
     if let Some(count) = local_workers {
-        check_memory(&memory, count)?;
+        check_memory(&model.memory, count)?;
     }
-    let (caches, mut left_out) = token_caches(spec, environment, &model_dir, &config, &hub, sink)?;
+    let (caches, mut left_out) = token_caches(spec, environment, &model, &hub, sink)?;
     let token_caches = caches.iter().map(|cache| cache.path().to_owned()).collect();
     let documents_and_tokens = (
         caches.iter().map(TokenCache::documents).sum(),
@@ -245,18 +222,13 @@ pub fn prepare(
     let dataset = Arc::new(dataset);
     let sampler = sampler(training, selection.seed, mesh, dataset.len())?;
     left_out.extend(left_out_of(training, &dataset, &sampler));
-    let evaluation = evaluation(spec, environment, &model_dir, &config, &hub, sink)?;
+    let evaluation = evaluation(spec, environment, &model, &hub, sink)?;
     let total_steps = match training.max_steps {
         0 => sampler.total_steps(),
         limit => sampler.total_steps().min(limit),
     };
     Ok(Prepared {
-        model_dir,
-        config,
-        pretrained,
-        tree,
-        adapter,
-        strategy,
+        model,
         left_out,
         examples,
         dataset,
@@ -265,8 +237,6 @@ pub fn prepare(
         sampler,
         evaluation,
         total_steps,
-        memory,
-        layouts,
     })
 }
 
@@ -344,8 +314,7 @@ pub fn check_memory(memory: &MemoryEstimate, local_workers: usize) -> Outcome<()
 fn token_caches(
     spec: &RunSpec,
     environment: &Environment,
-    model_dir: &Path,
-    config: &ModelConfig,
+    model: &Planned,
     hub: &Hub,
     sink: &mut dyn EventSink,
 ) -> Outcome<(Vec<TokenCache>, Vec<String>)> {
@@ -361,7 +330,7 @@ fn token_caches(
     // In shared storage, all hosts of a cluster and all runs use one cache.
     let cache_dir = spec.output.local_folder().join(TOKEN_CACHES);
     let mut shown = Shown::to(sink);
-    let tokenizer = examples::model_tokenizer(data, model_dir, config)?;
+    let tokenizer = examples::model_tokenizer(data, &model.model_dir, &model.config)?;
     let (mut caches, mut left_out) = (Vec::new(), Vec::new());
     for dataset in &datasets {
         // Of several, each line says which.
@@ -374,7 +343,7 @@ fn token_caches(
             data,
             (what, &source),
             &tokenizer,
-            model_dir,
+            &model.model_dir,
             &cache_dir,
             &mut shown,
         )?;
@@ -388,8 +357,7 @@ fn token_caches(
 fn evaluation(
     spec: &RunSpec,
     environment: &Environment,
-    model_dir: &Path,
-    config: &ModelConfig,
+    model: &Planned,
     hub: &Hub,
     sink: &mut dyn EventSink,
 ) -> Outcome<Option<PreparedEvaluation>> {
@@ -400,8 +368,8 @@ fn evaluation(
     let flag = own.flag();
     let cache_dir = spec.output.local_folder().join(TOKEN_CACHES);
     let place = Place {
-        model_dir,
-        config,
+        model_dir: &model.model_dir,
+        config: &model.config,
         cache_dir: &cache_dir,
         built: environment.eval_token_cache.as_deref(),
     };

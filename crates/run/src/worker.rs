@@ -98,15 +98,15 @@ struct Start {
 
 impl Worker<'_> {
     fn train(&self, reporter: &mut Reporter<'_>) -> Outcome<Ended> {
-        check_memory(&self.prepared.memory, self.env.local_world_size)?;
+        check_memory(&self.prepared.model.memory, self.env.local_world_size)?;
         reporter.event(TrainEvent::Phase("loading".to_owned()));
         let seed = self.spec.identity.selection.seed;
-        let adapter = self.prepared.adapter.as_ref();
+        let adapter = self.prepared.model.adapter.as_ref();
         let lora = adapter.map(|adapter| (adapter.lora.clone(), seed));
         let mut engine = engine(
             &self.spec.compute.engine,
-            &self.prepared.config,
-            self.prepared.strategy.clone(),
+            &self.prepared.model.config,
+            self.prepared.model.strategy.clone(),
             self.spec.identity.selection.data.seq_length,
             self.ranks,
             lora.as_ref(),
@@ -135,7 +135,7 @@ impl Worker<'_> {
         let Self { spec, prepared, .. } = self;
         let run = self.first_rank_opens(storage)?;
         let identity = identity(spec, prepared)?;
-        if prepared.adapter.is_some() {
+        if prepared.model.adapter.is_some() {
             // Checkpoints hold the adapters alone.
             self.load(engine)?;
         }
@@ -161,9 +161,9 @@ impl Worker<'_> {
                 }
                 if let Some(run) = &run {
                     // Wherever there is a checkpoint, they are there already.
-                    model_files::keep(run, &prepared.model_dir, &prepared.config)?;
+                    model_files::keep(run, &prepared.model.model_dir, &prepared.model.config)?;
                 }
-                match &prepared.adapter {
+                match &prepared.model.adapter {
                     None => self.load(engine)?,
                     Some(adapter) => adapter.load(engine, spec.identity.selection.seed)?,
                 }
@@ -411,9 +411,9 @@ impl Worker<'_> {
         match self.spec.compute.training.init {
             Init::Random => engine.load(&RandomInit {
                 seed: self.spec.identity.selection.seed,
-                initializer_range: prepared.config.initializer_range,
+                initializer_range: prepared.model.config.initializer_range,
             }),
-            Init::Pretrained => match &prepared.pretrained {
+            Init::Pretrained => match &prepared.model.pretrained {
                 Some(weights) => engine.load(weights),
                 None => unreachable!("pretrained weights are opened before anything else"),
             },

@@ -19,7 +19,7 @@ pub fn lines(
         engine, training, ..
     } = &spec.compute;
     let mesh = engine.mesh;
-    let config = &prepared.config;
+    let config = &prepared.model.config;
     let mut lines = vec![
         format!("run       {run_dir}"),
         format!(
@@ -38,7 +38,11 @@ pub fn lines(
         ),
     ];
     lines.extend(spec.notes.iter().cloned());
-    let notes = prepared.pretrained.iter().flat_map(|found| &found.notes);
+    let notes = prepared
+        .model
+        .pretrained
+        .iter()
+        .flat_map(|found| &found.notes);
     lines.extend(notes.map(|note| format!("weights   {note}")));
     lines.extend([
         format!(
@@ -50,26 +54,27 @@ pub fn lines(
         ),
         format!(
             "sharding  {}",
-            sharding(&engine.strategy, prepared.strategy.level)
+            sharding(&engine.strategy, prepared.model.strategy.level)
         ),
         "plan      (tensor parallel)".to_owned(),
     ]);
     lines.extend(
         prepared
+            .model
             .strategy
             .plan
-            .rows(&prepared.tree)
+            .rows(&prepared.model.tree)
             .into_iter()
             .map(|(path, kind, style)| format!("  {path:<44} {kind:<28} {style}")),
     );
-    let total = prepared.tree.numel();
-    let per_row: usize = prepared.layouts.iter().map(|unit| unit.numel).sum();
+    let total = prepared.model.tree.numel();
+    let per_row: usize = prepared.model.layouts.iter().map(|unit| unit.numel).sum();
     lines.push(format!(
         "sizes     {} parameters, {} per tensor parallel rank",
         millions(total),
         millions(per_row)
     ));
-    if let Some(adapter) = &prepared.adapter {
+    if let Some(adapter) = &prepared.model.adapter {
         let trained = adapter.tree.numel();
         let all = total + trained;
         let percent = 100.0 * trained as f64 / all as f64;
@@ -79,7 +84,7 @@ pub fn lines(
             adapter.lora.scale()
         ));
     }
-    let memory = &prepared.memory;
+    let memory = &prepared.model.memory;
     lines.push(format!(
         "memory    about {} MB per worker: parameters {}, gradients {}, optimizer {}, activations {}, saving {}, temporaries {}, fixed {}",
         mb(memory.total()),
