@@ -4,13 +4,16 @@ mod error;
 mod index;
 mod naming;
 mod single;
+mod tensor_file;
 mod tensor_list;
+mod tensor_problem;
 mod weights;
 mod writer;
 
 pub use error::WeightsError;
 pub use single::{NamedTensor, write_safetensors};
-pub use tensor_list::TensorProblem;
+pub use tensor_file::TensorFile;
+pub use tensor_problem::TensorProblem;
 pub use weights::HfWeights;
 pub use writer::HfWriter;
 

@@ -71,7 +71,6 @@ mod reader;
 mod run_dir;
 mod shard;
 pub mod store;
-mod tensor_file;
 mod train_state;
 
 pub use background::{BackgroundWriter, Copying, Snapshot};
@@ -83,7 +82,7 @@ pub use element::FloatKind;
 pub use error::CheckpointError;
 pub use export::{DEFAULT_SHARD_BYTES, ModelFile, export, with_dtype};
 pub use header::{Entry, HeaderError};
-pub use hf::{HfWeights, HfWriter, TensorProblem, WeightsError};
+pub use hf::{HfWeights, HfWriter, TensorFile, TensorProblem, WeightsError};
 pub use hf::{NamedTensor, write_safetensors};
 pub use inspect::{Contents, FileCheck};
 pub use manifest::{
@@ -96,7 +95,6 @@ pub use run_dir::{CheckpointEntry, Registered, Retention, RunDir, Score, ScoreOr
 pub use safetensors::Dtype;
 pub use shard::{ShardReport, WrittenPiece, write_shard};
 pub use store::{Store, local_path, open_store};
-pub use tensor_file::TensorFile;
 pub use train_state::TrainState;
 
 // Elements are copied between files and memory without swapping bytes; safetensors is little-endian.

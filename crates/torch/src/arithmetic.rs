@@ -4,11 +4,11 @@ use std::borrow::Borrow;
 use std::ops::{Add, AddAssign, Div, Mul, Sub};
 
 use crate::abi::Handle;
-use crate::dispatch::Arg;
+use crate::dispatch::{Arg, Operator};
 use crate::error::expect;
 use crate::library::device_operator;
 use crate::operators::{
-    ABS, BITWISE_XOR_, DIV, ERF, EXP, LOG, MUL_, Operator, RSQRT, SIGMOID, SILU, SQRT, TANH,
+    ABS, BITWISE_XOR_, DIV, ERF, EXP, LOG, MUL_, RSQRT, SIGMOID, SILU, SQRT, TANH,
 };
 use crate::scalar::Scalar;
 use crate::tensor::{Tensor, new_tensor};

@@ -1,9 +1,9 @@
 //! Comparisons, and what masks do.
 
-use crate::dispatch::Arg;
+use crate::dispatch::{Arg, Operator};
 use crate::error::expect;
 use crate::operators::{
-    EQ, GE, LOGICAL_AND, LOGICAL_OR, LT, MASKED_FILL, MASKED_FILL_, Operator, TRIL, TRIU,
+    EQ, GE, LOGICAL_AND, LOGICAL_OR, LT, MASKED_FILL, MASKED_FILL_, TRIL, TRIU,
 };
 use crate::scalar::Scalar;
 use crate::tensor::Tensor;

@@ -8,7 +8,6 @@ use crate::abi::{Handle, StackValue};
 use crate::error::TorchError;
 use crate::kind::Kind;
 use crate::library::torch;
-use crate::operators::Operator;
 use crate::tensor::Tensor;
 
 /// An argument, in the type that the operator's schema says. Schemas with `Scalar` cannot be called this way.
@@ -34,6 +33,16 @@ pub(crate) enum Arg<'a> {
     OptionalTensors(&'a [Option<&'a Tensor>]),
     /// Any `?`, not given
     None,
+}
+
+/// An operator of libtorch's dispatcher.
+pub(crate) struct Operator {
+    /// Such as `aten::sum`.
+    pub(crate) name: &'static CStr,
+    /// Such as `dim_IntList`; empty for the one without a name.
+    pub(crate) overload: &'static CStr,
+    /// Tensors that it returns.
+    pub(crate) results: usize,
 }
 
 /// Values of the longest stack.

@@ -12,7 +12,6 @@ use crate::abi::{
 };
 use crate::error::TorchError;
 use crate::locate::{self, Found, Origin, Surroundings};
-use crate::operators;
 use crate::version::{OLDEST, Version};
 
 /// A libtorch that is loaded.
@@ -26,8 +25,6 @@ pub struct Torch {
     pub(crate) cpu: CpuFunctions,
     pub(crate) codes: Codes,
     cuda: OnceLock<Result<Cuda, TorchError>>,
-    /// Operators that do not do what they should.
-    broken: OnceLock<Vec<String>>,
 }
 
 /// The part for CUDA, which is loaded when it is first asked for.
@@ -39,24 +36,14 @@ pub(crate) struct Cuda {
 /// libtorch is one per process, so this is too.
 static TORCH: OnceLock<Torch> = OnceLock::new();
 
-/// Finds, loads and checks libtorch; or returns the one that this process has already, whatever `surroundings` say.
-///
-/// # Errors
-/// There is none, it does not load, it is too old or incomplete, or parts of another one are loaded.
-pub fn open(surroundings: &Surroundings) -> Result<&'static Torch, TorchError> {
-    let torch = match TORCH.get() {
-        Some(torch) => torch,
+/// Finds and loads libtorch; or returns the one that this process has already, whatever `surroundings` say.
+pub(crate) fn loaded(surroundings: &Surroundings) -> Result<&'static Torch, TorchError> {
+    match TORCH.get() {
+        Some(torch) => Ok(torch),
         None => {
             let torch = load(locate::find(surroundings)?)?;
-            TORCH.get_or_init(|| torch)
+            Ok(TORCH.get_or_init(|| torch))
         }
-    };
-    match torch.broken.get_or_init(operators::broken).as_slice() {
-        [] => Ok(torch),
-        broken => Err(TorchError::Incomplete {
-            folder: torch.found.libraries.clone(),
-            missing: broken.to_vec(),
-        }),
     }
 }
 
@@ -80,7 +67,7 @@ pub(crate) fn torch() -> &'static Torch {
 #[cold]
 #[track_caller]
 fn first() -> &'static Torch {
-    crate::error::expect(open(&Surroundings::read()))
+    crate::error::expect(loaded(&Surroundings::read()))
 }
 
 fn load(found: Found) -> Result<Torch, TorchError> {
@@ -127,7 +114,6 @@ fn load(found: Found) -> Result<Torch, TorchError> {
         cpu_operators,
         cpu,
         cuda: OnceLock::new(),
-        broken: OnceLock::new(),
         found,
     })
 }

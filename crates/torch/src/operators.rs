@@ -2,24 +2,10 @@
 //! the sample arguments stand beside the name. They have no elements, so that a trial takes the arguments through libtorch's
 //! checks and nothing more: kernels that nobody needs would bring memory of their own (MKL's, some 10 MB).
 
-use std::ffi::CStr;
-
 use crate::device::Device;
-use crate::dispatch::Arg;
+use crate::dispatch::{Arg, Operator};
 use crate::kind::Kind;
 use crate::tensor::Tensor;
-
-/// An operator of libtorch's dispatcher.
-pub(crate) struct Operator {
-    /// Such as `aten::sum`.
-    pub(crate) name: &'static CStr,
-    /// Such as `dim_IntList`; empty for the one without a name.
-    pub(crate) overload: &'static CStr,
-    /// Tensors that it returns.
-    pub(crate) results: usize,
-    /// Arguments that it must accept.
-    sample: &'static [Sample],
-}
 
 /// An argument of a trial call.
 enum Sample {
@@ -45,6 +31,9 @@ enum Sample {
     SecondIndex,
 }
 
+/// An operator, and the arguments that it must accept.
+type Trial = (&'static Operator, &'static [Sample]);
+
 use Arg::{Bool, Int, Ints, None as Nothing, SomeInt, SomeInts, SomeKind};
 use Sample::{Floats, Index, Indices, Integer, List, Mask, Number, Plain, SecondIndex, Square};
 
@@ -55,11 +44,11 @@ macro_rules! operators {
                 name: $name,
                 overload: $overload,
                 results: $results,
-                sample: &[$($sample),*],
             };
         )*
 
-        const ALL: &[&Operator] = &[$(&$operator),*];
+        /// All operators, each with the arguments that it must accept.
+        const ALL: &[Trial] = &[$((&$operator, &[$($sample),*])),*];
     };
 }
 
@@ -109,7 +98,7 @@ pub(crate) fn broken() -> Vec<String> {
     broken_among(ALL)
 }
 
-fn broken_among(operators: &[&Operator]) -> Vec<String> {
+fn broken_among(trials: &[Trial]) -> Vec<String> {
     let on = |kind| (kind, Device::Cpu);
     let floats = || Tensor::zeros([0, 2], on(Kind::Float));
     let square = Tensor::zeros([2, 2], on(Kind::Float));
@@ -119,14 +108,13 @@ fn broken_among(operators: &[&Operator]) -> Vec<String> {
     let mask = Tensor::zeros([0, 2], on(Kind::Bool));
     let indices = Tensor::zeros([0, 2], on(Kind::Int64));
     let mut broken = Vec::new();
-    for operator in operators {
+    for (operator, sample) in trials {
         // Operators that write get tensors of their own.
         let (first, second, index) = (floats(), floats(), index.copy());
         let list = [&first, &second];
         let second_index = [None, Some(&index)];
         let mut taken = 0;
-        let arguments: Vec<Arg<'_>> = operator
-            .sample
+        let arguments: Vec<Arg<'_>> = sample
             .iter()
             .map(|sample| match sample {
                 Sample::Floats => {
@@ -162,15 +150,19 @@ mod tests {
     #[test]
     fn an_operator_that_is_missing_is_named() {
         assert_eq!(broken(), Vec::<String>::new());
-        let missing = Operator {
+        const MISSING: Operator = Operator {
             name: c"aten::no_such_operator",
             ..EXP
         };
-        let other_overload = Operator {
+        const OTHER_OVERLOAD: Operator = Operator {
             overload: c"no_such_overload",
             ..MATMUL
         };
-        let found = broken_among(&[&missing, &EXP, &other_overload]);
+        let found = broken_among(&[
+            (&MISSING, &[Floats]),
+            (&EXP, &[Floats]),
+            (&OTHER_OVERLOAD, &[Floats, Square]),
+        ]);
         assert_eq!(found.len(), 2, "{found:?}");
         assert!(found[0].contains("aten::no_such_operator"), "{found:?}");
         assert!(found[1].contains("aten::matmul"), "{found:?}");

@@ -9,25 +9,6 @@ use std::path::{Component, Path};
 
 use crate::{assert_none, files, text};
 
-/// Circles that are left, by crate and one module of the circle, with the reason.
-const KNOWN: [(&str, &str, &str); 3] = [
-    (
-        "crates/torch",
-        "library",
-        "whoever opens libtorch tries its operators, which are called through the libtorch that is open",
-    ),
-    (
-        "crates/checkpoint",
-        "tensor_file",
-        "a file of weights has the errors of a folder of them",
-    ),
-    (
-        "crates/checkpoint",
-        "weights",
-        "a model's tensors are compared with those that are wanted, and the error lists the differences",
-    ),
-];
-
 /// A module's path in its crate; the crate itself is empty.
 type Module = Vec<String>;
 
@@ -263,26 +244,13 @@ fn no_module_is_imported_by_what_it_imports() {
     let count: usize = crates.values().map(Modules::len).sum();
     println!("{count} modules of {} crates checked", crates.len());
     assert!(count > 200, "the modules were not found");
-    let mut complaints = Vec::new();
-    let mut known = BTreeSet::new();
-    for (name, modules) in &crates {
-        for (circle, lines) in circles(modules) {
-            let exception = KNOWN
-                .iter()
-                .position(|(place, module, _)| *place == name.as_str() && circle.contains(*module));
-            match exception {
-                Some(exception) => {
-                    known.insert(exception);
-                }
-                None => complaints.push(format!("{name}: {lines}")),
-            }
-        }
-    }
-    let gone = (0..KNOWN.len()).filter(|exception| !known.contains(exception));
-    complaints.extend(gone.map(|gone| {
-        let (name, module, _) = KNOWN[gone];
-        format!("{name}: {module} is in no circle any more: strike it from the list")
-    }));
+    let complaints: Vec<String> = crates
+        .iter()
+        .flat_map(|(name, modules)| {
+            let circles = circles(modules).into_iter();
+            circles.map(move |(_, lines)| format!("{name}: {lines}"))
+        })
+        .collect();
     assert_none(&complaints);
 }
 

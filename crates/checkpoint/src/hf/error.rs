@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use safetensors::Dtype;
 use thiserror::Error;
 
-use super::tensor_list::{TensorProblem, beside, list_of};
+use super::tensor_problem::{TensorProblem, beside, list_of};
 use crate::header::HeaderError;
 
 /// Weights that cannot be read or written. Every message names the file, and the tensor where there is one.

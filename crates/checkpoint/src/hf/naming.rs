@@ -18,16 +18,37 @@ const DECODER: &str = "model.";
 /// The head, beside the decoder.
 const HEAD: &str = "lm_head.";
 
+impl HfWeights {
+    /// Calls the tensors what `expected` calls them, where another prefix makes all of them fit: `language_model.`, what
+    /// wraps a module (`_orig_mod.`, `module.`), `model.` twice or not at all. Of a pair in `either`, one is enough. Says what
+    /// it has read as what; nothing when the names fit as they are, or not at all.
+    ///
+    /// # Errors
+    /// [`WeightsError::TwoModels`] when several prefixes make everything fit.
+    pub fn fit_names(
+        &mut self,
+        expected: &[(String, Vec<usize>)],
+        either: (&str, &str),
+    ) -> Result<Option<String>, WeightsError> {
+        let fit = fit(self, expected, either)?;
+        let Some(Fit { said, names }) = fit else {
+            return Ok(None);
+        };
+        self.set_file_names(names)?;
+        Ok(Some(said))
+    }
+}
+
 /// Names by which the weights are those of the model.
-pub(super) struct Fit {
+struct Fit {
     /// What was read as what.
-    pub(super) said: String,
+    said: String,
     /// The names, file by file.
-    pub(super) names: Vec<Vec<String>>,
+    names: Vec<Vec<String>>,
 }
 
 /// Looks for a prefix that makes all of `expected` fit. Of a pair in `either`, one is enough.
-pub(super) fn fit(
+fn fit(
     weights: &HfWeights,
     expected: &[(String, Vec<usize>)],
     either: (&str, &str),

@@ -7,17 +7,17 @@ use safetensors::Dtype;
 use tandem_mesh::ShardSlice;
 
 use super::index::Index;
-use super::{INDEX_FILE, SINGLE_FILE, WeightsError, naming, tensor_list};
+use super::tensor_file::TensorFile;
+use super::{INDEX_FILE, SINGLE_FILE, WeightsError};
 use crate::header::Entry;
 use crate::names::FileName;
-use crate::tensor_file::TensorFile;
 
 /// The tensors of a Hugging Face model folder. Only headers are in memory; [`HfWeights::read`] fetches what a rank needs.
 #[derive(Debug)]
 pub struct HfWeights {
     folder: PathBuf,
     files: Vec<TensorFile>,
-    /// What the tensors of each file are called here: as in the file, unless [`HfWeights::fit_names`] has changed it.
+    /// What the tensors of each file are called here: as in the file, unless `fit_names` has changed it.
     names: Vec<Vec<String>>,
     /// Tensor name to position in `files`, and in the file.
     places: HashMap<String, (usize, usize)>,
@@ -111,39 +111,6 @@ impl HfWeights {
         Ok(self.locate(name)?.1.dtype)
     }
 
-    /// Checks that the tensors are exactly `expected` (name and shape), but for extra ones that `ignorable` names. Returns
-    /// those, in the order of their bytes.
-    ///
-    /// # Errors
-    /// [`WeightsError::NotTheModel`] with all that is missing, extra or mis-shaped.
-    pub fn expect(
-        &self,
-        expected: &[(String, Vec<usize>)],
-        ignorable: &dyn Fn(&str) -> bool,
-    ) -> Result<Vec<String>, WeightsError> {
-        tensor_list::compare(self, expected, ignorable)
-    }
-
-    /// Calls the tensors what `expected` calls them, where another prefix makes all of them fit: `language_model.`, what
-    /// wraps a module (`_orig_mod.`, `module.`), `model.` twice or not at all. Of a pair in `either`, one is enough. Says what
-    /// it has read as what; nothing when the names fit as they are, or not at all.
-    ///
-    /// # Errors
-    /// [`WeightsError::TwoModels`] when several prefixes make everything fit.
-    pub fn fit_names(
-        &mut self,
-        expected: &[(String, Vec<usize>)],
-        either: (&str, &str),
-    ) -> Result<Option<String>, WeightsError> {
-        let fit = naming::fit(self, expected, either)?;
-        let Some(naming::Fit { said, names }) = fit else {
-            return Ok(None);
-        };
-        self.places = places(&self.files, &names)?;
-        self.names = names;
-        Ok(Some(said))
-    }
-
     /// Calls the tensor `old` `new` from now on, unless there is one of that name.
     pub fn rename(&mut self, old: &str, new: &str) {
         if self.has(new) {
@@ -230,6 +197,16 @@ impl HfWeights {
                 let entries = names.iter().zip(file.entries());
                 entries.map(move |(name, entry)| (name.as_str(), file, entry))
             })
+    }
+
+    /// Calls the tensors of each file `names` from now on.
+    ///
+    /// # Errors
+    /// Two of them have one name.
+    pub(super) fn set_file_names(&mut self, names: Vec<Vec<String>>) -> Result<(), WeightsError> {
+        self.places = places(&self.files, &names)?;
+        self.names = names;
+        Ok(())
     }
 
     /// What the tensors of each file are called.

@@ -9,7 +9,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tandem_launch::output::redacted;
 use tandem_trainer::{EventSink, StepMetrics, TrainEvent};
 
-use crate::show::progress::Progress;
+use crate::show::progress::ProgressLine;
 use crate::show::screen;
 use crate::spec::RunSpec;
 
@@ -134,14 +134,14 @@ impl Display {
         }
     }
 
-    fn after(&mut self, metrics: &StepMetrics) -> Progress {
+    fn after(&mut self, metrics: &StepMetrics) -> ProgressLine {
         let latest = metrics.step_time_s;
         let usual = self
             .step_time_s
             .map_or(latest, |before| before + LATEST * (latest - before));
         self.step_time_s = Some(usual);
         let left = self.last_step.saturating_sub(metrics.step) as f64 * usual;
-        Progress {
+        ProgressLine {
             step: metrics.step,
             last_step: self.last_step,
             epoch: metrics.epoch + 1,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 /// What is known after a step.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Progress {
+pub struct ProgressLine {
     /// Done steps.
     pub step: u64,
     /// The last of the run.
@@ -41,7 +41,7 @@ struct Part {
     rank: u8,
 }
 
-impl Progress {
+impl ProgressLine {
     /// What comes before the bar, and what after it.
     fn parts(&self) -> (Vec<Part>, Vec<Part>) {
         let part = |rank, text: String| Part { text, rank };
@@ -159,7 +159,7 @@ pub fn short(time: Duration) -> String {
 mod tests {
     use super::*;
 
-    const AT: Progress = Progress {
+    const AT: ProgressLine = ProgressLine {
         step: 120,
         last_step: 300,
         epoch: 1,
@@ -206,13 +206,13 @@ mod tests {
 
     #[test]
     fn the_bar_is_as_full_as_the_run_is_done() {
-        let at = |step| Progress { step, ..AT }.drawn(10);
+        let at = |step| ProgressLine { step, ..AT }.drawn(10);
         assert_eq!(at(0), "[          ]");
         assert_eq!(at(30), "[>         ]");
         assert_eq!(at(150), "[====>     ]");
         assert_eq!(at(300), "[==========]");
         assert_eq!(at(900), "[==========]");
-        let none = Progress {
+        let none = ProgressLine {
             last_step: 0,
             step: 0,
             ..AT
@@ -240,7 +240,7 @@ mod tests {
             assert_eq!(AT.line(Some(width)), expected);
             assert!(expected.len() <= width);
         }
-        let last = Progress {
+        let last = ProgressLine {
             step: 300,
             epochs: None,
             mfu: f64::NAN,

@@ -13,9 +13,9 @@ use rayon::prelude::*;
 use safetensors::Dtype;
 use tandem_mesh::ShardSlice;
 
+use super::WeightsError;
 use crate::element;
 use crate::header::{Entry, Header, HeaderError, LENGTH_BYTES};
-use crate::hf::WeightsError;
 use crate::read_plan::{Block, blocks};
 
 /// From here on several threads read and convert.
