@@ -17,6 +17,8 @@ pub enum Collective {
     AllGather,
     /// Every rank ends with its part of the reduction.
     ReduceScatter,
+    /// Every rank ends with what each rank has for it.
+    AllToAll,
     /// Every rank ends with the root's tensor.
     Broadcast,
     /// Nobody returns before all have come.
@@ -30,6 +32,7 @@ impl fmt::Display for Collective {
             Self::AllReduce => "all_reduce",
             Self::AllGather => "all_gather",
             Self::ReduceScatter => "reduce_scatter",
+            Self::AllToAll => "all_to_all",
             Self::Broadcast => "broadcast",
             Self::Barrier => "barrier",
         })
@@ -156,11 +159,12 @@ impl Signature {
 
     /// The reverse of [`Signature::encode`]; `None` for words that no signature encodes to.
     pub(crate) fn decode(words: [u64; Self::WORDS]) -> Option<Self> {
-        const COLLECTIVES: [Collective; 6] = [
+        const COLLECTIVES: [Collective; 7] = [
             Collective::NewGroup,
             Collective::AllReduce,
             Collective::AllGather,
             Collective::ReduceScatter,
+            Collective::AllToAll,
             Collective::Broadcast,
             Collective::Barrier,
         ];
@@ -183,7 +187,7 @@ impl Signature {
 
     /// Some that there are.
     #[cfg(feature = "testing")]
-    pub(crate) fn samples() -> [Self; 3] {
+    pub(crate) fn samples() -> [Self; 4] {
         let one = Self {
             collective: Collective::AllReduce,
             reduce: Some(ReduceOp::Sum),
@@ -200,12 +204,16 @@ impl Signature {
             layout: u64::MAX,
             ..one
         };
+        let exchange = Self {
+            collective: Collective::AllToAll,
+            ..gather
+        };
         let broadcast = Self {
             collective: Collective::Broadcast,
             root: 3,
             ..gather
         };
-        [one, gather, broadcast]
+        [one, gather, exchange, broadcast]
     }
 
     /// What tells two ranks' operations apart, in words.
@@ -225,7 +233,7 @@ impl Signature {
         }
         if matches!(
             it.collective,
-            Collective::AllGather | Collective::ReduceScatter
+            Collective::AllGather | Collective::ReduceScatter | Collective::AllToAll
         ) {
             // Only there to show that the splits differ when the totals do not.
             text += &format!(" (split {:04x})", it.layout & 0xffff);
@@ -242,9 +250,14 @@ mod tests {
     #[test]
     fn signatures_survive_encoding() {
         for element in Element::ALL {
-            for reduce in [None, Some(ReduceOp::Sum), Some(ReduceOp::Min)] {
+            for (collective, reduce) in [
+                (Collective::AllToAll, None),
+                (Collective::Barrier, None),
+                (Collective::ReduceScatter, Some(ReduceOp::Sum)),
+                (Collective::AllReduce, Some(ReduceOp::Min)),
+            ] {
                 let signature = Signature {
-                    collective: Collective::ReduceScatter,
+                    collective,
                     reduce,
                     element,
                     root: 7,

@@ -65,6 +65,11 @@ impl<M: Member> ProcessGroup for M {
         self.submit(arguments.reduce_scatter(output, input, counts, op)?)
     }
 
+    fn all_to_all_into(&self, output: &Tensor, input: &Tensor, counts: &[usize]) -> Result<Work> {
+        let arguments = self.arguments(Collective::AllToAll);
+        self.submit(arguments.all_to_all(output, input, counts)?)
+    }
+
     fn broadcast(&self, tensor: &Tensor, root: usize) -> Result<Work> {
         let arguments = self.arguments(Collective::Broadcast);
         self.submit(arguments.broadcast(tensor, root)?)

@@ -22,7 +22,8 @@ pub(crate) struct Operation {
     /// First byte of where the result goes. May lie within the input where the collective allows it.
     pub(crate) output: *mut u8,
     /// Elements of each member's part, in group order: what it contributes to a gathering, what it receives of a
-    /// scattering, what it reduces for everyone in an all-reduce. Empty for broadcast and barrier.
+    /// scattering, what it reduces for everyone in an all-reduce. In an all-to-all, those that go from each member to each,
+    /// sender by sender. Empty for broadcast and barrier.
     pub(crate) counts: Vec<usize>,
     /// Members of the group.
     pub(crate) members: usize,
@@ -49,6 +50,28 @@ impl Operation {
         };
         self.counts.iter().map(part).collect()
     }
+
+    /// In an all-to-all, the elements that `member` sends to each member.
+    pub(crate) fn sent_by(&self, member: usize) -> &[usize] {
+        &self.counts[member * self.members..][..self.members]
+    }
+
+    /// In an all-to-all, the elements that `member` receives from each member.
+    pub(crate) fn received_by(&self, member: usize) -> Vec<usize> {
+        let sent_to_it = self.counts.iter().skip(member).step_by(self.members);
+        sent_to_it.copied().collect()
+    }
+}
+
+/// Sums of all items before each.
+pub(crate) fn sums(items: impl Iterator<Item = usize>) -> Vec<usize> {
+    items
+        .scan(0, |sum, item| {
+            let before = *sum;
+            *sum += item;
+            Some(before)
+        })
+        .collect()
 }
 
 /// Who asks for an operation and where its tensors must be.
@@ -98,6 +121,50 @@ impl Arguments<'_> {
         self.ragged((input, "input"), (output, "output"), counts, Some(op))
     }
 
+    pub(crate) fn all_to_all(
+        &self,
+        output: &Tensor,
+        input: &Tensor,
+        counts: &[usize],
+    ) -> Result<Operation> {
+        let element = self.element(input, "input")?;
+        self.element(output, "output")?;
+        self.one_kind((output, "output"), (input, "input"))?;
+        if counts.len() != self.size * self.size {
+            return Err(self.invalid(format!(
+                "there are {} counts for {} ranks, which send to {} each",
+                counts.len(),
+                self.size,
+                self.size
+            )));
+        }
+        let total = counts
+            .iter()
+            .try_fold(0, |sum: usize, n| sum.checked_add(*n));
+        let Some(total) = total else {
+            return Err(self.invalid("the counts add up to more than there can be".to_owned()));
+        };
+        let operation = Operation {
+            signature: self.signature_of_parts(element, total, counts, None),
+            input: input.data_ptr().cast::<u8>().cast_const(),
+            output: output.data_ptr().cast(),
+            counts: counts.to_vec(),
+            members: self.size,
+            _storage: [Some(output.shallow_clone()), Some(input.shallow_clone())],
+        };
+        let sent = operation.sent_by(self.rank).iter().sum();
+        let received: usize = operation.received_by(self.rank).iter().sum();
+        for (tensor, name, wanted) in [(input, "input", sent), (output, "output", received)] {
+            self.check_len((tensor, name), wanted, counts)?;
+        }
+        let (from, to) = (operation.input.addr(), operation.output.addr());
+        let size = element.size();
+        if sent > 0 && received > 0 && from < to + received * size && to < from + sent * size {
+            return Err(self.invalid("output overlaps input".to_owned()));
+        }
+        Ok(operation)
+    }
+
     pub(crate) fn broadcast(&self, tensor: &Tensor, root: usize) -> Result<Operation> {
         let element = self.element(tensor, "tensor")?;
         if root >= self.size {
@@ -140,13 +207,7 @@ impl Arguments<'_> {
     ) -> Result<Operation> {
         let element = self.element(whole, whole_name)?;
         self.element(part, part_name)?;
-        if whole.kind() != part.kind() {
-            return Err(self.invalid(format!(
-                "the output and the input must have one element type, but {whole_name} is {:?} and {part_name} is {:?}",
-                whole.kind(),
-                part.kind()
-            )));
-        }
+        self.one_kind((whole, whole_name), (part, part_name))?;
         if counts.len() != self.size {
             return Err(self.invalid(format!(
                 "there are {} counts for {} ranks",
@@ -157,13 +218,7 @@ impl Arguments<'_> {
         let total: usize = counts.iter().sum();
         let own = counts[self.rank];
         for (tensor, name, wanted) in [(whole, whole_name, total), (part, part_name, own)] {
-            if tensor.numel() != wanted {
-                return Err(self.invalid(format!(
-                    "{name} has {} elements, but the counts {counts:?} make it {wanted} for group rank {}",
-                    tensor.numel(),
-                    self.rank
-                )));
-            }
+            self.check_len((tensor, name), wanted, counts)?;
         }
         let whole_memory = whole.data_ptr().cast::<u8>();
         let part_memory = part.data_ptr().cast::<u8>();
@@ -182,10 +237,7 @@ impl Arguments<'_> {
                 "{part_name} overlaps {whole_name} without being this rank's own range of it"
             )));
         }
-        let mut layout = DefaultHasher::new();
-        counts.hash(&mut layout);
-        let mut signature = self.signature(element, total, reduce);
-        signature.layout = layout.finish();
+        let signature = self.signature_of_parts(element, total, counts, reduce);
         let (input, output) = match self.collective {
             Collective::AllGather => (part_memory, whole_memory),
             _ => (whole_memory, part_memory),
@@ -198,6 +250,33 @@ impl Arguments<'_> {
             members: self.size,
             _storage: [Some(whole.shallow_clone()), Some(part.shallow_clone())],
         })
+    }
+
+    fn one_kind(&self, (a, a_name): (&Tensor, &str), (b, b_name): (&Tensor, &str)) -> Result<()> {
+        if a.kind() == b.kind() {
+            return Ok(());
+        }
+        Err(self.invalid(format!(
+            "the output and the input must have one element type, but {a_name} is {:?} and {b_name} is {:?}",
+            a.kind(),
+            b.kind()
+        )))
+    }
+
+    fn check_len(
+        &self,
+        (tensor, name): (&Tensor, &str),
+        wanted: usize,
+        counts: &[usize],
+    ) -> Result<()> {
+        if tensor.numel() == wanted {
+            return Ok(());
+        }
+        Err(self.invalid(format!(
+            "{name} has {} elements, but the counts {counts:?} make it {wanted} for group rank {}",
+            tensor.numel(),
+            self.rank
+        )))
     }
 
     fn element(&self, tensor: &Tensor, name: &str) -> Result<Element> {
@@ -235,6 +314,22 @@ impl Arguments<'_> {
         }
     }
 
+    /// As [`Self::signature`], of a tensor that is split by `counts`.
+    fn signature_of_parts(
+        &self,
+        element: Element,
+        elements: usize,
+        counts: &[usize],
+        reduce: Option<ReduceOp>,
+    ) -> Signature {
+        let mut layout = DefaultHasher::new();
+        counts.hash(&mut layout);
+        Signature {
+            layout: layout.finish(),
+            ..self.signature(element, elements, reduce)
+        }
+    }
+
     fn invalid(&self, reason: String) -> CommError {
         CommError::Invalid {
             collective: self.collective,
@@ -269,6 +364,7 @@ mod tests {
         let tensor = |size: i64| Tensor::zeros([size], (Kind::Float, Device::Cpu));
         let gather = arguments(Collective::AllGather);
         let reduce = arguments(Collective::AllReduce);
+        let exchange = arguments(Collective::AllToAll);
         let matrix = tensor(6).view([2, 3]);
         let whole = tensor(6);
         for (expected, actual) in [
@@ -303,6 +399,34 @@ mod tests {
             (
                 "overlaps",
                 reason(gather.all_gather(&whole, &whole.narrow(0, 1, 3), &[3, 3])),
+            ),
+            (
+                "2 counts for 2 ranks, which send to 2 each",
+                reason(exchange.all_to_all(&whole, &tensor(3), &[3, 3])),
+            ),
+            (
+                "input has 3 elements, but the counts [0, 2, 1, 3] make it 4 for group rank 1",
+                reason(exchange.all_to_all(&tensor(5), &tensor(3), &[0, 2, 1, 3])),
+            ),
+            (
+                "output has 6 elements, but the counts [0, 2, 1, 3] make it 5 for group rank 1",
+                reason(exchange.all_to_all(&whole, &tensor(4), &[0, 2, 1, 3])),
+            ),
+            (
+                "more than there can be",
+                reason(exchange.all_to_all(&whole, &whole, &[usize::MAX, 1, 0, 0])),
+            ),
+            (
+                "output overlaps input",
+                reason(exchange.all_to_all(&whole, &whole.narrow(0, 2, 4), &[0, 3, 1, 3])),
+            ),
+            (
+                "accepted",
+                reason(exchange.all_to_all(
+                    &whole.narrow(0, 0, 3),
+                    &whole.narrow(0, 3, 3),
+                    &[0, 2, 2, 1],
+                )),
             ),
             (
                 "accepted",

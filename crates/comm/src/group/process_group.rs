@@ -62,6 +62,16 @@ pub trait ProcessGroup: Send + Sync {
         op: ReduceOp,
     ) -> Result<Work>;
 
+    /// Sends each rank a part of this rank's `input`, and leaves in `output` what all ranks have sent to this one, in group
+    /// order.
+    ///
+    /// `counts[from * size + to]` elements go from rank `from` to rank `to`, which may be none; all ranks pass the same counts,
+    /// so that whoever is wrong about them is told. `output` and `input` must not overlap.
+    ///
+    /// # Errors
+    /// See the trait.
+    fn all_to_all_into(&self, output: &Tensor, input: &Tensor, counts: &[usize]) -> Result<Work>;
+
     /// Replaces `tensor` on every rank by that of `root`, a rank of the group (not of the world).
     ///
     /// # Errors

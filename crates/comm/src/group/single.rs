@@ -79,6 +79,13 @@ impl ProcessGroup for SingleGroup {
         Ok(Work::finished())
     }
 
+    fn all_to_all_into(&self, output: &Tensor, input: &Tensor, counts: &[usize]) -> Result<Work> {
+        self.arguments(Collective::AllToAll, input)
+            .all_to_all(output, input, counts)?;
+        copy(output, input);
+        Ok(Work::finished())
+    }
+
     fn broadcast(&self, tensor: &Tensor, root: usize) -> Result<Work> {
         self.arguments(Collective::Broadcast, tensor)
             .broadcast(tensor, root)?;

@@ -162,6 +162,12 @@ impl ProcessGroup for FaultyGroup {
         })
     }
 
+    fn all_to_all_into(&self, output: &Tensor, input: &Tensor, counts: &[usize]) -> Result<Work> {
+        self.submit(Collective::AllToAll, Some(output), || {
+            self.inner.all_to_all_into(output, input, counts)
+        })
+    }
+
     fn broadcast(&self, tensor: &Tensor, root: usize) -> Result<Work> {
         self.submit(Collective::Broadcast, Some(tensor), || {
             self.inner.broadcast(tensor, root)

@@ -62,6 +62,10 @@ fn every_collective(world: &World) {
                 reduce_scatter(&*group, &inputs, &sum, &counts);
                 checked += 4;
             }
+            for counts in exchanges(len, group.size()) {
+                all_to_all(&*group, kind, &counts);
+                checked += 1;
+            }
             for root in 0..group.size() {
                 broadcast(&*group, &inputs, root);
                 checked += 1;
@@ -143,6 +147,41 @@ fn reduce_scatter(group: &dyn ProcessGroup, inputs: &[Tensor], sum: &Tensor, cou
     assert_bits_equal(&format!("{what} in place"), &view, &expected);
 }
 
+/// Ways to send about `len` elements in all: each rank as much to each, all to one, one to all, to a neighbour alone, and all
+/// different, with pairs that have nothing for each other.
+fn exchanges(len: usize, ranks: usize) -> Vec<Vec<usize>> {
+    let each = len / (ranks * ranks);
+    let pairs = |count: &dyn Fn(usize, usize) -> usize| -> Vec<usize> {
+        let pair = |at: usize| count(at / ranks, at % ranks);
+        (0..ranks * ranks).map(pair).collect()
+    };
+    let if_so = |is_so: bool, count: usize| if is_so { count } else { 0 };
+    vec![
+        pairs(&|_, _| each),
+        pairs(&|from, to| if_so(to == ranks - 1, each * (from + 1))),
+        pairs(&|from, to| if_so(from == ranks / 2, each * (to + 1))),
+        pairs(&|from, to| if_so(to == (from + 1) % ranks, len / ranks)),
+        pairs(&|from, to| if_so((from + to) % 3 != 1, each * (1 + from) + 5 * to)),
+    ]
+}
+
+/// Every rank can compute what every rank sends.
+fn all_to_all(group: &dyn ProcessGroup, kind: Kind, counts: &[usize]) {
+    let (own, size) = (group.rank(), group.size());
+    let sent = |rank: usize| &counts[rank * size..][..size];
+    let input_of = |rank: usize| data(rank, sent(rank).iter().sum(), kind, 1);
+    let parts: Vec<Tensor> = (0..size)
+        .map(|from| narrow(&input_of(from), own_range(sent(from), own)))
+        .collect();
+    let expected = Tensor::cat(&parts, 0);
+    let (input, output) = (input_of(own), expected.zeros_like());
+    let work = group.all_to_all_into(&output, &input, counts).unwrap();
+    work.wait().unwrap();
+    let what = format!("all_to_all of {counts:?} {kind:?}");
+    assert_bits_equal(&what, &output, &expected);
+    assert_bits_equal(&format!("{what}: the input stays"), &input, &input_of(own));
+}
+
 fn broadcast(group: &dyn ProcessGroup, inputs: &[Tensor], root: usize) {
     let tensor = inputs[group.rank()].copy();
     group.broadcast(&tensor, root).unwrap().wait().unwrap();
@@ -163,6 +202,10 @@ fn a_group_of_one_checks_its_arguments_like_any_other() {
     assert!(work.is_finished());
     work.wait().unwrap();
     assert_bits_equal("a gathering of one", &output, &tensor);
+    let other = output.zeros_like();
+    let work = group.all_to_all_into(&other, &tensor, &[6]).unwrap();
+    work.wait().unwrap();
+    assert_bits_equal("what it sends to itself", &other, &tensor);
     let error = group.all_gather_into(&output, &tensor, &[5]).err().unwrap();
     println!("{error}");
     assert!(error.to_string().contains("the counts [5] make it 5"));

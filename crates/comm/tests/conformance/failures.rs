@@ -72,6 +72,49 @@ fn killed(test: &'static str, transport: Transport) {
     }));
 }
 
+/// The same while ranks send each other their parts.
+fn killed_in_an_exchange(test: &'static str, transport: Transport) {
+    let setup = Setup::new(test, 3, transport).victims(&[1]);
+    show(&setup.run(|world| {
+        let group = everyone(&world);
+        let exchange = |group: &dyn ProcessGroup| {
+            let (input, output) = (tensor(90_000), tensor(90_000));
+            let work = group.all_to_all_into(&output, &input, &[30_000; 9])?;
+            work.wait()
+        };
+        exchange(&*group).unwrap();
+        world.set_step(40);
+        if world.rank() == 1 {
+            // The others are in the collective by then.
+            std::thread::sleep(Duration::from_millis(300));
+            let group = FaultyGroup::new(group).with_fault_at(1, Fault::Kill);
+            exchange(&group).unwrap();
+            unreachable!("this rank is dead");
+        }
+        let error = failure(|| exchange(&*group));
+        assert_eq!(
+            error.to_string(),
+            "rank 1 left during all_to_all #2 of group \"all\" (step 40)"
+        );
+    }));
+}
+
+#[test]
+fn a_peer_that_is_killed_in_an_exchange_is_named_over_shared_memory() {
+    killed_in_an_exchange(
+        "failures::a_peer_that_is_killed_in_an_exchange_is_named_over_shared_memory",
+        Transport::Shm,
+    );
+}
+
+#[test]
+fn a_peer_that_is_killed_in_an_exchange_is_named_over_tcp() {
+    killed_in_an_exchange(
+        "failures::a_peer_that_is_killed_in_an_exchange_is_named_over_tcp",
+        Transport::Tcp,
+    );
+}
+
 #[test]
 fn a_killed_peer_is_named_over_shared_memory() {
     killed(
@@ -215,7 +258,7 @@ type Disagreement = (
     [&'static str; 2],
 );
 
-const DISAGREEMENTS: [Disagreement; 5] = [
+const DISAGREEMENTS: [Disagreement; 7] = [
     (
         |group, is_odd| group.all_reduce(&tensor(if is_odd { 12 } else { 10 }), ReduceOp::Sum),
         [
@@ -259,6 +302,24 @@ const DISAGREEMENTS: [Disagreement; 5] = [
             "all_gather of 8 f32 elements (split ",
             "all_gather of 8 f32",
         ],
+    ),
+    (
+        |group, is_odd| {
+            // Each gets what it expects, but of another rank.
+            let counts = if is_odd { [1, 3, 3, 1] } else { [3, 1, 1, 3] };
+            group.all_to_all_into(&tensor(4), &tensor(4), &counts)
+        },
+        [
+            "all_to_all of 8 f32 elements (split ",
+            "all_to_all of 8 f32",
+        ],
+    ),
+    (
+        |group, is_odd| match is_odd {
+            true => group.all_to_all_into(&tensor(4), &tensor(4), &[2; 4]),
+            false => group.all_gather_into(&tensor(8), &tensor(4), &[4; 2]),
+        },
+        ["all_gather of 8 f32", "all_to_all of 8 f32"],
     ),
 ];
 

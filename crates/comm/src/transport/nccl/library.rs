@@ -7,7 +7,7 @@ use std::ffi::{CStr, c_char, c_int, c_void};
 use libloading::Symbol;
 
 use crate::collective::{Collective, Element, ReduceOp};
-use crate::group::operation::Operation;
+use crate::group::operation::{Operation, sums};
 
 /// As libtorch's wheels and most distributions name it; then as development packages do.
 const NAMES: [&str; 2] = ["libnccl.so.2", "libnccl.so"];
@@ -160,6 +160,7 @@ impl Library {
             }
             Collective::AllGather => self.grouped(|| call.ragged_gather(operation, rank)),
             Collective::ReduceScatter => self.grouped(|| call.ragged_scatter(operation, rank)),
+            Collective::AllToAll => self.grouped(|| call.exchange(operation, rank)),
             Collective::NewGroup => Ok(()),
         }
     }
@@ -323,6 +324,54 @@ impl Call<'_> {
                 self.stream,
             )
         })
+    }
+
+    fn send(&self, part: *const c_void, elements: usize, peer: usize) -> Result<(), String> {
+        let function = nccl!(
+            self.library,
+            "ncclSend",
+            (*const c_void, usize, c_int, c_int, *mut c_void, Stream) -> Status
+        )?;
+        let (element, peer, communicator) = (self.element, peer as c_int, self.communicator.0);
+        // SAFETY: see above.
+        self.library
+            .check(unsafe { function(part, elements, element, peer, communicator, self.stream) })
+    }
+
+    fn receive(&self, part: *mut c_void, elements: usize, peer: usize) -> Result<(), String> {
+        let function = nccl!(
+            self.library,
+            "ncclRecv",
+            (*mut c_void, usize, c_int, c_int, *mut c_void, Stream) -> Status
+        )?;
+        let (element, peer, communicator) = (self.element, peer as c_int, self.communicator.0);
+        // SAFETY: see above.
+        self.library
+            .check(unsafe { function(part, elements, element, peer, communicator, self.stream) })
+    }
+
+    /// Every member sends to every member, itself included, which NCCL allows within a group of calls.
+    fn exchange(&self, operation: &Operation, rank: usize) -> Result<(), String> {
+        let size = operation.signature.element.size();
+        let (sent, received) = (operation.sent_by(rank), operation.received_by(rank));
+        let starts = sums(sent.iter().copied()).into_iter();
+        let starts = starts.zip(sums(received.iter().copied()));
+        for (peer, (from, to)) in starts.enumerate() {
+            // SAFETY: the parts lie within the input, and within the output.
+            let (from, to) = unsafe {
+                (
+                    operation.input.add(from * size),
+                    operation.output.add(to * size),
+                )
+            };
+            if sent[peer] > 0 {
+                self.send(from.cast(), sent[peer], peer)?;
+            }
+            if received[peer] > 0 {
+                self.receive(to.cast(), received[peer], peer)?;
+            }
+        }
+        Ok(())
     }
 
     /// Every member broadcasts its part.

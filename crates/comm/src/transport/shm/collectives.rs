@@ -4,7 +4,7 @@ use tandem_mesh::partition_aligned;
 
 use crate::collective::ReduceOp;
 use crate::error::Result;
-use crate::group::operation::Operation;
+use crate::group::operation::{Operation, sums};
 use crate::group::queue::Place;
 use crate::transport::reduce::reduce;
 use crate::transport::shm::segment::SLOT_BYTES;
@@ -41,18 +41,36 @@ struct Piece {
 impl Chunks {
     /// For exchanges in which every slot holds a chunk of every part.
     fn of_all_parts(operation: &Operation) -> Self {
-        let members = operation.counts.len();
-        let size = operation.signature.element.size();
-        let align = ALIGNMENT / size;
+        let chunks = Self::needed(operation.bytes(), operation.members);
+        Self::of_parts(operation, &operation.counts, chunks)
+    }
+
+    /// For an exchange in which each slot holds a chunk of what its owner, `member`, has for each member.
+    fn of_sender(operation: &Operation, member: usize) -> Self {
+        let sent = |member| operation.sent_by(member).iter().sum::<usize>();
+        // All take as many chunks as the one that sends most.
+        let most = (0..operation.members).map(sent).max().unwrap_or(0);
+        let bytes = most * operation.signature.element.size();
+        let chunks = Self::needed(bytes, operation.members);
+        Self::of_parts(operation, operation.sent_by(member), chunks)
+    }
+
+    /// Chunks of `bytes` in parts for all members, each of which fits into a slot.
+    fn needed(bytes: usize, members: usize) -> usize {
         // Each part may waste up to one unit of alignment by being rounded up.
         let room = SLOT_BYTES - members * ALIGNMENT;
-        let chunks = (operation.bytes() + members * ALIGNMENT).div_ceil(room);
+        (bytes + members * ALIGNMENT).div_ceil(room)
+    }
+
+    fn of_parts(operation: &Operation, counts: &[usize], chunks: usize) -> Self {
+        let size = operation.signature.element.size();
+        let align = ALIGNMENT / size;
         let chunk_bytes = |count: &usize| count.div_ceil(align).div_ceil(chunks) * ALIGNMENT;
         Self {
             chunks,
-            offsets: sums(operation.counts.iter().map(chunk_bytes)),
-            starts: sums(operation.counts.iter().copied()),
-            counts: operation.counts.clone(),
+            offsets: sums(counts.iter().map(chunk_bytes)),
+            starts: sums(counts.iter().copied()),
+            counts: counts.to_vec(),
             align,
             size,
         }
@@ -81,17 +99,6 @@ impl Chunks {
             bytes: range.len() * self.size,
         }
     }
-}
-
-/// Sums of all items before each.
-fn sums(items: impl Iterator<Item = usize>) -> Vec<usize> {
-    items
-        .scan(0, |sum, item| {
-            let before = *sum;
-            *sum += item;
-            Some(before)
-        })
-        .collect()
 }
 
 impl SharedMemory {
@@ -217,6 +224,46 @@ impl SharedMemory {
         Ok(())
     }
 
+    pub(super) fn all_to_all(&mut self, operation: &Operation, place: Place) -> Result<()> {
+        let own = self.context.rank;
+        let senders: Vec<Chunks> = (0..self.context.size())
+            .map(|member| Chunks::of_sender(operation, member))
+            .collect();
+        // Where what each member sends begins in this rank's output.
+        let received = sums(operation.received_by(own).into_iter());
+        let to_itself = senders[own].starts[own] * senders[own].size;
+        for chunk in 0..senders[own].chunks {
+            self.copy_in(operation, &senders[own], chunk);
+            self.meeting.arrive();
+            self.meeting.wait(&operation.signature, place)?;
+            if chunk == 0 {
+                self.meet_first(&operation.signature)?;
+                let size = senders[own].size;
+                // SAFETY: the part for itself lies within the input, and within the output, which is apart from it.
+                unsafe {
+                    let source = operation.input.add(to_itself);
+                    let target = operation.output.add(received[own] * size);
+                    copy(source, target, senders[own].counts[own] * size);
+                }
+            }
+            for (member, sender) in senders.iter().enumerate() {
+                let piece = sender.piece(own, chunk);
+                if member != own {
+                    let from_its_start = piece.in_tensor - sender.starts[own] * sender.size;
+                    // SAFETY: all have met, so the slot holds its owner's chunk until the meeting after next; the piece
+                    // lies within what this rank's output has room for, from this member.
+                    unsafe {
+                        let target = operation.output.add(received[member] * sender.size);
+                        let source = self.slot(member).add(piece.in_slot);
+                        copy(source, target.add(from_its_start), piece.bytes);
+                    }
+                }
+            }
+            self.exchanges += 1;
+        }
+        Ok(())
+    }
+
     pub(super) fn broadcast(&mut self, operation: &Operation, place: Place) -> Result<()> {
         let root = operation.signature.root as usize;
         let is_root = root == self.context.rank;
@@ -246,12 +293,12 @@ impl SharedMemory {
         }
     }
 
-    /// Puts what the others will reduce into this rank's slot.
+    /// Puts what is for the others into this rank's slot.
     fn copy_in(&self, operation: &Operation, cut: &Chunks, chunk: usize) {
         let slot = self.slot(self.context.rank);
         for member in 0..self.context.size() {
             let piece = cut.piece(member, chunk);
-            // This rank's own part is reduced from the tensor itself.
+            // This rank's own part is taken from the tensor itself.
             if member != self.context.rank {
                 // SAFETY: the slot is this rank's to write until it arrives; `Chunks` fits all pieces into it.
                 unsafe {

@@ -61,6 +61,7 @@ impl Backend for SharedMemory {
             Collective::AllReduce => self.all_reduce(operation, place),
             Collective::AllGather => self.all_gather(operation, place),
             Collective::ReduceScatter => self.reduce_scatter(operation, place),
+            Collective::AllToAll => self.all_to_all(operation, place),
             Collective::Broadcast => self.broadcast(operation, place),
             Collective::Barrier | Collective::NewGroup => {
                 self.meeting.arrive();

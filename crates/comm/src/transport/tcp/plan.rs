@@ -1,7 +1,7 @@
 //! What each collective moves between each pair of members.
 
 use crate::collective::{Collective, ReduceOp};
-use crate::group::operation::Operation;
+use crate::group::operation::{Operation, sums};
 
 /// Up to this size every member sends everything to every other and reduces it all itself: one trip instead of two.
 const ONE_ROUND_BYTES: usize = 8 << 10;
@@ -54,6 +54,7 @@ impl Plan {
             Collective::AllReduce => Self::reduced_parts(operation, own, true),
             Collective::ReduceScatter => Self::reduced_parts(operation, own, false),
             Collective::AllGather => Self::gathered_parts(operation, own),
+            Collective::AllToAll => Self::exchanged_parts(operation, own),
             Collective::Broadcast => {
                 let root = operation.signature.root as usize;
                 let mut plan = Self::nothing(operation.members);
@@ -132,6 +133,31 @@ impl Plan {
             });
         }
         plan.sends_result = is_all_reduce;
+        plan
+    }
+
+    fn exchanged_parts(operation: &Operation, own: usize) -> Self {
+        let size = operation.signature.element.size();
+        let bytes = |first: *mut u8, counts: &[usize]| -> Vec<Bytes> {
+            let parts = sums(counts.iter().copied()).into_iter().zip(counts);
+            let part = |(start, count): (usize, &usize)| Bytes {
+                // SAFETY: the parts lie within the tensor; what is sent is only read.
+                start: unsafe { first.add(start * size) },
+                len: count * size,
+            };
+            parts.map(part).collect()
+        };
+        let mut plan = Self {
+            sends: bytes(operation.input.cast_mut(), operation.sent_by(own)),
+            receives: bytes(operation.output, &operation.received_by(own)),
+            ..Self::nothing(operation.members)
+        };
+        let (from, to) = (plan.sends[own], plan.receives[own]);
+        if from.len > 0 {
+            // SAFETY: both are the part for itself, in the input and in the output, which are apart.
+            unsafe { std::ptr::copy_nonoverlapping(from.start, to.start, from.len) };
+        }
+        (plan.sends[own], plan.receives[own]) = (Bytes::NONE, Bytes::NONE);
         plan
     }
 
