@@ -146,6 +146,7 @@ impl BenchStepArgs {
             .map_err(|error| Failure::usage(error.to_string()))?;
         Ok(EngineSpec {
             mesh,
+            expert_parallel_size: 1,
             strategy: self.strategy.spec(self.zero_stage, true),
             device: self.device,
             dtype: self.dtype.into(),
@@ -258,7 +259,7 @@ pub fn run_worker(args: &BenchStepArgs, env: &WorkerEnv, environment: &Environme
     let config = args.model.config(args.layers)?;
     let tree = ModuleTree::new(&config);
     let ranks = Ranks::join(env, &spec, &Network::default())?;
-    let strategy = spec.strategy.for_model(spec.dtype, &tree)?;
+    let strategy = spec.strategy_for(&config, &tree)?;
     let lora = LoraConfig {
         r: args.lora_r,
         alpha: 2.0 * args.lora_r as f64,

@@ -47,6 +47,10 @@ pub struct EvalArgs {
     #[arg(long, default_value_t = 1, help_heading = "Mesh")]
     pub dp_size: usize,
 
+    /// Ranks over which the experts of a mixture are spread, whole; with 1, each is cut over the row.
+    #[arg(long, default_value_t = 1, help_heading = "Mesh")]
+    pub expert_parallel_size: usize,
+
     /// How the model is cut.
     #[arg(long, value_enum, default_value_t = StrategyChoice::Fsdp, help_heading = "Mesh")]
     pub strategy: StrategyChoice,
@@ -78,6 +82,10 @@ pub struct EvalArgs {
 impl EvalArgs {
     fn job(&self, environment: &Environment) -> Outcome<EvalJob> {
         let mesh = DeviceMesh::new(self.tp_size, self.dp_size)
+            .and_then(|mesh| {
+                mesh.check_expert_groups(self.expert_parallel_size)?;
+                Ok(mesh)
+            })
             .map_err(|error| Failure::usage(error.to_string()))?;
         if self.batch_size == 0 || self.data.seq_length < 2 {
             return Err(Failure::usage(
@@ -107,6 +115,7 @@ impl EvalArgs {
             model,
             engine: EngineSpec {
                 mesh,
+                expert_parallel_size: self.expert_parallel_size,
                 strategy: self.strategy.spec(1, true),
                 device: self.device,
                 dtype: self.dtype.into(),

@@ -47,6 +47,10 @@ pub struct ReplayArgs {
     #[arg(long, default_value_t = 1)]
     pub dp_size: usize,
 
+    /// Ranks over which the experts of a mixture are spread, whole; with 1, each is cut over the row.
+    #[arg(long, default_value_t = 1)]
+    pub expert_parallel_size: usize,
+
     /// DeepSpeed: 0, 1 or 2.
     #[arg(long)]
     pub zero_stage: Option<u8>,
@@ -118,6 +122,7 @@ impl ReplayArgs {
         }
         let spec = self.engine_spec(mesh);
         spec.strategy.check(spec.dtype)?;
+        spec.check_expert_groups()?;
         let case = Case::open(&self.case)?;
         let parts = self.dp_size * self.gradient_accumulation_steps;
         let rows = case.trajectory.global_batch;
@@ -132,6 +137,7 @@ impl ReplayArgs {
     fn engine_spec(&self, mesh: DeviceMesh) -> EngineSpec {
         EngineSpec {
             mesh,
+            expert_parallel_size: self.expert_parallel_size,
             strategy: self
                 .strategy
                 .spec(self.zero_stage.unwrap_or(1), self.reshard_after_forward),
@@ -173,7 +179,7 @@ pub fn run_worker(args: &ReplayArgs, env: &WorkerEnv) -> Outcome<()> {
     let tree = ModuleTree::new(&config);
     let batches = read_batches(&case)?;
     let ranks = Ranks::join(env, &spec, &Network::default())?;
-    let strategy = spec.strategy.for_model(spec.dtype, &tree)?;
+    let strategy = spec.strategy_for(&config, &tree)?;
     let adapter = case.adapter()?;
     let lora = adapter.as_ref().map(|adapter| (adapter.lora.clone(), 0));
     let seq = case.trajectory.seq;

@@ -28,9 +28,7 @@ impl Dispatch {
         for &expert in chosen {
             starts[expert as usize + 1] += 1;
         }
-        for expert in 0..experts {
-            starts[expert + 1] += starts[expert];
-        }
+        add_up(&mut starts);
         let mut next = starts.clone();
         let mut tokens = vec![0; chosen.len()];
         let mut rows = vec![0; chosen.len()];
@@ -50,6 +48,66 @@ impl Dispatch {
     /// The rows of each expert, in the order of the experts; empty for one that nobody chose.
     pub fn experts(&self) -> impl Iterator<Item = Range<usize>> {
         self.starts.windows(2).map(|pair| pair[0]..pair[1])
+    }
+}
+
+/// Rows that come from several senders, each sender's sorted by expert, and are to be sorted by expert all together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Arrivals {
+    /// Where each expert's rows begin, and the end of the last.
+    starts: Vec<usize>,
+    /// Which of the rows that came each sorted row is.
+    pub sorted: Vec<i64>,
+    /// Which of the sorted rows each one that came is.
+    pub came: Vec<i64>,
+}
+
+impl Arrivals {
+    /// Of each sender, in the order in which they come, the rows for each expert. The rows of one expert are in the order of the
+    /// senders.
+    ///
+    /// # Panics
+    /// When senders do not count as many experts.
+    pub fn new(counts: &[&[usize]]) -> Self {
+        let experts = counts.first().map_or(0, |of_sender| of_sender.len());
+        let mut starts = vec![0; experts + 1];
+        for of_sender in counts {
+            assert_eq!(of_sender.len(), experts, "a count for each expert");
+            for (start, count) in starts[1..].iter_mut().zip(*of_sender) {
+                *start += count;
+            }
+        }
+        add_up(&mut starts);
+        let mut next = starts.clone();
+        let rows = starts[experts];
+        let (mut sorted, mut came) = (vec![0; rows], Vec::with_capacity(rows));
+        for of_sender in counts {
+            for (next, &count) in next.iter_mut().zip(*of_sender) {
+                let rows = *next..*next + count;
+                for (row, sorted) in rows.clone().zip(&mut sorted[rows]) {
+                    *sorted = came.len() as i64;
+                    came.push(row as i64);
+                }
+                *next += count;
+            }
+        }
+        Self {
+            starts,
+            sorted,
+            came,
+        }
+    }
+
+    /// The sorted rows of each expert.
+    pub fn experts(&self) -> impl Iterator<Item = Range<usize>> {
+        self.starts.windows(2).map(|pair| pair[0]..pair[1])
+    }
+}
+
+/// From what comes between the numbers, of which the first is 0, to their sums so far.
+fn add_up(starts: &mut [usize]) {
+    for index in 1..starts.len() {
+        starts[index] += starts[index - 1];
     }
 }
 
@@ -208,6 +266,20 @@ mod tests {
             assert_eq!(dispatch.tokens[row as usize], choice as i64 / 2);
             assert!(experts[expert as usize].contains(&(row as usize)));
         }
+    }
+
+    #[test]
+    fn what_comes_from_several_is_sorted_by_expert_and_finds_its_way_back() {
+        // Three senders, three experts: nobody has anything for the second, and the second sender nothing at all.
+        let arrivals = Arrivals::new(&[&[2, 0, 1], &[0, 0, 0], &[1, 0, 3]]);
+        assert_eq!(arrivals.experts().collect::<Vec<_>>(), [0..3, 3..3, 3..7]);
+        assert_eq!(arrivals.sorted, [0, 1, 3, 2, 4, 5, 6]);
+        for (row, &came) in arrivals.sorted.iter().enumerate() {
+            assert_eq!(arrivals.came[came as usize], row as i64);
+        }
+        let nothing = Arrivals::new(&[&[0], &[0]]);
+        assert_eq!(nothing.experts().collect::<Vec<_>>(), [0..0]);
+        assert!(nothing.sorted.is_empty() && nothing.came.is_empty());
     }
 
     fn sums_scales_and_dots<T: Element>(tolerance: f64) {

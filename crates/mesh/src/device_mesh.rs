@@ -21,7 +21,7 @@ pub struct Coords {
     pub dp_rank: usize,
 }
 
-/// Why a mesh cannot be built.
+/// Why a mesh cannot be built, or experts not spread over it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum MeshError {
     /// A size is zero.
@@ -44,6 +44,17 @@ pub enum MeshError {
         product: usize,
         /// Workers asked for.
         num_workers: usize,
+    },
+    /// Experts cannot be spread over so many of its ranks.
+    #[error(
+        "--expert_parallel_size {size} does not divide the {ranks} ranks of tp_size x dp_size; groups of {size} ranks share the \
+         experts out, and every rank is in one"
+    )]
+    ExpertGroups {
+        /// Ranks over which experts are spread.
+        size: usize,
+        /// Ranks of the mesh.
+        ranks: usize,
     },
 }
 
@@ -132,6 +143,35 @@ impl DeviceMesh {
             .collect()
     }
 
+    /// Whether every rank can be in one of several groups of `size` ranks over which experts are spread.
+    ///
+    /// # Errors
+    /// [`MeshError`] when a group would be empty or left incomplete.
+    pub fn check_expert_groups(&self, size: usize) -> Result<(), MeshError> {
+        if size == 0 {
+            return Err(MeshError::ZeroSize {
+                name: "expert_parallel_size",
+            });
+        }
+        let ranks = self.world_size();
+        match ranks.is_multiple_of(size) {
+            true => Ok(()),
+            false => Err(MeshError::ExpertGroups { size, ranks }),
+        }
+    }
+
+    /// The ranks over which experts are spread, `size` neighbours, `rank` among them. A group may be a part of a row, or several
+    /// rows, or neither.
+    pub fn expert_group(&self, rank: usize, size: usize) -> Vec<usize> {
+        let first = rank / size * size;
+        (first..first + size).collect()
+    }
+
+    /// The ranks with the same experts as `rank`, where they are spread over `size` ranks: one of each group.
+    pub fn expert_replicas(&self, rank: usize, size: usize) -> Vec<usize> {
+        (rank % size..self.world_size()).step_by(size).collect()
+    }
+
     /// The column of `rank`, in dp_rank order.
     pub fn dp_group(&self, rank: usize) -> Vec<usize> {
         let column = self.coords(rank).tp_rank;
@@ -155,6 +195,30 @@ mod tests {
         for rank in 0..4 {
             assert_eq!(mesh.rank(mesh.coords(rank)), rank);
         }
+    }
+
+    /// Over its group and its replicas, every rank has every expert, and each expert is where its replicas say.
+    #[test]
+    fn experts_are_spread_over_neighbours() {
+        let mesh = DeviceMesh::new(3, 2).unwrap();
+        assert_eq!(mesh.expert_group(3, 2), [2, 3]);
+        assert_eq!(mesh.expert_replicas(3, 2), [1, 3, 5]);
+        for size in [1, 2, 3, 6] {
+            mesh.check_expert_groups(size).unwrap();
+            for rank in 0..6 {
+                let group = mesh.expert_group(rank, size);
+                assert_eq!(group[rank % size], rank);
+                for peer in mesh.expert_replicas(rank, size) {
+                    assert_eq!(mesh.expert_group(peer, size)[rank % size], peer);
+                }
+            }
+        }
+        let error = mesh.check_expert_groups(4).unwrap_err().to_string();
+        assert!(
+            error.contains("--expert_parallel_size 4") && error.contains("6 ranks"),
+            "{error}"
+        );
+        assert!(mesh.check_expert_groups(0).is_err());
     }
 
     #[test]

@@ -1,11 +1,14 @@
 //! What can go wrong while a module computes.
 
-use crate::tp_context::TpError;
+/// A collective between the ranks that share a layer failed.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct TpError(#[from] pub Box<dyn std::error::Error + Send + Sync>);
 
 /// A module could not finish.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
-    /// A collective of the tensor parallel group failed; the source says which and why.
+    /// A collective failed; the source says which and why.
     #[error(transparent)]
     Tp(#[from] TpError),
 }

@@ -19,7 +19,7 @@ use tandem_tensor::{Kind, Tensor};
 use crate::error::ModelError;
 use crate::rope_table::RopeTable;
 use crate::tensors::{LayerDims, LayerTensors, WholeBlocks};
-use crate::tp_context::{TpContext, WholeBlock};
+use crate::tp_context::{Shares, TpContext, WholeBlock};
 
 pub use adapter::Gradients;
 use attention::AttentionSaved;
@@ -84,8 +84,26 @@ impl LayerSaved {
 pub struct TokenFacts<'a> {
     /// Tokens see their own one of these only.
     pub documents: Option<&'a Arc<Documents>>,
-    /// Which tokens count in the load of experts; empty where all do.
+    /// Of the tokens that this rank's routers see, which count in the load of experts; empty where all do.
     pub counted: &'a [bool],
+}
+
+/// Whether a layer's backward writes the gradients of weights or adds to them.
+#[derive(Debug, Clone, Copy)]
+pub struct LayerAccumulate {
+    /// Of all but what follows.
+    pub layer: Accumulate,
+    /// Of its experts, which have a buffer of their own where they are spread over ranks.
+    pub experts: Accumulate,
+}
+
+impl From<Accumulate> for LayerAccumulate {
+    fn from(both: Accumulate) -> Self {
+        Self {
+            layer: both,
+            experts: both,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -138,7 +156,7 @@ impl DecoderLayer {
         &self,
         weights: &LayerTensors,
         gradients: Gradients<'_>,
-        accumulate: Accumulate,
+        accumulate: LayerAccumulate,
         saved: LayerSaved,
         d_out: Tensor,
         balance: Option<Balance<'_>>,
@@ -168,13 +186,13 @@ impl DecoderLayer {
         let own = gradients.weights();
         let after = &weights.norm_after_mlp;
         let d_after = own.and_then(|own| own.norm_after_mlp.as_ref());
-        let d_branch = self.branch_backward(&d_out, mlp_branch, after, d_after, accumulate);
-        let whole = WholeBlock(tp);
-        let row = pick(self.whole.mlp, &whole, tp);
+        let d_branch = self.branch_backward(&d_out, mlp_branch, after, d_after, accumulate.layer);
+        let (whole, shares) = (WholeBlock(tp), Shares(tp));
+        let row = self.mlp_row(&whole, &shares, tp);
         let d_middle = self.mlp_backward(
             weights, gradients, accumulate, &middle, mlp, d_branch, d_out, balance, row,
         )?;
-        let after = &weights.norm_after_attention;
+        let (after, accumulate) = (&weights.norm_after_attention, accumulate.layer);
         let d_after = own.and_then(|own| own.norm_after_attention.as_ref());
         let d_branch =
             self.branch_backward(&d_middle, attention_branch, after, d_after, accumulate);
@@ -192,7 +210,7 @@ impl DecoderLayer {
         tp: &dyn TpContext,
         keeps_all: bool,
     ) -> Result<(Tensor, BlocksSaved), ModelError> {
-        let whole = WholeBlock(tp);
+        let (whole, shares) = (WholeBlock(tp), Shares(tp));
         let row = pick(self.whole.attention, &whole, tp);
         let (delta, attention) = self.attention_forward(weights, x, documents, row, keeps_all)?;
         let Joined { sum, next, branch } = self.join(
@@ -202,7 +220,7 @@ impl DecoderLayer {
             weights.norm_after_attention.as_ref(),
             weights.norm_before_mlp.as_ref(),
         );
-        let row = pick(self.whole.mlp, &whole, tp);
+        let row = self.mlp_row(&whole, &shares, tp);
         let (delta, mlp) = self.mlp_forward(weights, &sum, next, row, keeps_all)?;
         let (bias, after) = (weights.mlp.bias(), weights.norm_after_mlp.as_ref());
         let out = self.join(&sum, delta, bias, after, None);
@@ -214,6 +232,19 @@ impl DecoderLayer {
             mlp_branch: out.branch,
         };
         Ok((out.sum, saved))
+    }
+
+    /// The row as the second block sees it.
+    fn mlp_row<'a>(
+        &self,
+        whole: &'a WholeBlock<'a>,
+        shares: &'a Shares<'a>,
+        tp: &'a dyn TpContext,
+    ) -> &'a dyn TpContext {
+        match self.dims.experts {
+            Some(_) if tp.expert_peers().is_some() => shares,
+            _ => pick(self.whole.mlp, whole, tp),
+        }
     }
 }
 

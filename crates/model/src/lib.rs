@@ -37,6 +37,7 @@ mod carve;
 pub mod config;
 mod embedding;
 mod error;
+mod expert_peers;
 mod head;
 mod layer;
 pub mod lora;
@@ -48,13 +49,16 @@ mod tp_context;
 pub use adapter::{AdapterDims, AdapterTensors, DropoutRows, adapted_module};
 pub use config::{ConfigError, ModelConfig};
 pub use embedding::Embedding;
-pub use error::ModelError;
+pub use error::{ModelError, TpError};
+pub use expert_peers::ExpertPeers;
 pub use head::{Head, HeadOutput};
-pub use layer::{DecoderLayer, ExpertLoad, Gradients, LayerSaved, Recompute, TokenFacts};
+pub use layer::{
+    DecoderLayer, ExpertLoad, Gradients, LayerAccumulate, LayerSaved, Recompute, TokenFacts,
+};
 pub use parameters::{Cut, Init, Module, ModuleKind, ModuleTree, ParamSpec, UnitTree};
 pub use rope_table::RopeTable;
 pub use tensors::{
     DenseTensors, ExpertsDims, ExpertsTensors, HeadTensors, LayerDims, LayerTensors, MlpTensors,
     QkNormDims, WholeBlocks,
 };
-pub use tp_context::{PendingTensor, SingleRank, TpContext, TpError};
+pub use tp_context::{PendingTensor, SingleRank, TpContext};

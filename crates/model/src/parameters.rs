@@ -62,6 +62,16 @@ pub enum Cut {
     Inputs(Axis),
 }
 
+impl Cut {
+    /// Whether it is a cut of an expert of a mixture, of which there are as many modules side by side as there are experts.
+    pub fn is_of_expert(self) -> bool {
+        matches!(
+            self,
+            Self::Outputs([Axis::ExpertIntermediate]) | Self::Inputs(Axis::ExpertIntermediate)
+        )
+    }
+}
+
 /// A leaf of the module tree.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Module {

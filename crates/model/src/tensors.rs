@@ -47,6 +47,8 @@ pub struct LayerDims {
 pub struct ExpertsDims {
     /// All experts, and how the router chooses.
     pub rule: Rule,
+    /// Experts here: all, or this rank's where they are spread over ranks.
+    pub here: usize,
     /// Columns of each expert here.
     pub intermediate: usize,
 }
@@ -92,6 +94,7 @@ impl LayerDims {
             layer_norms: config.layer_norms,
             experts: config.experts_of(index).map(|experts| ExpertsDims {
                 rule: experts.rule,
+                here: experts.rule.experts,
                 intermediate: experts.intermediate_size,
             }),
             qk_norm: config.qk_norm.map(|kind| match kind {
@@ -226,7 +229,13 @@ pub struct DenseTensors {
 impl LayerTensors {
     /// Views of a layer's flat buffer, or `None` when its length is not that of `dims`.
     pub fn view(flat: &Tensor, dims: &LayerDims) -> Option<Self> {
+        Self::view_both(flat, None, dims)
+    }
+
+    /// The same, with the experts in a buffer of their own where they are spread over ranks.
+    pub fn view_both(flat: &Tensor, experts: Option<&Tensor>, dims: &LayerDims) -> Option<Self> {
         let mut carve = Carve::new(flat);
+        let mut apart = experts.map(Carve::new);
         let (hidden, qkv) = (dims.hidden, dims.qkv_width());
         let q_width = dims.q_heads * dims.head_dim;
         let norms = &dims.layer_norms;
@@ -243,7 +252,11 @@ impl LayerTensors {
             norm_after_attention: carve.optional(norms.after_attention.is_some(), hidden)?,
             norm_before_mlp: carve.optional(norms.before_mlp.is_some(), hidden)?,
             mlp: match &dims.experts {
-                Some(experts) => MlpTensors::Experts(self::experts(&mut carve, experts, hidden)?),
+                Some(dims) => {
+                    let router = carve.matrix(dims.rule.experts, hidden)?;
+                    let carve = apart.as_mut().unwrap_or(&mut carve);
+                    MlpTensors::Experts(self::experts(router, carve, dims, hidden)?)
+                }
                 None => MlpTensors::Dense(DenseTensors {
                     gate_up_weight: carve.matrix(2 * dims.intermediate, hidden)?,
                     gate_up_bias: carve.optional(dims.mlp_bias, 2 * dims.intermediate)?,
@@ -254,7 +267,8 @@ impl LayerTensors {
             norm_after_mlp: carve.optional(norms.after_mlp.is_some(), hidden)?,
             adapter: None,
         };
-        carve.is_done().then_some(tensors)
+        let is_done = carve.is_done() && apart.is_none_or(|apart| apart.is_done());
+        is_done.then_some(tensors)
     }
 }
 
@@ -263,9 +277,9 @@ impl LayerTensors {
 pub struct ExpertsTensors {
     /// `[experts, hidden]`
     pub router: Tensor,
-    /// For each expert `[2 * intermediate, hidden]`
+    /// For each expert here `[2 * intermediate, hidden]`
     pub gate_up: Vec<Tensor>,
-    /// For each expert `[hidden, intermediate]`
+    /// For each expert here `[hidden, intermediate]`
     pub down: Vec<Tensor>,
 }
 
@@ -294,10 +308,15 @@ impl HeadTensors {
     }
 }
 
-fn experts(carve: &mut Carve<'_>, dims: &ExpertsDims, hidden: usize) -> Option<ExpertsTensors> {
-    let (count, inner) = (dims.rule.experts, dims.intermediate);
+fn experts(
+    router: Tensor,
+    carve: &mut Carve<'_>,
+    dims: &ExpertsDims,
+    hidden: usize,
+) -> Option<ExpertsTensors> {
+    let (count, inner) = (dims.here, dims.intermediate);
     Some(ExpertsTensors {
-        router: carve.matrix(count, hidden)?,
+        router,
         gate_up: (0..count)
             .map(|_| carve.matrix(2 * inner, hidden))
             .collect::<Option<_>>()?,

@@ -2,10 +2,8 @@
 
 use tandem_tensor::Tensor;
 
-/// A collective of the tensor parallel group failed.
-#[derive(Debug, thiserror::Error)]
-#[error(transparent)]
-pub struct TpError(#[from] pub Box<dyn std::error::Error + Send + Sync>);
+use crate::error::TpError;
+use crate::expert_peers::ExpertPeers;
 
 /// The conversations of a tensor parallel layer (Megatron-LM, arXiv 1909.08053, and its sequence parallel form,
 /// arXiv 2205.05198).
@@ -33,6 +31,19 @@ pub trait TpContext {
 
     /// Of all tokens `[tokens, features]`, this rank's.
     fn own_tokens(&self, all: Tensor) -> Tensor;
+
+    /// From this rank's tokens `[local, features]` to its share of the row's: the same where tokens are cut over the row, and
+    /// otherwise a part of those that all ranks of it have.
+    fn share_tokens(&self, own: &Tensor) -> Tensor;
+
+    /// The reverse of [`TpContext::share_tokens`], which runs while the caller computes something else.
+    ///
+    /// # Errors
+    /// When a peer fails.
+    fn start_join_shares(&self, share: Tensor) -> Result<Box<dyn PendingTensor>, TpError>;
+
+    /// The ranks over which experts are spread, where they are.
+    fn expert_peers(&self) -> Option<&dyn ExpertPeers>;
 
     /// Sums the small fp32 tensor `partial`, in place, over all ranks: numbers of all tokens, which every rank sees.
     ///
@@ -83,6 +94,18 @@ impl TpContext for SingleRank {
         all
     }
 
+    fn share_tokens(&self, own: &Tensor) -> Tensor {
+        own.shallow_clone()
+    }
+
+    fn start_join_shares(&self, share: Tensor) -> Result<Box<dyn PendingTensor>, TpError> {
+        Ok(Box::new(share))
+    }
+
+    fn expert_peers(&self) -> Option<&dyn ExpertPeers> {
+        None
+    }
+
     fn sum_over_row(&self, _partial: &Tensor) -> Result<(), TpError> {
         Ok(())
     }
@@ -112,11 +135,64 @@ impl TpContext for WholeBlock<'_> {
         self.0.own_tokens(all)
     }
 
+    fn share_tokens(&self, own: &Tensor) -> Tensor {
+        self.0.share_tokens(own)
+    }
+
+    fn start_join_shares(&self, share: Tensor) -> Result<Box<dyn PendingTensor>, TpError> {
+        self.0.start_join_shares(share)
+    }
+
+    fn expert_peers(&self) -> Option<&dyn ExpertPeers> {
+        self.0.expert_peers()
+    }
+
     fn sum_over_row(&self, _whole: &Tensor) -> Result<(), TpError> {
         Ok(())
     }
 
     fn gather_stats(&self, stats: &Tensor) -> Result<Tensor, TpError> {
         Ok(stats.unsqueeze(0))
+    }
+}
+
+/// The row as a block sees it of which each rank computes all for its share of the tokens, a mixture whose experts are spread.
+pub(crate) struct Shares<'a>(pub(crate) &'a dyn TpContext);
+
+impl TpContext for Shares<'_> {
+    fn gather_tokens(&self, own: &Tensor) -> Result<Tensor, TpError> {
+        Ok(self.0.share_tokens(own))
+    }
+
+    fn reduce_tokens(&self, share: Tensor) -> Result<Tensor, TpError> {
+        self.0.start_join_shares(share)?.wait()
+    }
+
+    fn start_reduce_tokens(&self, share: Tensor) -> Result<Box<dyn PendingTensor>, TpError> {
+        self.0.start_join_shares(share)
+    }
+
+    fn own_tokens(&self, all: Tensor) -> Tensor {
+        self.0.own_tokens(all)
+    }
+
+    fn share_tokens(&self, own: &Tensor) -> Tensor {
+        self.0.share_tokens(own)
+    }
+
+    fn start_join_shares(&self, share: Tensor) -> Result<Box<dyn PendingTensor>, TpError> {
+        self.0.start_join_shares(share)
+    }
+
+    fn expert_peers(&self) -> Option<&dyn ExpertPeers> {
+        self.0.expert_peers()
+    }
+
+    fn sum_over_row(&self, partial: &Tensor) -> Result<(), TpError> {
+        self.0.sum_over_row(partial)
+    }
+
+    fn gather_stats(&self, stats: &Tensor) -> Result<Tensor, TpError> {
+        self.0.gather_stats(stats)
     }
 }

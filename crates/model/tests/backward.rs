@@ -233,7 +233,7 @@ fn check_adapters(label: &str, config: &ModelConfig, lora: &LoraConfig) {
             .backward(
                 &view(&flat),
                 Gradients::Adapter(Some(&d_adapters)),
-                Accumulate::First,
+                Accumulate::First.into(),
                 saved,
                 d_out.copy(),
                 None,
@@ -304,7 +304,7 @@ fn check_layer(
             .backward(
                 &weights,
                 Gradients::Weights(&d_weights),
-                Accumulate::First,
+                Accumulate::First.into(),
                 saved,
                 d_out.copy(),
                 None,

@@ -28,12 +28,12 @@ pub fn check_same_batch(
 }
 
 /// Parameters that are replicated over a row, and (where the level keeps them whole) over a column, must be equal bit
-/// for bit: compares hashes of the compute copies.
+/// for bit: compares hashes of the compute copies. For experts that are spread, `dp` is the ranks with the same ones.
 ///
 /// # Errors
 /// [`ParallelError::Drift`] names the parameter and two ranks that differ.
-pub fn check_replicas(
-    units: &[FlatUnit],
+pub fn check_replicas<'a>(
+    units: impl IntoIterator<Item = &'a FlatUnit>,
     tp: &dyn ProcessGroup,
     dp: &dyn ProcessGroup,
     step: u64,

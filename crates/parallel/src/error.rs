@@ -1,6 +1,7 @@
 //! What can go wrong while ranks work together.
 
 use tandem_comm::CommError;
+use tandem_model::TpError;
 
 /// A sharded operation could not finish.
 #[derive(Debug, thiserror::Error)]
@@ -44,4 +45,9 @@ pub enum ParallelError {
         /// World rank of another.
         rank_b: usize,
     },
+}
+
+/// As modules see it.
+pub(crate) fn tp_error(error: CommError) -> TpError {
+    TpError(Box::new(error))
 }

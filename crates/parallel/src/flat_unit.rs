@@ -42,7 +42,7 @@ const ALIGN: usize = 32;
 pub struct UnitSetup {
     /// Whether there are gradients and optimizer states; without them there is the forward pass only.
     pub trains: bool,
-    /// The column of the mesh.
+    /// The column of the mesh; of experts that are spread, the ranks with the same ones.
     pub dp: Arc<dyn ProcessGroup>,
     /// The row of the mesh.
     pub tp: Arc<dyn ProcessGroup>,

@@ -3,9 +3,9 @@
 
 use std::ops::Range;
 
-use tandem_mesh::ShardSlice;
+use tandem_mesh::{ShardSlice, partition};
 use tandem_model::config::Axis;
-use tandem_model::{Cut, ModelConfig, ModuleTree, ParamSpec, UnitTree, adapted_module};
+use tandem_model::{Cut, ModelConfig, Module, ModuleTree, ParamSpec, UnitTree, adapted_module};
 
 use crate::plan::{Plan, Style};
 use crate::replicas::Replica;
@@ -44,32 +44,21 @@ pub struct UnitLayout {
     pub replicas: Vec<Replica>,
     /// Elements of the flat buffer.
     pub numel: usize,
+    /// The layer whose experts it holds, where they are spread over ranks: some of its own, which other ranks than those of the column
+    /// have too.
+    pub experts_of: Option<usize>,
+    /// Elements of the unit's parameters, whole; of experts that are spread, of those on the rank with the most. So all ranks agree.
+    pub(crate) whole: usize,
 }
 
-impl UnitLayout {
-    /// Elements of the unit's parameters, whole.
-    pub(crate) fn whole(&self) -> usize {
-        let specs = self.params.iter().map(|param| &param.spec);
-        // Parts of one parameter are neighbours.
-        let mut last: Option<&ParamSpec> = None;
-        let mut whole = 0;
-        for spec in specs {
-            if last.is_none_or(|last| last.name != spec.name) {
-                whole += spec.numel();
-            }
-            last = Some(spec);
-        }
-        whole
-    }
-}
-
-/// Every unit of the model on `tp_rank`.
+/// Every unit of the model on the rank with this place in its row, and this one among those over which experts are spread. Experts
+/// that are spread are units of their own, behind the others.
 pub fn layouts(
     config: &ModelConfig,
     tree: &ModuleTree,
     plan: &Plan,
     slices: &TpSlices,
-    tp_rank: usize,
+    (tp_rank, expert_rank): (usize, usize),
     sequence_parallel: bool,
 ) -> Vec<UnitLayout> {
     let rank = RankView {
@@ -79,7 +68,63 @@ pub fn layouts(
         tp_rank,
         sequence_parallel,
     };
-    tree.units.iter().map(|unit| rank.unit(unit)).collect()
+    let mut all: Vec<UnitLayout> = tree.units.iter().map(|unit| rank.unit(unit)).collect();
+    let ranks = plan.expert_ranks();
+    for (layer, unit) in (0..config.num_layers).zip(tree.units.iter().skip(1)) {
+        // Adapters have a tree of their own, without experts.
+        let has_experts = unit.modules.iter().any(|module| module.cut.is_of_expert());
+        let Some(mixture) = config
+            .experts_of(layer)
+            .filter(|_| has_experts && ranks > 1)
+        else {
+            continue;
+        };
+        let experts = mixture.rule.experts;
+        let share = |rank| spread_experts(unit, layer, experts, &partition(experts, ranks, rank));
+        // The first have one more where they are not equal.
+        let whole = share(0).numel;
+        all.push(UnitLayout {
+            whole,
+            ..share(expert_rank)
+        });
+    }
+    all
+}
+
+/// The experts `own` of all `experts` of a layer, whole.
+fn spread_experts(tree: &UnitTree, layer: usize, experts: usize, own: &Range<usize>) -> UnitLayout {
+    let mut layout = UnitLayout {
+        name: format!("experts {layer}"),
+        params: Vec::new(),
+        replicas: Vec::new(),
+        numel: 0,
+        experts_of: Some(layer),
+        whole: 0,
+    };
+    let of_experts = |is_output: bool| -> Vec<&Module> {
+        let is_one = |module: &&Module| {
+            let cut = module.cut;
+            cut.is_of_expert() && matches!(cut, Cut::Outputs(_)) == is_output
+        };
+        tree.modules.iter().filter(is_one).collect()
+    };
+    // Of all experts what begins them, then what ends them, as in the tree.
+    for modules in [of_experts(true), of_experts(false)] {
+        let each = modules.len() / experts;
+        for module in &modules[own.start * each..own.end * each] {
+            let specs = tree.parameters.iter();
+            for spec in specs.filter(|spec| spec.module() == module.path) {
+                layout.params.push(LocalParam {
+                    spec: spec.clone(),
+                    offset: layout.numel,
+                    slice: ShardSlice::whole(&spec.shape),
+                    counted: 0..spec.numel(),
+                });
+                layout.numel += spec.numel();
+            }
+        }
+    }
+    layout
 }
 
 struct RankView<'a> {
@@ -97,13 +142,20 @@ impl RankView<'_> {
             params: Vec::new(),
             replicas: Vec::new(),
             numel: 0,
+            experts_of: None,
+            whole: 0,
         };
         let cut_of = |spec: &ParamSpec| {
             let owner = tree.modules.iter().find(|it| it.path == spec.module());
             owner.map_or(Cut::Whole, |module| module.cut)
         };
-        for spec in &tree.parameters {
+        let is_spread = |spec: &&ParamSpec| {
+            let style = self.plan.styles.get(spec.module());
+            matches!(style, Some(Style::ExpertParallel(_)))
+        };
+        for spec in tree.parameters.iter().filter(|spec| !is_spread(spec)) {
             let cut = cut_of(spec);
+            layout.whole += spec.numel();
             for part in self.parts(spec, cut) {
                 let (slice, counted) = self.place(spec, part.as_ref());
                 let param = LocalParam {

@@ -22,7 +22,7 @@
 //!
 //! // What the first of two ranks in a row holds of layer 0: half of each matrix, and both norms.
 //! let slices = TpSlices::new(&config, 2)?;
-//! let layer = &layouts(&config, &tree, &plan, &slices, 0, false)[1];
+//! let layer = &layouts(&config, &tree, &plan, &slices, (0, 0), false)[1];
 //! let whole: usize = tree.units[1].parameters.iter().map(|it| it.numel()).sum();
 //! assert_eq!(layer.numel, (whole - 2 * 8) / 2 + 2 * 8);
 //! assert_eq!(layer.replicas.len(), 2);
@@ -34,6 +34,7 @@ mod buffer_pool;
 mod checks;
 mod deepspeed;
 mod error;
+mod expert_group;
 mod flat_unit;
 mod fsdp;
 mod grad_norm;
@@ -51,6 +52,7 @@ pub use buffer_pool::BufferPool;
 pub use checks::{check_replicas, check_same_batch};
 pub use deepspeed::DeepSpeed;
 pub use error::ParallelError;
+pub use expert_group::ExpertGroup;
 pub use flat_unit::{FlatUnit, OptimizerState, OwnedPiece, UnitSetup};
 pub use fsdp::Fsdp;
 pub use grad_norm::global_grad_norm;

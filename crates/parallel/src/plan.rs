@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use tandem_model::config::Axis;
-use tandem_model::{Cut, Module, ModuleKind, ModuleTree};
+use tandem_model::{Cut, ModelConfig, Module, ModuleKind, ModuleTree};
 
 /// How a module's parameters lie across a tensor parallel row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,6 +17,8 @@ pub enum Style {
     Replicate,
     /// Vocabulary entries are cut: dimension 0 of the embedding or the head.
     VocabParallel,
+    /// One of so many neighbouring ranks of the mesh holds all of it: an expert that is spread with others of its layer.
+    ExpertParallel(usize),
 }
 
 impl fmt::Display for Style {
@@ -26,6 +28,7 @@ impl fmt::Display for Style {
             Self::Rowwise => "rowwise",
             Self::Replicate => "replicate",
             Self::VocabParallel => "vocab-parallel",
+            Self::ExpertParallel(_) => "expert-parallel",
         })
     }
 }
@@ -57,6 +60,25 @@ pub enum PlanError {
         style: Style,
         /// What the decoder's modules do.
         expected: Style,
+    },
+    /// Fewer experts than ranks to spread them over.
+    #[error(
+        "--expert_parallel_size {size} is more than the {experts} experts of a layer; every rank needs at least one: use \
+         {experts} or less"
+    )]
+    Experts {
+        /// Ranks over which they are to be spread.
+        size: usize,
+        /// Experts of a layer.
+        experts: usize,
+    },
+    /// A model without experts.
+    #[error(
+        "--expert_parallel_size {size} spreads the experts of a mixture, and this model has none; leave it out"
+    )]
+    NoExperts {
+        /// Ranks over which they are to be spread.
+        size: usize,
     },
     /// A block of which a part is cut.
     #[error(
@@ -92,6 +114,43 @@ impl Plan {
         }
     }
 
+    /// The same with experts that are not cut, but each as a whole on one of `size` ranks; 1 changes nothing.
+    ///
+    /// # Errors
+    /// When the model, which `config` describes and `tree` lists, has no experts, or fewer than `size` in a layer.
+    pub fn with_spread_experts(
+        mut self,
+        config: &ModelConfig,
+        tree: &ModuleTree,
+        size: usize,
+    ) -> Result<Self, PlanError> {
+        if size == 1 {
+            return Ok(self);
+        }
+        let mut layers = 0..config.num_layers;
+        let Some(mixture) = layers.find_map(|layer| config.experts_of(layer)) else {
+            return Err(PlanError::NoExperts { size });
+        };
+        let experts = mixture.rule.experts;
+        if size == 0 || size > experts {
+            return Err(PlanError::Experts { size, experts });
+        }
+        for module in tree.modules().filter(|module| module.cut.is_of_expert()) {
+            let style = Style::ExpertParallel(size);
+            self.styles.insert(module.path.clone(), style);
+        }
+        Ok(self)
+    }
+
+    /// The ranks over which experts are spread; 1 where they are not.
+    pub fn expert_ranks(&self) -> usize {
+        let of_style = |style: &Style| match style {
+            Style::ExpertParallel(size) => Some(*size),
+            _ => None,
+        };
+        self.styles.values().find_map(of_style).unwrap_or(1)
+    }
+
     /// Whether every rank of a row computes the block `path`, an attention or an MLP, whole: then nothing in it is cut.
     pub fn is_whole(&self, block: &str) -> bool {
         // However deep: experts are in a block of their own.
@@ -117,12 +176,12 @@ impl Plan {
                 });
             };
             let block = module.parent();
-            let is_in_block = matches!(expected, Style::Colwise | Style::Rowwise)
-                // Experts are cut always: every rank's router reckons with that.
-                && !matches!(
-                    module.cut,
-                    Cut::Outputs([Axis::ExpertIntermediate]) | Cut::Inputs(Axis::ExpertIntermediate)
-                );
+            let is_of_expert = module.cut.is_of_expert();
+            if is_of_expert && matches!(style, Style::ExpertParallel(_)) {
+                continue;
+            }
+            // Experts are never whole on every rank: routers reckon with that.
+            let is_in_block = matches!(expected, Style::Colwise | Style::Rowwise) && !is_of_expert;
             if is_in_block && style == Style::Replicate {
                 if self.is_whole(block) {
                     continue;

@@ -1,11 +1,15 @@
 //! The tensor parallel row as the modules see it: each conversation is one collective.
 
+use std::ops::Range;
 use std::sync::Arc;
 
-use tandem_comm::{CommError, ProcessGroup, ReduceOp, Work};
+use tandem_comm::{ProcessGroup, ReduceOp, Work};
 use tandem_mesh::partition;
-use tandem_model::{PendingTensor, TpContext, TpError};
+use tandem_model::{ExpertPeers, PendingTensor, TpContext, TpError};
 use tandem_tensor::Tensor;
+
+use crate::error::tp_error;
+use crate::expert_group::ExpertGroup;
 
 /// A row of the mesh.
 #[derive(Clone)]
@@ -14,6 +18,8 @@ pub struct TpGroup {
     pub group: Arc<dyn ProcessGroup>,
     /// Cut the residual stream over the row by token (arXiv 2205.05198).
     pub sequence_parallel: bool,
+    /// The ranks over which experts are spread, where they are.
+    pub experts: Option<Arc<ExpertGroup>>,
 }
 
 /// The row, for micro-batches of a known number of tokens.
@@ -23,6 +29,7 @@ pub struct TpTokens {
     cuts_tokens: bool,
     /// Tokens per rank where it is.
     counts: Vec<usize>,
+    experts: Option<Arc<ExpertGroup>>,
 }
 
 impl TpGroup {
@@ -35,11 +42,42 @@ impl TpGroup {
             counts: (0..size)
                 .map(|rank| partition(tokens, size, rank).len())
                 .collect(),
+            experts: self.experts.clone(),
         }
     }
 }
 
 impl TpTokens {
+    /// Of the row's tokens, those that this rank's routers see.
+    pub fn routed(&self) -> Range<usize> {
+        match self.experts {
+            Some(_) => self.share(),
+            None => 0..self.counts.iter().sum(),
+        }
+    }
+
+    /// Of the row's tokens, those that are this rank's where each is one's.
+    fn share(&self) -> Range<usize> {
+        let rank = self.group.rank();
+        let start: usize = self.counts[..rank].iter().sum();
+        start..start + self.counts[rank]
+    }
+
+    /// What all ranks of the row have of `part` of each, in order, when that is waited for.
+    fn start_gather(&self, part: &Tensor) -> Result<Joining, TpError> {
+        let features = part.size()[1];
+        let tokens: usize = self.counts.iter().sum();
+        let all = Tensor::empty([tokens as i64, features], (part.kind(), part.device()));
+        let work = self
+            .group
+            .all_gather_into(&all, &part.contiguous(), &self.elements(features))
+            .map_err(tp_error)?;
+        Ok(Joining {
+            work: Some(work),
+            result: all,
+        })
+    }
+
     /// Elements per rank of a tensor with `features` columns.
     fn elements(&self, features: i64) -> Vec<usize> {
         self.counts
@@ -48,10 +86,10 @@ impl TpTokens {
             .collect()
     }
 
-    fn start(&self, partial: Tensor) -> Result<Reducing, TpError> {
+    fn start(&self, partial: Tensor) -> Result<Joining, TpError> {
         let group = &self.group;
         if group.size() == 1 {
-            return Ok(Reducing {
+            return Ok(Joining {
                 work: None,
                 result: partial,
             });
@@ -60,7 +98,7 @@ impl TpTokens {
             let work = group
                 .all_reduce(&partial, ReduceOp::Sum)
                 .map_err(tp_error)?;
-            return Ok(Reducing {
+            return Ok(Joining {
                 work: Some(work),
                 result: partial,
             });
@@ -71,7 +109,7 @@ impl TpTokens {
         let work = group
             .reduce_scatter_into(&result, &partial, &self.elements(features), ReduceOp::Sum)
             .map_err(tp_error)?;
-        Ok(Reducing {
+        Ok(Joining {
             work: Some(work),
             result,
         })
@@ -83,14 +121,7 @@ impl TpContext for TpTokens {
         if !self.cuts_tokens {
             return Ok(local.shallow_clone());
         }
-        let features = local.size()[1];
-        let tokens: usize = self.counts.iter().sum();
-        let all = Tensor::empty([tokens as i64, features], (local.kind(), local.device()));
-        self.group
-            .all_gather_into(&all, &local.contiguous(), &self.elements(features))
-            .and_then(Work::wait)
-            .map_err(tp_error)?;
-        Ok(all)
+        self.start_gather(local)?.finish()
     }
 
     fn reduce_tokens(&self, partial: Tensor) -> Result<Tensor, TpError> {
@@ -109,10 +140,30 @@ impl TpContext for TpTokens {
         if !self.cuts_tokens {
             return all;
         }
-        let rank = self.group.rank();
-        let start: usize = self.counts[..rank].iter().sum();
-        all.narrow(0, start as i64, self.counts[rank] as i64)
-            .contiguous()
+        narrow(&all, self.share())
+    }
+
+    fn share_tokens(&self, own: &Tensor) -> Tensor {
+        match self.cuts_tokens || self.group.size() == 1 {
+            true => own.shallow_clone(),
+            false => narrow(own, self.share()),
+        }
+    }
+
+    fn start_join_shares(&self, share: Tensor) -> Result<Box<dyn PendingTensor>, TpError> {
+        if self.cuts_tokens || self.group.size() == 1 {
+            return Ok(Box::new(share));
+        }
+        let mut gathering = self.start_gather(&share)?;
+        if let Some(work) = &mut gathering.work {
+            work.start();
+        }
+        Ok(Box::new(gathering))
+    }
+
+    fn expert_peers(&self) -> Option<&dyn ExpertPeers> {
+        let experts = self.experts.as_deref()?;
+        Some(experts)
     }
 
     fn sum_over_row(&self, partial: &Tensor) -> Result<(), TpError> {
@@ -140,13 +191,18 @@ impl TpContext for TpTokens {
     }
 }
 
-/// A sum over the row that has been asked for.
-struct Reducing {
+fn narrow(all: &Tensor, rows: Range<usize>) -> Tensor {
+    all.narrow(0, rows.start as i64, rows.len() as i64)
+        .contiguous()
+}
+
+/// What the row was asked to add up, or to put together.
+struct Joining {
     work: Option<Work>,
     result: Tensor,
 }
 
-impl Reducing {
+impl Joining {
     fn finish(self) -> Result<Tensor, TpError> {
         if let Some(work) = self.work {
             work.wait().map_err(tp_error)?;
@@ -155,12 +211,8 @@ impl Reducing {
     }
 }
 
-impl PendingTensor for Reducing {
+impl PendingTensor for Joining {
     fn wait(self: Box<Self>) -> Result<Tensor, TpError> {
         (*self).finish()
     }
-}
-
-fn tp_error(error: CommError) -> TpError {
-    TpError(Box::new(error))
 }

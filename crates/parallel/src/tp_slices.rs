@@ -106,8 +106,15 @@ impl TpSlices {
         first - held.start..held.len()
     }
 
-    /// Dimensions of layer `index` on `tp_rank`.
-    pub fn layer_dims(&self, config: &ModelConfig, index: usize, tp_rank: usize) -> LayerDims {
+    /// Dimensions of layer `index` on `tp_rank`. Where experts are spread over ranks, `own_experts` are this rank's, whole; otherwise
+    /// each is cut.
+    pub fn layer_dims(
+        &self,
+        config: &ModelConfig,
+        index: usize,
+        tp_rank: usize,
+        own_experts: Option<Range<usize>>,
+    ) -> LayerDims {
         let (q, kv) = (&self.q_heads[tp_rank], &self.kv_heads[tp_rank]);
         let map: Vec<i64> = q
             .clone()
@@ -138,9 +145,15 @@ impl TpSlices {
             kv_of_q: (!uniform).then_some(map),
             intermediate: self.intermediate[tp_rank].len(),
             qk_norm,
-            experts: whole.experts.map(|experts| ExpertsDims {
-                intermediate: self.expert_intermediate[tp_rank].len(),
-                ..experts
+            experts: whole.experts.map(|experts| match own_experts {
+                None => ExpertsDims {
+                    intermediate: self.expert_intermediate[tp_rank].len(),
+                    ..experts
+                },
+                Some(own) => ExpertsDims {
+                    here: own.len(),
+                    ..experts
+                },
             }),
             ..whole
         }

@@ -38,7 +38,7 @@ fn all_layouts(
     let plan = Plan::declared(&tree);
     let slices = TpSlices::new(config, tp_size).unwrap();
     (0..tp_size)
-        .map(|rank| layouts(config, &tree, &plan, &slices, rank, sequence_parallel))
+        .map(|rank| layouts(config, &tree, &plan, &slices, (rank, 0), sequence_parallel))
         .collect()
 }
 
@@ -258,7 +258,7 @@ fn a_block_that_is_replicated_is_whole_on_every_rank() {
     plan.check(&tree).unwrap();
     let slices = TpSlices::new(&config, 2).unwrap();
     for rank in 0..2 {
-        for unit in layouts(&config, &tree, &plan, &slices, rank, true) {
+        for unit in layouts(&config, &tree, &plan, &slices, (rank, 0), true) {
             for param in &unit.params {
                 let is_whole = param.spec.name.contains("layers.0.self_attn")
                     || param.spec.name.contains("layers.1.mlp");
@@ -309,5 +309,63 @@ fn a_table_of_the_plan_has_every_kind_of_layer_once() {
     assert_eq!(
         Plan::declared(&tree),
         AutoTp::default().infer(&tree).unwrap()
+    );
+}
+
+/// Spread over ranks, every expert is whole on one rank of each group, all that is not an expert lies as before, and all ranks
+/// agree on how large a unit is.
+#[test]
+fn experts_that_are_spread_are_each_on_one_rank() {
+    let config = config("MixtralForCausalLM", 4, 2, 20, false);
+    let tree = ModuleTree::new(&config);
+    let cut = Plan::declared(&tree);
+    assert_eq!(cut.expert_ranks(), 1);
+    let slices = TpSlices::new(&config, 2).unwrap();
+    for ranks in [2, 3] {
+        let plan = cut.clone().with_spread_experts(&config, &tree, ranks);
+        let plan = plan.unwrap();
+        plan.check(&tree).unwrap();
+        assert_eq!(plan.expert_ranks(), ranks);
+        let mut held: Vec<String> = Vec::new();
+        let mut levels = Vec::new();
+        for rank in 0..ranks {
+            let units = layouts(&config, &tree, &plan, &slices, (0, rank), false);
+            let (spread, others): (Vec<_>, Vec<_>) =
+                units.iter().partition(|unit| unit.experts_of.is_some());
+            assert_eq!(spread.len(), config.num_layers);
+            assert_eq!(others.len(), tree.units.len());
+            for param in spread.iter().flat_map(|unit| &unit.params) {
+                assert_eq!(param.counted, 0..param.spec.numel());
+                assert_eq!(param.slice.numel(), param.spec.numel());
+                held.push(param.spec.name.clone());
+            }
+            assert!(spread.iter().all(|unit| unit.replicas.is_empty()));
+            let names = others.iter().flat_map(|unit| &unit.params);
+            assert!(
+                names
+                    .into_iter()
+                    .all(|it| !it.spec.name.contains(".experts."))
+            );
+            levels.push(ShardingLevel::Parameters.of_units(&units));
+        }
+        assert!(levels.windows(2).all(|pair| pair[0] == pair[1]));
+        held.sort();
+        let specs = tree.parameters().map(|spec| spec.name.clone());
+        let mut all: Vec<String> = specs.filter(|name| name.contains(".experts.")).collect();
+        all.sort();
+        assert_eq!(held, all);
+    }
+    let refused = |size| {
+        let plan = cut.clone().with_spread_experts(&config, &tree, size);
+        plan.unwrap_err().to_string()
+    };
+    assert!(refused(4).contains("--expert_parallel_size 4 is more than the 3 experts"));
+    let dense = self::config("LlamaForCausalLM", 4, 2, 20, true);
+    let tree = ModuleTree::new(&dense);
+    let plan = Plan::declared(&tree).with_spread_experts(&dense, &tree, 2);
+    assert!(
+        plan.unwrap_err()
+            .to_string()
+            .contains("this model has none")
     );
 }

@@ -40,6 +40,7 @@ pub fn engine(
         world: ranks.everyone.clone(),
         tp: ranks.tp.clone(),
         dp: ranks.dp.clone(),
+        experts: ranks.experts.clone(),
         device: ranks.device,
         seq,
         sequence_parallel: spec.sequence_parallel,

@@ -167,8 +167,9 @@ pub fn work(
     let scratch = tempfile::tempdir().map_err(Failure::other)?;
     let built = environment.eval_token_cache.clone();
     let (_, set) = job.data(&config, scratch.path().to_owned(), built)?;
-    let strategy = &job.engine.strategy;
-    let strategy = strategy.for_model(job.engine.dtype, &ModuleTree::new(&config))?;
+    let strategy = job
+        .engine
+        .strategy_for(&config, &ModuleTree::new(&config))?;
     let ranks = Ranks::join(env, &job.engine, &Network::default())?;
     let seq = set.rows.seq_length();
     let adapter = match &job.model.checkpoint {

@@ -93,7 +93,7 @@ pub struct Planned {
     pub strategy: Strategy,
     /// What each rank will need.
     pub memory: MemoryEstimate,
-    /// The units of tp_rank 0, for their sizes.
+    /// The units of rank 0, for their sizes.
     pub layouts: Vec<UnitLayout>,
 }
 
@@ -116,7 +116,7 @@ pub fn plan(spec: &RunSpec, hub: &Hub, sink: &mut dyn EventSink) -> Outcome<Plan
         config.clone_from(&pretrained.config);
     }
     let tree = ModuleTree::new(&config);
-    let strategy = engine.strategy.for_model(engine.dtype, &tree)?;
+    let strategy = engine.strategy_for(&config, &tree)?;
     let slices =
         TpSlices::new(&config, mesh.tp_size()).map_err(|e| Failure::usage(e.to_string()))?;
     let layouts = layouts(
@@ -124,7 +124,7 @@ pub fn plan(spec: &RunSpec, hub: &Hub, sink: &mut dyn EventSink) -> Outcome<Plan
         &tree,
         &strategy.plan,
         &slices,
-        0,
+        (0, 0),
         engine.sequence_parallel,
     );
     let adapter = adapter(selection, &config)?;
@@ -134,7 +134,7 @@ pub fn plan(spec: &RunSpec, hub: &Hub, sink: &mut dyn EventSink) -> Outcome<Plan
             layouts,
             level,
             precision,
-            mesh.dp_size(),
+            (mesh, engine.expert_parallel_size),
             (training.batch_size, selection.data.seq_length),
             engine.recompute(),
             engine.head_chunk_rows,
@@ -148,7 +148,8 @@ pub fn plan(spec: &RunSpec, hub: &Hub, sink: &mut dyn EventSink) -> Outcome<Plan
             let frozen = estimate(&layouts, strategy.level, precision.frozen());
             let level = strategy.level.min(ShardingLevel::Optimizer);
             let (plan, sp) = (&strategy.plan, engine.sequence_parallel);
-            let trained = tandem_parallel::layouts(&config, &adapter.tree, plan, &slices, 0, sp);
+            let trained =
+                tandem_parallel::layouts(&config, &adapter.tree, plan, &slices, (0, 0), sp);
             let trained = estimate(&trained, level, precision);
             MemoryEstimate {
                 parameters: frozen.parameters.saturating_add(trained.parameters),

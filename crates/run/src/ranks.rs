@@ -10,6 +10,7 @@ use tandem_files::read_small_text;
 use tandem_launch::env::{RENDEZVOUS_SECRET, RendezvousSecret, WorkerEnv};
 use tandem_launch::tell;
 use tandem_tensor::{Device, DeviceChoice, memory};
+use tandem_trainer::ExpertRanks;
 
 use crate::failure::{Failure, Outcome};
 use crate::libtorch::Libtorch;
@@ -25,6 +26,8 @@ pub struct Ranks {
     pub tp: Arc<dyn ProcessGroup>,
     /// This rank's column.
     pub dp: Arc<dyn ProcessGroup>,
+    /// Where experts are spread over ranks, these.
+    pub experts: Option<ExpertRanks>,
     /// Where this rank computes.
     pub device: Device,
     /// What it computes with.
@@ -77,7 +80,16 @@ impl Ranks {
                 .new_device_group(name, ranks, device)
                 .map_err(Failure::comm)
         };
+        let size = spec.expert_parallel_size;
+        let experts = match size {
+            1 => None,
+            _ => Some(ExpertRanks {
+                group: group("ep", &mesh.expert_group(env.rank, size))?,
+                replicas: group("edp", &mesh.expert_replicas(env.rank, size))?,
+            }),
+        };
         Ok(Self {
+            experts,
             everyone: group("world", &all)?,
             tp: group("tp", &mesh.tp_group(env.rank))?,
             dp: group("dp", &mesh.dp_group(env.rank))?,

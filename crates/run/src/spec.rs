@@ -155,6 +155,8 @@ pub struct EngineSpec {
     pub device: DeviceChoice,
     /// Kind of parameters and activations.
     pub dtype: Dtype,
+    /// Ranks over which the experts of a mixture are spread; 1 cuts each over the row.
+    pub expert_parallel_size: usize,
     /// Cut the residual stream over the row by token.
     pub sequence_parallel: bool,
     /// The same as `recompute` [`Recompute::Full`].

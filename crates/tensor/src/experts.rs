@@ -8,7 +8,7 @@ mod fused;
 
 use std::ops::Range;
 
-use tandem_kernels::experts::Dispatch;
+use tandem_kernels::experts::{self, Dispatch};
 use tandem_kernels::router;
 pub use tandem_kernels::router::Rule;
 use tandem_torch::{Device, Tensor};
@@ -28,8 +28,7 @@ pub struct Routing {
     pub(crate) tokens: Tensor,
     /// [`Dispatch::rows`] on the device.
     pub(crate) rows: Tensor,
-    /// The weight of each row, fp32 `[rows]`, in the order of the experts.
-    pub(crate) factors: Tensor,
+    factors: Tensor,
 }
 
 /// A loss that is the same function of every token's probabilities; it keeps experts in balance.
@@ -71,6 +70,11 @@ impl Routing {
     /// The rows of each expert.
     pub fn experts(&self) -> impl Iterator<Item = Range<usize>> {
         self.dispatch.experts()
+    }
+
+    /// The weight of each row, fp32 `[rows]`, in the order of the experts.
+    pub fn factors(&self) -> &Tensor {
+        &self.factors
     }
 
     /// How many experts a token goes to.
@@ -125,19 +129,62 @@ impl Routing {
     }
 }
 
-/// The tokens' rows of `x [tokens, hidden]`, sorted by expert: `[rows, hidden]`.
-pub fn gather(x: &Tensor, routing: &Routing) -> Tensor {
-    let tokens = x.size()[0];
-    if tokens == 0 {
-        return x.shallow_clone();
-    }
-    // A lookup in a table whose entries are the tokens.
-    crate::embedding::forward(x, &routing.tokens, 0..tokens, 1.0, x.kind())
+/// Rows that other ranks have sent for some experts, each rank's sorted by expert, and their way to being sorted by expert all
+/// together, and back.
+#[derive(Debug)]
+pub struct Arrivals {
+    arrivals: experts::Arrivals,
+    /// [`experts::Arrivals::sorted`] on the device.
+    sorted: Tensor,
+    /// [`experts::Arrivals::came`] on the device.
+    came: Tensor,
 }
 
-/// `x [rows, features]` with each row times its weight.
-pub fn scale(x: &Tensor, routing: &Routing) -> Tensor {
-    fused::scale(x, routing).unwrap_or_else(|| aten::scale(x, routing))
+impl Arrivals {
+    /// Of each sender the rows for each expert; for rows on `device`.
+    pub fn new(counts: &[&[usize]], device: Device) -> Self {
+        let arrivals = experts::Arrivals::new(counts);
+        Self {
+            sorted: Tensor::from_slice(&arrivals.sorted).to_device(device),
+            came: Tensor::from_slice(&arrivals.came).to_device(device),
+            arrivals,
+        }
+    }
+
+    /// The sorted rows of each expert.
+    pub fn experts(&self) -> impl Iterator<Item = Range<usize>> {
+        self.arrivals.experts()
+    }
+
+    /// The rows `x [rows, features]`, which are as they came, sorted.
+    pub fn sorted(&self, x: &Tensor) -> Tensor {
+        lookup(x, &self.sorted)
+    }
+
+    /// The sorted rows `x [rows, features]` as they came.
+    pub fn as_they_came(&self, x: &Tensor) -> Tensor {
+        lookup(x, &self.came)
+    }
+}
+
+/// The tokens' rows of `x [tokens, hidden]`, sorted by expert: `[rows, hidden]`.
+pub fn gather(x: &Tensor, routing: &Routing) -> Tensor {
+    lookup(x, &routing.tokens)
+}
+
+/// The rows `rows` of `x`.
+fn lookup(x: &Tensor, rows: &Tensor) -> Tensor {
+    let entries = x.size()[0];
+    if entries == 0 {
+        return x.shallow_clone();
+    }
+    // As in a table whose entries are the rows.
+    crate::embedding::forward(x, rows, 0..entries, 1.0, x.kind())
+}
+
+/// `x [rows, features]` with each row times its factor, of fp32 `factors [rows]`.
+pub fn scale(x: &Tensor, factors: &Tensor) -> Tensor {
+    fused::scale(x, factors).unwrap_or_else(|| aten::scale(x, factors))
 }
 
 /// Each token's sum over its rows of `x [rows, hidden]`, and over its row of the fp32 `plus [tokens, hidden]`: `[tokens, hidden]`.
@@ -188,8 +235,8 @@ mod tests {
                 let label = format!("{kind:?}, {features} features");
                 assert_close(
                     &format!("scale, {label}"),
-                    &scale(&a, &routing),
-                    &aten::scale(&a, &routing),
+                    &scale(&a, routing.factors()),
+                    &aten::scale(&a, routing.factors()),
                     tolerance,
                 );
                 for plus in [None, Some(&plus)] {
@@ -206,6 +253,40 @@ mod tests {
         }
     }
 
+    #[test]
+    fn rows_of_several_senders_are_sorted_and_go_back() {
+        let x = randn(&[6, 5], 1);
+        let arrivals = Arrivals::new(&[&[1, 2], &[1, 2]], Device::Cpu);
+        let sorted = arrivals.sorted(&x);
+        for (row, came) in [0, 3, 1, 2, 4, 5].into_iter().enumerate() {
+            assert_close("a row", &sorted.get(row as i64), &x.get(came), 0.0);
+        }
+        assert_close("back", &arrivals.as_they_came(&sorted), &x, 0.0);
+    }
+
+    /// A rank may have no token, and an expert of it no row.
+    #[test]
+    fn no_tokens_are_no_rows() {
+        let none = |features: i64| randn(&[4, features], 1).narrow(0, 0, 0);
+        for kind in [Kind::Float, Kind::BFloat16] {
+            let routing = Routing::new(&none(4), RULE);
+            let rows = gather(&none(6).to_kind(kind), &routing);
+            assert_eq!(rows.size(), [0, 6]);
+            let arrivals = Arrivals::new(&[&[0, 0], &[0, 0]], Device::Cpu);
+            let scaled = scale(&arrivals.sorted(&rows), routing.factors());
+            assert_eq!(row_dots(&scaled, &rows).size(), [0]);
+            let activation = crate::glu::Activation::Silu;
+            let product = crate::glu::forward(activation, &scaled);
+            assert_eq!(product.size(), [0, 3]);
+            let d_rows = crate::glu::backward(activation, &product, &scaled);
+            let back = arrivals.as_they_came(&d_rows);
+            let plus = none(6);
+            assert_eq!(combine(&back, Some(&plus), &routing).size(), [0, 6]);
+            assert_eq!(routing.backward(routing.factors(), None).size(), [0, 4]);
+            assert_eq!(routing.load(&[]).0, [0; 4]);
+        }
+    }
+
     /// The whole of a mixture whose experts are the identity: its output's gradient through the weights of the rows.
     #[test]
     fn the_weights_gradient_is_a_central_difference() {
@@ -217,7 +298,8 @@ mod tests {
         };
         let output = |logits: &Tensor| {
             let routing = Routing::new(&logits.to_kind(Kind::Float), rule);
-            combine(&scale(&gather(&x, &routing), &routing), None, &routing)
+            let rows = scale(&gather(&x, &routing), routing.factors());
+            combine(&rows, None, &routing)
         };
         let truth = numeric_gradient_coarse(&logits, |logits| dot(&output(logits), &d_y));
         let routing = Routing::new(&logits, rule);

@@ -34,6 +34,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         mesh: DeviceMesh::new(1, 1)?,
         world: alone("world"),
         tp: alone("tp"),
+        experts: None,
         dp: alone("dp"),
         device,
         seq,

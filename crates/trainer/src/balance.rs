@@ -14,7 +14,6 @@ use tandem_tensor::{Device, Tensor};
 
 use crate::engine::Engine;
 use crate::error::TrainError;
-use crate::micro_batch::MicroBatch;
 
 /// What experts got in a step, and what follows.
 pub(crate) struct Balance {
@@ -80,15 +79,16 @@ impl Balance {
         }
     }
 
-    /// The derivative of this rank's part of the loss, for a layer's backward.
+    /// The derivative of this rank's part of the loss, for a layer's backward, where these of the tokens that its router sees are
+    /// `counted`.
     pub(crate) fn gradient<'a>(
         &'a self,
-        micro: &'a MicroBatch,
+        counted: &'a [bool],
     ) -> Option<tandem_tensor::experts::Balance<'a>> {
         let has_loss = !self.d_probabilities.is_empty();
         has_loss.then_some(tandem_tensor::experts::Balance {
             d_probabilities: &self.d_probabilities,
-            counted: &micro.counted,
+            counted,
         })
     }
 
@@ -126,7 +126,8 @@ impl Balance {
         }
     }
 
-    /// Adds what the other ranks of the column saw, which together see all of the batch.
+    /// Adds what the other ranks of the column saw, which together see all of the batch; or what all ranks did, where each routes a
+    /// share of its row's tokens.
     pub(crate) fn agree(&mut self, engine: &Engine) -> Result<(), TrainError> {
         if self.is_agreed || self.loads.is_empty() {
             return Ok(());
@@ -134,7 +135,11 @@ impl Balance {
         // Counts are exact in fp64 as far as anybody can count.
         let values: Vec<f64> = self.loads.iter().flat_map(ExpertLoad::values).collect();
         let sums = Tensor::from_slice(&values).to_device(engine.device);
-        engine.dp.all_reduce(&sums, ReduceOp::Sum)?.wait()?;
+        let (group, parts) = match engine.tp.experts {
+            Some(_) => (&engine.world, 1),
+            None => (&engine.dp, engine.tp.group.size()),
+        };
+        group.all_reduce(&sums, ReduceOp::Sum)?.wait()?;
         let sums = sums.to_device(Device::Cpu).to_vec::<f64>();
         let each = sums.len() / self.loads.len();
         self.loads = sums.chunks(each).map(ExpertLoad::from_values).collect();
@@ -142,8 +147,8 @@ impl Balance {
 
         let factor = self.coefficient * self.experts() / self.pairs().powi(2);
         if factor > 0.0 {
-            // Each rank of the row adds its part to the sum over the row.
-            let part = factor / engine.tp.group.size() as f64;
+            // Ranks of the row that see the same tokens each add a part to the sum over the row.
+            let part = factor / parts as f64;
             let chosen = self.pooled(|load, expert| load.chosen[expert] as f64);
             self.d_probabilities = chosen.iter().map(|count| (part * count) as f32).collect();
         }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use tandem_checkpoint::Copying;
 use tandem_comm::ProcessGroup;
-use tandem_mesh::{Coords, DeviceMesh};
+use tandem_mesh::{Coords, DeviceMesh, partition};
 use tandem_model::config::RopeConfig;
 use tandem_model::lora::LoraConfig;
 use tandem_model::{
@@ -14,8 +14,8 @@ use tandem_model::{
     RopeTable, WholeBlocks,
 };
 use tandem_parallel::{
-    BufferPool, FlatUnit, ShardingLevel, Strategy, TpGroup, TpSlices, UnitSetup, WeightSource,
-    layouts,
+    BufferPool, ExpertGroup, FlatUnit, ShardingLevel, Strategy, TpGroup, TpSlices, UnitSetup,
+    WeightSource, layouts,
 };
 use tandem_tensor::Device;
 use tandem_tensor::attention::AttentionSpec;
@@ -44,6 +44,8 @@ pub struct EngineSetup {
     pub tp: Arc<dyn ProcessGroup>,
     /// This rank's column.
     pub dp: Arc<dyn ProcessGroup>,
+    /// Where the plan spreads experts over ranks, these.
+    pub experts: Option<ExpertRanks>,
     /// Where to compute.
     pub device: Device,
     /// Tokens per row of a batch.
@@ -54,6 +56,15 @@ pub struct EngineSetup {
     pub recompute: Recompute,
     /// Rows whose logits exist at the same time.
     pub head_chunk_rows: usize,
+}
+
+/// Where the experts of a mixture are, from one rank.
+#[derive(Clone)]
+pub struct ExpertRanks {
+    /// The ranks over which they are spread.
+    pub group: Arc<dyn ProcessGroup>,
+    /// The ranks that have the same ones.
+    pub replicas: Arc<dyn ProcessGroup>,
 }
 
 /// One rank's model, sharded, with its groups.
@@ -70,14 +81,16 @@ pub struct Engine {
     pub tp: TpGroup,
     /// This rank's column.
     pub dp: Arc<dyn ProcessGroup>,
+    /// The ranks with the same experts as this one, where experts are spread over ranks.
+    pub expert_replicas: Option<Arc<dyn ProcessGroup>>,
     /// Where to compute.
     pub device: Device,
     /// Tokens per row of a batch.
     pub seq: usize,
     /// What happens to activations.
     pub recompute: Recompute,
-    /// Unit 0 is the embedding, 1.. are the layers, and then the head where it is not tied. Behind them are the adapters of
-    /// layers, where there are any: then only these are trained.
+    /// Unit 0 is the embedding, 1.. are the layers, and then the head where it is not tied. Behind them are the experts of layers,
+    /// where these are spread over ranks; and then the adapters of layers, where there are any: then only these are trained.
     pub units: Vec<FlatUnit>,
     /// Buffers that units borrow.
     pub pool: BufferPool,
@@ -116,6 +129,7 @@ impl Engine {
             world,
             tp,
             dp,
+            experts,
             device,
             seq,
             sequence_parallel,
@@ -127,12 +141,22 @@ impl Engine {
         let tree = ModuleTree::new(&config);
         strategy.plan.check(&tree).map_err(|e| unsuitable(&e))?;
         let slices = TpSlices::new(&config, mesh.tp_size()).map_err(|e| unsuitable(&e))?;
+        let expert_ranks = strategy.plan.expert_ranks();
+        let (mut expert_rank, mut spread_over) = (0, 1);
+        if let Some(ranks) = &experts {
+            (expert_rank, spread_over) = (ranks.group.rank(), ranks.group.size());
+        }
+        if spread_over != expert_ranks {
+            return Err(TrainError::Unsuitable(format!(
+                "the plan spreads experts over {expert_ranks} ranks, but the group for them has {spread_over}"
+            )));
+        }
         let unit_layouts = layouts(
             &config,
             &tree,
             &strategy.plan,
             &slices,
-            coords.tp_rank,
+            (coords.tp_rank, expert_rank),
             sequence_parallel,
         );
         let levels = strategy.level.of_units(&unit_layouts);
@@ -140,9 +164,9 @@ impl Engine {
             Some(_) => (false, strategy.precision.frozen()),
             None => (trains, strategy.precision),
         };
-        let unit_setup = |level, trains, precision| UnitSetup {
+        let unit_setup = |column: &Arc<_>, level, trains, precision| UnitSetup {
             trains,
-            dp: Arc::clone(&dp),
+            dp: Arc::clone(column),
             tp: Arc::clone(&tp),
             level,
             precision,
@@ -155,7 +179,9 @@ impl Engine {
                 && plan.is_whole(&format!("model.layers.{layer}.mlp")),
         };
         let dims = |layer: usize| {
-            let own = slices.layer_dims(&config, layer, coords.tp_rank);
+            let experts = config.experts.as_ref().filter(|_| expert_ranks > 1);
+            let experts = experts.map(|it| partition(it.rule.experts, expert_ranks, expert_rank));
+            let own = slices.layer_dims(&config, layer, coords.tp_rank, experts);
             own.with_whole(&config, layer, whole_blocks(layer))
         };
         let layers = config
@@ -185,7 +211,14 @@ impl Engine {
             .into_iter()
             .zip(levels)
             .map(|(layout, level)| {
-                FlatUnit::new(layout, unit_setup(level, base_trains, base_precision))
+                let column = match (&experts, layout.experts_of) {
+                    (Some(ranks), Some(_)) => &ranks.replicas,
+                    _ => &dp,
+                };
+                FlatUnit::new(
+                    layout,
+                    unit_setup(column, level, base_trains, base_precision),
+                )
             })
             .collect();
         let adapters = match lora {
@@ -198,7 +231,7 @@ impl Engine {
                     &adapter_tree,
                     &strategy.plan,
                     &slices,
-                    coords.tp_rank,
+                    (coords.tp_rank, expert_rank),
                     sequence_parallel,
                 );
                 let mut of_layers = Vec::with_capacity(config.num_layers);
@@ -218,7 +251,7 @@ impl Engine {
                     if layout.numel > 0 {
                         // They are small: every rank of the column has them whole.
                         let level = strategy.level.min(ShardingLevel::Optimizer);
-                        let setup = unit_setup(level, trains, strategy.precision);
+                        let setup = unit_setup(&dp, level, trains, strategy.precision);
                         units.push(FlatUnit::new(layout, setup));
                     }
                 }
@@ -256,7 +289,11 @@ impl Engine {
             tp: TpGroup {
                 group: tp,
                 sequence_parallel,
+                experts: experts
+                    .as_ref()
+                    .map(|ranks| Arc::new(ExpertGroup::new(Arc::clone(&ranks.group), device))),
             },
+            expert_replicas: experts.map(|ranks| ranks.replicas),
             config,
             strategy,
             coords,
@@ -326,6 +363,10 @@ impl Engine {
             layers,
             vocab: (self.head.vocab.end - self.head.vocab.start) as usize,
             head_chunk_rows: self.head.chunk_rows,
+            routers: match self.tp.experts {
+                Some(_) => self.tp.group.size(),
+                None => 1,
+            },
         }
     }
 

@@ -16,8 +16,12 @@
 //! | attention                   |         | m·L   | tp    | gather_tokens | c·T·H   | model/layer/attention.rs         |
 //! | norm of q and k             | across  | m·L   | tp    | all_reduce    | 8·T     | model/layer/attention/qk_norm.rs |
 //! |                             |         | m·L   | tp    | reduce_tokens | c·T·H   | model/layer/attention.rs         |
-//! | MLP                         |         | m·L   | tp    | gather_tokens | c·T·H   | model/layer/mlp.rs               |
-//! |                             |         | m·L   | tp    | reduce_tokens | c·T·H   | model/layer/mlp.rs               |
+//! | MLP                         | cut     | m·L   | tp    | gather_tokens | c·T·H   | model/layer/mlp.rs               |
+//! |                             | cut     | m·L   | tp    | reduce_tokens | c·T·H   | model/layer/mlp.rs               |
+//! | rows for each expert        | spread  | m·L   | ep    | all_gather    | 8·ep·X  | model/layer/experts/dispatch.rs  |
+//! | rows to experts, and back   | spread  | 2·m·L | ep    | all_to_all    | c·S·H   | model/layer/experts/dispatch.rs  |
+//! | weights of the rows         | spread  | m·L   | ep    | all_to_all    | 4·S     | model/layer/experts/dispatch.rs  |
+//! | sums of all tokens          | spread  | m·L   | tp    | join_shares   | c·T·H   | model/tp_context.rs              |
 //! | head: its input             |         | m     | tp    | gather_tokens | c·T·H   | model/head.rs                    |
 //! | head: softmax of a chunk    |         | m·C   | tp    | all_gather    | 12·tp·R | model/head.rs                    |
 //! | were the row's batches one? |         | 1     | tp    | all_gather    | 8·tp    | parallel/checks.rs               |
@@ -40,7 +44,6 @@ use crate::events::EvalMetrics;
 use crate::micro_batch::MicroBatch;
 use crate::profile::Activity;
 use crate::train_step::{Turn, embed, layer_forward};
-use crate::units;
 
 /// What is evaluated.
 #[derive(Clone)]
@@ -147,7 +150,7 @@ fn loss(engine: &mut Engine, micro: &MicroBatch) -> Result<Tensor, TrainError> {
         // The only thing that is kept then is the layer's input, and that goes here.
         let (out, _) = layer_forward(engine, &turn, layer, x, Recompute::Full)?;
         x = out;
-        engine.reshard(units::of_layer(layer));
+        engine.reshard_layer(layer);
     }
     let unit = engine.head_unit();
     let flat = engine.unshard(unit)?;

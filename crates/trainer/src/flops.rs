@@ -1,7 +1,6 @@
 //! Useful matrix arithmetic of a step.
 
-use tandem_model::config::Axis;
-use tandem_model::{Cut, ModelConfig, Module, ModuleKind, ModuleTree};
+use tandem_model::{ModelConfig, Module, ModuleKind, ModuleTree};
 
 /// Floating point operations of forward and backward over `tokens` tokens in rows of `seq`, the whole mesh together:
 /// `6 N + 12 L H Q T` a token, as PaLM counts them (arXiv 2204.02311, appendix B), and torchtitan and Megatron-LM after it: six
@@ -17,12 +16,6 @@ pub fn per_step(
     seq: u64,
 ) -> f64 {
     // Of a mixture's experts, those that a token goes to.
-    let is_expert = |module: &Module| {
-        matches!(
-            module.cut,
-            Cut::Inputs(Axis::ExpertIntermediate) | Cut::Outputs([Axis::ExpertIntermediate])
-        )
-    };
     let (top_k, experts) = match &config.experts {
         Some(experts) => (experts.rule.top_k as u64, experts.rule.experts as u64),
         None => (1, 1),
@@ -30,7 +23,7 @@ pub fn per_step(
     let weights: u64 = tree
         .modules()
         .map(|module| match module.kind {
-            ModuleKind::Linear { inputs, outputs } if is_expert(module) => {
+            ModuleKind::Linear { inputs, outputs } if module.cut.is_of_expert() => {
                 (inputs * outputs) as u64 * top_k / experts
             }
             ModuleKind::Linear { inputs, outputs } => (inputs * outputs) as u64,

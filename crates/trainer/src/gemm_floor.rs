@@ -58,6 +58,8 @@ pub struct Dimensions {
     pub vocab: usize,
     /// Rows of activations that the head multiplies at a time.
     pub head_chunk_rows: usize,
+    /// Ranks of the row that route a part of its tokens each; 1 where each routes all.
+    pub routers: usize,
 }
 
 /// The linear layers that a rank computes in a micro-batch of `tokens` tokens.
@@ -77,9 +79,13 @@ pub fn shapes(dimensions: &Dimensions, tokens: usize) -> Vec<LinearShape> {
         // Experts in balance: each multiplies the same number of rows.
         let (rows, inner, count) = match &layer.experts {
             None => (tokens, layer.intermediate, *count),
-            Some(ExpertsDims { rule, intermediate }) => {
-                let rows = (tokens * rule.top_k).div_ceil(rule.experts);
-                (rows, *intermediate, count * rule.experts)
+            Some(ExpertsDims {
+                rule,
+                here,
+                intermediate,
+            }) => {
+                let rows = (tokens * rule.top_k).div_ceil(here * dimensions.routers);
+                (rows, *intermediate, count * here)
             }
         };
         all.push(shape("gate|up", rows, hidden, 2 * inner, count));

@@ -21,7 +21,8 @@ use crate::profile::{Activity, Profiler};
 use crate::progress::{ResumePoint, RunCounters};
 use crate::recorder::Recorder;
 use crate::schedule::LearningRate;
-use crate::train_step::{StepReport, UpdateRule, train_step};
+use crate::train_step::{StepReport, train_step};
+use crate::update_rule::UpdateRule;
 use crate::validation::Validation;
 use meter::{Meter, StepFacts};
 
@@ -234,8 +235,15 @@ impl Training<'_, '_> {
         }
         settle(self.engine)?;
         let engine = &*self.engine;
-        let (tp, dp) = (engine.tp.group.as_ref(), engine.dp.as_ref());
-        check_replicas(&engine.units, tp, dp, step, engine.device)?;
+        let (tp, device) = (engine.tp.group.as_ref(), engine.device);
+        let (spread, others): (Vec<_>, Vec<_>) = engine
+            .units
+            .iter()
+            .partition(|unit| unit.layout().experts_of.is_some());
+        check_replicas(others, tp, engine.dp.as_ref(), step, device)?;
+        if let Some(replicas) = &engine.expert_replicas {
+            check_replicas(spread, tp, replicas.as_ref(), step, device)?;
+        }
         Ok(())
     }
 

@@ -1,7 +1,8 @@
 //! One optimizer step: the path of the data, top to bottom, with every collective where it happens.
 //!
 //! These are all of them, in the order of the step, as one rank sees them. `tp` is its row of the mesh, `dp` its column and
-//! `world` all ranks; a group of one rank says nothing.
+//! `world` all ranks; where experts are spread, `ep` is the ranks that share them out, and of a unit of experts `dp` stands for those
+//! with the same ones (`edp`). A group of one rank says nothing.
 //!
 //! | when                        | only at         | times   | group | operation      | bytes     | in                               |
 //! |-----------------------------|-----------------|---------|-------|----------------|-----------|----------------------------------|
@@ -11,27 +12,43 @@
 //! | ahead: embedding            | ahead           | m       | tp    | reduce_tokens  | r·T·H     | model/embedding.rs               |
 //! | ahead: attention            | ahead           | m·L     | tp    | gather_tokens  | c·T·H     | model/layer/attention.rs         |
 //! |                             | ahead           | m·L     | tp    | reduce_tokens  | c·T·H     | model/layer/attention.rs         |
-//! | ahead: MLP                  | ahead           | m·L     | tp    | gather_tokens  | c·T·H     | model/layer/mlp.rs               |
-//! |                             | ahead           | m·L     | tp    | reduce_tokens  | c·T·H     | model/layer/mlp.rs               |
+//! | ahead: MLP                  | ahead, cut      | m·L     | tp    | gather_tokens  | c·T·H     | model/layer/mlp.rs               |
+//! |                             | ahead, cut      | m·L     | tp    | reduce_tokens  | c·T·H     | model/layer/mlp.rs               |
+//! | ahead: rows for each expert | ahead, spread   | m·L     | ep    | all_gather     | 8·ep·X    | model/layer/experts/dispatch.rs  |
+//! | ahead: rows, and their sums | ahead, spread   | 2·m·L   | ep    | all_to_all     | c·S·H     | model/layer/experts/dispatch.rs  |
+//! | ahead: weights of the rows  | ahead, spread   | m·L     | ep    | all_to_all     | 4·S       | model/layer/experts/dispatch.rs  |
+//! |                             | ahead, spread   | m·L     | tp    | join_shares    | c·T·H     | model/tp_context.rs              |
 //! | unshard for forward         | 3               | m       | dp    | all_gather     | p·unit    | parallel/flat_unit.rs            |
 //! | embedding                   |                 | m       | tp    | reduce_tokens  | r·T·H     | model/embedding.rs               |
 //! | attention                   |                 | m·L     | tp    | gather_tokens  | c·T·H     | model/layer/attention.rs         |
 //! | norm of q and k             | across          | m·L     | tp    | all_reduce     | 8·T       | model/layer/attention/qk_norm.rs |
 //! |                             |                 | m·L     | tp    | reduce_tokens  | c·T·H     | model/layer/attention.rs         |
-//! | MLP                         |                 | m·L     | tp    | gather_tokens  | c·T·H     | model/layer/mlp.rs               |
-//! |                             |                 | m·L     | tp    | reduce_tokens  | c·T·H     | model/layer/mlp.rs               |
+//! | MLP                         | cut             | m·L     | tp    | gather_tokens  | c·T·H     | model/layer/mlp.rs               |
+//! |                             | cut             | m·L     | tp    | reduce_tokens  | c·T·H     | model/layer/mlp.rs               |
+//! | rows for each expert        | spread          | m·L     | ep    | all_gather     | 8·ep·X    | model/layer/experts/dispatch.rs  |
+//! | rows to experts, and back   | spread          | 2·m·L   | ep    | all_to_all     | c·S·H     | model/layer/experts/dispatch.rs  |
+//! | weights of the rows         | spread          | m·L     | ep    | all_to_all     | 4·S       | model/layer/experts/dispatch.rs  |
+//! | sums of all tokens          | spread          | m·L     | tp    | join_shares    | c·T·H     | model/tp_context.rs              |
 //! | head: its input             |                 | m       | tp    | gather_tokens  | c·T·H     | model/head.rs                    |
 //! | head: softmax of a chunk    |                 | m·C     | tp    | all_gather     | 12·tp·R   | model/head.rs                    |
 //! | head: its input's gradient  |                 | m       | tp    | reduce_tokens  | c·T·H     | model/head.rs                    |
 //! | unshard for backward        | 3, reshard      | m·(L-1) | dp    | all_gather     | p·layer   | parallel/flat_unit.rs            |
+//! |                             | 3, reshard      | m·(L-1) | dp    | all_gather     | p·experts | parallel/flat_unit.rs            |
 //! | attention once more         | full            | m·L     | tp    | gather_tokens  | c·T·H     | model/layer/attention.rs         |
 //! | norm of q and k once more   | full, across    | m·L     | tp    | all_reduce     | 8·T       | model/layer/attention/qk_norm.rs |
 //! |                             | full            | m·L     | tp    | reduce_tokens  | c·T·H     | model/layer/attention.rs         |
-//! | MLP once more               | full            | m·L     | tp    | gather_tokens  | c·T·H     | model/layer/mlp.rs               |
-//! |                             | full            | m·L     | tp    | reduce_tokens  | c·T·H     | model/layer/mlp.rs               |
-//! | MLP backward                |                 | m·L     | tp    | gather_tokens  | c·T·H     | model/layer/mlp.rs               |
-//! |                             |                 | m·L     | tp    | reduce_tokens  | c·T·H     | model/layer/mlp.rs               |
-//! | its norm once more          | light           | m·L     | tp    | gather_tokens  | c·T·H     | model/layer/residual.rs          |
+//! | MLP once more               | full, cut       | m·L     | tp    | gather_tokens  | c·T·H     | model/layer/mlp.rs               |
+//! |                             | full, cut       | m·L     | tp    | reduce_tokens  | c·T·H     | model/layer/mlp.rs               |
+//! | experts once more           | full, spread    | m·L     | ep    | all_gather     | 8·ep·X    | model/layer/experts/dispatch.rs  |
+//! |                             | full, spread    | 2·m·L   | ep    | all_to_all     | c·S·H     | model/layer/experts/dispatch.rs  |
+//! |                             | full, spread    | m·L     | ep    | all_to_all     | 4·S       | model/layer/experts/dispatch.rs  |
+//! |                             | full, spread    | m·L     | tp    | join_shares    | c·T·H     | model/tp_context.rs              |
+//! | MLP backward                | cut             | m·L     | tp    | gather_tokens  | c·T·H     | model/layer/mlp.rs               |
+//! |                             | cut             | m·L     | tp    | reduce_tokens  | c·T·H     | model/layer/mlp.rs               |
+//! | its norm once more          | light, cut      | m·L     | tp    | gather_tokens  | c·T·H     | model/layer/residual.rs          |
+//! | experts backward            | spread          | 2·m·L   | ep    | all_to_all     | c·S·H     | model/layer/experts/dispatch.rs  |
+//! |                             | spread          | m·L     | ep    | all_to_all     | 4·S       | model/layer/experts/dispatch.rs  |
+//! |                             | spread          | m·L     | tp    | join_shares    | c·T·H     | model/tp_context.rs              |
 //! | attention backward          |                 | m·L     | tp    | gather_tokens  | c·T·H     | model/layer/attention.rs         |
 //! | norm of q and k backward    | across          | m·L     | tp    | all_reduce     | 8·T       | model/layer/attention/qk_norm.rs |
 //! |                             |                 | m·L     | tp    | reduce_tokens  | c·T·H     | model/layer/attention.rs         |
@@ -43,26 +60,30 @@
 //! |                             | trained, 1      | 1       | dp    | reduce_scatter | g·unit    | parallel/flat_unit.rs            |
 //! |                             | trained, 2, 3   | m       | dp    | reduce_scatter | g·unit    | parallel/flat_unit.rs            |
 //! | loss                        |                 | 1       | dp    | all_reduce     | 8         | trainer/train_step.rs            |
-//! | load of the experts         | experts         | 1       | dp    | all_reduce     | 16·E      | trainer/balance.rs               |
+//! | load of the experts         | experts, cut    | 1       | dp    | all_reduce     | 16·E      | trainer/balance.rs               |
+//! |                             | experts, spread | 1       | world | all_reduce     | 16·E      | trainer/balance.rs               |
 //! | norm of the gradient        |                 | 1       | world | all_reduce     | 8         | parallel/grad_norm.rs            |
 //! | updated parameters          | trained, 1, 2   | 1       | dp    | all_gather     | p·unit    | parallel/flat_unit.rs            |
 //!
 //! *Operation.* `reduce_tokens` and `gather_tokens` are the row's conversations about the residual stream (`TpContext`):
-//! an all_reduce and nothing; with sequence parallelism a reduce_scatter and an all_gather.
+//! an all_reduce and nothing; with sequence parallelism a reduce_scatter and an all_gather. `join_shares` is an all_gather, and
+//! nothing with sequence parallelism.
 //!
 //! *Only at.* The level of sharding, of 0 to 3: as in ZeRO, and 3 is FSDP. It is a unit's own
 //! (`ShardingLevel::of_units`), and 0 where the column is one rank; adapters' is 1 at most. `trained` is a unit that is not frozen
 //! below adapters. `light` and `full` say what is computed again
 //! (`Recompute`), `reshard` is the strategy's `reshard_after_forward`; with `across`, q and k are normalised over the heads of
 //! all ranks together (`QkNorm::AcrossHeads`). `experts` are those of a mixture; where a loss keeps them in balance, their load is
-//! known before the first backward pass, for which several micro-batches look `ahead`.
+//! known before the first backward pass, for which several micro-batches look `ahead`. An MLP and experts are `cut` over the row, or
+//! experts are `spread` over ranks.
 //!
 //! *Times.* `m` micro-batches, `L` layers, `C` chunks of the head's rows. A row with `unit` or `partial` is for each unit.
 //!
 //! *Bytes* are those of the whole tensor. `T` tokens of a micro-batch, `H` width of the residual stream, `R` rows of a
-//! chunk, `E` experts of all layers together; elements on this rank of a `unit`, of a `layer`'s unit, and of what is `partial` in a unit: where each rank of
-//! the row has a part of the gradient's sum. Of an element in its kind (`Precision`): `p` of parameters, `c` of matrix
-//! products, `r` of the residual stream, `g` of reduced gradients. Parameters of a frozen model are in the kind of products.
+//! chunk, `X` experts of a layer, `E` of all layers together; `S` rows that the tokens of `ep` ranks make, one for each expert that a
+//! token goes to. Elements on this rank of a `unit`, of a `layer`'s unit, of its spread `experts`, and of what is `partial` in a unit:
+//! where each rank of the row has a part of the gradient's sum. Of an element in its kind (`Precision`): `p` of parameters, `c` of
+//! matrix products, `r` of the residual stream, `g` of reduced gradients. Parameters of a frozen model are in the kind of products.
 //!
 //! Below adapters, a block whose input has none (of `q_proj,v_proj`, the MLP) does not compute its norm once more.
 //!
@@ -73,35 +94,19 @@
 
 use std::time::Duration;
 
-use tandem_comm::{ReduceOp, all_gather_numbers};
+use tandem_comm::ReduceOp;
 use tandem_model::{DropoutRows, LayerSaved, Recompute, TokenFacts};
-use tandem_parallel::{TpTokens, WeightDecayOn, check_same_batch, global_grad_norm};
-use tandem_tensor::adamw::AdamWStep;
+use tandem_parallel::{TpTokens, check_same_batch, global_grad_norm};
 use tandem_tensor::{Accumulate, Kind, Tensor};
 
 use crate::balance::{Balance, ExpertReport};
 use crate::engine::Engine;
 use crate::error::TrainError;
+use crate::finite::refuse_non_finite;
 use crate::micro_batch::MicroBatch;
 use crate::profile::Activity;
 use crate::units::{self, EMBEDDING};
-
-/// How the gradient becomes an update.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct UpdateRule {
-    /// Decay of the first moment.
-    pub beta1: f64,
-    /// Decay of the second moment.
-    pub beta2: f64,
-    /// Added to the root of the second moment.
-    pub eps: f64,
-    /// Decoupled weight decay.
-    pub weight_decay: f64,
-    /// The parameters that decay.
-    pub weight_decay_on: WeightDecayOn,
-    /// Gradients are scaled down to this norm; 0 leaves them as they are.
-    pub max_grad_norm: f64,
-}
+use crate::update_rule::UpdateRule;
 
 /// What a step reports.
 #[derive(Debug, Clone, PartialEq)]
@@ -139,6 +144,14 @@ impl<'a> Turn<'a> {
             is_first: true,
             is_last: true,
             dropout: None,
+        }
+    }
+
+    /// Of the tokens that this rank's routers see, which are no padding; empty where all are none.
+    fn counted(&self) -> &[bool] {
+        match &self.micro.counted[..] {
+            [] => &[],
+            of_row => &of_row[self.tp.routed()],
         }
     }
 }
@@ -189,20 +202,7 @@ pub fn train_step(
         loss += experts.added;
     }
 
-    // The clip factor is folded into the update: no pass over the gradients for it.
-    let gradient_scale = match rule.max_grad_norm {
-        limit if limit > 0.0 => (limit / (grad_norm + 1e-6)).min(1.0),
-        _ => 1.0,
-    };
-    let update = AdamWStep {
-        learning_rate,
-        beta1: rule.beta1,
-        beta2: rule.beta2,
-        eps: rule.eps,
-        weight_decay: rule.weight_decay,
-        step,
-        gradient_scale,
-    };
+    let update = rule.step(learning_rate, grad_norm, step);
     // A save may still be copying what the update is about to change.
     let waited_for_copy = engine.during(Activity::Save, |engine| engine.wait_until_copied());
     engine.during(Activity::Optimizer, |engine| {
@@ -291,7 +291,7 @@ pub(crate) fn forward(
 
 pub(crate) fn embed(engine: &mut Engine, turn: &Turn<'_>) -> Result<Tensor, TrainError> {
     let flat = engine.unshard(EMBEDDING)?;
-    engine.start_unshard(EMBEDDING + 1)?;
+    engine.start_unshard_layer(0)?;
     let table = engine.table(&flat);
     let x = engine
         .embedding
@@ -312,16 +312,16 @@ pub(crate) fn layer_forward(
 ) -> Result<(Tensor, LayerSaved), TrainError> {
     let unit = units::of_layer(layer);
     let flat = engine.unshard(unit)?;
-    engine.start_unshard(unit + 1)?;
+    engine.start_unshard_layer(layer + 1)?;
     let weights = engine.adapted_tensors(layer, &flat, turn.dropout.as_ref())?;
     let facts = TokenFacts {
         documents: turn.micro.documents.as_ref(),
-        counted: &turn.micro.counted,
+        counted: turn.counted(),
     };
     let result = engine.layers[layer].forward(&weights, x, facts, &turn.tp, recompute)?;
     // The last layer is the first that backward needs: it stays.
     if engine.strategy.reshard_after_forward && layer + 1 < engine.layers.len() {
-        engine.reshard(unit);
+        engine.reshard_layer(layer);
     }
     Ok(result)
 }
@@ -393,26 +393,29 @@ fn layer_backward(
     let unit = units::of_layer(layer);
     let flat = engine.unshard(unit)?;
     if layer > 0 {
-        engine.start_unshard(units::of_layer(layer - 1))?;
+        engine.start_unshard_layer(layer - 1)?;
     }
     let weights = engine.adapted_tensors(layer, &flat, turn.dropout.as_ref())?;
     let (trained, gradients) = engine.layer_gradients(layer);
-    let accumulate = engine.units[trained.unwrap_or(unit)].accumulate(turn.is_first);
+    let accumulate = engine.layer_accumulate(layer, trained.unwrap_or(unit), turn.is_first);
     let d_x = engine.layers[layer].backward(
         &weights,
         gradients.as_ref(),
         accumulate,
         saved,
         d_out,
-        balance.gradient(turn.micro),
+        balance.gradient(turn.counted()),
         &turn.tp,
     )?;
-    engine.reshard(unit);
-    if let Some(trained) = trained {
+    engine.reshard_layer(layer);
+    for trained in trained.into_iter().chain(engine.expert_unit(layer)) {
         start_reduce(engine, trained, turn)?;
     }
-    // At most two gradients are on their way, so at most two buffers are out.
+    // At most two gradients of layers are on their way, so at most two buffers are out; and as many of experts.
     engine.finish_reduce(unit + 1)?;
+    if let Some(experts) = engine.expert_unit(layer + 1) {
+        engine.finish_reduce(experts)?;
+    }
     Ok(d_x)
 }
 
@@ -473,27 +476,4 @@ fn loss_and_norm(
         step,
     )?;
     Ok((loss, grad_norm))
-}
-
-/// Every rank sees the same `value`, so all of them stop here together; a second collective finds who was first. Only then
-/// a rank looks at its own part.
-fn refuse_non_finite(
-    engine: &Engine,
-    what: &'static str,
-    value: f64,
-    own_is_finite: impl FnOnce() -> bool,
-    step: u64,
-) -> Result<(), TrainError> {
-    if value.is_finite() {
-        return Ok(());
-    }
-    let own = [i64::from(!own_is_finite())];
-    let all = all_gather_numbers(engine.world.as_ref(), &own, engine.device)?;
-    let ranks = (0..all.len()).filter(|&rank| all[rank] == [1]).collect();
-    Err(TrainError::NotFinite {
-        what,
-        value,
-        step,
-        ranks,
-    })
 }

@@ -1,6 +1,8 @@
 //! The engine's units by what they hold, with the pool that they borrow buffers from.
 
-use tandem_model::{AdapterTensors, DropoutRows, Gradients, HeadTensors, LayerTensors};
+use tandem_model::{
+    AdapterTensors, DropoutRows, Gradients, HeadTensors, LayerAccumulate, LayerTensors,
+};
 use tandem_parallel::ParallelError;
 use tandem_tensor::Tensor;
 
@@ -42,12 +44,8 @@ impl Engine {
         }
     }
 
-    /// Starts gathering a unit's parameters; nothing where there is no such unit, which is what follows the last.
-    pub(crate) fn start_unshard(&mut self, unit: usize) -> Result<(), ParallelError> {
-        match self.units.get_mut(unit) {
-            Some(unit) => unit.start_unshard(&mut self.pool),
-            None => Ok(()),
-        }
+    fn start_unshard(&mut self, unit: usize) -> Result<(), ParallelError> {
+        self.units[unit].start_unshard(&mut self.pool)
     }
 
     /// A unit's parameters, whole: this rank's tensor parallel part of them.
@@ -92,7 +90,52 @@ impl Engine {
 
     /// The units of the model, which those of adapters are behind.
     pub(crate) fn base_units(&self) -> usize {
-        self.head_unit().max(self.layers.len()) + 1
+        let with_head = self.head_unit().max(self.layers.len()) + 1;
+        let behind = self.units[with_head..].iter();
+        with_head
+            + behind
+                .filter(|unit| unit.layout().experts_of.is_some())
+                .count()
+    }
+
+    /// The unit of a layer's experts, where they are spread over ranks; otherwise they are in the layer's.
+    pub(crate) fn expert_unit(&self, layer: usize) -> Option<usize> {
+        let mut units = self.units.iter();
+        units.position(|unit| unit.layout().experts_of == Some(layer))
+    }
+
+    /// Starts gathering the parameters of a layer; after the last one, those of the head, where it has any of its own.
+    pub(crate) fn start_unshard_layer(&mut self, layer: usize) -> Result<(), ParallelError> {
+        if layer == self.layers.len() && self.config.tie_word_embeddings {
+            return Ok(());
+        }
+        self.start_unshard(of_layer(layer))?;
+        match self.expert_unit(layer) {
+            Some(experts) => self.start_unshard(experts),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether backward writes the gradients of a layer, of which the unit `trained` is trained, or adds to them.
+    pub(crate) fn layer_accumulate(
+        &self,
+        layer: usize,
+        trained: usize,
+        first: bool,
+    ) -> LayerAccumulate {
+        let of_unit = |unit: usize| self.units[unit].accumulate(first);
+        LayerAccumulate {
+            layer: of_unit(trained),
+            experts: of_unit(self.expert_unit(layer).unwrap_or(trained)),
+        }
+    }
+
+    /// Frees what was gathered of a layer.
+    pub(crate) fn reshard_layer(&mut self, layer: usize) {
+        self.reshard(of_layer(layer));
+        if let Some(experts) = self.expert_unit(layer) {
+            self.reshard(experts);
+        }
     }
 
     /// Whether the model is frozen, and its adapters are trained.
@@ -131,7 +174,7 @@ impl Engine {
         })
     }
 
-    /// A layer's tensors in its unit's buffer, with its adapters.
+    /// A layer's tensors in its unit's buffer, with its adapters and with experts that have a unit of their own.
     pub(crate) fn adapted_tensors(
         &mut self,
         layer: usize,
@@ -140,9 +183,11 @@ impl Engine {
     ) -> Result<LayerTensors, ParallelError> {
         let adapter = self.adapter_unit(layer);
         let adapter = adapter.map(|unit| self.unshard(unit)).transpose()?;
+        let experts = self.expert_unit(layer);
+        let experts = experts.map(|unit| self.unshard(unit)).transpose()?;
         Ok(LayerTensors {
             adapter: self.adapter_tensors(layer, adapter.as_ref(), dropout),
-            ..self.layer_tensors(layer, flat)
+            ..self.layer_tensors(layer, flat, experts.as_ref())
         })
     }
 
@@ -156,13 +201,14 @@ impl Engine {
         }
         let unit = of_layer(layer);
         let flat = self.gradient(unit);
-        let tensors = self.layer_tensors(layer, &flat);
+        let experts = self.expert_unit(layer).map(|unit| self.gradient(unit));
+        let tensors = self.layer_tensors(layer, &flat, experts.as_ref());
         (Some(unit), LayerGradients::Weights(tensors))
     }
 
-    /// A layer's tensors in its unit's buffer, less its adapters.
-    pub(crate) fn layer_tensors(&self, layer: usize, flat: &Tensor) -> LayerTensors {
-        match LayerTensors::view(flat, &self.layers[layer].dims) {
+    /// A layer's tensors in its unit's buffer and that of its experts, where they have one; less its adapters.
+    fn layer_tensors(&self, layer: usize, flat: &Tensor, experts: Option<&Tensor>) -> LayerTensors {
+        match LayerTensors::view_both(flat, experts, &self.layers[layer].dims) {
             Some(tensors) => tensors,
             None => unreachable!("the layout and the layer's views have one order"),
         }

@@ -112,6 +112,11 @@ pub struct CommonFlags {
     #[arg(long, help_heading = "Mesh")]
     pub num_workers: usize,
 
+    /// Ranks over which the experts of a mixture are spread: each expert is whole on one of so many neighbouring ranks, and tokens are
+    /// sent to it. Divides tp_size x dp_size. With 1, every expert is cut over the row by columns.
+    #[arg(long, default_value_t = 1, value_name = "E", help_heading = "Mesh")]
+    pub expert_parallel_size: usize,
+
     /// Cut the residual stream over the tensor parallel row by token: less memory for activations.
     #[arg(long, num_args = 0..=1, default_value_t = false, default_missing_value = "true", action = ArgAction::Set, help_heading = "Mesh")]
     pub sequence_parallel: bool,
@@ -348,6 +353,7 @@ impl CommonFlags {
         let (checkpoints, resume) = self.checkpoints.into_spec();
         let engine = EngineSpec {
             mesh,
+            expert_parallel_size: self.expert_parallel_size,
             strategy,
             device,
             dtype: self.dtype.into(),

@@ -5,7 +5,7 @@ use std::fs;
 use serde_json::{Map, Value};
 use tandem_checkpoint::HfWeights;
 use tandem_data::Tokenizer;
-use tandem_mesh::ShardSlice;
+use tandem_mesh::{DeviceMesh, ShardSlice};
 use tandem_model::{ModelConfig, ModuleTree, Recompute};
 use tandem_parallel::{TpSlices, layouts};
 use tandem_run::spec::{Dtype, Fsdp, Strategy};
@@ -122,16 +122,17 @@ pub fn config(bytes: &[u8]) {
         return;
     };
     for tp in [1, 3] {
+        let mesh = DeviceMesh::new(tp, 2).unwrap();
         let Ok(slices) = TpSlices::new(&config, tp) else {
             continue;
         };
-        let units = layouts(&config, &tree, &strategy.plan, &slices, 0, false);
+        let units = layouts(&config, &tree, &strategy.plan, &slices, (0, 0), false);
         let memory = estimate_memory(
             &config,
             &units,
             strategy.level,
             strategy.precision,
-            2,
+            (mesh, 1),
             (usize::MAX, usize::MAX),
             Recompute::None,
             4096,

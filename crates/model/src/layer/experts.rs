@@ -3,6 +3,11 @@
 //! Each expert is cut over the row as an MLP is: gate|up by columns, down by rows. The router is whole on every rank and sees
 //! all tokens, so that all ranks choose alike; its gradient comes from this rank's columns of the experts only, and is one
 //! part of a sum over the row.
+//!
+//! Or experts are whole, and spread over ranks ([`ExpertPeers`]). Then each rank of the row routes its share of the row's tokens,
+//! and the router's gradient is one part of a sum over the row all the same.
+
+mod dispatch;
 
 use std::ops::Range;
 
@@ -10,13 +15,22 @@ use tandem_tensor::experts::{self, Balance, Routing, Rule};
 use tandem_tensor::glu::{self, Activation};
 use tandem_tensor::{Accumulate, Kind, Tensor, linear};
 
+use super::LayerAccumulate;
+use crate::error::TpError;
+use crate::expert_peers::ExpertPeers;
 use crate::tensors::ExpertsTensors;
+use dispatch::Dispatch;
 
 /// What the experts' backward needs.
 #[derive(Debug)]
 pub(super) struct ExpertsSaved {
     routing: Routing,
-    /// `[rows, 2 * intermediate]`, as all that follows sorted by expert.
+    dispatch: Dispatch,
+    /// The weight of each row that this rank's experts compute; as all that follows, sorted by expert.
+    factors: Tensor,
+    /// These rows `[rows, hidden]`, where they came from other ranks. Otherwise they are there once more when they are needed.
+    rows: Option<Tensor>,
+    /// `[rows, 2 * intermediate]`
     gate_up: Tensor,
     /// What the down projections multiply before it is weighted, where it is not computed again.
     product: Option<Tensor>,
@@ -25,6 +39,8 @@ pub(super) struct ExpertsSaved {
 /// Gradients on their way from the input's to the weights'.
 pub(super) struct ExpertsBackward {
     routing: Routing,
+    dispatch: Dispatch,
+    rows: Option<Tensor>,
     d_rows: Tensor,
     d_logits: Tensor,
     d_gate_up: Tensor,
@@ -32,7 +48,8 @@ pub(super) struct ExpertsBackward {
     weighted: Tensor,
 }
 
-/// This rank's part of the experts' output for all tokens, `[tokens, hidden]`; `normed` is the block's input.
+/// This rank's part of the experts' output for all tokens, `[tokens, hidden]`, or, where experts are spread over `peers`, all of it for
+/// its tokens; `normed` is the block's input.
 ///
 /// A row is weighted before the down projection, which is linear, so that the weight's gradient needs no output of it.
 pub(super) fn forward(
@@ -41,22 +58,32 @@ pub(super) fn forward(
     rule: Rule,
     activation: Activation,
     keeps_all: bool,
-) -> (Tensor, ExpertsSaved) {
+    peers: Option<&dyn ExpertPeers>,
+) -> Result<(Tensor, ExpertsSaved), TpError> {
     let logits = linear::forward(&normed.to_kind(Kind::Float), &weights.router, None);
     let routing = Routing::new(&logits, rule);
-    let rows = experts::gather(normed, &routing);
-    let gate_up = by_expert(&rows, &weights.gate_up, &routing, linear::forward_into, 0);
-    drop(rows);
+    let dispatch = Dispatch::new(&routing, peers)?;
+    let rows = dispatch.send(experts::gather(normed, &routing), peers)?;
+    let factors = dispatch.send(routing.factors().unsqueeze(1), peers)?;
+    let factors = factors.view([-1]);
+    let into = linear::forward_into;
+    let gate_up = by_expert(&rows, &weights.gate_up, &dispatch, into, 0);
+    // What came from other ranks would have to come again.
+    let rows = dispatch.is_over_ranks().then_some(rows);
     let product = glu::forward(activation, &gate_up);
-    let weighted = experts::scale(&product, &routing);
-    let out = by_expert(&weighted, &weights.down, &routing, linear::forward_into, 0);
+    let weighted = experts::scale(&product, &factors);
+    let out = by_expert(&weighted, &weights.down, &dispatch, into, 0);
+    let out = dispatch.send_back(out, peers)?;
     let partial = experts::combine(&out, None, &routing);
     let saved = ExpertsSaved {
         routing,
+        dispatch,
+        factors,
+        rows,
         gate_up,
         product: keeps_all.then_some(product),
     };
-    (partial, saved)
+    Ok((partial, saved))
 }
 
 /// What the experts of a layer got of some tokens.
@@ -105,42 +132,50 @@ impl ExpertsSaved {
         }
     }
 
-    /// The gradient of the block's input, of which each rank of the row has a part, from that of its output.
+    /// The gradient of the block's input from that of its output; each rank of the row has a part of it, or that of its tokens.
     pub(super) fn backward_input(
         self,
         weights: &ExpertsTensors,
         d_branch: &Tensor,
         activation: Activation,
         balance: Option<Balance<'_>>,
-    ) -> (Tensor, ExpertsBackward) {
+        peers: Option<&dyn ExpertPeers>,
+    ) -> Result<(Tensor, ExpertsBackward), TpError> {
         let Self {
             routing,
+            dispatch,
+            factors,
+            rows,
             gate_up,
             product,
         } = self;
-        let d_rows = experts::gather(d_branch, &routing);
+        let d_rows = dispatch.send(experts::gather(d_branch, &routing), peers)?;
         let into = linear::backward_input_into;
-        let d_weighted = by_expert(&d_rows, &weights.down, &routing, into, 1);
+        let d_weighted = by_expert(&d_rows, &weights.down, &dispatch, into, 1);
         let product = product.unwrap_or_else(|| glu::forward(activation, &gate_up));
         let d_factors = experts::row_dots(&d_weighted, &product);
-        let d_product = experts::scale(&d_weighted, &routing);
+        let d_product = experts::scale(&d_weighted, &factors);
         drop(d_weighted);
         let d_gate_up = glu::backward(activation, &d_product, &gate_up);
-        let weighted = experts::scale(&product, &routing);
+        let weighted = experts::scale(&product, &factors);
         drop((d_product, gate_up, product));
+        let d_sorted = by_expert(&d_gate_up, &weights.gate_up, &dispatch, into, 1);
 
-        let d_logits = routing.backward(&d_factors, balance);
+        let d_factors = dispatch.send_back(d_factors.unsqueeze(1), peers)?;
+        let d_logits = routing.backward(&d_factors.view([-1]), balance);
         let through_router = linear::backward_input(&d_logits, &weights.router);
-        let d_sorted = by_expert(&d_gate_up, &weights.gate_up, &routing, into, 1);
+        let d_sorted = dispatch.send_back(d_sorted, peers)?;
         let d_normed = experts::combine(&d_sorted, Some(&through_router), &routing);
         let rest = ExpertsBackward {
             routing,
+            dispatch,
+            rows,
             d_rows,
             d_logits,
             d_gate_up,
             weighted,
         };
-        (d_normed, rest)
+        Ok((d_normed, rest))
     }
 }
 
@@ -150,11 +185,15 @@ impl ExpertsBackward {
         self,
         gradients: &ExpertsTensors,
         normed: &Tensor,
-        accumulate: Accumulate,
+        accumulate: LayerAccumulate,
     ) {
-        let rows = experts::gather(normed, &self.routing);
-        for (expert, range) in self.routing.experts().enumerate() {
+        let rows = match self.rows {
+            Some(rows) => rows,
+            None => experts::gather(normed, &self.routing),
+        };
+        for (expert, range) in self.dispatch.experts.iter().enumerate() {
             let (down, gate_up) = (&gradients.down[expert], &gradients.gate_up[expert]);
+            let accumulate = accumulate.experts;
             if range.is_empty() {
                 // Nobody's gradient is zero, not what happens to be in the buffer.
                 if accumulate == Accumulate::First {
@@ -163,11 +202,11 @@ impl ExpertsBackward {
                 }
                 continue;
             }
-            let part = |x: &Tensor| part(x, &range);
+            let part = |x: &Tensor| part(x, range);
             linear::backward_weight(down, &part(&self.d_rows), &part(&self.weighted), accumulate);
             linear::backward_weight(gate_up, &part(&self.d_gate_up), &part(&rows), accumulate);
         }
-        let normed = normed.to_kind(Kind::Float);
+        let (normed, accumulate) = (normed.to_kind(Kind::Float), accumulate.layer);
         linear::backward_weight(&gradients.router, &self.d_logits, &normed, accumulate);
     }
 }
@@ -176,15 +215,15 @@ impl ExpertsBackward {
 fn by_expert(
     x: &Tensor,
     weights: &[Tensor],
-    routing: &Routing,
+    dispatch: &Dispatch,
     product: impl Fn(&Tensor, &Tensor, &Tensor),
     dimension: usize,
 ) -> Tensor {
     let width = weights.first().map_or(0, |weight| weight.size()[dimension]);
     let out = Tensor::empty([x.size()[0], width], (x.kind(), x.device()));
-    for (range, weight) in routing.experts().zip(weights) {
+    for (range, weight) in dispatch.experts.iter().zip(weights) {
         if !range.is_empty() {
-            product(&part(&out, &range), &part(x, &range), weight);
+            product(&part(&out, range), &part(x, range), weight);
         }
     }
     out

@@ -4,10 +4,10 @@ use tandem_tensor::experts::Balance;
 use tandem_tensor::glu::{self, Activation};
 use tandem_tensor::{Accumulate, Tensor, linear};
 
-use super::DecoderLayer;
 use super::adapter::{Gradients, HiddenGradient};
 use super::experts::{self, ExpertLoad, ExpertsBackward, ExpertsSaved};
 use super::residual::BranchGradient;
+use super::{DecoderLayer, LayerAccumulate};
 use crate::adapter::Place;
 use crate::error::ModelError;
 use crate::tensors::{DenseTensors, ExpertsTensors, LayerTensors, MlpTensors};
@@ -77,9 +77,14 @@ impl DecoderLayer {
         let input = tp.gather_tokens(&input)?;
         let (partial, computed) = match (&weights.mlp, &self.dims.experts) {
             (MlpTensors::Experts(weights), Some(dims)) => {
-                let activation = self.activation;
-                let (partial, saved) =
-                    experts::forward(weights, &input, dims.rule, activation, keeps_all);
+                let (partial, saved) = experts::forward(
+                    weights,
+                    &input,
+                    dims.rule,
+                    self.activation,
+                    keeps_all,
+                    tp.expert_peers(),
+                )?;
                 (partial, Computed::Experts(saved))
             }
             (MlpTensors::Dense(dense), _) => {
@@ -106,7 +111,7 @@ impl DecoderLayer {
         &self,
         weights: &LayerTensors,
         gradients: Gradients<'_>,
-        accumulate: Accumulate,
+        accumulate: LayerAccumulate,
         x: &Tensor,
         saved: MlpSaved,
         d_branch: BranchGradient,
@@ -116,7 +121,7 @@ impl DecoderLayer {
     ) -> Result<Tensor, ModelError> {
         let own = gradients.weights();
         if let Some(d_bias) = own.and_then(|own| own.mlp.bias()) {
-            linear::backward_bias(d_bias, &d_branch.d_biased, accumulate);
+            linear::backward_bias(d_bias, &d_branch.d_biased, accumulate.layer);
         }
         let d_branch = tp.gather_tokens(&d_branch.d_delta)?;
         let activation = self.activation;
@@ -129,7 +134,9 @@ impl DecoderLayer {
                 (d_input, Pending::Dense(own, rest))
             }
             (Computed::Experts(saved), MlpTensors::Experts(experts)) => {
-                let (d_input, rest) = saved.backward_input(experts, &d_branch, activation, balance);
+                let peers = tp.expert_peers();
+                let (d_input, rest) =
+                    saved.backward_input(experts, &d_branch, activation, balance, peers)?;
                 let own = own.and_then(|own| own.mlp.experts());
                 (d_input, Pending::Experts(own, rest))
             }
@@ -138,7 +145,7 @@ impl DecoderLayer {
 
         // The sum over the row runs while the weight gradients are computed.
         let d_input = tp.start_reduce_tokens(d_input)?;
-        pending.without_input(weights, gradients, accumulate);
+        pending.without_input(weights, gradients, accumulate.layer);
         let norm = &weights.norm_before_mlp;
         if gradients.need_input(Place::GateUp) {
             let input = match saved.input {
@@ -151,6 +158,7 @@ impl DecoderLayer {
 
         let d_norm = own.and_then(|own| own.norm_before_mlp.as_ref());
         let rstd = saved.rstd.as_ref();
+        let accumulate = accumulate.layer;
         Ok(self.block_input_backward(&d_input, x, norm, d_norm, rstd, &d_out, accumulate))
     }
 }
@@ -233,10 +241,11 @@ impl Pending<'_> {
         layer: &LayerTensors,
         gradients: Gradients<'_>,
         input: &Tensor,
-        accumulate: Accumulate,
+        accumulate: LayerAccumulate,
     ) {
         match self {
             Self::Dense(own, rest) => {
+                let accumulate = accumulate.layer;
                 let (d_gate_up, d_hidden) = (&rest.d_gate_up, rest.of_gate_up);
                 if let Some(own) = own {
                     linear::backward_weight(&own.gate_up_weight, d_gate_up, input, accumulate);

@@ -44,14 +44,21 @@ pub fn lines(
         .iter()
         .flat_map(|found| &found.notes);
     lines.extend(notes.map(|note| format!("weights   {note}")));
+    lines.extend([format!(
+        "mesh      {} workers = tp {} x dp {}; rows {}",
+        mesh.world_size(),
+        mesh.tp_size(),
+        mesh.dp_size(),
+        rows(mesh),
+    )]);
+    let size = engine.expert_parallel_size;
+    if size > 1 {
+        lines.push(format!(
+            "experts   each whole on one of {size} neighbouring ranks; {} ranks have the same ones",
+            mesh.world_size() / size
+        ));
+    }
     lines.extend([
-        format!(
-            "mesh      {} workers = tp {} x dp {}; rows {}",
-            mesh.world_size(),
-            mesh.tp_size(),
-            mesh.dp_size(),
-            rows(mesh),
-        ),
         format!(
             "sharding  {}",
             sharding(&engine.strategy, prepared.model.strategy.level)

@@ -48,6 +48,7 @@ impl RunSpec {
             experiment::validate_name(name).map_err(|error| Failure::usage(error.to_string()))?;
         }
         engine.strategy.check(engine.dtype)?;
+        engine.check_expert_groups()?;
         Ok(self)
     }
 }

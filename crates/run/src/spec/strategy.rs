@@ -1,10 +1,11 @@
 //! How model and states are cut over the ranks, as asked for.
 
 use serde::Serialize;
-use tandem_model::ModuleTree;
+use tandem_model::{ModelConfig, ModuleTree};
 use tandem_parallel::{self as parallel, AutoTp, AutoTpError, Precision, ShardingLevel};
 use tandem_tensor::Kind;
 
+use super::EngineSpec;
 use crate::failure::{Failure, Outcome};
 
 /// One of the two strategies.
@@ -116,6 +117,32 @@ impl Strategy {
                 .strategy(tree))
             }
         }
+    }
+}
+
+impl EngineSpec {
+    /// Refuses experts that cannot be spread over the mesh, whatever the model is.
+    pub fn check_expert_groups(&self) -> Outcome<()> {
+        let checked = self.mesh.check_expert_groups(self.expert_parallel_size);
+        checked.map_err(|error| Failure::usage(error.to_string()))
+    }
+
+    /// The strategy for the model that `config` describes and `tree` lists.
+    ///
+    /// # Errors
+    /// Wrong usage: what this model cannot be cut like.
+    pub fn strategy_for(
+        &self,
+        config: &ModelConfig,
+        tree: &ModuleTree,
+    ) -> Outcome<parallel::Strategy> {
+        let strategy = self.strategy.for_model(self.dtype, tree)?;
+        let size = self.expert_parallel_size;
+        let plan = strategy.plan.with_spread_experts(config, tree, size);
+        Ok(parallel::Strategy {
+            plan: plan.map_err(|error| Failure::usage(error.to_string()))?,
+            ..strategy
+        })
     }
 }
 

@@ -5,8 +5,8 @@ use tandem_torch::{Kind, Tensor};
 use super::Routing;
 
 /// As [`super::scale`].
-pub fn scale(x: &Tensor, routing: &Routing) -> Tensor {
-    (x.to_kind(Kind::Float) * routing.factors.unsqueeze(1)).to_kind(x.kind())
+pub fn scale(x: &Tensor, factors: &Tensor) -> Tensor {
+    (x.to_kind(Kind::Float) * factors.unsqueeze(1)).to_kind(x.kind())
 }
 
 /// As [`super::combine`].

@@ -7,15 +7,16 @@ use super::Routing;
 use crate::cpu::element::{Stored, is_plain, slice, slice_mut, with_element};
 
 /// As [`super::scale`]; `None` where the kernel does not apply.
-pub(super) fn scale(x: &Tensor, routing: &Routing) -> Option<Tensor> {
+pub(super) fn scale(x: &Tensor, factors: &Tensor) -> Option<Tensor> {
     with_element!(x.kind(), T => {
-        if !applies::<T>(x, routing) {
+        let fits = x.dim() == 2 && factors.dim() == 1 && x.size()[0] == factors.size()[0];
+        if !fits || !is_plain::<T>(x) || !is_plain::<f32>(factors) {
             return None;
         }
         let y = x.empty_like();
         // SAFETY: `y` was made here.
         let scaled = unsafe { slice_mut::<T>(&y) };
-        experts::scale(slice::<T>(x), slice::<f32>(&routing.factors), scaled);
+        experts::scale(slice::<T>(x), slice::<f32>(factors), scaled);
         Some(y)
     })
 }

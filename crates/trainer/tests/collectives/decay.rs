@@ -46,6 +46,7 @@ fn norms_and_biases_are_free_of_decay_on_every_mesh() {
             model: "qwen2_tied",
             tp,
             dp,
+            ep: 1,
             level,
             precision,
             sequence_parallel: false,

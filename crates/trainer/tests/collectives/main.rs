@@ -86,6 +86,7 @@ fn cases() -> Vec<Case> {
                 model: "qwen2_tied",
                 tp,
                 dp,
+                ep: 1,
                 level,
                 precision: Precision::autocast(),
                 sequence_parallel: false,
@@ -142,6 +143,46 @@ fn cases() -> Vec<Case> {
             ..cases[cases.len() - 1]
         });
     }
+    // Experts that are spread: over a row, over columns, over half a mesh and over all of it.
+    for (tp, dp, ep) in [
+        (2, 1, 2),
+        (1, 2, 2),
+        (2, 2, 2),
+        (2, 2, 4),
+        (4, 1, 2),
+        (1, 4, 2),
+    ] {
+        let of_experts = Case {
+            model: "qwen3_moe_aux",
+            lora: false,
+            ..cases[cases.len() - 1]
+        };
+        for level in [Replicated, Optimizer, Gradients, Parameters] {
+            for (recompute, sequence_parallel) in
+                [(Recompute::Light, tp > 1), (Recompute::Full, false)]
+            {
+                cases.push(Case {
+                    tp,
+                    dp,
+                    ep,
+                    level,
+                    recompute,
+                    sequence_parallel,
+                    reshard_after_forward: true,
+                    micro_batches: 1 + usize::from(level >= Gradients),
+                    ..of_experts
+                });
+            }
+        }
+        // And below adapters.
+        cases.push(Case {
+            tp,
+            dp,
+            ep,
+            lora: true,
+            ..of_experts
+        });
+    }
     for recompute in [Recompute::None, Recompute::Full] {
         for sequence_parallel in [false, true] {
             cases.push(Case {
@@ -149,6 +190,11 @@ fn cases() -> Vec<Case> {
                 recompute,
                 model: "qwen2_untied",
                 micro_batches: 1,
+                lora: false,
+                tp: 2,
+                dp: 2,
+                ep: 1,
+                level: Parameters,
                 ..cases[cases.len() - 1]
             });
         }

@@ -12,7 +12,8 @@ use tandem_model::{ModelConfig, ModuleTree, Recompute};
 use tandem_parallel::{FlatUnit, Plan, Precision, RandomInit, ShardingLevel, Strategy};
 use tandem_tensor::Device;
 use tandem_trainer::{
-    Engine, EngineSetup, EvalSet, MicroBatch, UpdateRule, WeightDecayOn, evaluate, train_step,
+    Engine, EngineSetup, EvalSet, ExpertRanks, MicroBatch, UpdateRule, WeightDecayOn, evaluate,
+    train_step,
 };
 
 use crate::table::{Sizes, UnitSizes};
@@ -31,13 +32,18 @@ pub const RULE: UpdateRule = UpdateRule {
     max_grad_norm: 1.0,
 };
 
-fn adapters() -> LoraConfig {
+/// Of all matrices; where experts are, of the attention's, since experts can have none.
+fn adapters(config: &ModelConfig) -> LoraConfig {
+    let attention = ["q_proj", "k_proj", "v_proj", "o_proj"].map(String::from);
     LoraConfig {
         r: 3,
         alpha: 4.0,
         dropout: 0.1,
         use_rslora: false,
-        targets: LoraTargets::AllLinear,
+        targets: match config.experts {
+            Some(_) => LoraTargets::Named(attention.into()),
+            None => LoraTargets::AllLinear,
+        },
     }
 }
 
@@ -69,6 +75,8 @@ pub struct Case {
     pub model: &'static str,
     pub tp: usize,
     pub dp: usize,
+    /// Ranks over which experts are spread.
+    pub ep: usize,
     pub level: ShardingLevel,
     pub precision: Precision,
     pub sequence_parallel: bool,
@@ -87,12 +95,18 @@ impl Case {
         let mesh = DeviceMesh::new(self.tp, self.dp).unwrap();
         let group = |name: &str, ranks: &[usize]| world.new_group(name, ranks).unwrap();
         let everyone: Vec<usize> = (0..mesh.world_size()).collect();
+        let tree = ModuleTree::new(&config);
+        let plan = Plan::declared(&tree).with_spread_experts(&config, &tree, self.ep);
+        let experts = (self.ep > 1).then(|| ExpertRanks {
+            group: group("ep", &mesh.expert_group(world.rank(), self.ep)),
+            replicas: group("edp", &mesh.expert_replicas(world.rank(), self.ep)),
+        });
         let mut engine = Engine::new(EngineSetup {
             trains: true,
-            lora: self.lora.then(|| (adapters(), 1)),
+            lora: self.lora.then(|| (adapters(&config), 1)),
             strategy: Strategy {
                 name: "fsdp",
-                plan: Plan::declared(&ModuleTree::new(&config)),
+                plan: plan.unwrap(),
                 level: self.level,
                 precision: self.precision,
                 reshard_after_forward: self.reshard_after_forward,
@@ -101,6 +115,7 @@ impl Case {
             world: group("world", &everyone),
             tp: group("tp", &mesh.tp_group(world.rank())),
             dp: group("dp", &mesh.dp_group(world.rank())),
+            experts,
             device: Device::Cpu,
             seq: SEQ,
             sequence_parallel: self.sequence_parallel,
@@ -194,6 +209,9 @@ impl Case {
                 words.push("ahead");
             }
         }
+        words.push(if self.ep > 1 { "spread" } else { "cut" });
+        let of_layer = experts.map_or(0, |experts| experts.rule.experts);
+        let choices = experts.map_or(0, |experts| experts.rule.top_k) * tokens;
         let of_all_layers = experts.map_or(0, |experts| experts.rule.experts * layers);
         Sizes {
             numbers: [
@@ -202,6 +220,9 @@ impl Case {
                 ("C", tokens / CHUNK_ROWS),
                 ("R", CHUNK_ROWS),
                 ("E", of_all_layers),
+                ("X", of_layer),
+                ("S", choices * self.ep / self.tp),
+                ("ep", self.ep),
                 ("T", tokens),
                 ("H", engine.config.hidden_size),
                 ("tp", self.tp),
@@ -216,13 +237,16 @@ impl Case {
                 ("tp", self.tp),
                 ("dp", self.dp),
                 ("world", self.tp * self.dp),
+                ("ep", self.ep),
+                ("edp", self.tp * self.dp / self.ep),
             ]
             .into(),
             sequence_parallel: self.sequence_parallel && self.tp > 1,
             units: units
                 .map(|(index, (layout, level))| UnitSizes {
                     level: match level {
-                        _ if self.dp == 1 => 0,
+                        _ if layout.experts_of.is_none() && self.dp == 1 => 0,
+                        _ if layout.experts_of.is_some() && self.tp * self.dp == self.ep => 0,
                         ShardingLevel::Replicated => 0,
                         ShardingLevel::Optimizer => 1,
                         ShardingLevel::Gradients => 2,
@@ -236,6 +260,7 @@ impl Case {
                         .map(|replica| replica.len)
                         .sum(),
                     is_layer: (1..=layers).contains(&index),
+                    is_experts: layout.experts_of.is_some(),
                     is_trained: engine.units[index].is_trained(),
                 })
                 .collect(),

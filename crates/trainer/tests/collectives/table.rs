@@ -39,6 +39,8 @@ pub struct UnitSizes {
     /// Elements of which ranks of the row have a part of the gradient each.
     pub partial: usize,
     pub is_layer: bool,
+    /// Whether it holds experts that are spread over ranks.
+    pub is_experts: bool,
     pub is_trained: bool,
 }
 
@@ -92,12 +94,16 @@ impl Row {
         let Some(collective) = self.collective(sizes.sequence_parallel) else {
             return false;
         };
-        let ranks = sizes.groups.get(self.group.as_str()).expect("a group");
-        if *ranks == 1 {
-            return false;
-        }
         let mut is_used = false;
         for unit in self.units(sizes) {
+            // Experts that are spread have another column.
+            let group = match self.group.as_str() {
+                "dp" if unit.is_experts => "edp",
+                group => group,
+            };
+            if *sizes.groups.get(group).expect("a group") == 1 {
+                continue;
+            }
             let levels: Vec<usize> = self.only_at.iter().filter_map(|w| w.parse().ok()).collect();
             let mut words = self.only_at.iter().filter(|w| w.parse::<usize>().is_err());
             let is_level = levels.is_empty() || levels.contains(&unit.level);
@@ -109,7 +115,7 @@ impl Row {
                 continue;
             }
             let value = |symbol: &str| match symbol {
-                "unit" | "layer" => unit.unit,
+                "unit" | "layer" | "experts" => unit.unit,
                 "partial" => unit.partial,
                 other => match other.parse() {
                     Ok(number) => number,
@@ -121,7 +127,7 @@ impl Row {
             };
             let (times, bytes) = (product(&self.times, &value), product(&self.bytes, &value));
             if times > 0 && bytes > 0 {
-                let key = (self.group.clone(), collective.to_owned(), bytes);
+                let key = (group.to_owned(), collective.to_owned(), bytes);
                 *listed.entry(key).or_default() += times;
                 is_used = true;
             }
@@ -129,7 +135,7 @@ impl Row {
         is_used
     }
 
-    /// The units that the row is for: each, one layer, or (where it is for none) any one.
+    /// The units that the row is for: each, one layer, the experts of one, or (where it is for none) any one.
     fn units<'a>(&self, sizes: &'a Sizes) -> Vec<&'a UnitSizes> {
         let speaks_of = |symbol: &str| self.bytes.split('·').any(|factor| factor == symbol);
         if speaks_of("unit") || speaks_of("partial") {
@@ -137,6 +143,13 @@ impl Row {
         } else if speaks_of("layer") {
             let layer = sizes.units.iter().find(|unit| unit.is_layer);
             vec![layer.expect("a model has a layer")]
+        } else if speaks_of("experts") {
+            sizes
+                .units
+                .iter()
+                .find(|unit| unit.is_experts)
+                .into_iter()
+                .collect()
         } else {
             sizes.units[..1].iter().collect()
         }
@@ -147,7 +160,8 @@ impl Row {
             ("reduce_tokens", false) => Some("all_reduce"),
             ("reduce_tokens", true) => Some("reduce_scatter"),
             ("gather_tokens", false) => None,
-            ("gather_tokens", true) => Some("all_gather"),
+            ("gather_tokens", true) | ("join_shares", false) => Some("all_gather"),
+            ("join_shares", true) => None,
             (operation, _) => Some(operation),
         }
     }
@@ -163,7 +177,10 @@ impl Row {
                 ".all_gather_into(",
                 "all_gather_numbers(",
                 "tp.gather_stats(",
+                "peers.gather_counts(",
             ],
+            "all_to_all" => &["peers.exchange("],
+            "join_shares" => &[".start_join_shares("],
             other => panic!("{other} is no operation"),
         }
     }

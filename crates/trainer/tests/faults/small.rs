@@ -44,6 +44,7 @@ pub fn engine(world: &World, tp: usize, dp: usize, wrap_tp: Wrap, wrap_dp: Wrap)
         mesh,
         world: group("world", &everyone),
         tp: wrap_tp(group("tp", &mesh.tp_group(world.rank()))),
+        experts: None,
         dp: wrap_dp(group("dp", &mesh.dp_group(world.rank()))),
         device: Device::Cpu,
         seq: SEQ,
