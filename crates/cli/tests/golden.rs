@@ -90,6 +90,7 @@ struct Variant {
     accumulation: usize,
     sequence_parallel: bool,
     activation_checkpointing: bool,
+    expert_parallel_size: usize,
 }
 
 impl Variant {
@@ -99,6 +100,7 @@ impl Variant {
         accumulation: 1,
         sequence_parallel: false,
         activation_checkpointing: false,
+        expert_parallel_size: 1,
     };
 }
 
@@ -111,12 +113,14 @@ fn variants(case: usize, mesh: usize) -> [Variant; 2] {
             accumulation: 1 + turn % 2,
             sequence_parallel: turn / 2 % 2 == 1,
             activation_checkpointing: turn / 4 % 2 == 1,
+            ..Variant::PLAIN
         },
         Variant {
             zero_stage: Some((turn % 3) as u8),
             accumulation: 1 + (turn / 3) % 2,
             sequence_parallel: turn.is_multiple_of(2),
             activation_checkpointing: (turn / 2).is_multiple_of(2),
+            ..Variant::PLAIN
         },
     ]
 }
@@ -139,6 +143,10 @@ fn replay(case_dir: &Path, tp: usize, dp: usize, variant: Variant) -> (bool, Str
         .args([
             "--gradient_accumulation_steps",
             &variant.accumulation.to_string(),
+        ])
+        .args([
+            "--expert_parallel_size",
+            &variant.expert_parallel_size.to_string(),
         ])
         .args([
             "--sequence_parallel",
@@ -233,6 +241,56 @@ families!(
     qwen3_moe_aux,
     smollm3
 );
+
+/// Experts that are spread over ranks: a row, columns, a part of a mesh or all of it, evenly or not (5, 7 and 6 experts); each with
+/// another strategy and way to compute. Those whose balance is a part of the loss are among them.
+#[test]
+fn experts_that_are_spread_over_ranks() {
+    let spread = |tp, dp, size, zero_stage, variant: Variant| {
+        let variant = Variant {
+            expert_parallel_size: size,
+            zero_stage,
+            ..variant
+        };
+        (tp, dp, variant)
+    };
+    let accumulates = Variant {
+        accumulation: 2,
+        ..Variant::PLAIN
+    };
+    let by_token = Variant {
+        sequence_parallel: true,
+        ..Variant::PLAIN
+    };
+    let recomputes = Variant {
+        activation_checkpointing: true,
+        ..Variant::PLAIN
+    };
+    let all = Variant {
+        activation_checkpointing: true,
+        ..by_token
+    };
+    let runs = [
+        spread(2, 1, 2, None, Variant::PLAIN),
+        spread(2, 1, 2, Some(1), all),
+        spread(1, 2, 2, None, accumulates),
+        spread(1, 2, 2, Some(0), recomputes),
+        spread(2, 2, 2, None, by_token),
+        spread(2, 2, 2, Some(2), accumulates),
+        spread(2, 2, 4, None, recomputes),
+        spread(2, 2, 4, Some(2), by_token),
+        spread(4, 1, 2, None, all),
+        spread(4, 1, 2, Some(1), Variant::PLAIN),
+        spread(4, 1, 4, Some(2), accumulates),
+        spread(1, 4, 2, None, recomputes),
+        // Groups of two ranks, of which one lies in two rows.
+        spread(3, 2, 2, None, Variant::PLAIN),
+        spread(3, 2, 3, Some(1), by_token),
+    ];
+    for name in ["mixtral", "qwen3_moe", "qwen3_moe_aux"] {
+        check_runs(name, runs.into_iter());
+    }
+}
 
 #[test]
 fn the_rotation_covers_every_feature_on_every_mesh() {

@@ -50,6 +50,34 @@ fn flags_that_contradict_each_other() {
             vec!["--tp_size", "9", "--num_workers", "9"],
             vec!["--tp_size 8 or less"],
         ),
+        (
+            vec!["--expert_parallel_size", "0"],
+            vec!["expert_parallel_size is 0"],
+        ),
+        (
+            vec!["--expert_parallel_size", "2"],
+            vec!["--expert_parallel_size 2 does not divide the 1 ranks"],
+        ),
+        (
+            vec![
+                "--expert_parallel_size=3",
+                "--dp_size",
+                "4",
+                "--num_workers",
+                "4",
+            ],
+            vec!["--expert_parallel_size 3 does not divide the 4 ranks"],
+        ),
+        (
+            vec![
+                "--expert_parallel_size=2",
+                "--dp_size",
+                "2",
+                "--num_workers",
+                "2",
+            ],
+            vec!["--expert_parallel_size 2", "this model has none"],
+        ),
     ] {
         expect(&base().args(extra), 2, &words);
     }

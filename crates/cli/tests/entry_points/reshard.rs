@@ -13,6 +13,8 @@ struct Layout {
     zero_stage: Option<u8>,
     tp: usize,
     dp: usize,
+    /// Ranks over which experts are spread.
+    ep: usize,
 }
 
 /// {ZeRO 0, 1, 2, FSDP} x meshes. 3 cuts heads, MLP and vocabulary unevenly.
@@ -21,9 +23,18 @@ fn layouts() -> Vec<Layout> {
     let stages = [None, Some(0), Some(1), Some(2)];
     let mut all = Vec::new();
     for (tp, dp) in meshes {
-        all.extend(stages.map(|zero_stage| Layout { zero_stage, tp, dp }));
+        all.extend(stages.map(|zero_stage| layout(zero_stage, tp, dp, 1)));
     }
     all
+}
+
+fn layout(zero_stage: Option<u8>, tp: usize, dp: usize, ep: usize) -> Layout {
+    Layout {
+        zero_stage,
+        tp,
+        dp,
+        ep,
+    }
 }
 
 const SAVED: usize = 3;
@@ -43,6 +54,7 @@ fn run(tiny: &Tiny, layout: Layout, steps: usize) -> Run {
         .args(tiny.args())
         // 4 rows a step on every mesh.
         .args(["--batch_size", &(4 / layout.dp).to_string()])
+        .args(["--expert_parallel_size", &layout.ep.to_string()])
         .args(["--learning_rate", "1e-3", "--max_steps", &steps.to_string()]);
     match layout.zero_stage {
         None => run,
@@ -57,12 +69,7 @@ struct Reference {
 }
 
 fn reference(tiny: &Tiny) -> Reference {
-    let plain = Layout {
-        zero_stage: None,
-        tp: 1,
-        dp: 1,
-    };
-    let run = run(tiny, plain, STEPS).args(["--save_steps", &SAVED.to_string()]);
+    let run = run(tiny, layout(None, 1, 1, 1), STEPS).args(["--save_steps", &SAVED.to_string()]);
     let dir = run.succeed();
     let of_step = |step: u64| {
         let run = saved::run_dir(&dir);
@@ -159,8 +166,26 @@ fn an_untied_model_and_an_odd_vocabulary_move_too() {
 /// q, k and v in one tensor, gate and up in another: of which a rank has several ranges of rows.
 #[test]
 fn fused_tensors_move_too() {
-    let layout = |zero_stage, tp, dp| Layout { zero_stage, tp, dp };
-    rotation("phi3_window", &[layout(None, 2, 2), layout(Some(1), 3, 1)]);
+    rotation(
+        "phi3_window",
+        &[layout(None, 2, 2, 1), layout(Some(1), 3, 1, 1)],
+    );
+}
+
+/// Experts that are cut over the row, whole on one rank, and spread over ranks, evenly or not.
+#[test]
+fn a_mixture_of_experts_moves_too() {
+    let layouts = [
+        layout(None, 2, 1, 1),
+        layout(Some(1), 2, 2, 2),
+        layout(None, 2, 2, 4),
+        layout(Some(0), 1, 2, 1),
+        layout(None, 4, 1, 2),
+        layout(Some(2), 1, 2, 2),
+    ];
+    // 7 and 3 more are prime to 6: as in the rotation of all.
+    rotation("qwen3_moe", &layouts);
+    rotation("qwen3_moe_aux", &layouts[1..3]);
 }
 
 #[test]
