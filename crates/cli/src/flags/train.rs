@@ -667,6 +667,7 @@ mod tests {
             "early_stopping_threshold",
             "eos_token",
             "eval_batch_size",
+            "eval_dataset_config",
             "eval_dataset_name",
             "eval_max_batches",
             "eval_on_start",
