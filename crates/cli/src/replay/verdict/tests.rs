@@ -30,6 +30,15 @@ fn tensors(folder: &Path, list: &[(&str, &[f64])], double: bool) -> Tensors {
     Tensors::of_file(&path, "").unwrap()
 }
 
+/// A case without float64.
+fn against<'a>(candidate: &'a Tensors, recorded: &'a Tensors) -> Sources<'a> {
+    Sources {
+        candidate,
+        recorded,
+        float64: None,
+    }
+}
+
 fn all_pass(verdicts: &[Verdict]) -> bool {
     verdicts.iter().all(Verdict::passes)
 }
@@ -47,13 +56,10 @@ fn deviations_missing_tensors_and_nan_all_fail() {
         ..Tolerances::default()
     };
     let (initial, recorded) = (of(&[("w", &[0.0, 0.0])]), of(&[("w", &[1.0, 1.0])]));
-    let sources = |candidate| Sources {
-        candidate,
-        recorded: &recorded,
-        float64: None,
-    };
     let finals = |candidate: &Tensors| {
-        let compared = sources(candidate).compare(Some(&initial)).unwrap();
+        let compared = against(candidate, &recorded)
+            .compare(Some(&initial))
+            .unwrap();
         judge_final(&compared, &t)
     };
     assert!(all_pass(&finals(&recorded)));
@@ -64,16 +70,19 @@ fn deviations_missing_tensors_and_nan_all_fail() {
         ("too short", &[("w", &[1.0])]),
         ("missing", &[("v", &[1.0, 1.0])]),
     ] {
-        let verdicts = finals(&of(list));
+        let candidate = of(list);
+        let verdicts = finals(&candidate);
         assert!(
             !verdicts.iter().any(Verdict::passes),
             "{what}: {verdicts:?}"
         );
-        let rows = sources(&of(list)).rows("w", &[true, true]).unwrap();
+        let rows = against(&candidate, &recorded)
+            .rows("w", &[true, true])
+            .unwrap();
         assert!(!judge_logits(&rows, &t).passes(), "{what}");
     }
     let other = of(&[("w", &[1.0, 1.01])]);
-    let gradients = sources(&other).compare(None).unwrap();
+    let gradients = against(&other, &recorded).compare(None).unwrap();
     assert!(!judge_gradients(&gradients, &t)[0].passes());
     let text = table(&finals(&of(&[("w", &[1.0, 1.1])])));
     assert!(
@@ -81,7 +90,9 @@ fn deviations_missing_tensors_and_nan_all_fail() {
         "{text}"
     );
     // Padding has logits that nobody compares.
-    let rows = sources(&other).rows("w", &[true, false]).unwrap();
+    let rows = against(&other, &recorded)
+        .rows("w", &[true, false])
+        .unwrap();
     assert!(judge_logits(&rows, &t).passes());
 }
 
