@@ -15,6 +15,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.core_model_loading import revert_weight_conversion
 
 # Beyond rounding in fp32. Single tensors are judged more loosely than all together, because Adam's first step on an
 # element is about lr * sign(gradient) however small the gradient is.
@@ -77,12 +78,20 @@ class Float64(TorchFunctionMode):
 
 
 def load(folder: Path, dtype: torch.dtype) -> torch.nn.Module:
-    """The model, to be trained: eager attention is the definition that fused kernels are held against."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    """The model, to be trained: what is eager is the definition that fused kernels are held against."""
+    eager = {"attn_implementation": "eager", "experts_implementation": "eager"}
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **eager)
     # transformers drops the gradient of the padding token's embedding, also where padding is the end-of-text token, which is
     # in the text and wants to be learned. Tandem keeps it.
     model.get_input_embeddings().padding_idx = None
     return model.to(dtype).train()
+
+
+def as_in_files(model: torch.nn.Module, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Parameters, or their gradients, by their names in files: in memory, the experts of a layer are one tensor."""
+    named = revert_weight_conversion(model, tensors)
+    # Parts of a tensor are written as tensors.
+    return {name: tensor if name in tensors else tensor.clone() for name, tensor in named.items()}
 
 
 def loss_sum(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -120,14 +129,16 @@ def train(model: torch.nn.Module, batches: dict[str, torch.Tensor], arguments: a
         optimizer.zero_grad()
         loss.backward()
         if step == 0:
-            recording.tensors |= {f"grad.{name}": parameter.grad.clone() for name, parameter in parameters.items()}
+            gradients = as_in_files(model, {name: parameter.grad for name, parameter in parameters.items()})
+            recording.tensors |= {f"grad.{name}": gradient.clone() for name, gradient in gradients.items()}
         grad_norm = torch.nn.utils.clip_grad_norm_(parameters.values(), arguments.max_grad_norm)
         optimizer.step()
         recording.losses.append(loss.item())
         recording.grad_norms.append(grad_norm.item())
         recording.n_tokens.append(targets)
         print(f"step {step}: loss {recording.losses[-1]:.6f}, gradient norm {recording.grad_norms[-1]:.6f}", flush=True)
-    recording.tensors |= {f"final.{name}": parameter.detach() for name, parameter in parameters.items()}
+    last = as_in_files(model, {name: parameter.detach() for name, parameter in parameters.items()})
+    recording.tensors |= {f"final.{name}": parameter for name, parameter in last.items()}
     return recording
 
 
@@ -159,7 +170,7 @@ def main() -> None:
         print(f"padding_idx is switched off: the embedding of token {pad_token} gets its gradient, as in Tandem")
     arguments.output.mkdir(parents=True)
     shutil.copy(arguments.model / "config.json", arguments.output)
-    initial = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    initial = as_in_files(model, {name: parameter.detach() for name, parameter in model.named_parameters()})
     save_file(initial, arguments.output / "model.safetensors")
     save_file(batches, arguments.output / "batches.safetensors")
     del initial

@@ -46,7 +46,8 @@ impl Options {
 
     /// Whether tests with torchrun or with transformers are.
     fn needs_torch(&self) -> bool {
-        self.long && (self.runs("torchrun") || self.runs("exports"))
+        let words = ["torchrun", "exports", "recorded"];
+        self.long && words.iter().any(|word| self.runs(word))
     }
 }
 

@@ -419,6 +419,34 @@ fn documents_that_see_each_other_are_noticed() {
     assert!(!passed && text.contains("MISSED"), "{text}");
 }
 
+/// What transformers computes with configs that are possible and rare, recorded here and now: caps where a family usually has none,
+/// biases, both lengths of LongRoPE, mixtures, a padding token that is in the text.
+#[test]
+#[ignore = "needs torch and transformers, 5 GB: cargo xtask test --long recorded"]
+fn models_recorded_with_transformers_replay() {
+    let folder = std::env::var_os("TANDEM_TORCH_BIN_DIR")
+        .expect("the folder of a Python with transformers: cargo xtask test --long installs it");
+    let recorded = tempfile::tempdir().unwrap();
+    let output = Command::new(Path::new(&folder).join("python"))
+        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/record_variants.py"))
+        .arg(recorded.path())
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{text}");
+    let (mut cases, mut missed) = (0, Vec::new());
+    for case in std::fs::read_dir(recorded.path().join("cases")).unwrap() {
+        let case = case.unwrap().path();
+        let (passed, text) = replay(&case, 2, 1, Variant::PLAIN);
+        println!("{}:\n{text}", case.display());
+        cases += 1;
+        if !passed || !text.contains("PyTorch's") {
+            missed.push(case);
+        }
+    }
+    assert!(missed.is_empty() && cases > 10, "{missed:?} of {cases}");
+}
+
 /// The recording in float64 is the judge, but one that is of something else condemns the replay and excuses nothing; nor does an
 /// fp32 of PyTorch's that is far from it.
 #[test]
