@@ -1,3 +1,5 @@
+//! The judgement on small cases made by hand.
+
 use std::path::Path;
 
 use safetensors::tensor::{Dtype, TensorView, serialize};
