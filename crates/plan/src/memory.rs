@@ -41,7 +41,7 @@ pub struct Memory {
 }
 
 /// The resident set of a rank on a processor that has computed next to nothing: the program, libtorch, and what both keep.
-const HOST_FIXED: u128 = 200 << 20;
+const HOST_FIXED: u128 = 150 << 20;
 
 /// CUDA's context, its kernels, and the workspaces of cuBLAS.
 const CUDA_FIXED: u128 = 1200 << 20;
