@@ -42,7 +42,7 @@ Usage: cargo xtask <task>
                            memory and 10 GB of disk.
   build-time [--features F]
                            Build with optimisation from nothing, and show which packages took how many CPU seconds.
-  bench NAME [ARG]...      Set up, build with optimisation and measure: step, comm, checkpoint, recovery, tokenize or ray.
+  bench NAME [ARG]...      Set up, build with optimisation and measure: step, comm, checkpoint, recovery, tokenize, plan or ray.
 ";
 
 /// What the command line asked for.

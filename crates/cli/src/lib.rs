@@ -1,5 +1,6 @@
 //! The command line: flags to a run, names to commands, errors to exit codes.
 
+mod auto_mesh;
 mod bench_step;
 mod checkpoint_location;
 mod command_line;
@@ -13,6 +14,7 @@ mod flags;
 mod init;
 mod inspect;
 mod line;
+mod plan;
 mod replay;
 mod report;
 mod resumed_flags;

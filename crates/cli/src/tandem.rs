@@ -20,6 +20,7 @@ use crate::eval::{self, EvalArgs};
 use crate::export::{self, ExportArgs};
 use crate::init::{self, InitArgs};
 use crate::inspect::{self, InspectArgs};
+use crate::plan::{self, PlanArgs};
 use crate::replay::{self, ReplayArgs};
 use crate::report::{self, ReportArgs};
 
@@ -43,6 +44,7 @@ enum Command {
     Inspect(InspectArgs),
     Doctor(DoctorArgs),
     Report(ReportArgs),
+    Plan(Box<PlanArgs>),
     #[command(subcommand)]
     Data(DataCommand),
     /// Measure this machine.
@@ -76,6 +78,7 @@ pub fn main(args: &[OsString], environment: &Environment) -> ExitCode {
                 )),
                 Command::Eval(args) => eval::run_worker(args, &env, &control, environment),
                 Command::Replay(args) => replay::run_worker(args, &env),
+                Command::Plan(args) => plan::run_worker(args, &env, environment),
                 Command::Bench(Bench::Step(args)) => {
                     bench_step::run_worker(args, &env, environment)
                 }
@@ -94,6 +97,7 @@ pub fn main(args: &[OsString], environment: &Environment) -> ExitCode {
             Command::Inspect(args) => inspect::run(args, environment),
             Command::Doctor(args) => doctor::run(args, environment),
             Command::Report(args) => report::run(args),
+            Command::Plan(own) => plan::run(own, args),
             Command::Data(command) => data::run(command),
             Command::Bench(Bench::Step(own)) => bench_step::run(own, args),
             Command::Schema => print_schema(),

@@ -47,7 +47,7 @@ mod weight_decay;
 mod weights;
 
 pub use autotp::{AutoTp, AutoTpError};
-pub use buffer_pool::BufferPool;
+pub use buffer_pool::{BufferPool, buffer_capacity};
 pub use checks::{check_replicas, check_same_batch};
 pub use deepspeed::DeepSpeed;
 pub use error::ParallelError;

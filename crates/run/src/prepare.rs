@@ -11,14 +11,17 @@ use tandem_data::{
 };
 use tandem_mesh::DeviceMesh;
 use tandem_model::{ModelConfig, ModuleTree};
-use tandem_parallel::{ShardingLevel, Strategy, TpSlices, UnitLayout, layouts};
-use tandem_trainer::{EvalSet, EventSink, MemoryEstimate, estimate_memory};
+use tandem_parallel::{Strategy, TpSlices, UnitLayout, layouts};
+use tandem_plan::{Memory, Place, Settings, Share};
+use tandem_tensor::torch::cuda;
+use tandem_trainer::{EvalSet, EventSink};
 
 use crate::adapter::{Adapter, AdapterFolder};
 use crate::environment::Environment;
-use crate::eval_data::{EvalData, Place};
+use crate::eval_data::{self, EvalData};
 use crate::examples;
 use crate::failure::{Failure, Outcome};
+use crate::place::place;
 use crate::progress::Shown;
 use crate::spec::{Compute, Identity, Init, RunSpec, Selection, Training};
 use crate::weights::Pretrained;
@@ -92,7 +95,9 @@ pub struct Planned {
     /// How it is cut.
     pub strategy: Strategy,
     /// What each rank will need.
-    pub memory: MemoryEstimate,
+    pub memory: Memory,
+    /// Where.
+    pub place: Place,
     /// The units of tp_rank 0, for their sizes.
     pub layouts: Vec<UnitLayout>,
 }
@@ -128,37 +133,17 @@ pub fn plan(spec: &RunSpec, hub: &Hub, sink: &mut dyn EventSink) -> Outcome<Plan
         engine.sequence_parallel,
     );
     let adapter = adapter(selection, &config)?;
-    let estimate = |layouts: &[UnitLayout], level, precision| {
-        estimate_memory(
-            &config,
-            layouts,
-            level,
-            precision,
-            mesh.dp_size(),
-            (training.batch_size, selection.data.seq_length),
-            engine.recompute(),
-            engine.head_chunk_rows,
-        )
-    };
-    let precision = strategy.precision;
-    let memory = match &adapter {
-        None => estimate(&layouts, strategy.level, precision),
-        Some(adapter) => {
-            // The model has parameters alone, and its adapters the rest.
-            let frozen = estimate(&layouts, strategy.level, precision.frozen());
-            let level = strategy.level.min(ShardingLevel::Optimizer);
-            let (plan, sp) = (&strategy.plan, engine.sequence_parallel);
-            let trained = tandem_parallel::layouts(&config, &adapter.tree, plan, &slices, 0, sp);
-            let trained = estimate(&trained, level, precision);
-            MemoryEstimate {
-                parameters: frozen.parameters.saturating_add(trained.parameters),
-                gradients: trained.gradients,
-                optimizer: trained.optimizer,
-                saving: trained.saving,
-                ..frozen
-            }
-        }
-    };
+    let adapters = adapter.as_ref().map(|it| (&it.lora, &it.tree));
+    let share = Share::new(
+        &config,
+        &strategy.plan,
+        mesh.tp_size(),
+        engine.sequence_parallel,
+        adapters,
+    );
+    let share = share.map_err(|e| Failure::usage(e.to_string()))?;
+    let place = place(engine.device);
+    let memory = Memory::of(&share, &settings(spec, &strategy), place);
     Ok(Planned {
         model_dir,
         config,
@@ -167,12 +152,32 @@ pub fn plan(spec: &RunSpec, hub: &Hub, sink: &mut dyn EventSink) -> Outcome<Plan
         adapter,
         strategy,
         memory,
+        place,
         layouts,
     })
 }
 
+/// How the run computes a step, as the model of its cost takes it.
+pub fn settings(spec: &RunSpec, strategy: &Strategy) -> Settings {
+    let Compute {
+        engine, training, ..
+    } = &spec.compute;
+    Settings {
+        mesh: engine.mesh,
+        level: strategy.level,
+        precision: strategy.precision,
+        reshard_after_forward: strategy.reshard_after_forward,
+        sequence_parallel: engine.sequence_parallel,
+        recompute: engine.recompute(),
+        seq_length: spec.identity.selection.data.seq_length,
+        batch_size: training.batch_size,
+        micro_batches: training.gradient_accumulation_steps,
+        head_chunk_rows: engine.head_chunk_rows,
+    }
+}
+
 /// What is trained in the place of the model, if anything.
-fn adapter(selection: &Selection, config: &ModelConfig) -> Outcome<Option<Adapter>> {
+pub fn adapter(selection: &Selection, config: &ModelConfig) -> Outcome<Option<Adapter>> {
     let flags = &selection.lora;
     let open = |folder: &PathBuf| {
         AdapterFolder::open(folder).map_err(|failure| of_flag("adapter", failure.message))
@@ -209,7 +214,7 @@ pub fn prepare(
     let hub = Hub::from_env().map_err(Failure::other)?;
     let model = plan(spec, &hub, sink)?;
     if let Some(count) = local_workers {
-        check_memory(&model.memory, count)?;
+        check_memory(&model, count)?;
     }
     let (caches, mut left_out) = token_caches(spec, environment, &model, &hub, sink)?;
     let token_caches = caches.iter().map(|cache| cache.path().to_owned()).collect();
@@ -277,18 +282,28 @@ fn of_flag(flag: &str, error: impl std::fmt::Display) -> Failure {
     Failure::other(format!("--{flag}: {error}"))
 }
 
-/// Refuses a run that the memory of this host, or a limit on it, cannot hold with `local_workers` of its workers.
-pub fn check_memory(memory: &MemoryEstimate, local_workers: usize) -> Outcome<()> {
-    let each = memory.total();
-    let all = each.saturating_mul(local_workers as u64);
+/// Refuses a run that the memory of this host or of its GPUs, or a limit on it, cannot hold with `local_workers` of its workers.
+pub fn check_memory(model: &Planned, local_workers: usize) -> Outcome<()> {
+    let Planned { memory, place, .. } = model;
+    let of_host = match place {
+        Place::Cpu => memory.needed(Place::Cpu),
+        // What computes is on the GPU; what is saved is copied from there.
+        Place::Cuda => memory.saving,
+    };
+    let all = of_host.saturating_mul(local_workers as u64);
+    let gpu = match place {
+        Place::Cpu => None,
+        Place::Cuda => cuda::memory(0).map(|(free, _)| free),
+    };
     let limits = [
+        (memory.total(), gpu, "of each GPU are free"),
         (
             all,
             tandem_tensor::memory::available_bytes(),
             "are available here",
         ),
         (
-            each,
+            of_host,
             tandem_tensor::memory::address_space_left(),
             "are left to each by the limit of address space (ulimit -v)",
         ),
@@ -301,9 +316,9 @@ pub fn check_memory(memory: &MemoryEstimate, local_workers: usize) -> Outcome<()
         return Err(Failure::other(format!(
             "not enough memory: {local_workers} workers of about {:.2} GB each need {:.2} GB, and {:.2} GB {what};\n  \
              use a larger --dp_size with train_fsdp, a larger --tp_size, --activation_checkpointing, a smaller --batch_size or\n  \
-             --seq_length, or --num_layers",
-            gb(each),
-            gb(all),
+             --seq_length, or --num_layers; `tandem plan` shows what fits",
+            gb(memory.needed(*place)),
+            gb(needed),
             gb(available),
         )));
     }
@@ -367,7 +382,7 @@ fn evaluation(
     }
     let flag = own.flag();
     let cache_dir = spec.output.local_folder().join(TOKEN_CACHES);
-    let place = Place {
+    let place = eval_data::Place {
         model_dir: &model.model_dir,
         config: &model.config,
         cache_dir: &cache_dir,

@@ -98,7 +98,7 @@ struct Start {
 
 impl Worker<'_> {
     fn train(&self, reporter: &mut Reporter<'_>) -> Outcome<Ended> {
-        check_memory(&self.prepared.model.memory, self.env.local_world_size)?;
+        check_memory(&self.prepared.model, self.env.local_world_size)?;
         reporter.event(TrainEvent::Phase("loading".to_owned()));
         let seed = self.spec.identity.selection.seed;
         let adapter = self.prepared.model.adapter.as_ref();

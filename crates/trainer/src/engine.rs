@@ -149,11 +149,7 @@ impl Engine {
             device,
         };
         let plan = &strategy.plan;
-        let whole_blocks = |layer: usize| WholeBlocks {
-            attention: plan.is_whole(&format!("model.layers.{layer}.self_attn")),
-            mlp: config.experts_of(layer).is_none()
-                && plan.is_whole(&format!("model.layers.{layer}.mlp")),
-        };
+        let whole_blocks = |layer: usize| plan.whole_blocks(&config, layer);
         let dims = |layer: usize| {
             let own = slices.layer_dims(&config, layer, coords.tp_rank);
             own.with_whole(&config, layer, whole_blocks(layer))

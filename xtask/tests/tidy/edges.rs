@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::{assert_none, root};
 
 /// Each crate of the workspace with all that it may import of the others.
-const ALLOWED: [(&str, &[&str]); 15] = [
+const ALLOWED: [(&str, &[&str]); 16] = [
     // What more than one crate must know about files of unknown origin.
     ("tandem-files", &[]),
     // Slices only: it is built and tested without libtorch.
@@ -32,6 +32,16 @@ const ALLOWED: [(&str, &[&str]); 15] = [
             "tandem-model",
         ],
     ),
+    // Arithmetic over the sizes that models and plans have; no process group, and no tensor: of those it knows the kinds of numbers.
+    (
+        "tandem-plan",
+        &[
+            "tandem-tensor",
+            "tandem-mesh",
+            "tandem-model",
+            "tandem-parallel",
+        ],
+    ),
     // Shard specs, never a strategy: what is written by one must load into another.
     ("tandem-checkpoint", &["tandem-files", "tandem-mesh"]),
     (
@@ -44,6 +54,7 @@ const ALLOWED: [(&str, &[&str]); 15] = [
             "tandem-model",
             "tandem-data",
             "tandem-parallel",
+            "tandem-plan",
             "tandem-checkpoint",
         ],
     ),
@@ -60,6 +71,7 @@ const ALLOWED: [(&str, &[&str]); 15] = [
             "tandem-model",
             "tandem-data",
             "tandem-parallel",
+            "tandem-plan",
             "tandem-checkpoint",
             "tandem-trainer",
             "tandem-launch",
@@ -75,6 +87,7 @@ const ALLOWED: [(&str, &[&str]); 15] = [
             "tandem-comm",
             "tandem-model",
             "tandem-parallel",
+            "tandem-plan",
             "tandem-checkpoint",
             "tandem-trainer",
             "tandem-launch",

@@ -35,6 +35,7 @@ mod object_storage;
 mod other_launchers;
 mod output;
 mod packing;
+mod plan;
 mod profile;
 mod report;
 mod reshard;

@@ -55,7 +55,7 @@ fn look(spec: &RunSpec, environment: &Environment) -> Outcome<Vec<String>> {
         Found::Here(dir) => {
             let planned = plan(spec, &dir, &mut ())?;
             if is_local {
-                check_memory(&planned.memory, workers)?;
+                check_memory(&planned, workers)?;
             }
             let data = &spec.identity.selection.data;
             examples::model_tokenizer(data, &planned.model_dir, &planned.config)?;
