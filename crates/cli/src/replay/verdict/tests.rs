@@ -1,3 +1,5 @@
+//! The judgement of small hand-made cases, with float64 and without.
+
 use std::path::Path;
 
 use safetensors::tensor::{Dtype, TensorView, serialize};
