@@ -26,6 +26,9 @@ const AXES: [Axis; 5] = [
     |it| format!("micro-batches of {}", it.settings.batch_size),
 ];
 
+/// Of each axis, so many of the other values are told, the best first.
+const MOST_OTHERS: usize = 4;
+
 /// The flag's word for it.
 pub fn recompute_name(recompute: Recompute) -> &'static str {
     match recompute {
@@ -45,7 +48,7 @@ pub fn reasons(candidates: &[Candidate], memory_bytes: f64) -> Vec<String> {
         let mut seen = vec![axis(best)];
         for other in candidates {
             let value = axis(other);
-            if seen.contains(&value) {
+            if seen.contains(&value) || seen.len() > MOST_OTHERS {
                 continue;
             }
             // The candidates are sorted: this is the best with that value.

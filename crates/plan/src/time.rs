@@ -72,7 +72,15 @@ impl StepTime {
             device,
             kernels,
         };
-        clock.step(share)
+        let mut time = clock.step(share);
+        for (collective, times) in talk::of_step(share, settings) {
+            let said = match collective.group {
+                Group::Tp => &mut time.tp,
+                Group::Dp => &mut time.dp,
+            };
+            said.bytes += collective.bytes as f64 * times as f64;
+        }
+        time
     }
 }
 
@@ -215,9 +223,9 @@ impl Clock<'_> {
         let seconds: f64 = collective.iter().map(|it| self.collective(it)).sum();
         let hidden = seconds.min(self.device.overlap * beside);
         Conversation {
-            bytes: collective.map_or(0.0, |it| it.bytes as f64),
             exposed_s: seconds - hidden,
             hidden_s: hidden,
+            ..Conversation::default()
         }
     }
 
@@ -419,9 +427,9 @@ impl Columns<'_> {
             let hidden = seconds.min((self.clock.device.overlap * until - busy).max(0.0));
             busy += hidden;
             said.add(Conversation {
-                bytes: refresh.map_or(0.0, |it| it.bytes as f64),
                 exposed_s: seconds - hidden,
                 hidden_s: hidden,
+                ..Conversation::default()
             });
         }
         said
@@ -430,16 +438,15 @@ impl Columns<'_> {
 
 impl Conversation {
     fn add(&mut self, other: Self) {
-        self.bytes += other.bytes;
         self.exposed_s += other.exposed_s;
         self.hidden_s += other.hidden_s;
     }
 
     fn times(self, times: f64) -> Self {
         Self {
-            bytes: times * self.bytes,
             exposed_s: times * self.exposed_s,
             hidden_s: times * self.hidden_s,
+            ..self
         }
     }
 }

@@ -105,9 +105,12 @@ impl Found<'_> {
             r => format!(", adapters of rank {r}"),
         };
         format!(
-            "{}, {:.2} B parameters{adapters}, on {} x {} ({:.0} GB, {} a node): steps of {} rows of {} tokens, {dtype}",
+            "{}, {} parameters{adapters}, on {} x {} ({:.0} GB, {} a node): steps of {} rows of {} tokens, {dtype}",
             config.family,
-            self.parameters as f64 / 1e9,
+            match self.parameters as f64 {
+                many if many >= 1e9 => format!("{:.2} billion", many / 1e9),
+                few => format!("{:.1} million", few / 1e6),
+            },
             args.devices,
             device.name,
             device.memory_bytes / 1e9,

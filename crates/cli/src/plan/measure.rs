@@ -96,7 +96,7 @@ fn measured(ranks: &Ranks, devices: usize) -> Outcome<Device> {
     };
     let slowest =
         |own: f64| -> Outcome<f64> { Ok(all(own)?.into_iter().fold(f64::INFINITY, f64::min)) };
-    let mut rate = |kind| -> Outcome<f64> {
+    let rate = |kind| -> Outcome<f64> {
         ranks.barrier()?;
         slowest(products(kind, ranks))
     };
@@ -151,7 +151,7 @@ fn products(kind: Kind, ranks: &Ranks) -> f64 {
     };
     let shapes = [shape(1024, 4096), shape(4096, 1024)];
     let times = gemm_floor::measure(&shapes, kind, ranks.device, REPEATS);
-    let flops = 6.0 * (512 * 1024 * 4096) as f64 * times.len() as f64;
+    let flops = 6.0 * 512.0 * 1024.0 * 4096.0 * times.len() as f64;
     let seconds: f64 = times.iter().map(gemm_floor::LinearTime::total_s).sum();
     flops / seconds
 }
