@@ -242,13 +242,12 @@ fn agree(
     let real: usize = micro_batches.iter().map(MicroBatch::real_tokens).sum();
     let counts = Tensor::from_slice(&[targets as i64, real as i64]).to_device(engine.device);
     engine.dp.all_reduce(&counts, ReduceOp::Sum)?.wait()?;
-    let count = |index| counts.get(index).int64_value() as u64;
-    match count(0) {
+    let counts = counts.to_vec::<i64>();
+    engine.dp.check()?;
+    let (n_tokens, real) = (counts[0] as u64, counts[1] as u64);
+    match n_tokens {
         0 => Err(TrainError::NoTargets { step }),
-        n_tokens => Ok(BatchSize {
-            n_tokens,
-            real: count(1),
-        }),
+        n_tokens => Ok(BatchSize { n_tokens, real }),
     }
 }
 
@@ -456,15 +455,22 @@ fn loss_and_norm(
     scale: f64,
     step: u64,
 ) -> Result<(f64, f64), TrainError> {
-    let own_loss = loss_sum.double_value();
+    let own_loss = loss_sum.copy();
     engine.dp.all_reduce(loss_sum, ReduceOp::Sum)?.wait()?;
     let loss = loss_sum.double_value() * scale;
     let grad_norm = global_grad_norm(&engine.units, engine.world.as_ref(), engine.device)?;
+    engine.check_groups()?;
     let own_gradient_is_finite = || {
         let mut units = engine.units.iter();
-        units.all(|unit| unit.gradient_sum_of_squares().is_finite())
+        units.all(|unit| unit.gradient_sum_of_squares().value().is_finite())
     };
-    refuse_non_finite(engine, "loss", loss, || own_loss.is_finite(), step)?;
+    refuse_non_finite(
+        engine,
+        "loss",
+        loss,
+        || own_loss.double_value().is_finite(),
+        step,
+    )?;
     refuse_non_finite(
         engine,
         "gradient norm",
