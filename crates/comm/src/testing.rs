@@ -4,8 +4,6 @@
 mod detour;
 mod faulty;
 pub mod frames;
-#[cfg(all(test, feature = "nccl"))]
-mod on_device;
 mod over;
 mod ranks;
 #[cfg(feature = "nccl")]

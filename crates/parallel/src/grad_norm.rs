@@ -27,3 +27,9 @@ pub fn global_grad_norm(
     world.check()?;
     Ok(total.sqrt())
 }
+
+/// Whether what this rank counts of the gradient is finite.
+pub fn own_gradient_is_finite(units: &[FlatUnit]) -> bool {
+    let sum_of = |unit: &FlatUnit| unit.gradient_sum_of_squares().value();
+    units.iter().all(|unit| sum_of(unit).is_finite())
+}

@@ -14,10 +14,13 @@ use crate::pretend;
 /// An array of numbers of one [`Kind`] on one [`Device`]. It is a handle: clones and views share the elements, which is why
 /// operations that write take `&self`.
 pub struct Tensor {
-    handle: Handle,
-    /// It is in host memory and says otherwise: see [`crate::pretend`].
-    pretends: bool,
+    /// libtorch's handle, whose lowest bit is free. It is set in tensors that are in host memory and say otherwise: see
+    /// [`crate::pretend`].
+    tagged: Handle,
 }
+
+/// See [`Tensor`].
+const PRETENDS: usize = 1;
 
 // SAFETY: libtorch's tensors are counted atomically and tied to no thread; this handle is the only one of its number.
 unsafe impl Send for Tensor {}
@@ -26,7 +29,7 @@ impl Drop for Tensor {
     #[inline]
     fn drop(&mut self) {
         // SAFETY: the handle is ours, and this is the last use of it.
-        unsafe { (torch().functions.aoti_torch_delete_tensor_object)(self.handle) };
+        unsafe { (torch().functions.aoti_torch_delete_tensor_object)(self.raw()) };
     }
 }
 
@@ -76,47 +79,46 @@ impl Tensor {
     /// Takes over a handle that libtorch has just handed out.
     #[inline]
     pub(crate) fn own(handle: Handle) -> Self {
-        let pretends = pretend::is_result();
-        let tensor = Self { handle, pretends };
-        if pretends {
-            pretend::made(tensor.bytes());
+        let tensor = Self { tagged: handle };
+        if !pretend::is_result() {
+            return tensor;
         }
-        tensor
+        pretend::made(tensor.bytes());
+        tensor.on(true)
     }
 
     /// For an operator that is about to be called.
     #[inline]
     pub(crate) fn handle(&self) -> Handle {
         self.touch();
-        self.handle
+        self.raw()
     }
 
     /// For libtorch to keep.
     #[inline]
     pub(crate) fn raw(&self) -> Handle {
-        self.handle
+        self.tagged.map_addr(|address| address & !PRETENDS)
     }
 
     /// This tensor is one of those that an operator is called with.
     #[inline]
     pub(crate) fn touch(&self) {
-        if self.pretends {
+        if self.pretends() {
             pretend::touched(self.bytes());
         }
     }
 
     #[inline]
     pub(crate) fn pretends(&self) -> bool {
-        self.pretends
+        self.tagged.addr() & PRETENDS != 0
     }
 
     /// The same tensor, on a pretended device or in host memory, whatever made it.
     #[inline]
     pub(crate) fn on(self, pretends: bool) -> Self {
-        let this = std::mem::ManuallyDrop::new(self);
+        let handle = std::mem::ManuallyDrop::new(self).raw();
         Self {
-            handle: this.handle,
-            pretends,
+            tagged: handle.map_addr(|address| address | usize::from(pretends)),
         }
     }
 
@@ -130,7 +132,7 @@ impl Tensor {
     fn numel_if_defined(&self) -> Option<usize> {
         let mut numel = 0;
         // SAFETY: the handle is alive; for an undefined tensor the function has an error.
-        let code = unsafe { (torch().functions.aoti_torch_get_numel)(self.handle, &mut numel) };
+        let code = unsafe { (torch().functions.aoti_torch_get_numel)(self.raw(), &mut numel) };
         (code == 0).then_some(numel as usize)
     }
 
@@ -145,10 +147,9 @@ impl Tensor {
         let mut handle = null_mut();
         // SAFETY: the handle is alive, and the other one writable.
         let code =
-            unsafe { (torch().functions.aoti_torch_new_tensor_handle)(self.handle, &mut handle) };
+            unsafe { (torch().functions.aoti_torch_new_tensor_handle)(self.raw(), &mut handle) };
         torch().check(code, "a new handle")?;
-        let pretends = self.pretends;
-        Ok(Self { handle, pretends })
+        Ok(Self { tagged: handle }.on(self.pretends()))
     }
 
     /// Sizes, outermost first.
@@ -167,7 +168,7 @@ impl Tensor {
     fn extents(&self, get: unsafe extern "C" fn(Handle, *mut *const i64) -> Code) -> &[i64] {
         let mut pointer = null();
         // SAFETY: the handle is alive and defined.
-        expect(torch().check(unsafe { get(self.handle, &mut pointer) }, "sizes"));
+        expect(torch().check(unsafe { get(self.raw(), &mut pointer) }, "sizes"));
         match self.dim() {
             0 => &[],
             // SAFETY: libtorch returns a pointer to as many numbers as there are dimensions. They live in the tensor, and no
@@ -192,7 +193,7 @@ impl Tensor {
     fn number(&self, get: unsafe extern "C" fn(Handle, *mut i64) -> Code) -> usize {
         let mut number = 0;
         // SAFETY: the handle is alive and defined.
-        expect(torch().check(unsafe { get(self.handle, &mut number) }, "a number"));
+        expect(torch().check(unsafe { get(self.raw(), &mut number) }, "a number"));
         number as usize
     }
 
@@ -204,7 +205,7 @@ impl Tensor {
     pub fn kind(&self) -> Kind {
         let mut code = 0;
         // SAFETY: the handle is alive and defined.
-        let get = unsafe { (torch().functions.aoti_torch_get_dtype)(self.handle, &mut code) };
+        let get = unsafe { (torch().functions.aoti_torch_get_dtype)(self.raw(), &mut code) };
         expect(torch().check(get, "the kind"));
         match torch().codes.kind(code) {
             Some(kind) => kind,
@@ -215,19 +216,19 @@ impl Tensor {
     /// Where the elements are.
     #[inline]
     pub fn device(&self) -> Device {
-        if self.pretends {
+        if self.pretends() {
             return Device::Cuda(0);
         }
         let torch = torch();
         let (mut code, mut index) = (0, 0);
         // SAFETY: the handle is alive and defined.
         unsafe {
-            let get = (torch.functions.aoti_torch_get_device_type)(self.handle, &mut code);
+            let get = (torch.functions.aoti_torch_get_device_type)(self.raw(), &mut code);
             expect(torch.check(get, "the device"));
             if code != torch.codes.cuda {
                 return Device::Cpu;
             }
-            let get = (torch.functions.aoti_torch_get_device_index)(self.handle, &mut index);
+            let get = (torch.functions.aoti_torch_get_device_index)(self.raw(), &mut index);
             expect(torch.check(get, "the device"));
         }
         Device::Cuda(usize::try_from(index).unwrap_or(0))
@@ -253,7 +254,7 @@ impl Tensor {
     pub fn data_ptr(&self) -> *mut c_void {
         let mut pointer = null_mut();
         // SAFETY: the handle is alive and defined.
-        let get = unsafe { (torch().functions.aoti_torch_get_data_ptr)(self.handle, &mut pointer) };
+        let get = unsafe { (torch().functions.aoti_torch_get_data_ptr)(self.raw(), &mut pointer) };
         expect(torch().check(get, "the address"));
         pointer
     }
@@ -263,7 +264,7 @@ impl Tensor {
     pub fn is_contiguous(&self) -> bool {
         let mut answer = false;
         // SAFETY: the handle is alive and defined.
-        let get = unsafe { (torch().functions.aoti_torch_is_contiguous)(self.handle, &mut answer) };
+        let get = unsafe { (torch().functions.aoti_torch_is_contiguous)(self.raw(), &mut answer) };
         expect(torch().check(get, "the layout"));
         answer
     }

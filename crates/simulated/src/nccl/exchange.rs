@@ -332,16 +332,15 @@ impl Finish {
 }
 
 fn reduce_as<E: Reducible>(op: ReduceOp, sources: &[usize], target: usize, elements: usize) {
-    let sources: Vec<Source<'_, E>> = sources
-        .iter()
-        .map(|&source| match source == target {
+    let source = |source: usize| {
+        // SAFETY: all of it has arrived, aligned, and it is apart from the target.
+        let slice = || unsafe { std::slice::from_raw_parts(source as *const E, elements) };
+        match source == target {
             true => Source::Target(0),
-            // SAFETY: all of it has arrived, aligned, and it is apart from the target.
-            false => {
-                Source::Slice(unsafe { std::slice::from_raw_parts(source as *const E, elements) })
-            }
-        })
-        .collect();
+            false => Source::Slice(slice()),
+        }
+    };
+    let sources: Vec<Source<'_, E>> = sources.iter().copied().map(source).collect();
     // SAFETY: memory of the collective, aligned, and in use by it alone.
     let target = unsafe { std::slice::from_raw_parts_mut(target as *mut E, elements) };
     reduce(op, &sources, &mut [target]);

@@ -1,26 +1,19 @@
 //! The functions of NCCL that Tandem calls, as `nccl.h` declares them.
 
-use std::cell::RefCell;
 use std::ffi::{c_char, c_int, c_void};
-use std::hash::{DefaultHasher, Hash, Hasher};
-use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tandem_kernels::reduce::ReduceOp;
 
+use super::call::{Call, INVALID_ARGUMENT, What, begin_group, end_group, submit};
 use super::communicator::Communicator;
-use super::exchange::{Element, Exchange};
+use super::exchange::Element;
 use super::link;
-use crate::cuda::{Refused, Touch, enqueue_collective};
 use crate::fault::{self, Fault};
-use crate::forbidden;
 
 /// `ncclResult_t`.
 const SYSTEM_ERROR: c_int = 2;
 const INTERNAL_ERROR: c_int = 3;
-const INVALID_ARGUMENT: c_int = 4;
-const INVALID_USAGE: c_int = 5;
 
 const ID_BYTES: usize = 128;
 
@@ -28,163 +21,6 @@ const ID_BYTES: usize = 128;
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct UniqueId([u8; ID_BYTES]);
-
-/// What one call asks for. Addresses are the device's.
-#[derive(Debug, Clone, Copy)]
-struct Call {
-    name: &'static str,
-    what: What,
-    input: usize,
-    output: usize,
-    count: usize,
-    element: Element,
-    is_stuck: bool,
-}
-
-#[derive(Debug, Clone, Copy)]
-enum What {
-    AllReduce(ReduceOp),
-    AllGather,
-    ReduceScatter(ReduceOp),
-    Broadcast { root: usize },
-    Reduce { op: ReduceOp, root: usize },
-    Send { peer: usize },
-    Receive { peer: usize },
-}
-
-/// Calls between `ncclGroupStart` and `ncclGroupEnd`.
-#[derive(Default)]
-struct Group {
-    depth: usize,
-    calls: Vec<(Arc<Communicator>, usize, Call)>,
-}
-
-thread_local! {
-    static GROUP: RefCell<Group> = RefCell::default();
-}
-
-impl Call {
-    /// What this member reads and writes, in bytes of the device.
-    fn ranges(&self, rank: usize, size: usize) -> [Option<Range<usize>>; 2] {
-        let bytes = self.count * self.element.size();
-        let input = |bytes: usize| Some(self.input..self.input + bytes);
-        let output = |bytes: usize| Some(self.output..self.output + bytes);
-        match self.what {
-            What::AllReduce(_) => [input(bytes), output(bytes)],
-            What::AllGather => [input(bytes), output(bytes * size)],
-            What::ReduceScatter(_) => [input(bytes * size), output(bytes)],
-            What::Broadcast { root } => [
-                if root == rank { input(bytes) } else { None },
-                output(bytes),
-            ],
-            What::Reduce { root, .. } => [
-                input(bytes),
-                if root == rank { output(bytes) } else { None },
-            ],
-            What::Send { .. } => [input(bytes), None],
-            What::Receive { .. } => [None, output(bytes)],
-        }
-    }
-
-    /// Adds what is to be done, now with the places where the bytes are.
-    fn plan(&self, exchange: &mut Exchange, rank: usize, size: usize, input: usize, output: usize) {
-        let (element, count) = (self.element, self.count);
-        let bytes = count * element.size();
-        let others = || (0..size).filter(|peer| *peer != rank);
-        match self.what {
-            What::AllReduce(op) => {
-                others().for_each(|peer| exchange.send(peer, input, bytes));
-                exchange.reduce(rank, input, output, element, op, count);
-            }
-            What::AllGather => {
-                for peer in others() {
-                    exchange.send(peer, input, bytes);
-                    exchange.receive(peer, output + peer * bytes, bytes);
-                }
-                exchange.copy(input, output + rank * bytes, bytes);
-            }
-            What::ReduceScatter(op) => {
-                others().for_each(|peer| exchange.send(peer, input + peer * bytes, bytes));
-                exchange.reduce(rank, input + rank * bytes, output, element, op, count);
-            }
-            What::Broadcast { root } if root == rank => {
-                others().for_each(|peer| exchange.send(peer, input, bytes));
-                exchange.copy(input, output, bytes);
-            }
-            What::Broadcast { root } => exchange.receive(root, output, bytes),
-            What::Reduce { op, root } if root == rank => {
-                exchange.reduce(rank, input, output, element, op, count);
-            }
-            What::Reduce { root, .. } => exchange.send(root, input, bytes),
-            What::Send { peer } => exchange.send(peer, input, bytes),
-            What::Receive { peer } => exchange.receive(peer, output, bytes),
-        }
-    }
-}
-
-/// What tells a group of calls from another, where all members take part: all but the reduction, whose difference NCCL does not
-/// notice.
-fn label(calls: &[Call]) -> Option<u64> {
-    let mut hasher = DefaultHasher::new();
-    for call in calls {
-        let root = match call.what {
-            What::Broadcast { root } | What::Reduce { root, .. } => root,
-            What::Send { .. } | What::Receive { .. } => return None,
-            _ => 0,
-        };
-        (call.name, call.count, call.element as u8, root).hash(&mut hasher);
-    }
-    Some(hasher.finish())
-}
-
-/// Puts calls of one communicator on a stream, as one command.
-fn launch(communicator: &Arc<Communicator>, stream: usize, calls: &[Call]) -> Result<(), c_int> {
-    let (rank, size) = (communicator.rank, communicator.size);
-    // Nothing moves nothing: NCCL enqueues no kernel either.
-    let calls: Vec<Call> = calls
-        .iter()
-        .filter(|call| call.count > 0)
-        .copied()
-        .collect();
-    let Some(first) = calls.first() else {
-        return Ok(());
-    };
-    let mut touches = Vec::new();
-    for call in &calls {
-        let [input, output] = call.ranges(rank, size);
-        touches.extend(input.map(|range| Touch {
-            range,
-            writes: false,
-        }));
-        touches.extend(output.map(|range| Touch {
-            range,
-            writes: true,
-        }));
-    }
-    let name = first.name;
-    let working = communicator.clone();
-    let is_stuck = calls.iter().any(|call| call.is_stuck);
-    let make = |places: &[usize]| {
-        let mut places = places.iter().copied();
-        let mut exchange = Exchange::new(size, label(&calls));
-        for call in &calls {
-            let [input, output] = call.ranges(rank, size);
-            let input = input.and_then(|_| places.next()).unwrap_or(0);
-            let output = output.and_then(|_| places.next()).unwrap_or(0);
-            call.plan(&mut exchange, rank, size, input, output);
-        }
-        if !exchange.deliver_to_itself(rank) {
-            forbidden("a member sends itself what it does not receive in the same group");
-        }
-        working.begin();
-        let perform = move || working.perform(exchange, is_stuck);
-        Box::new(perform) as Box<dyn FnOnce() + Send>
-    };
-    enqueue_collective(stream, name, &touches, make).map_err(|refused| match refused {
-        Refused::Stream => INVALID_USAGE,
-        Refused::Memory => INVALID_ARGUMENT,
-    })
-}
 
 /// What every collective begins with.
 fn collective(
@@ -216,20 +52,8 @@ fn collective(
         return INVALID_ARGUMENT;
     };
     call.is_stuck = is_stuck;
-    let is_grouped = GROUP.with_borrow_mut(|group| {
-        if group.depth > 0 {
-            group
-                .calls
-                .push((communicator.clone(), stream as usize, call));
-        }
-        group.depth > 0
-    });
-    if is_grouped {
-        return 0;
-    }
-    launch(&communicator, stream as usize, &[call])
-        .err()
-        .unwrap_or(0)
+    let submitted = submit(&communicator, stream as usize, call);
+    submitted.err().unwrap_or(0)
 }
 
 fn reduction(code: c_int) -> Option<ReduceOp> {
@@ -333,35 +157,13 @@ extern "C" fn ncclGetErrorString(status: c_int) -> *const c_char {
 
 #[unsafe(no_mangle)]
 extern "C" fn ncclGroupStart() -> c_int {
-    GROUP.with_borrow_mut(|group| group.depth += 1);
+    begin_group();
     0
 }
 
 #[unsafe(no_mangle)]
 extern "C" fn ncclGroupEnd() -> c_int {
-    let calls = GROUP.with_borrow_mut(|group| {
-        group.depth = group.depth.checked_sub(1)?;
-        Some(match group.depth {
-            0 => std::mem::take(&mut group.calls),
-            _ => Vec::new(),
-        })
-    });
-    let Some(mut calls) = calls else {
-        return INVALID_USAGE;
-    };
-    let mut status = 0;
-    while let Some((communicator, stream, _)) = calls.first().cloned() {
-        let is_same = |call: &(Arc<Communicator>, usize, Call)| {
-            Arc::ptr_eq(&call.0, &communicator) && call.1 == stream
-        };
-        let (same, others): (Vec<_>, Vec<_>) = calls.into_iter().partition(is_same);
-        let same: Vec<Call> = same.into_iter().map(|(_, _, call)| call).collect();
-        if let Err(failed) = launch(&communicator, stream, &same) {
-            status = failed;
-        }
-        calls = others;
-    }
-    status
+    end_group().err().unwrap_or(0)
 }
 
 #[unsafe(no_mangle)]
