@@ -2,13 +2,16 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::LazyLock;
 
 /// Makes `command` a program of a machine with simulated GPUs.
 ///
 /// # Panics
 /// When the library was not built: the crate of the test must have `tandem-simulated` among its `dev-dependencies`.
 pub(super) fn install(command: &mut Command) {
-    let mut folders = vec![libraries()];
+    // Once, because tests are threads.
+    static LIBRARIES: LazyLock<PathBuf> = LazyLock::new(libraries);
+    let mut folders = vec![LIBRARIES.clone()];
     if let Some(path) = std::env::var_os(SEARCH_PATH) {
         folders.extend(std::env::split_paths(&path));
     }
@@ -31,13 +34,14 @@ fn libraries() -> PathBuf {
     );
     let folder = built.join("simulated-gpu");
     std::fs::create_dir_all(&folder).expect("a folder beside the binary");
-    for name in ["libcuda.so.1", "libnccl.so.2"] {
+    // Under every name that is tried, or a machine's own libraries would come first.
+    for name in ["libcuda.so", "libcuda.so.1", "libnccl.so", "libnccl.so.2"] {
         link(&library, &folder.join(name));
     }
     folder
 }
 
-/// Other tests may do the same at this moment.
+/// Another binary's tests may do the same at this moment.
 fn link(library: &Path, name: &Path) {
     if std::fs::read_link(name).is_ok_and(|target| target == library) {
         return;

@@ -1,6 +1,9 @@
 //! The training step on a device that is not the host's memory: a pretended one (`tandem_tensor::torch::pretend`), which takes
 //! every decision that a CUDA device takes. An access of the host to its tensors panics, in debug builds.
 
+// Clippy's exception for tests does not reach the functions that tests share.
+#![allow(clippy::unwrap_used)]
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
