@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use clap::Args;
 use serde::{Deserialize, Serialize};
-use tandem_comm::all_gather_numbers;
+use tandem_comm::{Transport, all_gather_numbers};
 use tandem_launch::env::WorkerEnv;
 use tandem_launch::say;
 use tandem_mesh::DeviceMesh;
@@ -19,7 +19,7 @@ use tandem_plan::{Kernels, Memory, Settings, Share, StepTime};
 use tandem_run::engine::{Lora, Purpose, engine};
 use tandem_run::environment::Environment;
 use tandem_run::failure::{Failure, Outcome};
-use tandem_run::libtorch::Libtorch;
+use tandem_run::libtorch::{self, Libtorch};
 use tandem_run::place::place;
 use tandem_run::ranks::Ranks;
 use tandem_run::spec::{EngineSpec, HEAD_CHUNK_ROWS, Network};
@@ -179,7 +179,7 @@ pub fn run(args: &BenchStepArgs, line: &[OsString]) -> Outcome<i32> {
     };
     for (tp, dp) in meshes {
         DeviceMesh::new(tp, dp).map_err(|error| Failure::usage(error.to_string()))?;
-        let libtorch = Libtorch::ready(args.device, tp * dp)?;
+        let libtorch = Libtorch::ready(args.device, libtorch::workers(tp * dp, Transport::Auto))?;
         let scratch = tempfile::tempdir().map_err(Failure::other)?;
         let mesh = [format!("--tp_size={tp}"), format!("--dp_size={dp}")];
         let mut line = line.to_vec();

@@ -25,7 +25,7 @@ use tandem_run::weights::Pretrained;
 use tandem_tensor::DeviceChoice;
 use tandem_trainer::{Engine, MicroBatch, first_row_logits, gather_tensor, train_step};
 
-use crate::flags::choices::Dtype;
+use crate::flags::choices::{Dtype, TransportChoice};
 use case::{Candidate, Case};
 pub use check::check;
 use integers::Integers;
@@ -88,6 +88,10 @@ pub struct ReplayArgs {
     /// Where to compute.
     #[arg(long, default_value = "auto", value_parser = |text: &str| text.parse::<DeviceChoice>())]
     pub device: DeviceChoice,
+
+    /// How ranks move data; with staged they may share a GPU.
+    #[arg(long, value_enum, default_value_t = TransportChoice::Auto)]
+    pub transport: TransportChoice,
 
     /// Seconds that a rank waits for the others.
     #[arg(long, default_value_t = 60)]
@@ -186,7 +190,11 @@ pub fn run_worker(args: &ReplayArgs, env: &WorkerEnv) -> Outcome<()> {
     let config = source.config.clone();
     let tree = ModuleTree::new(&config);
     let batches = read_batches(&case)?;
-    let ranks = Ranks::join(env, &spec, &Network::default())?;
+    let network = Network {
+        transport: args.transport.into(),
+        ..Network::default()
+    };
+    let ranks = Ranks::join(env, &spec, &network)?;
     let strategy = spec.strategy.for_model(spec.dtype, &tree)?;
     let adapter = case.adapter()?;
     let lora = adapter.as_ref().map(|adapter| (adapter.lora.clone(), 0));

@@ -8,7 +8,7 @@ use tandem_launch::exit_code;
 use tandem_launch::say;
 use tandem_run::environment::Environment;
 use tandem_run::failure::{Failure, Outcome};
-use tandem_run::libtorch::Libtorch;
+use tandem_run::libtorch::{self, Libtorch};
 use tandem_run::session::{Ended, Role, end, end_worker};
 use tandem_run::spec::wire;
 use tandem_run::start::local::{self, Supervision};
@@ -108,7 +108,8 @@ pub fn main(args: &[OsString], environment: &Environment) -> ExitCode {
 /// Workers replay the case under a scratch run folder; then this process compares.
 fn replay_with_workers(args: &ReplayArgs, line: &[OsString]) -> Outcome<i32> {
     let (spec, case) = args.check_flags()?;
-    let libtorch = Libtorch::ready(args.device, spec.mesh.world_size())?;
+    let workers = libtorch::workers(spec.mesh.world_size(), args.transport.into());
+    let libtorch = Libtorch::ready(args.device, workers)?;
     let scratch = tempfile::tempdir().map_err(Failure::other)?;
     let code = local::run_workers(
         libtorch,

@@ -58,6 +58,7 @@ const OF_FAMILIES: [(usize, usize, Variant); 4] = [
         1,
         Variant {
             accumulation: 2,
+            staged: true,
             ..Variant::PLAIN
         },
     ),
@@ -91,6 +92,8 @@ struct Variant {
     accumulation: usize,
     sequence_parallel: bool,
     activation_checkpointing: bool,
+    /// Collectives by way of host memory, as for GPUs without NCCL.
+    staged: bool,
 }
 
 impl Variant {
@@ -100,6 +103,7 @@ impl Variant {
         accumulation: 1,
         sequence_parallel: false,
         activation_checkpointing: false,
+        staged: false,
     };
 }
 
@@ -112,12 +116,14 @@ fn variants(case: usize, mesh: usize) -> [Variant; 2] {
             accumulation: 1 + turn % 2,
             sequence_parallel: turn / 2 % 2 == 1,
             activation_checkpointing: turn / 4 % 2 == 1,
+            staged: false,
         },
         Variant {
             zero_stage: Some((turn % 3) as u8),
             accumulation: 1 + (turn / 3) % 2,
             sequence_parallel: turn.is_multiple_of(2),
             activation_checkpointing: (turn / 2).is_multiple_of(2),
+            staged: turn.is_multiple_of(5),
         },
     ]
 }
@@ -149,6 +155,9 @@ fn replay(case_dir: &Path, tp: usize, dp: usize, variant: Variant) -> (bool, Str
             "--activation_checkpointing",
             &variant.activation_checkpointing.to_string(),
         ]);
+    if variant.staged {
+        command.args(["--transport", "staged"]);
+    }
     match variant.zero_stage {
         None => command.args(["--strategy", "fsdp"]),
         Some(stage) => command.args([

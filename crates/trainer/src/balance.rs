@@ -136,6 +136,7 @@ impl Balance {
         let sums = Tensor::from_slice(&values).to_device(engine.device);
         engine.dp.all_reduce(&sums, ReduceOp::Sum)?.wait()?;
         let sums = sums.to_device(Device::Cpu).to_vec::<f64>();
+        engine.dp.check()?;
         let each = sums.len() / self.loads.len();
         self.loads = sums.chunks(each).map(ExpertLoad::from_values).collect();
         self.is_agreed = true;

@@ -102,6 +102,15 @@ pub(crate) struct Adapters {
 }
 
 impl Engine {
+    /// Fails when a collective failed that was waited for, so that numbers which were read on the host may be no results
+    /// ([`ProcessGroup::check`]).
+    pub(crate) fn check_groups(&self) -> Result<(), TrainError> {
+        for group in [&self.tp.group, &self.dp, &self.world] {
+            group.check()?;
+        }
+        Ok(())
+    }
+
     /// Allocates this rank's shards; parameters are zero until [`Engine::load`].
     ///
     /// # Errors

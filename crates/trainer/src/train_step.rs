@@ -75,9 +75,11 @@ use std::time::Duration;
 
 use tandem_comm::{ReduceOp, all_gather_numbers};
 use tandem_model::{DropoutRows, LayerSaved, Recompute, TokenFacts};
-use tandem_parallel::{TpTokens, WeightDecayOn, check_same_batch, global_grad_norm};
+use tandem_parallel::{
+    TpTokens, WeightDecayOn, check_same_batch, global_grad_norm, own_gradient_is_finite,
+};
 use tandem_tensor::adamw::AdamWStep;
-use tandem_tensor::{Accumulate, Kind, Tensor};
+use tandem_tensor::{Accumulate, Device, Kind, Tensor};
 
 use crate::balance::{Balance, ExpertReport};
 use crate::engine::Engine;
@@ -242,6 +244,8 @@ fn agree(
     let real: usize = micro_batches.iter().map(MicroBatch::real_tokens).sum();
     let counts = Tensor::from_slice(&[targets as i64, real as i64]).to_device(engine.device);
     engine.dp.all_reduce(&counts, ReduceOp::Sum)?.wait()?;
+    let counts = counts.to_device(Device::Cpu);
+    engine.dp.check()?;
     let count = |index| counts.get(index).int64_value() as u64;
     match count(0) {
         0 => Err(TrainError::NoTargets { step }),
@@ -456,22 +460,15 @@ fn loss_and_norm(
     scale: f64,
     step: u64,
 ) -> Result<(f64, f64), TrainError> {
-    let own_loss = loss_sum.double_value();
+    let own_loss = loss_sum.copy();
     engine.dp.all_reduce(loss_sum, ReduceOp::Sum)?.wait()?;
     let loss = loss_sum.double_value() * scale;
     let grad_norm = global_grad_norm(&engine.units, engine.world.as_ref(), engine.device)?;
-    let own_gradient_is_finite = || {
-        let mut units = engine.units.iter();
-        units.all(|unit| unit.gradient_sum_of_squares().is_finite())
-    };
-    refuse_non_finite(engine, "loss", loss, || own_loss.is_finite(), step)?;
-    refuse_non_finite(
-        engine,
-        "gradient norm",
-        grad_norm,
-        own_gradient_is_finite,
-        step,
-    )?;
+    engine.check_groups()?;
+    let loss_is_finite = || own_loss.double_value().is_finite();
+    refuse_non_finite(engine, "loss", loss, loss_is_finite, step)?;
+    let gradient_is_finite = || own_gradient_is_finite(&engine.units);
+    refuse_non_finite(engine, "gradient norm", grad_norm, gradient_is_finite, step)?;
     Ok((loss, grad_norm))
 }
 

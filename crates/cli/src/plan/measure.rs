@@ -4,14 +4,14 @@ use std::ffi::OsString;
 use std::path::Path;
 use std::time::Instant;
 
-use tandem_comm::{ReduceOp, all_gather_numbers};
+use tandem_comm::{ReduceOp, Transport, all_gather_numbers};
 use tandem_launch::env::WorkerEnv;
 use tandem_launch::say;
 use tandem_mesh::DeviceMesh;
 use tandem_plan::{Device, Link};
 use tandem_run::environment::Environment;
 use tandem_run::failure::{Failure, Outcome};
-use tandem_run::libtorch::Libtorch;
+use tandem_run::libtorch::{self, Libtorch};
 use tandem_run::ranks::Ranks;
 use tandem_run::spec::{Dtype, EngineSpec, Fsdp, HEAD_CHUNK_ROWS, Network, Strategy};
 use tandem_run::start::local::{self, Supervision};
@@ -37,7 +37,8 @@ const ELEMENTS: usize = 4 << 20;
 /// Starts a worker for each device, and prints what they measured.
 pub(super) fn run(args: &PlanArgs, line: &[OsString]) -> Outcome<i32> {
     let mesh = DeviceMesh::new(args.devices, 1).map_err(|e| Failure::usage(e.to_string()))?;
-    let libtorch = Libtorch::ready(DeviceChoice::Auto, mesh.world_size())?;
+    let workers = libtorch::workers(mesh.world_size(), Transport::Auto);
+    let libtorch = Libtorch::ready(DeviceChoice::Auto, workers)?;
     let scratch = tempfile::tempdir().map_err(Failure::other)?;
     let code = local::run_workers(
         libtorch,

@@ -65,8 +65,12 @@ fn flags_that_contradict_each_other() {
 
 #[test]
 fn cuda_where_there_is_none() {
+    let alone = tandem_tensor::device::Workers {
+        count: 1,
+        may_share: false,
+    };
     // On a machine with CUDA this would train; nothing to refuse there.
-    if tandem_tensor::DeviceChoice::Cuda.select(0).is_ok() {
+    if tandem_tensor::DeviceChoice::Cuda.select(0, alone).is_ok() {
         println!("this machine has CUDA: the refusal cannot be shown");
         return;
     }

@@ -11,7 +11,7 @@ use crate::environment::Environment;
 use crate::eval_data;
 use crate::examples;
 use crate::failure::{Failure, Outcome};
-use crate::libtorch::Libtorch;
+use crate::libtorch::{self, Libtorch};
 use crate::prepare::{check_memory, plan};
 use crate::ranks::secret_in;
 use crate::spec::{Init, RunSpec};
@@ -36,7 +36,8 @@ fn look(spec: &RunSpec, environment: &Environment) -> Outcome<Vec<String>> {
     let workers = spec.compute.engine.mesh.world_size();
     let is_local = spec.cluster.ray.is_none();
     if is_local {
-        Libtorch::ready(spec.compute.engine.device, workers)?;
+        let sharing = libtorch::workers(workers, spec.cluster.network.transport);
+        Libtorch::ready(spec.compute.engine.device, sharing)?;
     } else {
         find_python(environment)?;
     }
