@@ -4,7 +4,7 @@
 
 use tandem_model::{ExpertsDims, Recompute};
 
-use crate::memory::Place;
+use crate::place::Place;
 use crate::settings::Settings;
 use crate::share::{Layer, Share};
 

@@ -59,6 +59,9 @@ pub fn reasons(candidates: &[Candidate], memory_bytes: f64) -> Vec<String> {
     lines
 }
 
+/// One part of a step's time.
+type Seconds = fn(&StepTime) -> f64;
+
 /// What `other`, the best of its kind, has more of than `best`.
 fn difference(best: &Candidate, other: &Candidate, memory_bytes: f64) -> String {
     if !other.fits {
@@ -74,7 +77,7 @@ fn difference(best: &Candidate, other: &Candidate, memory_bytes: f64) -> String 
         let more = other.memory.total() as f64 / best.memory.total() as f64;
         return format!("is as fast, with {more:.2} times the memory");
     }
-    let parts: [(&str, fn(&StepTime) -> f64); 5] = [
+    let parts: [(&str, Seconds); 5] = [
         ("products", |it| it.products_s),
         ("attention", |it| it.attention_s),
         ("memory-bound work", |it| it.memory_bound_s),

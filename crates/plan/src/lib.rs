@@ -33,6 +33,7 @@ mod device;
 mod explain;
 pub mod flops;
 mod memory;
+mod place;
 mod search;
 mod settings;
 mod share;
@@ -42,7 +43,8 @@ mod work;
 
 pub use device::{Device, DeviceError, Link};
 pub use explain::{duration, reasons, recompute_name};
-pub use memory::{Memory, Place};
+pub use memory::Memory;
+pub use place::Place;
 pub use search::{Candidate, CutChoice, NoCandidate, Question, search};
 pub use settings::Settings;
 pub use share::Share;

@@ -5,17 +5,9 @@ use tandem_parallel::ShardingLevel;
 
 use crate::activations::{self, Moment};
 use crate::buffers::borrowed;
+use crate::place::Place;
 use crate::settings::Settings;
 use crate::share::{Share, Unit};
-
-/// Where a rank computes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Place {
-    /// A processor: all is in the host's memory.
-    Cpu,
-    /// A GPU: this is its memory.
-    Cuda,
-}
 
 /// Bytes of a rank. What does not fit into 64 bits is as much as they can say.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -7,7 +7,8 @@ use tandem_parallel::{Plan, Precision, ShardingLevel};
 
 use crate::device::Device;
 use crate::flops;
-use crate::memory::{Memory, Place};
+use crate::memory::Memory;
+use crate::place::Place;
 use crate::settings::Settings;
 use crate::share::Share;
 use crate::time::{Kernels, StepTime};

@@ -2,7 +2,7 @@
 
 use tandem_mesh::DeviceMesh;
 use tandem_model::Recompute;
-use tandem_parallel::{Precision, ShardingLevel, Strategy};
+use tandem_parallel::{Precision, ShardingLevel};
 
 /// How a step is computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,17 +30,6 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// The same with what `strategy` decides.
-    #[must_use]
-    pub fn with_strategy(self, strategy: &Strategy) -> Self {
-        Self {
-            level: strategy.level,
-            precision: strategy.precision,
-            reshard_after_forward: strategy.reshard_after_forward,
-            ..self
-        }
-    }
-
     /// Ranks of a row.
     pub(crate) fn tp(&self) -> usize {
         self.mesh.tp_size()

@@ -169,7 +169,7 @@ fn recorded_steps_and_peaks_are_predicted_and_the_docs_have_them() {
         let median = |of: &dyn Fn(&Value) -> f64| {
             let mut all: Vec<f64> = it.turns.iter().map(of).collect();
             all.sort_by(f64::total_cmp);
-            all[all.len() / 2]
+            all[(all.len() - 1) / 2]
         };
         let peak = median(&|turn| {
             let peaks = turn["peak_memory_mb"].as_array().unwrap().iter();
