@@ -17,6 +17,8 @@ pub(crate) enum Fault {
     Broken(i32),
     /// A collective that never ends.
     Stuck,
+    /// A collective that is done half a second after it could be.
+    Late,
     /// A call that never returns.
     Blocked,
     /// A collective that never ends and an error in the background.
@@ -69,6 +71,7 @@ fn parse(text: &str) -> Option<Vec<Wanted>> {
             Some(("broken", code)) => Some(Fault::Broken(status(code)?)),
             Some(("async", code)) => Some(Fault::Async(status(code)?)),
             None if what == "stuck" => Some(Fault::Stuck),
+            None if what == "late" => Some(Fault::Late),
             None if what == "blocked" => Some(Fault::Blocked),
             None if what == "die" => None,
             _ => return None,
@@ -100,7 +103,7 @@ mod tests {
         assert_eq!(parse(""), Some(Vec::new()));
         for wrong in [
             "ncclAllReduce",
-            "ncclAllReduce:2:late",
+            "ncclAllReduce:2:later",
             "ncclAllReduce:x:stuck",
         ] {
             assert_eq!(parse(wrong), None, "{wrong}");

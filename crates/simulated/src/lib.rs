@@ -28,6 +28,7 @@ mod nccl;
 /// - `error=N`: the call returns this status and does nothing.
 /// - `broken=N`: as `error`, and every later call of the driver returns it too, as after an illegal access.
 /// - `stuck`: the collective is enqueued and never ends, unless its communicator is aborted.
+/// - `late`: the collective is done on this rank half a second after it could be.
 /// - `blocked`: the call does not return, unless its communicator is aborted.
 /// - `async=N`: `stuck`, and `ncclCommGetAsyncError` says so with this status.
 /// - `die`: the process is killed.

@@ -7,7 +7,7 @@ use tandem_comm::{CommError, ProcessGroup, ReduceOp, Transport, Work, World};
 use tandem_simulated::FAULTS;
 use tandem_tensor::Kind;
 
-use crate::numbers::data;
+use crate::numbers::{assert_bits_equal, data};
 
 /// Time for what waits for a timeout; also the time in which ranks must meet.
 const TIMEOUT: Duration = Duration::from_secs(8);
@@ -113,6 +113,23 @@ fn a_death_that_nccl_notices_first_is_still_named() {
         let said = lines(&outputs[rank], "said ").join("");
         assert_eq!(said, "rank 1 left during all_reduce #2 of group \"all\"");
     }
+}
+
+/// Who has done its part may leave, though the others' devices are not done with theirs.
+#[test]
+fn a_goodbye_after_the_last_operation_is_no_failure() {
+    const TEST: &str = "devices::a_goodbye_after_the_last_operation_is_no_failure";
+    let late = "ncclBroadcast:3:late";
+    let setup = Setup::new(TEST, 2, Over::Nccl).variable(1, FAULTS, late);
+    setup.run(|world| {
+        let group = everyone(&world);
+        for salt in 0..3 {
+            let tensor = data(world.rank(), 5000, Kind::Float, salt);
+            group.broadcast(&tensor, 0).and_then(Work::wait).unwrap();
+            let expected = data(0, 5000, Kind::Float, salt);
+            assert_bits_equal("the broadcast", &tensor, &expected);
+        }
+    });
 }
 
 #[test]

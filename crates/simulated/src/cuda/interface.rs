@@ -32,7 +32,9 @@ fn call(
         Some(Fault::Blocked) => loop {
             std::thread::sleep(Duration::from_secs(1));
         },
-        Some(Fault::Stuck | Fault::Async(_)) => forbidden("only collectives can be stuck"),
+        Some(Fault::Stuck | Fault::Late | Fault::Async(_)) => {
+            forbidden("only collectives can be stuck or late")
+        }
     }
     let mut machine = machine();
     if let Some(status) = machine.broken {

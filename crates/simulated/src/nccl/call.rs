@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use tandem_kernels::reduce::ReduceOp;
 
-use super::communicator::Communicator;
+use super::communicator::{Communicator, Trouble};
 use super::exchange::{Element, Exchange};
 use crate::cuda::{Refused, Touch, enqueue_collective};
 use crate::forbidden;
@@ -25,7 +25,7 @@ pub(super) struct Call {
     pub(super) output: usize,
     pub(super) count: usize,
     pub(super) element: Element,
-    pub(super) is_stuck: bool,
+    pub(super) trouble: Trouble,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -195,7 +195,11 @@ fn launch(communicator: &Arc<Communicator>, stream: usize, calls: &[Call]) -> Re
     }
     let name = first.name;
     let working = communicator.clone();
-    let is_stuck = calls.iter().any(|call| call.is_stuck);
+    let trouble = calls
+        .iter()
+        .map(|call| call.trouble)
+        .max()
+        .unwrap_or_default();
     let make = |places: &[usize]| {
         let mut places = places.iter().copied();
         let mut exchange = Exchange::new(size, label(&calls));
@@ -209,7 +213,7 @@ fn launch(communicator: &Arc<Communicator>, stream: usize, calls: &[Call]) -> Re
             forbidden("a member sends itself what it does not receive in the same group");
         }
         working.begin();
-        let perform = move || working.perform(exchange, is_stuck);
+        let perform = move || working.perform(exchange, trouble);
         Box::new(perform) as Box<dyn FnOnce() + Send>
     };
     enqueue_collective(stream, name, &touches, make).map_err(|refused| match refused {

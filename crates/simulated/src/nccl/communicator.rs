@@ -15,6 +15,18 @@ use crate::forbidden;
 /// How often what never ends looks whether it was aborted.
 const LOOK_AROUND: Duration = Duration::from_millis(1);
 
+/// By how much a collective is late.
+const LATE: Duration = Duration::from_millis(500);
+
+/// What is wrong with a collective.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Trouble {
+    #[default]
+    None,
+    Late,
+    Stuck,
+}
+
 pub(super) struct Communicator {
     pub(super) rank: usize,
     pub(super) size: usize,
@@ -116,11 +128,14 @@ impl Communicator {
 
     /// Does what was begun, on a stream's thread. Whose peer is gone waits for it for ever, as kernels between GPUs do; between
     /// hosts, NCCL may notice.
-    pub(super) fn perform(&self, exchange: Exchange, is_stuck: bool) {
-        let outcome = match is_stuck {
-            true => Outcome::Different,
-            false => exchange.run(&self.links, &|| self.is_aborted()),
+    pub(super) fn perform(&self, exchange: Exchange, trouble: Trouble) {
+        let outcome = match trouble {
+            Trouble::Stuck => Outcome::Different,
+            _ => exchange.run(&self.links, &|| self.is_aborted()),
         };
+        if trouble == Trouble::Late {
+            std::thread::sleep(LATE);
+        }
         if outcome == Outcome::Lost
             && let Some(Fault::Async(status)) = fault::due("lost")
         {

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tandem_kernels::reduce::ReduceOp;
 
 use super::call::{Call, INVALID_ARGUMENT, What, begin_group, end_group, submit};
-use super::communicator::Communicator;
+use super::communicator::{Communicator, Trouble};
 use super::exchange::Element;
 use super::link;
 use crate::fault::{self, Fault};
@@ -31,14 +31,15 @@ fn collective(
     call: impl FnOnce(usize, Element) -> Option<Call>,
 ) -> c_int {
     let communicator = Communicator::of(communicator as usize, name);
-    let mut is_stuck = false;
+    let mut trouble = Trouble::None;
     match fault::due(name) {
         None => {}
         Some(Fault::Error(status) | Fault::Broken(status)) => return status,
-        Some(Fault::Stuck) => is_stuck = true,
+        Some(Fault::Stuck) => trouble = Trouble::Stuck,
+        Some(Fault::Late) => trouble = Trouble::Late,
         Some(Fault::Async(status)) => {
             communicator.background.store(status, Ordering::Release);
-            is_stuck = true;
+            trouble = Trouble::Stuck;
         }
         Some(Fault::Blocked) => {
             communicator.calls.fetch_add(1, Ordering::AcqRel);
@@ -51,7 +52,7 @@ fn collective(
     else {
         return INVALID_ARGUMENT;
     };
-    call.is_stuck = is_stuck;
+    call.trouble = trouble;
     let submitted = submit(&communicator, stream as usize, call);
     submitted.err().unwrap_or(0)
 }
@@ -339,6 +340,6 @@ fn call(
         output: output as usize,
         count,
         element,
-        is_stuck: false,
+        trouble: Trouble::None,
     }
 }

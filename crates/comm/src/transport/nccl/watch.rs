@@ -30,6 +30,9 @@ const NEIGHBOURS: usize = 8;
 /// How long to wait for the news of a death that NCCL has noticed first: it says that a peer is gone, but not which.
 const EXPLANATION_WAIT: Duration = Duration::from_secs(2);
 
+/// How long an operation may still take when a member has said goodbye. It had done its part, or it never will.
+const GOODBYE_PATIENCE: Duration = Duration::from_secs(1);
+
 /// How long a thread may be in a call of NCCL that another thread wants to abort. A communicator that is aborted is gone, so
 /// no call may be about to begin; a call that takes this long waits for peers, and the abort ends it.
 const CALL_PATIENCE: Duration = Duration::from_secs(1);
@@ -201,6 +204,7 @@ impl Watch {
         let mut since = Instant::now();
         let mut is_stopping = false;
         let mut alarm = Alarm::default();
+        let mut gone = None;
         loop {
             let received = match is_stopping {
                 false => receiver.recv_timeout(LOOK_AROUND),
@@ -261,7 +265,8 @@ impl Watch {
                 .map(|first| (first.signature, since))
                 .or(launching);
             if let Some((signature, since)) = oldest
-                && let Err(error) = self.look(&signature, since, &mut inquiry, &mut alarm)
+                && let Err(error) =
+                    self.look(&signature, since, (&mut inquiry, &mut alarm, &mut gone))
             {
                 self.fail(error);
             }
@@ -273,19 +278,24 @@ impl Watch {
         &self,
         signature: &Signature,
         since: Instant,
-        inquiry: &mut Inquiry,
-        alarm: &mut Alarm,
+        (inquiry, alarm, gone): (&mut Inquiry, &mut Alarm, &mut Option<(u64, Instant)>),
     ) -> Result<()> {
         let own = self.context.rank;
         let others = self.context.ranks.iter().enumerate();
         let peers: Vec<usize> = others
             .filter_map(|(member, rank)| (member != own).then_some(*rank))
             .collect();
-        self.context.check_waiting(&peers, signature)?;
-        let communicator = self.state.lock().communicator;
-        if let Some(communicator) = communicator
-            && let Err(reason) = self.library.asynchronous_error(communicator)
-        {
+        // Whoever failed; then those who said goodbye, which is no failure if they had done their part of it.
+        self.context.check_waiting(&[], signature)?;
+        if let Err(error) = self.context.check_waiting(&peers, signature) {
+            let (sequence, since) = gone.get_or_insert((signature.sequence, Instant::now()));
+            if *sequence != signature.sequence {
+                *gone = None;
+            } else if since.elapsed() > GOODBYE_PATIENCE {
+                return Err(error);
+            }
+        }
+        if let Err(reason) = self.asynchronous_error() {
             let begin = Instant::now();
             while begin.elapsed() < EXPLANATION_WAIT {
                 self.context.check_waiting(&peers, signature)?;
@@ -323,6 +333,14 @@ impl Watch {
             timeout,
             site: self.context.site(signature),
         })
+    }
+
+    /// What NCCL has noticed in the background. Under the lock, so that nobody ends the communicator meanwhile.
+    fn asynchronous_error(&self) -> Result<(), String> {
+        match self.state.lock().communicator {
+            Some(communicator) => self.library.asynchronous_error(communicator),
+            None => Ok(()),
+        }
     }
 
     /// Records the failure, tells the world and aborts what runs.
