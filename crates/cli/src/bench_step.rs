@@ -99,8 +99,7 @@ pub struct BenchStepArgs {
     #[arg(long, default_value_t = HEAD_CHUNK_ROWS)]
     pub head_chunk_rows: usize,
 
-    /// Rank of adapters of all matrices that are trained in the place of the model; 0 trains the model. The floors are those of
-    /// training the model.
+    /// Rank of adapters of all matrices, which are trained in the place of the model; 0 trains the model.
     #[arg(long, default_value_t = 0)]
     pub lora_r: usize,
 
@@ -149,6 +148,10 @@ struct Measurement {
     floor_ratio: f64,
     loss_first: f64,
     loss_last: f64,
+    /// Whose sizes.
+    model: String,
+    /// Rank of the adapters; 0 where the model is trained.
+    lora_r: usize,
     /// Name, count, tokens, inputs, outputs, GFLOP/s, of rank 0.
     gemms: Vec<(String, usize, usize, usize, usize, f64)>,
 }
@@ -430,6 +433,8 @@ fn measurement(
         floor_ratio: median / floor_s,
         loss_first: losses[0],
         loss_last: losses[losses.len() - 1],
+        model: format!("{:?}", args.model).to_lowercase(),
+        lora_r: args.lora_r,
         gemms: gemms
             .iter()
             .map(|t| {

@@ -141,7 +141,7 @@ pub fn run(args: &PlanArgs, line: &[OsString]) -> Outcome<i32> {
     let seq_length = args.seq_length(&config)?;
     let rows = args.rows(seq_length)?;
     let tree = ModuleTree::new(&config);
-    let lora = args.lora();
+    let lora = args.lora()?;
     let adapters = lora
         .as_ref()
         .map(|lora| ModuleTree::adapters(&config, lora))
@@ -303,17 +303,15 @@ impl PlanArgs {
         CutChoice::ALL.into_iter().filter(is_asked_for).collect()
     }
 
-    fn lora(&self) -> Option<LoraConfig> {
-        let targets = match self.lora_target_modules.as_str() {
-            "all-linear" => LoraTargets::AllLinear,
-            names => LoraTargets::Named(names.split(',').map(|it| it.trim().to_owned()).collect()),
-        };
-        (self.lora_r > 0).then(|| LoraConfig {
+    fn lora(&self) -> Outcome<Option<LoraConfig>> {
+        let targets = LoraTargets::from_text(&self.lora_target_modules)
+            .map_err(|error| Failure::usage(format!("--lora_target_modules: {error}")))?;
+        Ok((self.lora_r > 0).then(|| LoraConfig {
             r: self.lora_r,
             alpha: 16.0,
             dropout: 0.0,
             use_rslora: false,
             targets,
-        })
+        }))
     }
 }

@@ -3,6 +3,7 @@
 //! The names are those of the structs in `tandem_model`'s layers, whose fields these are.
 
 use tandem_model::{ExpertsDims, Recompute};
+use tandem_tensor::attention;
 
 use crate::place::Place;
 use crate::settings::Settings;
@@ -28,11 +29,23 @@ struct Sizes {
     cuts_tokens: bool,
     recompute: Recompute,
     place: Place,
+    /// Bytes of the scores of one head, where they exist at all.
+    scores: u128,
 }
+
+/// Matrices of scores, fp32, that are alive at once where attention is computed as its formula says it: the scores, the slope of
+/// their bend, the probabilities, and two of the gradients on their way.
+const SCORES: u128 = 5;
 
 impl Sizes {
     fn of(share: &Share, settings: &Settings, place: Place) -> Self {
+        let matmul = settings.precision.matmul;
+        let is_in_kernel = place == Place::Cpu && attention::bends_in_kernel(matmul);
         Self {
+            scores: match share.soft_cap && !is_in_kernel {
+                true => settings.tokens() * settings.seq_length as u128 * 4 * SCORES,
+                false => 0,
+            },
             all: settings.tokens(),
             own: settings.own_tokens(),
             hidden: share.hidden as u128,
@@ -206,7 +219,7 @@ fn backward(layer: &Layer, s: &Sizes, share: &Share) -> u128 {
         Place::Cpu => 2 * 4 * s.all * q_width,
         Place::Cuda => 4 * s.all * q_width,
     };
-    let kernel = s.all * (q_width + qkv) * s.c + sums;
+    let kernel = s.all * (q_width + qkv) * s.c + sums.max(s.scores * heads);
     let rest = s.all * qkv * s.c + s.block_input() + input_again + gathered;
     // What the MLP kept is gone.
     let attention =
@@ -285,5 +298,49 @@ pub(crate) fn fullest(share: &Share, settings: &Settings, place: Place) -> Momen
     Moment {
         activations: live + live * lost(place) / 100,
         logits,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use serde_json::json;
+    use tandem_mesh::DeviceMesh;
+    use tandem_model::{ModelConfig, ModuleTree};
+    use tandem_parallel::{Plan, Precision, ShardingLevel};
+
+    /// Of all that depends on the length of a row, only they grow faster than it.
+    #[test]
+    fn scores_that_no_kernel_bends_count_with_the_square_of_the_row() {
+        let bytes = |architecture: &str, seq_length: usize, batch_size: usize| {
+            let json = json!({"architectures": [architecture], "hidden_size": 64, "num_attention_heads": 4,
+                "num_key_value_heads": 2, "head_dim": 16, "num_hidden_layers": 2, "intermediate_size": 96, "vocab_size": 100,
+                "max_position_embeddings": 1 << 20});
+            let config = ModelConfig::from_json(json.as_object().unwrap()).unwrap();
+            let plan = Plan::declared(&ModuleTree::new(&config));
+            let share = Share::new(&config, &plan, 1, false, None).unwrap();
+            let settings = Settings {
+                mesh: DeviceMesh::new(1, 1).unwrap(),
+                level: ShardingLevel::Parameters,
+                precision: Precision::bf16(),
+                reshard_after_forward: true,
+                sequence_parallel: false,
+                recompute: Recompute::Light,
+                seq_length,
+                batch_size,
+                micro_batches: 1,
+                head_chunk_rows: 512,
+            };
+            // On CUDA no kernel knows a soft cap.
+            fullest(&share, &settings, Place::Cuda).activations
+        };
+        // As many tokens, in one row or in four: four times as many scores, and one table of angles that is longer.
+        let more = |architecture| bytes(architecture, 8192, 1) - bytes(architecture, 2048, 4);
+        let scores = 5 * 4 * 4 * (8192 * 8192 - 4 * 2048 * 2048);
+        let (capped, plain) = (more("Gemma2ForCausalLM"), more("LlamaForCausalLM"));
+        assert!(plain < 1 << 20, "{plain}");
+        let off = capped.abs_diff(scores);
+        assert!(off < 1 << 20, "{capped} is not {scores}");
     }
 }

@@ -24,6 +24,8 @@ pub struct Share {
     pub(crate) hidden: usize,
     /// Whether the head is the embedding.
     pub(crate) tied: bool,
+    /// Whether scores of attention are bent.
+    pub(crate) soft_cap: bool,
     /// Tables of rotary positions, and the numbers of a head that they rotate.
     pub(crate) rope_tables: usize,
     pub(crate) rotary_dim: usize,
@@ -141,6 +143,7 @@ impl Share {
             vocab: slices.vocab[0].len(),
             hidden: config.hidden_size,
             tied: config.tie_word_embeddings,
+            soft_cap: config.attention_soft_cap.is_some(),
             rope_tables: ropes.len(),
             rotary_dim: config.rotary_dim,
             experts: experts.map_or(0, |it| it.rule.experts) * sparse,

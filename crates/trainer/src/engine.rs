@@ -10,8 +10,8 @@ use tandem_mesh::{Coords, DeviceMesh};
 use tandem_model::config::RopeConfig;
 use tandem_model::lora::LoraConfig;
 use tandem_model::{
-    AdapterDims, DecoderLayer, Embedding, Head, LayerDims, ModelConfig, ModuleTree, Recompute,
-    RopeTable, WholeBlocks,
+    AdapterDims, DecoderLayer, Embedding, Head, ModelConfig, ModuleTree, Recompute, RopeTable,
+    WholeBlocks,
 };
 use tandem_parallel::{
     BufferPool, FlatUnit, ShardingLevel, Strategy, TpGroup, TpSlices, UnitSetup, WeightSource,
@@ -23,7 +23,7 @@ use tandem_tensor::cross_entropy::Bend;
 use tandem_tensor::scratch::Scratch;
 
 use crate::error::TrainError;
-use crate::gemm_floor::Dimensions;
+use crate::gemm_floor::{Dimensions, LayerSizes};
 use crate::profile::{self, Activity, Profiler};
 
 /// What an engine is built from.
@@ -320,17 +320,25 @@ impl Engine {
 
     /// Sizes of what this rank computes.
     pub fn dimensions(&self) -> Dimensions {
-        let mut layers: Vec<(LayerDims, usize)> = Vec::new();
-        for layer in &self.layers {
-            match layers.iter_mut().find(|(dims, _)| *dims == layer.dims) {
+        let mut layers: Vec<(LayerSizes, usize)> = Vec::new();
+        for (index, layer) in self.layers.iter().enumerate() {
+            let adapters = self.adapters.as_ref();
+            let adapters = adapters.and_then(|all| all.layers[index].as_ref());
+            let sizes = LayerSizes {
+                dims: layer.dims.clone(),
+                adapters: adapters.map_or([0; 4], |(_, dims)| dims.adapters()),
+                rank: adapters.map_or(0, |(_, dims)| dims.rank()),
+            };
+            match layers.iter_mut().find(|(found, _)| *found == sizes) {
                 Some((_, count)) => *count += 1,
-                None => layers.push((layer.dims.clone(), 1)),
+                None => layers.push((sizes, 1)),
             }
         }
         Dimensions {
             layers,
             vocab: (self.head.vocab.end - self.head.vocab.start) as usize,
             head_chunk_rows: self.head.chunk_rows,
+            is_frozen: self.is_frozen(),
         }
     }
 

@@ -39,7 +39,8 @@ use crate::error::TrainError;
 use crate::events::EvalMetrics;
 use crate::micro_batch::MicroBatch;
 use crate::profile::Activity;
-use crate::train_step::{Turn, embed, layer_forward};
+use crate::train_step::{embed, layer_forward};
+use crate::turn::Turn;
 use crate::units;
 
 /// What is evaluated.

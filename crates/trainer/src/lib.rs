@@ -30,6 +30,7 @@ mod schedule;
 mod tensorboard;
 mod train_loop;
 mod train_step;
+mod turn;
 mod units;
 mod validation;
 

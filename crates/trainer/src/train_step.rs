@@ -74,10 +74,8 @@
 use std::time::Duration;
 
 use tandem_comm::{ReduceOp, all_gather_numbers};
-use tandem_model::{DropoutRows, LayerSaved, Recompute, TokenFacts};
-use tandem_parallel::{
-    TpTokens, WeightDecayOn, check_same_batch, global_grad_norm, own_gradient_is_finite,
-};
+use tandem_model::{LayerSaved, Recompute, TokenFacts};
+use tandem_parallel::{WeightDecayOn, check_same_batch, global_grad_norm, own_gradient_is_finite};
 use tandem_tensor::adamw::AdamWStep;
 use tandem_tensor::{Accumulate, Device, Kind, Tensor};
 
@@ -86,6 +84,7 @@ use crate::engine::Engine;
 use crate::error::TrainError;
 use crate::micro_batch::MicroBatch;
 use crate::profile::Activity;
+use crate::turn::Turn;
 use crate::units::{self, EMBEDDING};
 
 /// How the gradient becomes an update.
@@ -121,30 +120,6 @@ pub struct StepReport {
     pub waited_for_copy: Duration,
 }
 
-/// One micro-batch's turn in the step.
-pub(crate) struct Turn<'a> {
-    pub(crate) micro: &'a MicroBatch,
-    /// The row, for this many tokens.
-    pub(crate) tp: TpTokens,
-    is_first: bool,
-    is_last: bool,
-    /// What decides on dropout, in training.
-    dropout: Option<DropoutRows>,
-}
-
-impl<'a> Turn<'a> {
-    /// The turn of a micro-batch that is alone.
-    pub(crate) fn only(engine: &Engine, micro: &'a MicroBatch) -> Self {
-        Self {
-            micro,
-            tp: engine.tp.for_tokens(micro.tokens),
-            is_first: true,
-            is_last: true,
-            dropout: None,
-        }
-    }
-}
-
 /// Trains on one global batch, of which `micro_batches` is this rank's part. `step` counts from 1.
 ///
 /// The loss is the mean over all valid targets of the global batch: it depends neither on the mesh nor on how the batch
@@ -173,8 +148,7 @@ pub fn train_step(
         let turn = Turn {
             is_first: index == 0,
             is_last: index + 1 == micro_batches.len(),
-            dropout: engine.dropout_rows(micro),
-            ..Turn::only(engine, micro)
+            ..Turn::in_training(engine, micro)
         };
         let (x, saved) = forward(engine, &turn)?;
         balance.after_forward(engine, &saved)?;
@@ -263,10 +237,7 @@ fn look_ahead(
     balance: &mut Balance,
 ) -> Result<(), TrainError> {
     for micro in micro_batches {
-        let turn = Turn {
-            dropout: engine.dropout_rows(micro),
-            ..Turn::only(engine, micro)
-        };
+        let turn = Turn::in_training(engine, micro);
         let (_, saved) = forward(engine, &turn)?;
         balance.add(&saved);
         for unit in 0..engine.units.len() {

@@ -20,7 +20,7 @@ use tandem_tensor::attention::{self, AttentionSpec};
 use tandem_tensor::device::synchronize;
 use tandem_tensor::torch::cuda;
 use tandem_tensor::{DeviceChoice, Kind, Tensor, memory};
-use tandem_trainer::gemm_floor::{self, LinearShape};
+use tandem_trainer::gemm_floor::{self, LinearShape, Products};
 use tandem_trainer::memory_floor;
 
 use super::PlanArgs;
@@ -149,6 +149,7 @@ fn products(kind: Kind, ranks: &Ranks) -> f64 {
         inputs,
         outputs,
         count: 1,
+        products: Products::ALL,
     };
     let shapes = [shape(1024, 4096), shape(4096, 1024)];
     let times = gemm_floor::measure(&shapes, kind, ranks.device, REPEATS);

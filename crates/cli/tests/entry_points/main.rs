@@ -12,6 +12,7 @@ mod damage;
 mod deepspeed_file;
 mod demo;
 mod evaluation;
+mod experts;
 mod export;
 mod fine_tune;
 mod full_disk;

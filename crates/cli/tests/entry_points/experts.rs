@@ -1,0 +1,81 @@
+//! A mixture of experts from outside: what is said about experts that nobody goes to.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::Value;
+
+use crate::demo::{Run, metrics};
+use crate::tiny::Tiny;
+
+/// Makes the rows of all experts but the first those of the second: whoever goes to one of them goes to the first two, so the last
+/// of them never gets a token.
+fn make_experts_alike(weights: &Path) {
+    let mut bytes = fs::read(weights).unwrap();
+    let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let names: Value = serde_json::from_slice(&bytes[8..8 + header]).unwrap();
+    let mut routers = 0;
+    for (name, tensor) in names.as_object().unwrap() {
+        if !name.ends_with("block_sparse_moe.gate.weight") {
+            continue;
+        }
+        let number = |value: &Value| value.as_u64().unwrap() as usize;
+        let (start, end) = (&tensor["data_offsets"][0], &tensor["data_offsets"][1]);
+        let router = &mut bytes[8 + header..][number(start)..number(end)];
+        let row = router.len() / number(&tensor["shape"][0]);
+        let second = router[row..2 * row].to_vec();
+        router[2 * row..]
+            .chunks_mut(row)
+            .for_each(|other| other.copy_from_slice(&second));
+        routers += 1;
+    }
+    assert_eq!(routers, 2, "{names}");
+    fs::write(weights, bytes).unwrap();
+}
+
+#[test]
+fn experts_without_a_token_for_many_steps_are_named_and_in_the_report() {
+    let tiny = Tiny::new("mixtral");
+    make_experts_alike(&tiny.model().join("model.safetensors"));
+    let run = Run::new("fsdp", 1, 1).args(tiny.args());
+    // No step changes a weight: experts that are alike stay alike.
+    let run = run.args(["--batch_size", "1", "--learning_rate", "1e-30"]);
+    let run = run.args(["--max_steps", "105"]);
+    let folder = run.succeed();
+    let log = fs::read_to_string(folder.join("logs/run.log")).unwrap();
+    let warnings: Vec<&str> = log
+        .lines()
+        .filter(|line| line.contains("no token has gone to"))
+        .collect();
+    assert_eq!(warnings.len(), 2, "one for each layer: {log}");
+    for (layer, warning) in warnings.iter().enumerate() {
+        let expected = format!(
+            "warning: in layer {layer} of those with experts, no token has gone to expert 3, 4 for 100 steps"
+        );
+        assert!(warning.contains(&expected), "{warning}");
+    }
+
+    let steps = metrics(&folder);
+    let last = &steps.last().unwrap()["experts"];
+    assert_eq!(last["idle"], 4, "{last}");
+    let loads = last["max_over_mean"].as_array().unwrap();
+    let worst = loads
+        .iter()
+        .filter_map(Value::as_f64)
+        .fold(0.0f64, f64::max);
+    let page = folder.join("report.html");
+    let output = Command::new(env!("CARGO_BIN_EXE_tandem"))
+        .arg("report")
+        .args([&folder, Path::new("-o"), &page])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    let expected = format!("tokens per expert at step 105: at most {worst:.2} x the mean (layer ");
+    assert!(
+        said.contains(&expected) && said.contains("4 experts have got none"),
+        "{said}"
+    );
+    let page = fs::read_to_string(page).unwrap();
+    assert!(page.contains(r#""idle_experts":[4.0,"#), "{said}");
+}
