@@ -92,7 +92,7 @@ impl Hub {
         if !is_hub_name(name) {
             // A path that leads nowhere is another thing than one that this user may not look at.
             return Err(match Path::new(name).try_exists() {
-                Err(source) => HubError::Unreachable {
+                Err(source) => HubError::NoWay {
                     path: name.into(),
                     source,
                 },

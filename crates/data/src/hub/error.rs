@@ -16,7 +16,7 @@ pub enum HubError {
     },
     /// A path that cannot be followed: a folder on the way is not this user's to enter, say.
     #[error("cannot look at {}: {source}", path.display())]
-    Unreachable {
+    NoWay {
         /// What was asked for.
         path: PathBuf,
         /// Why.
