@@ -38,7 +38,7 @@ impl Facts {
     /// The model is not there or not one that can be trained.
     pub fn of(spec: &RunSpec, sink: &mut dyn EventSink) -> Outcome<Self> {
         let hub = Hub::from_env().map_err(Failure::other)?;
-        let planned = plan(spec, &hub, sink)?;
+        let planned = plan(spec, &hub, None, sink)?;
         let is_weights = |entry: std::fs::DirEntry| {
             let path = entry.path();
             path.extension()

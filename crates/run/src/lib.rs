@@ -44,5 +44,6 @@ mod show;
 pub mod spec;
 pub mod start;
 pub mod storage;
+mod trained_model;
 pub mod weights;
 pub mod worker;

@@ -24,6 +24,12 @@ impl Libtorch {
     /// before anything is started.
     pub fn ready(device: DeviceChoice, workers: Workers) -> Outcome<Self> {
         let usage = |error: &dyn std::fmt::Display| Failure::usage(error.to_string());
+        // Libraries that libtorch loads end the process where there is none.
+        std::env::current_dir().map_err(|error| {
+            Failure::usage(format!(
+                "the folder that this was started in is gone ({error}): start it in one that is there"
+            ))
+        })?;
         let torch = torch::open(&Surroundings::read()).map_err(|error| usage(&error))?;
         if device == DeviceChoice::Cuda {
             device.select(0, workers).map_err(|error| usage(&error))?;

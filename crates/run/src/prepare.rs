@@ -24,6 +24,7 @@ use crate::failure::{Failure, Outcome};
 use crate::place::place;
 use crate::progress::Shown;
 use crate::spec::{Compute, Identity, Init, RunSpec, Selection, Training};
+use crate::trained_model::TrainedModel;
 use crate::weights::Pretrained;
 
 /// The folder of token caches, beside those of runs.
@@ -86,7 +87,7 @@ pub struct Planned {
     pub model_dir: PathBuf,
     /// The model.
     pub config: ModelConfig,
-    /// Its first weights, unless they are random.
+    /// Its first weights, unless they are random, or the run goes on from its own.
     pub pretrained: Option<Pretrained>,
     /// Its modules.
     pub tree: ModuleTree,
@@ -102,23 +103,30 @@ pub struct Planned {
     pub layouts: Vec<UnitLayout>,
 }
 
-/// Fetches, reads and checks the model. `sink` sees how far the slow parts are.
-pub fn plan(spec: &RunSpec, hub: &Hub, sink: &mut dyn EventSink) -> Outcome<Planned> {
+/// Fetches, reads and checks the model. With `trained`, a checkpoint holds its weights, and no others are looked at. `sink`
+/// sees how far the slow parts are.
+pub fn plan(
+    spec: &RunSpec,
+    hub: &Hub,
+    trained: Option<&TrainedModel>,
+    sink: &mut dyn EventSink,
+) -> Outcome<Planned> {
     let RunSpec {
         identity: Identity { selection, .. },
-        compute: Compute {
-            engine, training, ..
-        },
+        compute: Compute { engine, .. },
         ..
     } = spec;
     let mesh = engine.mesh;
-    let (model_dir, mut config) = model(spec, hub, sink)?;
-    let pretrained = match training.init {
-        Init::Pretrained => Some(Pretrained::open(&model_dir, config.clone())?),
-        Init::Random => None,
+    let weights = weights_of(spec, trained);
+    let (model_dir, mut config) = model(spec, hub, weights, sink)?;
+    let pretrained = match weights {
+        Weights::Needed => Some(Pretrained::open(&model_dir, config.clone())?),
+        Weights::NotNeeded => None,
     };
     if let Some(pretrained) = &pretrained {
         config.clone_from(&pretrained.config);
+    } else if let Some(trained) = trained {
+        config.tie_word_embeddings = trained.tie_word_embeddings;
     }
     let tree = ModuleTree::new(&config);
     let strategy = engine.strategy.for_model(engine.dtype, &tree)?;
@@ -176,6 +184,14 @@ pub fn settings(spec: &RunSpec, strategy: &Strategy) -> Settings {
     }
 }
 
+/// Whether the weights that a run begins with are wanted.
+pub fn weights_of(spec: &RunSpec, trained: Option<&TrainedModel>) -> Weights {
+    match (spec.compute.training.init, trained) {
+        (Init::Pretrained, None) => Weights::Needed,
+        (Init::Pretrained, Some(_)) | (Init::Random, _) => Weights::NotNeeded,
+    }
+}
+
 /// What is trained in the place of the model, if anything.
 pub fn adapter(selection: &Selection, config: &ModelConfig) -> Outcome<Option<Adapter>> {
     let flags = &selection.lora;
@@ -212,7 +228,8 @@ pub fn prepare(
     } = spec;
     let mesh = engine.mesh;
     let hub = Hub::from_env().map_err(Failure::other)?;
-    let model = plan(spec, &hub, sink)?;
+    let trained = TrainedModel::of(spec, environment)?;
+    let model = plan(spec, &hub, trained.as_ref(), sink)?;
     if let Some(count) = local_workers {
         check_memory(&model, count)?;
     }
@@ -246,15 +263,16 @@ pub fn prepare(
 }
 
 /// The model's folder, and what of it is trained.
-fn model(spec: &RunSpec, hub: &Hub, sink: &mut dyn EventSink) -> Outcome<(PathBuf, ModelConfig)> {
+fn model(
+    spec: &RunSpec,
+    hub: &Hub,
+    weights: Weights,
+    sink: &mut dyn EventSink,
+) -> Outcome<(PathBuf, ModelConfig)> {
     let Identity {
         model_name,
         selection,
     } = &spec.identity;
-    let weights = match spec.compute.training.init {
-        Init::Pretrained => Weights::Needed,
-        Init::Random => Weights::NotNeeded,
-    };
     let model_dir = hub
         .model_dir(model_name, weights, &mut Shown::to(sink))
         .map_err(|error| of_flag("model_name", error))?;

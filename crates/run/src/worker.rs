@@ -415,7 +415,12 @@ impl Worker<'_> {
             }),
             Init::Pretrained => match &prepared.model.pretrained {
                 Some(weights) => engine.load(weights),
-                None => unreachable!("pretrained weights are opened before anything else"),
+                // There was a checkpoint when this process began, so they were not opened.
+                None => {
+                    return Err(Failure::other(
+                        "the run's checkpoints were removed while it was starting: start it again",
+                    ));
+                }
             },
         }
         .map_err(Failure::train)
