@@ -2,7 +2,7 @@
 
 use tandem_kernels::dropout;
 pub use tandem_kernels::dropout::Mask;
-use tandem_torch::{Kind, Tensor};
+use tandem_torch::Tensor;
 
 use crate::cpu::element::{is_plain, slice, slice_mut, with_element};
 
@@ -56,6 +56,7 @@ mod tests {
     use super::*;
     use crate::cpu::testing::{assert_close, randn};
     use tandem_kernels::random::Uniform;
+    use tandem_torch::Kind;
 
     /// Half of a matrix's columns are no plain tensor, so they take the other way.
     #[test]
