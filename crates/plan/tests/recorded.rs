@@ -165,11 +165,10 @@ fn recorded_steps_and_peaks_are_predicted_and_the_docs_have_them() {
     for it in all {
         let (share, settings) = (it.share(), it.settings());
         let planned = Memory::of(&share, &settings, Place::Cpu).total() as f64 / 1e6;
-        // Of turns: some met another program.
         let median = |of: &dyn Fn(&Value) -> f64| {
             let mut all: Vec<f64> = it.turns.iter().map(of).collect();
             all.sort_by(f64::total_cmp);
-            all[(all.len() - 1) / 2]
+            all[all.len() / 2]
         };
         let peak = median(&|turn| {
             let peaks = turn["peak_memory_mb"].as_array().unwrap().iter();
@@ -189,7 +188,11 @@ fn recorded_steps_and_peaks_are_predicted_and_the_docs_have_them() {
         if (planned / peak - 1.0).abs() > 0.1 {
             off.push(format!("{line}: memory is off by more than a tenth"));
         }
-        if (time / took - 1.0).abs() > 0.2 {
+        // Two turns of which one met another program say nothing of time.
+        let times = || it.turns.iter().map(|turn| number(turn, "step_time_s"));
+        let fastest = times().fold(f64::INFINITY, f64::min);
+        let is_disturbed = it.turns.len() == 2 && times().any(|other| other > 1.5 * fastest);
+        if (time / took - 1.0).abs() > 0.2 && !is_disturbed {
             off.push(format!("{line}: time is off by more than a fifth"));
         }
         if !DOCS.contains(&line) {
