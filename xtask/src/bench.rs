@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: one name for each measurement of this project.
 
+mod plan;
 mod ray;
 mod step;
 
@@ -23,6 +24,8 @@ pub enum Bench {
     Recovery,
     /// How fast a dataset becomes tokens.
     Tokenize,
+    /// What `tandem plan` predicts, beside what is.
+    Plan,
     /// What Ray costs a run beside the local controller: until its first step, per step, and at its end.
     Ray,
 }
@@ -35,6 +38,7 @@ impl Bench {
             "checkpoint" => Some(Self::Checkpoint),
             "recovery" => Some(Self::Recovery),
             "tokenize" => Some(Self::Tokenize),
+            "plan" => Some(Self::Plan),
             "ray" => Some(Self::Ray),
             _ => None,
         }
@@ -49,6 +53,7 @@ pub fn run(workspace: &Workspace, bench: Bench, arguments: &[OsString]) -> Resul
         Bench::Checkpoint => cargo_bench(workspace, "tandem-checkpoint", arguments),
         Bench::Recovery => cargo_bench(workspace, "tandem-cli", arguments),
         Bench::Tokenize => cargo_bench(workspace, "tandem-data", arguments),
+        Bench::Plan => plan::run(workspace, arguments),
         Bench::Ray => ray::run(workspace, arguments),
     }
 }

@@ -4,7 +4,6 @@
 //! what the demo shows is that they fall, and that two different ways to shard the training compute the same thing.
 
 mod chart;
-mod metrics;
 
 use std::fs;
 use std::io::ErrorKind;
@@ -14,7 +13,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
-use self::metrics::Metrics;
+use crate::metrics::Metrics;
 use crate::setup::{self, Libtorch};
 use crate::workspace::Workspace;
 

@@ -5,7 +5,9 @@
 mod bench;
 mod build_time;
 mod demo;
+mod metrics;
 mod python_environment;
+mod real_model;
 mod setup;
 mod test;
 mod workspace;
@@ -31,13 +33,16 @@ Usage: cargo xtask <task>
                            Set up, then check formatting, lints, docs and tidiness and run all tests, and some of them again
                            with the oldest libtorch. --long adds the tests that take minutes, among them one that kills
                            as many processes as --kills says; with FILTER, only tests with that in their name run
-                           (`fuzz`, `crash_matrix`), and no lints. With --torch, run only the tests that depend on
+                           (`fuzz`, `crash_matrix`, `exports`), and no lints. With --torch, run only the tests that depend on
                            libtorch, with each of these versions.
   demo [--steps N]         Set up, build, then train a small model on real text with 2 x 2 workers, with one strategy and
                            with the other, and show how the loss fell.
+  real-model               Set up, build, fetch SmolLM2-135M-Instruct, fine-tune it on real text on two meshes, export it,
+                           measure its perplexity before and after, and hold it against transformers. It needs 8 GB of
+                           memory and 10 GB of disk.
   build-time [--features F]
                            Build with optimisation from nothing, and show which packages took how many CPU seconds.
-  bench NAME [ARG]...      Set up, build with optimisation and measure: step, comm, checkpoint, recovery, tokenize or ray.
+  bench NAME [ARG]...      Set up, build with optimisation and measure: step, comm, checkpoint, recovery, tokenize, plan or ray.
 ";
 
 /// What the command line asked for.
@@ -47,6 +52,7 @@ enum Task {
     Setup(setup::Request),
     Test(test::Options),
     Demo { steps: usize },
+    RealModel,
     BuildTime { features: Option<String> },
     Bench(Bench, Vec<OsString>),
 }
@@ -78,6 +84,7 @@ fn run(task: Task) -> Result<()> {
         Task::Setup(request) => drop(setup::run(&workspace, &request)?),
         Task::Test(options) => test::run(&workspace, &options)?,
         Task::Demo { steps } => demo::run(&workspace, steps)?,
+        Task::RealModel => real_model::run(&workspace)?,
         Task::BuildTime { features } => build_time::run(&workspace, features.as_deref())?,
         Task::Bench(bench, arguments) => bench::run(&workspace, bench, &arguments)?,
     }
@@ -142,6 +149,10 @@ fn parse(mut arguments: lexopt::Parser) -> Result<Task, lexopt::Error> {
             }
             Ok(Task::Demo { steps })
         }
+        "real-model" => match arguments.next()? {
+            None => Ok(Task::RealModel),
+            Some(other) => Err(other.unexpected()),
+        },
         "build-time" => {
             let mut features = None;
             while let Some(argument) = arguments.next()? {
@@ -220,6 +231,7 @@ mod tests {
             Ok(Task::Test(options))
         );
         assert_eq!(parsed(&["demo", "--steps=9"]), Ok(Task::Demo { steps: 9 }));
+        assert_eq!(parsed(&["real-model"]), Ok(Task::RealModel));
         let task = Task::BuildTime {
             features: Some("object-storage".into()),
         };
@@ -244,6 +256,8 @@ mod tests {
         );
         let error = parsed(&["test", "--torch", "2.15,2.99"]).expect_err("unknown");
         assert!(error.contains("2.99"), "{error}");
+        let error = parsed(&["real-model", "--steps", "9"]).expect_err("no such option");
+        assert!(error.contains("--steps"), "{error}");
         let error = parsed(&["bench", "lunch"]).expect_err("no such benchmark");
         assert!(error.contains("`lunch`"), "{error}");
         assert!(

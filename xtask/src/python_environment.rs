@@ -1,4 +1,5 @@
-//! The virtual environments of this checkout: one with Ray and the tools that test and check `python/`, one with torchrun.
+//! The virtual environments of this checkout: one with Ray and the tools that test and check `python/`, one with torch and what
+//! Hugging Face makes of it.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -17,17 +18,24 @@ const REQUIREMENTS: [&str; 5] = [
     "ray[train]==2.60.0",
 ];
 
-/// What has torchrun: the whole torch package, which does not start without CUDA's libraries (5 GB).
-const TORCHRUN: [&str; 1] = ["torch==2.13.0"];
+/// torchrun, and what reads our exports and judges our numbers. It takes the whole torch package, which does not start without
+/// CUDA's libraries (5 GB). All is pinned: what is compared with these is compared with one release.
+const TORCH: [&str; 5] = [
+    "torch==2.13.0",
+    "transformers==5.23.0",
+    "peft==0.21.2",
+    "safetensors==0.8.0",
+    "gguf==0.19.0",
+];
 
 /// Makes the environment where it is missing, installs what is needed, and returns its folder.
 pub fn prepare(workspace: &Workspace) -> Result<PathBuf> {
     install(workspace, ".venv", &REQUIREMENTS)
 }
 
-/// As [`prepare`], for the folder of the program `torchrun`.
-pub fn prepare_torchrun(workspace: &Workspace) -> Result<PathBuf> {
-    Ok(install(workspace, ".venv-torchrun", &TORCHRUN)?.join("bin"))
+/// As [`prepare`], for the folder of the programs `python`, with torch, transformers, PEFT and gguf, and `torchrun`.
+pub fn prepare_torch(workspace: &Workspace) -> Result<PathBuf> {
+    Ok(install(workspace, ".venv-torch", &TORCH)?.join("bin"))
 }
 
 fn install(workspace: &Workspace, folder: &str, requirements: &[&str]) -> Result<PathBuf> {

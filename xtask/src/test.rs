@@ -38,10 +38,16 @@ pub struct Options {
 }
 
 impl Options {
-    /// Whether the tests with torchrun itself are among those that run.
-    fn needs_torchrun(&self) -> bool {
+    /// Whether tests with `word` in their name are among those that run.
+    fn runs(&self, word: &str) -> bool {
         let filter = self.filter.as_deref();
-        self.long && filter.is_none_or(|filter| filter.contains("torchrun"))
+        filter.is_none_or(|filter| filter.contains(word) || word.contains(filter))
+    }
+
+    /// Whether tests with torchrun or with transformers are.
+    fn needs_torch(&self) -> bool {
+        let words = ["torchrun", "exports", "recorded"];
+        self.long && words.iter().any(|word| self.runs(word))
     }
 }
 
@@ -172,8 +178,8 @@ fn stages(workspace: &Workspace, options: &Options) -> Result<Vec<Stage>> {
     for command in &mut tests[1].commands {
         command.args(CRATES);
     }
-    let torchrun = match options.needs_torchrun() {
-        true => Some(python_environment::prepare_torchrun(workspace)?),
+    let torch = match options.needs_torch() {
+        true => Some(python_environment::prepare_torch(workspace)?),
         false => None,
     };
     for command in tests.iter_mut().flat_map(|stage| &mut stage.commands) {
@@ -181,8 +187,8 @@ fn stages(workspace: &Workspace, options: &Options) -> Result<Vec<Stage>> {
         if options.long {
             command.args(["--", "--include-ignored"]);
         }
-        if let Some(folder) = &torchrun {
-            command.env("TANDEM_TORCHRUN_DIR", folder);
+        if let Some(folder) = &torch {
+            command.env("TANDEM_TORCH_BIN_DIR", folder);
         }
         if let Some(kills) = options.kills {
             command.env("TANDEM_TEST_KILLS", kills.to_string());
@@ -190,6 +196,11 @@ fn stages(workspace: &Workspace, options: &Options) -> Result<Vec<Stage>> {
     }
     stages.extend(tests);
     stages.extend(python::stages(workspace, options)?);
+    if options.long && options.runs("real-model") {
+        let mut command = Command::new(std::env::current_exe()?);
+        command.arg("real-model");
+        stages.push(Stage::new("real model", command));
+    }
     Ok(stages)
 }
 

@@ -1,4 +1,4 @@
-//! Conversion between the bytes of a file and `f32`.
+//! Conversion between the bytes of a file and `f32` or `f64`.
 
 use half::{bf16, f16};
 use safetensors::Dtype;
@@ -62,6 +62,25 @@ pub(crate) fn decode(dtype: Dtype, bytes: &[u8], out: &mut [f32]) {
     }
 }
 
+/// As [`decode`], to `f64`, which holds all that any of the kinds can. Other kinds are no elements.
+pub(crate) fn decode_f64(dtype: Dtype, bytes: &[u8]) -> Vec<f64> {
+    fn elements<const N: usize>(bytes: &[u8], element: impl Fn([u8; N]) -> f64) -> Vec<f64> {
+        bytes
+            .as_chunks::<N>()
+            .0
+            .iter()
+            .map(|&b| element(b))
+            .collect()
+    }
+    match dtype {
+        Dtype::F64 => elements(bytes, f64::from_le_bytes),
+        Dtype::F32 => elements(bytes, |b| f32::from_le_bytes(b).into()),
+        Dtype::BF16 => elements(bytes, |b| bf16::from_le_bytes(b).to_f64()),
+        Dtype::F16 => elements(bytes, |b| f16::from_le_bytes(b).to_f64()),
+        _ => Vec::new(),
+    }
+}
+
 fn convert<const N: usize>(bytes: &[u8], out: &mut [f32], element: impl Fn([u8; N]) -> f32) {
     let (elements, rest) = bytes.as_chunks::<N>();
     debug_assert!(rest.is_empty() && elements.len() == out.len());
@@ -96,5 +115,19 @@ mod tests {
             .collect();
         decode(Dtype::F64, &double, &mut back);
         assert_eq!(back, values);
+    }
+
+    #[test]
+    fn every_kind_is_read_as_f64_without_a_loss() {
+        let third: f64 = 1.0 / 3.0;
+        let bytes = third.to_le_bytes();
+        assert_eq!(decode_f64(Dtype::F64, &bytes), [third]);
+        let single = third as f32;
+        let bytes = single.to_le_bytes();
+        assert_eq!(decode_f64(Dtype::F32, &bytes), [f64::from(single)]);
+        let bytes = bf16::from_f32(-1.5).to_le_bytes();
+        assert_eq!(decode_f64(Dtype::BF16, &bytes), [-1.5]);
+        let bytes = f16::from_f32(-1.5).to_le_bytes();
+        assert_eq!(decode_f64(Dtype::F16, &bytes), [-1.5]);
     }
 }

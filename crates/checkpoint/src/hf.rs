@@ -11,7 +11,7 @@ mod weights;
 mod writer;
 
 pub use error::WeightsError;
-pub use single::{NamedTensor, write_safetensors};
+pub use single::{NamedTensor, SafetensorsWriter, write_safetensors};
 pub use tensor_file::TensorFile;
 pub use tensor_problem::TensorProblem;
 pub use weights::HfWeights;

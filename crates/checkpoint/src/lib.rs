@@ -83,7 +83,7 @@ pub use error::CheckpointError;
 pub use export::{DEFAULT_SHARD_BYTES, ModelFile, export, with_dtype};
 pub use header::{Entry, HeaderError};
 pub use hf::{HfWeights, HfWriter, TensorFile, TensorProblem, WeightsError};
-pub use hf::{NamedTensor, write_safetensors};
+pub use hf::{NamedTensor, SafetensorsWriter, write_safetensors};
 pub use inspect::{Contents, FileCheck};
 pub use manifest::{
     CHUNK_BYTES, CommitRecord, FORMAT_VERSION, FileRecord, Manifest, PieceRecord, TensorRecord,

@@ -3,22 +3,24 @@
 mod shapes;
 
 use std::ffi::OsString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::Args;
 use serde::{Deserialize, Serialize};
-use tandem_comm::all_gather_numbers;
+use tandem_comm::{Transport, all_gather_numbers};
 use tandem_launch::env::WorkerEnv;
 use tandem_launch::say;
 use tandem_mesh::DeviceMesh;
-use tandem_model::ModuleTree;
 use tandem_model::lora::{LoraConfig, LoraTargets};
-use tandem_parallel::RandomInit;
-use tandem_run::engine::{Purpose, engine};
+use tandem_model::{ModelConfig, ModuleTree};
+use tandem_parallel::{RandomInit, Strategy};
+use tandem_plan::{Kernels, Memory, Settings, Share, StepTime};
+use tandem_run::engine::{Lora, Purpose, engine};
 use tandem_run::environment::Environment;
 use tandem_run::failure::{Failure, Outcome};
-use tandem_run::libtorch::Libtorch;
+use tandem_run::libtorch::{self, Libtorch};
+use tandem_run::place::place;
 use tandem_run::ranks::Ranks;
 use tandem_run::spec::{EngineSpec, HEAD_CHUNK_ROWS, Network};
 use tandem_run::start::local::{self, Supervision};
@@ -29,6 +31,7 @@ use tandem_trainer::memory_floor;
 use tandem_trainer::{Engine, MicroBatch, UpdateRule, train_step};
 
 use crate::flags::choices::{Dtype, RecomputeChoice};
+use crate::plan::device_in;
 use crate::replay::StrategyChoice;
 
 use shapes::Shape;
@@ -96,14 +99,17 @@ pub struct BenchStepArgs {
     #[arg(long, default_value_t = HEAD_CHUNK_ROWS)]
     pub head_chunk_rows: usize,
 
-    /// Rank of adapters of all matrices that are trained in the place of the model; 0 trains the model. The floors are those of
-    /// training the model.
+    /// Rank of adapters of all matrices, which are trained in the place of the model; 0 trains the model.
     #[arg(long, default_value_t = 0)]
     pub lora_r: usize,
 
     /// Where to compute.
     #[arg(long, default_value = "auto", value_parser = |text: &str| text.parse::<DeviceChoice>())]
     pub device: DeviceChoice,
+
+    /// A device file, as `tandem plan --measure` writes it: then the time of a step is predicted too.
+    #[arg(long, value_name = "FILE")]
+    pub device_file: Option<PathBuf>,
 
     /// Print one JSON object per mesh instead of a table.
     #[arg(long)]
@@ -127,6 +133,12 @@ struct Measurement {
     page_faults_per_step: f64,
     /// Per rank.
     peak_memory_mb: Vec<f64>,
+    /// What `tandem plan` says of a rank's memory.
+    planned_memory_mb: f64,
+    /// The same by kind, in bytes.
+    planned_memory: Memory,
+    /// What it says of the step, where a device file is given.
+    planned_step_s: Option<f64>,
     /// Sum over the step's matrix products, each at its measured rate; the slowest rank's.
     gemm_floor_s: f64,
     /// The bytes that the update must move, at this machine's rate; the slowest rank's.
@@ -136,6 +148,10 @@ struct Measurement {
     floor_ratio: f64,
     loss_first: f64,
     loss_last: f64,
+    /// Whose sizes.
+    model: String,
+    /// Rank of the adapters; 0 where the model is trained.
+    lora_r: usize,
     /// Name, count, tokens, inputs, outputs, GFLOP/s, of rank 0.
     gemms: Vec<(String, usize, usize, usize, usize, f64)>,
 }
@@ -167,7 +183,7 @@ pub fn run(args: &BenchStepArgs, line: &[OsString]) -> Outcome<i32> {
     };
     for (tp, dp) in meshes {
         DeviceMesh::new(tp, dp).map_err(|error| Failure::usage(error.to_string()))?;
-        let libtorch = Libtorch::ready(args.device, tp * dp)?;
+        let libtorch = Libtorch::ready(args.device, libtorch::workers(tp * dp, Transport::Auto))?;
         let scratch = tempfile::tempdir().map_err(Failure::other)?;
         let mesh = [format!("--tp_size={tp}"), format!("--dp_size={dp}")];
         let mut line = line.to_vec();
@@ -227,8 +243,9 @@ fn print(args: &BenchStepArgs, m: &Measurement) -> Outcome<()> {
         m.page_faults_per_step
     )?;
     say!(
-        "  peak memory per rank, MB: {}   loss {:.4} -> {:.4}",
+        "  peak memory per rank, MB: {}, planned {:.0}   loss {:.4} -> {:.4}",
         peaks.join(" "),
+        m.planned_memory_mb,
         m.loss_first,
         m.loss_last
     )?;
@@ -268,6 +285,7 @@ pub fn run_worker(args: &BenchStepArgs, env: &WorkerEnv, environment: &Environme
         targets: LoraTargets::AllLinear,
     };
     let lora = (args.lora_r > 0).then_some((lora, 0));
+    let planned = planned(args, &spec, &config, &strategy, lora.as_ref())?;
     let mut engine = engine(
         &spec,
         &config,
@@ -329,6 +347,9 @@ pub fn run_worker(args: &BenchStepArgs, env: &WorkerEnv, environment: &Environme
             cpu_s_per_step: usage.processor_s,
             page_faults_per_step: usage.page_faults,
             peak_memory_mb: peaks,
+            planned_memory_mb: planned.0.total() as f64 / 1e6,
+            planned_memory: planned.0,
+            planned_step_s: planned.1,
             ..measurement(
                 args,
                 spec.mesh,
@@ -343,6 +364,44 @@ pub fn run_worker(args: &BenchStepArgs, env: &WorkerEnv, environment: &Environme
         write_whole(&Path::new(run_dir).join(RESULT), &text)?;
     }
     ranks.barrier()
+}
+
+/// What `tandem plan` says of memory and time.
+fn planned(
+    args: &BenchStepArgs,
+    spec: &EngineSpec,
+    config: &ModelConfig,
+    strategy: &Strategy,
+    lora: Option<&Lora>,
+) -> Outcome<(Memory, Option<f64>)> {
+    let usage = |error: &dyn std::fmt::Display| Failure::usage(error.to_string());
+    let adapters = lora
+        .map(|(lora, _)| ModuleTree::adapters(config, lora))
+        .transpose()
+        .map_err(|error| usage(&error))?;
+    let adapters = lora.map(|(lora, _)| lora).zip(adapters.as_ref());
+    let (tp, sp) = (spec.mesh.tp_size(), spec.sequence_parallel);
+    let share = Share::new(config, &strategy.plan, tp, sp, adapters).map_err(|e| usage(&e))?;
+    let settings = Settings {
+        mesh: spec.mesh,
+        level: strategy.level,
+        precision: strategy.precision,
+        reshard_after_forward: strategy.reshard_after_forward,
+        sequence_parallel: sp,
+        recompute: spec.recompute(),
+        seq_length: args.seq,
+        batch_size: args.batch,
+        micro_batches: 1,
+        head_chunk_rows: args.head_chunk_rows,
+    };
+    let memory = Memory::of(&share, &settings, place(spec.device));
+    let Some(path) = &args.device_file else {
+        return Ok((memory, None));
+    };
+    let device = device_in(path)?;
+    let kernels = Kernels::of(&device);
+    let time = StepTime::of(&share, &settings, &device, kernels);
+    Ok((memory, Some(time.total_s())))
 }
 
 fn measurement(
@@ -366,12 +425,17 @@ fn measurement(
         cpu_s_per_step: 0.0,
         page_faults_per_step: 0.0,
         peak_memory_mb: Vec::new(),
+        planned_memory_mb: 0.0,
+        planned_memory: Memory::default(),
+        planned_step_s: None,
         gemm_floor_s,
         memory_floor_s,
         floor_s,
         floor_ratio: median / floor_s,
         loss_first: losses[0],
         loss_last: losses[losses.len() - 1],
+        model: format!("{:?}", args.model).to_lowercase(),
+        lora_r: args.lora_r,
         gemms: gemms
             .iter()
             .map(|t| {

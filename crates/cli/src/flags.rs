@@ -118,6 +118,7 @@ mod tests {
             "--eval_strategy=steps",
             "--eval_steps=1",
             "--eval_dataset_name=n",
+            "--eval_dataset_config=c",
             "--eval_split=s",
             "--eval_batch_size=1",
             "--router_aux_loss_coef=0.1",

@@ -1,5 +1,6 @@
 //! The command line: flags to a run, names to commands, errors to exit codes.
 
+mod auto_mesh;
 mod bench_step;
 mod checkpoint_location;
 mod command_line;
@@ -13,6 +14,7 @@ mod flags;
 mod init;
 mod inspect;
 mod line;
+mod plan;
 mod replay;
 mod report;
 mod resumed_flags;
@@ -25,6 +27,7 @@ use std::ffi::{OsStr, OsString};
 use std::path::Path;
 use std::process::ExitCode;
 
+use tandem_launch::stop_signals;
 use tandem_run::environment::Environment;
 
 use crate::train::EntryPoint;
@@ -32,6 +35,8 @@ use crate::train::EntryPoint;
 /// Does what the name that this program was started with says, or its first argument: `train_fsdp`, `train_deepspeed`, or
 /// a command of `tandem`.
 pub fn main() -> ExitCode {
+    // Without it, a file that becomes too large ends the process without a word, and that is all that is lost.
+    let _ = stop_signals::too_large_a_file_is_an_error();
     let environment = Environment::read();
     let mut words = std::env::args_os();
     let name = words.next().unwrap_or_default();

@@ -22,7 +22,7 @@ const TOGETHER: [(&str, &str); 5] = [
 ];
 
 /// What only makes sense with the value that the file has for another flag.
-const OF_ANOTHER: [(&str, &str); 14] = [
+const OF_ANOTHER: [(&str, &str); 15] = [
     ("decay_steps", "lr_scheduler"),
     ("min_lr_ratio", "lr_scheduler"),
     ("warmup_type", "lr_scheduler"),
@@ -36,6 +36,7 @@ const OF_ANOTHER: [(&str, &str); 14] = [
     ("eval_steps", "eval_strategy"),
     ("eval_strategy", "eval_steps"),
     ("eval_split", "eval_dataset_name"),
+    ("eval_dataset_config", "eval_dataset_name"),
     ("early_stopping_threshold", "early_stopping_patience"),
 ];
 

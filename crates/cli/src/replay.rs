@@ -1,16 +1,19 @@
 //! `tandem replay`: trains on recorded batches, so that any model can be held against PyTorch on any mesh.
 
 mod case;
+mod check;
+mod comparison;
 mod documents;
-mod files;
+mod integers;
+mod tensors;
 mod verdict;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::{ArgAction, Args, ValueEnum};
+use tandem_checkpoint::{FloatKind, SafetensorsWriter};
 use tandem_launch::env::WorkerEnv;
-use tandem_launch::say;
-use tandem_mesh::{DeviceMesh, ShardSlice};
+use tandem_mesh::DeviceMesh;
 use tandem_model::{ModelConfig, ModuleTree};
 use tandem_parallel::OptimizerState;
 use tandem_run::engine::{Purpose, engine};
@@ -22,10 +25,21 @@ use tandem_run::weights::Pretrained;
 use tandem_tensor::DeviceChoice;
 use tandem_trainer::{Engine, MicroBatch, first_row_logits, gather_tensor, train_step};
 
-use crate::flags::choices::Dtype;
-use case::{ADAPTER_INIT, Candidate, Case};
-use files::{Floats, Integers};
-use verdict::Tensors;
+use crate::flags::choices::{Dtype, TransportChoice};
+use case::{Candidate, Case};
+pub use check::check;
+use integers::Integers;
+
+/// What a replay leaves in `--output`: losses, logits and first gradients, weights after the last step.
+const TRAJECTORY: &str = "trajectory.json";
+const STEP0: &str = "step0.safetensors";
+const FINAL: &str = "final.safetensors";
+
+/// The logits, in the file of the first step.
+const LOGITS: &str = "logits";
+
+/// What names of gradients begin with there.
+const GRADIENT: &str = "grad.";
 
 /// Train on the recorded batches of a case and compare with what PyTorch computed.
 #[derive(Debug, Clone, Args)]
@@ -78,6 +92,10 @@ pub struct ReplayArgs {
     /// Where to compute.
     #[arg(long, default_value = "auto", value_parser = |text: &str| text.parse::<DeviceChoice>())]
     pub device: DeviceChoice,
+
+    /// How ranks move data; with staged they may share a GPU.
+    #[arg(long, value_enum, default_value_t = TransportChoice::Auto)]
+    pub transport: TransportChoice,
 
     /// Seconds that a rank waits for the others.
     #[arg(long, default_value_t = 60)]
@@ -178,7 +196,11 @@ pub fn run_worker(args: &ReplayArgs, env: &WorkerEnv) -> Outcome<()> {
     let config = source.config.clone();
     let tree = ModuleTree::new(&config);
     let batches = read_batches(&case)?;
-    let ranks = Ranks::join(env, &spec, &Network::default())?;
+    let network = Network {
+        transport: args.transport.into(),
+        ..Network::default()
+    };
+    let ranks = Ranks::join(env, &spec, &network)?;
     let strategy = spec.strategy_for(&config, &tree)?;
     let adapter = case.adapter()?;
     let lora = adapter.as_ref().map(|adapter| (adapter.lora.clone(), 0));
@@ -208,11 +230,8 @@ pub fn run_worker(args: &ReplayArgs, env: &WorkerEnv) -> Outcome<()> {
     let first_row = row(&batches.ids, 0, 0);
     let logits =
         first_row_logits(&mut engine, first_row, &batches.starts[0]).map_err(Failure::train)?;
-    let mut step0 = vec![Floats {
-        name: "logits".to_owned(),
-        shape: vec![case.trajectory.seq, engine.config.vocab_size],
-        values: logits,
-    }];
+    let shape = vec![seq, engine.config.vocab_size];
+    let logits = (LOGITS.to_owned(), shape, logits);
 
     let mut candidate = Candidate::default();
     for step in 0..case.trajectory.n_steps {
@@ -231,104 +250,24 @@ pub fn run_worker(args: &ReplayArgs, env: &WorkerEnv) -> Outcome<()> {
         candidate.grad_norm.push(report.grad_norm);
         candidate.n_tokens.push(report.n_tokens);
         if step == 0 {
-            step0.extend(gather_all(
-                &engine,
-                &tree,
-                OptimizerState::Gradient,
-                "grad.",
-            )?);
+            let path = is_writer.then(|| args.output.join(STEP0));
+            let gradient = (OptimizerState::Gradient, GRADIENT);
+            write_tensors(path, &engine, &tree, gradient, Some(&logits))?;
         }
     }
-    let last = gather_all(&engine, &tree, OptimizerState::Param, "")?;
+    let path = is_writer.then(|| args.output.join(FINAL));
+    write_tensors(path, &engine, &tree, (OptimizerState::Param, ""), None)?;
     if is_writer {
         let text = serde_json::to_string_pretty(&candidate).map_err(Failure::other)?;
-        files::write_floats(&args.output.join("step0.safetensors"), &step0)?;
-        files::write_floats(&args.output.join("final.safetensors"), &last)?;
-        write_whole(&args.output.join("trajectory.json"), &text)?;
+        write_whole(&args.output.join(TRAJECTORY), &text)?;
     }
     ranks.barrier()
-}
-
-/// Compares what the workers wrote with the case; prints the table.
-pub fn check(args: &ReplayArgs, case: &Case) -> Outcome<()> {
-    let candidate = read_candidate(&args.output.join("trajectory.json"))?;
-    let expected = case.dir.join("expected.safetensors");
-    let initial = initial(case)?;
-    let step0 = args.output.join("step0.safetensors");
-    let last = files::read_floats(&args.output.join("final.safetensors"), "")?;
-    let tolerances = &case.trajectory.tolerances;
-
-    let mut verdicts = verdict::judge_trajectory(&candidate, &case.trajectory);
-    let reference = match case.adapter_file("adapter_final") {
-        Some(file) => files::read_floats(&file, "")?,
-        None => files::read_floats(&expected, "final.")?,
-    };
-    verdicts.extend(verdict::judge_final(
-        &last, &reference, &initial, tolerances,
-    ));
-    let gradients = files::read_floats(&step0, "grad.")?;
-    let reference = files::read_floats(&expected, "grad.")?;
-    verdicts.extend(verdict::judge_gradients(&gradients, &reference, tolerances));
-    let batches = read_batches(case)?;
-    let mask: Vec<bool> = row(&batches.mask, 0, 0)
-        .iter()
-        .map(|&real| real == 1)
-        .collect();
-    let logits = |tensors: Tensors| tensors.get("logits").cloned().unwrap_or_default();
-    verdicts.push(verdict::judge_logits(
-        &logits(files::read_floats(&step0, "")?),
-        &logits(files::read_floats(&expected, "")?),
-        &mask,
-        tolerances,
-    ));
-    say!("{}", verdict::table(&verdicts))?;
-    let missed: Vec<_> = verdicts
-        .iter()
-        .filter(|v| !v.passes())
-        .map(|v| v.metric)
-        .collect();
-    if missed.is_empty() {
-        say!("all within tolerance")?;
-        Ok(())
-    } else {
-        Err(Failure::other(format!(
-            "out of tolerance: {}",
-            missed.join(", ")
-        )))
-    }
-}
-
-/// The weights that the case begins with, by the model's names.
-fn initial(case: &Case) -> Outcome<Tensors> {
-    if let Some(file) = case.adapter_file(ADAPTER_INIT) {
-        return files::read_floats(&file, "");
-    }
-    let config = ModelConfig::from_dir(&case.dir).map_err(Failure::other)?;
-    let weights = Pretrained::open(&case.dir, config)?.weights;
-    let mut tensors = Tensors::new();
-    for name in weights.names() {
-        let shape = weights.shape(name).map_err(Failure::other)?;
-        let whole = ShardSlice::whole(shape);
-        let mut values = vec![0.0; shape.iter().product()];
-        weights
-            .read(name, &whole, &mut values)
-            .map_err(Failure::other)?;
-        tensors.insert(name.to_owned(), values);
-    }
-    Ok(tensors)
-}
-
-fn read_candidate(path: &Path) -> Outcome<Candidate> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|error| Failure::other(format!("cannot read {}: {error}", path.display())))?;
-    serde_json::from_str(&text)
-        .map_err(|error| Failure::other(format!("{}: {error}", path.display())))
 }
 
 fn read_batches(case: &Case) -> Outcome<Batches> {
     let path = case.dir.join("batches.safetensors");
     let [ids, labels, mask] =
-        files::read_integers(&path, ["input_ids", "labels", "attention_mask"])?;
+        integers::read_integers(&path, ["input_ids", "labels", "attention_mask"])?;
     let t = &case.trajectory;
     let wanted = [t.n_steps, t.global_batch, t.seq];
     for (name, tensor) in [
@@ -400,20 +339,41 @@ fn micro_batches(
         .collect()
 }
 
-/// Every tensor of the model, whole, on every rank: cases are small.
-fn gather_all(
+/// Puts together every tensor of the model, one at a time, and writes them, behind `first`, to `path`, which one rank has.
+fn write_tensors(
+    path: Option<PathBuf>,
     engine: &Engine,
     tree: &ModuleTree,
-    state: OptimizerState,
-    prefix: &str,
-) -> Outcome<Vec<Floats>> {
-    tree.parameters()
-        .map(|spec| {
-            Ok(Floats {
-                name: format!("{prefix}{}", spec.name),
-                shape: spec.shape.clone(),
-                values: gather_tensor(engine, spec, state).map_err(Failure::train)?,
-            })
-        })
-        .collect()
+    (state, prefix): (OptimizerState, &str),
+    first: Option<&(String, Vec<usize>, Vec<f32>)>,
+) -> Outcome<()> {
+    let names: Vec<String> = tree
+        .parameters()
+        .map(|spec| format!("{prefix}{}", spec.name))
+        .collect();
+    let shapes = tree.parameters().map(|spec| &spec.shape[..]);
+    let announced = names.iter().map(String::as_str).zip(shapes);
+    let announced = first
+        .map(|(name, shape, _)| (name.as_str(), &shape[..]))
+        .into_iter()
+        .chain(announced);
+    let mut file = path
+        .map(|path| SafetensorsWriter::create(&path, announced, FloatKind::F32))
+        .transpose()
+        .map_err(Failure::other)?;
+    let mut write = |name: &str, values: &[f32]| match &mut file {
+        Some(file) => file.write(name, values).map_err(Failure::other),
+        None => Ok(()),
+    };
+    if let Some((name, _, values)) = first {
+        write(name, values)?;
+    }
+    for (spec, name) in tree.parameters().zip(&names) {
+        let values = gather_tensor(engine, spec, state).map_err(Failure::train)?;
+        write(name, &values)?;
+    }
+    match file {
+        Some(file) => file.finish().map_err(Failure::other),
+        None => Ok(()),
+    }
 }

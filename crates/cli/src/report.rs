@@ -49,6 +49,16 @@ pub fn run(args: &ReportArgs) -> Outcome<i32> {
         .iter()
         .flat_map(|run| run.problems.iter().map(|it| (run.name.clone(), it.clone())))
         .collect();
+    let experts: Vec<String> = runs
+        .iter()
+        .filter_map(|run| {
+            Some(format!(
+                "{}: {}",
+                run.name,
+                run.steps.experts.as_ref()?.line()
+            ))
+        })
+        .collect();
     let page = page::page(&page::Report {
         made: made.unwrap_or_default().as_secs_f64(),
         runs,
@@ -56,6 +66,9 @@ pub fn run(args: &ReportArgs) -> Outcome<i32> {
     .map_err(Failure::other)?;
     write(&args.output, &page)?;
     say!("{}", args.output.display())?;
+    for line in experts {
+        say!("  {line}")?;
+    }
     for (name, problem) in problems {
         say!("  {name}: {problem}")?;
     }

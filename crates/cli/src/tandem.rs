@@ -8,7 +8,7 @@ use tandem_launch::exit_code;
 use tandem_launch::say;
 use tandem_run::environment::Environment;
 use tandem_run::failure::{Failure, Outcome};
-use tandem_run::libtorch::Libtorch;
+use tandem_run::libtorch::{self, Libtorch};
 use tandem_run::session::{Ended, Role, end, end_worker};
 use tandem_run::spec::wire;
 use tandem_run::start::local::{self, Supervision};
@@ -20,6 +20,7 @@ use crate::eval::{self, EvalArgs};
 use crate::export::{self, ExportArgs};
 use crate::init::{self, InitArgs};
 use crate::inspect::{self, InspectArgs};
+use crate::plan::{self, PlanArgs};
 use crate::replay::{self, ReplayArgs};
 use crate::report::{self, ReportArgs};
 
@@ -43,6 +44,7 @@ enum Command {
     Inspect(InspectArgs),
     Doctor(DoctorArgs),
     Report(ReportArgs),
+    Plan(Box<PlanArgs>),
     #[command(subcommand)]
     Data(DataCommand),
     /// Measure this machine.
@@ -76,6 +78,7 @@ pub fn main(args: &[OsString], environment: &Environment) -> ExitCode {
                 )),
                 Command::Eval(args) => eval::run_worker(args, &env, &control, environment),
                 Command::Replay(args) => replay::run_worker(args, &env),
+                Command::Plan(args) => plan::run_worker(args, &env, environment),
                 Command::Bench(Bench::Step(args)) => {
                     bench_step::run_worker(args, &env, environment)
                 }
@@ -94,6 +97,7 @@ pub fn main(args: &[OsString], environment: &Environment) -> ExitCode {
             Command::Inspect(args) => inspect::run(args, environment),
             Command::Doctor(args) => doctor::run(args, environment),
             Command::Report(args) => report::run(args),
+            Command::Plan(own) => plan::run(own, args),
             Command::Data(command) => data::run(command),
             Command::Bench(Bench::Step(own)) => bench_step::run(own, args),
             Command::Schema => print_schema(),
@@ -104,7 +108,8 @@ pub fn main(args: &[OsString], environment: &Environment) -> ExitCode {
 /// Workers replay the case under a scratch run folder; then this process compares.
 fn replay_with_workers(args: &ReplayArgs, line: &[OsString]) -> Outcome<i32> {
     let (spec, case) = args.check_flags()?;
-    let libtorch = Libtorch::ready(args.device, spec.mesh.world_size())?;
+    let workers = libtorch::workers(spec.mesh.world_size(), args.transport.into());
+    let libtorch = Libtorch::ready(args.device, workers)?;
     let scratch = tempfile::tempdir().map_err(Failure::other)?;
     let code = local::run_workers(
         libtorch,

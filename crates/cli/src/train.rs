@@ -11,6 +11,7 @@ use tandem_run::session::end;
 use tandem_run::spec::RunSpec;
 use tandem_run::start;
 
+use crate::auto_mesh;
 use crate::command_line::{Complete, complete};
 use crate::flags::choices::CheckChoice;
 use crate::flags::train::{DeepSpeedFlags, FsdpFlags};
@@ -51,21 +52,28 @@ pub fn main(entry_point: EntryPoint, args: &[OsString], environment: &Environmen
         command.get_matches_from(std::iter::once(&OsString::from(name)).chain(args));
         return ExitCode::SUCCESS;
     }
-    let Complete { args, notes } = match complete(&command, args, environment) {
+    let Complete { args, mut notes } = match complete(&command, args, environment) {
         Ok(complete) => complete,
         Err(failure) => return end(Err(failure)),
     };
-    let line = || std::iter::once(OsString::from(name)).chain(args.iter().cloned());
-    let (check_flags, spec) = match entry_point {
-        EntryPoint::DeepSpeed => {
-            let flags = DeepSpeedFlags::parse_from(line());
-            (flags.common.cluster.check_flags, flags.into_spec())
-        }
-        EntryPoint::Fsdp => {
-            let flags = FsdpFlags::parse_from(line());
-            (flags.common.cluster.check_flags, flags.into_spec())
+    let parse = |args: &[OsString]| {
+        let line = std::iter::once(OsString::from(name)).chain(args.iter().cloned());
+        match entry_point {
+            EntryPoint::DeepSpeed => {
+                let flags = DeepSpeedFlags::parse_from(line);
+                (flags.common.cluster.check_flags, flags.into_spec())
+            }
+            EntryPoint::Fsdp => {
+                let flags = FsdpFlags::parse_from(line);
+                (flags.common.cluster.check_flags, flags.into_spec())
+            }
         }
     };
+    let args = match auto_mesh::resolved(args, &mut notes, |args| parse(args).1) {
+        Ok(args) => args,
+        Err(failure) => return end(Err(failure)),
+    };
+    let (check_flags, spec) = parse(&args);
     let spec = spec.map(|spec| RunSpec { notes, ..spec });
     match check_flags {
         None => {}
@@ -75,7 +83,7 @@ pub fn main(entry_point: EntryPoint, args: &[OsString], environment: &Environmen
         }
     }
     // Workers are started from this program's file, whose name is another one.
-    let worker_args: Vec<OsString> = line().collect();
+    let worker_args: Vec<OsString> = std::iter::once(name.into()).chain(args).collect();
     start::train(spec, &worker_args, environment)
 }
 

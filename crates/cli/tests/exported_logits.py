@@ -1,21 +1,45 @@
-"""Loads an exported model with transformers and compares its logits with a golden case's. Exits 1 when they differ."""
+"""Loads exports with transformers and PEFT and compares their logits with those of golden cases. Exits 1 when any differ."""
 
+import argparse
 import sys
 from pathlib import Path
 
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-exported, golden = Path(sys.argv[1]), Path(sys.argv[2])
-batches = load_file(golden / "batches.safetensors")
-expected = load_file(golden / "expected.safetensors")
-model = AutoModelForCausalLM.from_pretrained(exported, dtype=torch.float32).eval()
-with torch.no_grad():
-    logits = model(
-        input_ids=batches["input_ids"][0, :1], attention_mask=batches["attention_mask"][0, :1]
-    ).logits[0]
-valid = batches["attention_mask"][0, 0].bool()
-difference = (logits - expected["logits"])[valid].abs().max().item()
-print(f"{type(model).__name__}: logits differ by {difference:.1e}, 5e-5 is allowed")
-sys.exit(0 if difference <= 5e-5 else 1)
+# That of the golden cases.
+TOLERANCE = 5e-5
+
+parser = argparse.ArgumentParser(description=__doc__)
+parser.add_argument("--model", nargs=2, type=Path, action="append", default=[], metavar=("EXPORT", "CASE"))
+parser.add_argument("--adapter", nargs=2, type=Path, action="append", default=[], metavar=("EXPORT", "CASE"))
+arguments = parser.parse_args()
+
+
+def load(folder: Path) -> torch.nn.Module:
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+
+
+def difference(model: torch.nn.Module, case: Path) -> float:
+    """The largest of the first row, where it is not padding."""
+    batches, expected = load_file(case / "batches.safetensors"), load_file(case / "expected.safetensors")
+    row = {name: batches[name][0, :1] for name in ("input_ids", "attention_mask")}
+    with torch.no_grad():
+        logits = model(**row).logits[0]
+    return (logits - expected["logits"])[row["attention_mask"][0].bool()].abs().max().item()
+
+
+differences = []
+print(f"{'case':<20} {'class':<24} {'export':<12} logits differ by ({TOLERANCE:.0e} is allowed)")
+for kind, exports in [("model", arguments.model), ("adapter", arguments.adapter)]:
+    for export, case in exports:
+        model = load(export if kind == "model" else case)
+        name = type(model).__name__
+        if kind == "adapter":
+            model = PeftModel.from_pretrained(model, export).eval()
+        differences.append(difference(model, case))
+        print(f"{case.name:<20} {name:<24} {export.name:<12} {differences[-1]:.1e}")
+# Without any, and with a difference that is no number, too.
+sys.exit(0 if differences and all(difference <= TOLERANCE for difference in differences) else 1)

@@ -163,6 +163,21 @@ pub enum CommError {
 }
 
 impl CommError {
+    /// The operation that it is about, for errors of one.
+    #[cfg(feature = "nccl")]
+    pub(crate) fn site(&self) -> Option<&Site> {
+        match self {
+            Self::PeerLeft { site, .. }
+            | Self::PeerAborted { site, .. }
+            | Self::Timeout { site, .. }
+            | Self::Mismatch { site, .. }
+            | Self::Abandoned { site }
+            | Self::System { site, .. }
+            | Self::Device { site, .. } => Some(site),
+            _ => None,
+        }
+    }
+
     /// Another rank's failure caused this one: supervisors should look there first.
     ///
     /// A timeout and a mismatch are not secondary: often no rank has anything better to tell.

@@ -1,8 +1,16 @@
 //! What tests of this crate, and of crates above it, are made of. Only with the feature `testing`; no program has it.
 
+#[cfg(feature = "nccl")]
+mod detour;
 mod faulty;
 pub mod frames;
+mod over;
 mod ranks;
+#[cfg(feature = "nccl")]
+mod simulated;
 
+#[cfg(feature = "nccl")]
+pub use detour::touch_device_memory;
 pub use faulty::{Fault, FaultyGroup};
+pub use over::Over;
 pub use ranks::{Setup, everyone, free_port, lines};

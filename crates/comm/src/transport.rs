@@ -1,9 +1,14 @@
 //! What moves a group's data, and which of it a new group gets.
 
 #[cfg(feature = "nccl")]
-mod nccl;
+pub(crate) mod cuda;
+#[cfg(feature = "nccl")]
+pub(crate) mod device;
+#[cfg(feature = "nccl")]
+pub(crate) mod nccl;
 mod reduce;
 mod shm;
+mod staged;
 mod tcp;
 
 use std::sync::Arc;
@@ -17,7 +22,9 @@ use crate::group::process_group::ProcessGroup;
 use crate::group::queue::Backend;
 use crate::meet::config::Transport;
 use crate::meet::membership::Membership;
+use crate::meet::point::MeetingPoint;
 use crate::transport::shm::{DIFFERENT_HOSTS, SharedMemory};
+use crate::transport::staged::{HostStage, Staged};
 use crate::transport::tcp::Tcp;
 
 /// Creates this rank's end of a group of at least two ranks, for tensors in host memory or on a CUDA device.
@@ -26,18 +33,24 @@ use crate::transport::tcp::Tcp;
 /// See [`World::new_device_group`](crate::World::new_device_group).
 pub(crate) fn create(
     context: Arc<GroupContext>,
+    point: &Arc<MeetingPoint>,
     membership: &Membership<'_>,
     wanted: Transport,
     device: Device,
 ) -> Result<Arc<dyn ProcessGroup>> {
     if let Device::Cuda(ordinal) = device {
-        return on_cuda(context, membership, ordinal);
+        return on_cuda(context, point, membership, wanted, ordinal);
     }
-    let backend = on_host(&context, membership, wanted)?;
-    Ok(Arc::new(CpuGroup::new(context, backend)))
+    let mut backend = on_host(&context, membership, wanted)?;
+    if wanted == Transport::Staged {
+        let memory = Box::new(HostStage::default());
+        backend = Box::new(Staged::new(context.clone(), backend, memory));
+    }
+    Ok(Arc::new(CpuGroup::new(context, device, backend)))
 }
 
-fn on_host(
+/// Shared memory or TCP.
+pub(crate) fn on_host(
     context: &Arc<GroupContext>,
     membership: &Membership<'_>,
     wanted: Transport,
@@ -47,7 +60,7 @@ fn on_host(
     }
     match SharedMemory::join(context, membership)? {
         Ok(backend) => Ok(Box::new(backend)),
-        Err(reason) if wanted == Transport::Auto => {
+        Err(reason) if wanted != Transport::Shm => {
             let group = &context.name;
             if reason == DIFFERENT_HOSTS {
                 tracing::info!(%group, reason, "TCP instead of shared memory");
@@ -64,18 +77,14 @@ fn on_host(
 }
 
 #[cfg(feature = "nccl")]
-fn on_cuda(
-    context: Arc<GroupContext>,
-    membership: &Membership<'_>,
-    ordinal: usize,
-) -> Result<Arc<dyn ProcessGroup>> {
-    nccl::create(context, membership, ordinal)
-}
+use cuda::on_cuda;
 
 #[cfg(not(feature = "nccl"))]
 fn on_cuda(
     context: Arc<GroupContext>,
+    _point: &Arc<MeetingPoint>,
     _membership: &Membership<'_>,
+    _wanted: Transport,
     ordinal: usize,
 ) -> Result<Arc<dyn ProcessGroup>> {
     Err(CommError::Device {

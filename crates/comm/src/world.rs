@@ -21,6 +21,12 @@ use crate::meet::point::MeetingPoint;
 use crate::meet::rendezvous;
 use crate::transport;
 
+/// For tests: makes a group whose members have met.
+#[cfg(feature = "testing")]
+pub(crate) type GroupMaker = dyn Fn(Arc<GroupContext>, &Arc<MeetingPoint>, &Membership<'_>) -> Result<Arc<dyn ProcessGroup>>
+    + Send
+    + Sync;
+
 /// The connection of this rank to the whole run.
 ///
 /// Dropping it says goodbye: other ranks that still wait for this one get an error, all others do not mind. A process that
@@ -33,6 +39,9 @@ pub struct World {
     meeting_point: Option<Arc<MeetingPoint>>,
     /// How many groups of a name and membership were created.
     generations: Mutex<HashMap<String, u64>>,
+    /// For tests: what makes groups for tensors in host memory instead.
+    #[cfg(feature = "testing")]
+    maker: Option<Box<GroupMaker>>,
 }
 
 impl World {
@@ -64,6 +73,8 @@ impl World {
             observer: Arc::default(),
             meeting_point,
             generations: Mutex::default(),
+            #[cfg(feature = "testing")]
+            maker: None,
         })
     }
 
@@ -116,6 +127,27 @@ impl World {
         let Some(meeting_point) = self.meeting_point.as_ref().filter(|_| ranks.len() > 1) else {
             return Ok(Arc::new(SingleGroup::new(name, self.config.rank, device)));
         };
+        self.meet_members(
+            meeting_point,
+            (name, ranks, member),
+            |context, membership| {
+                #[cfg(feature = "testing")]
+                if let Some(make) = self.maker.as_ref().filter(|_| device == Device::Cpu) {
+                    return make(context, meeting_point, membership);
+                }
+                let transport = self.config.transport;
+                transport::create(context, meeting_point, membership, transport, device)
+            },
+        )
+    }
+
+    /// Meets the other members of a new group, for `create` to make it.
+    fn meet_members<T>(
+        &self,
+        meeting_point: &Arc<MeetingPoint>,
+        (name, ranks, member): (&str, &[usize], usize),
+        create: impl FnOnce(Arc<GroupContext>, &Membership<'_>) -> T,
+    ) -> T {
         let context = Arc::new(self.context(meeting_point, name, ranks, member));
         let membership = Membership::new(
             meeting_point.client(),
@@ -126,7 +158,29 @@ impl World {
             member,
             context.creation(),
         );
-        transport::create(context, &membership, self.config.transport, device)
+        create(context, &membership)
+    }
+
+    /// For tests: `maker` makes groups for tensors in host memory.
+    #[cfg(feature = "testing")]
+    pub(crate) fn made_by(mut self, maker: Box<GroupMaker>) -> Self {
+        self.maker = Some(maker);
+        self
+    }
+
+    /// For tests: all ranks as a group that `create` makes.
+    #[cfg(all(test, feature = "nccl"))]
+    pub(crate) fn everyone_by<T>(
+        &self,
+        create: impl FnOnce(Arc<GroupContext>, &Arc<MeetingPoint>, &Membership<'_>) -> T,
+    ) -> T {
+        let ranks: Vec<usize> = (0..self.size()).collect();
+        let point = self.meeting_point.as_ref().expect("several ranks");
+        self.meet_members(
+            point,
+            ("all", &ranks, self.rank()),
+            |context, membership| create(context, point, membership),
+        )
     }
 
     /// The training step that errors mention from now on.

@@ -144,6 +144,9 @@ struct Row {
     tools: Value,
 }
 
+/// What such a row may have: millions of tokens. As values it takes up to thirty times as much.
+const MAX_ROW_BYTES: usize = 32 << 20;
+
 impl Encoder {
     /// For examples of this kind. `template` is asked for only where there are messages.
     pub fn new(
@@ -204,6 +207,15 @@ impl Encoder {
             let tokens = self.tokenizer.encode(document)?;
             let trained = vec![true; tokens.len()];
             return Ok(Encoded { tokens, trained });
+        }
+        if document.len() > MAX_ROW_BYTES {
+            return Err(ExampleError::Row {
+                problem: format!(
+                    "it has {} bytes, and a conversation or a pair may have {} MiB",
+                    document.len(),
+                    MAX_ROW_BYTES >> 20
+                ),
+            });
         }
         let row: Row = serde_json::from_str(document).map_err(|error| ExampleError::Row {
             problem: format!("it is no object with the expected columns: {error}"),

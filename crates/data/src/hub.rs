@@ -90,7 +90,14 @@ impl Hub {
 
     fn open(&self, name: &str, repo_type: RepoType) -> Result<Snapshot, HubError> {
         if !is_hub_name(name) {
-            return Err(HubError::NoSuchPath { name: name.into() });
+            // A path that leads nowhere is another thing than one that this user may not look at.
+            return Err(match Path::new(name).try_exists() {
+                Err(source) => HubError::NoWay {
+                    path: name.into(),
+                    source,
+                },
+                Ok(_) => HubError::NoSuchPath { name: name.into() },
+            });
         }
         Snapshot::open(&self.settings, name, repo_type)
     }
@@ -173,6 +180,12 @@ mod tests {
             error.to_string().contains("no such file or folder"),
             "{error}"
         );
+        // As a folder is whose owner lets nobody in.
+        let circle = format!("{name}/circle");
+        std::os::unix::fs::symlink("circle", &circle).unwrap();
+        let below = format!("{circle}/model");
+        let error = hub.model_dir(&below, Weights::Needed, &mut ()).unwrap_err();
+        assert!(error.to_string().contains("cannot look at"), "{error}");
         let file = format!("{name}/file");
         std::fs::write(&file, "").unwrap();
         let error = hub.model_dir(&file, Weights::Needed, &mut ()).unwrap_err();

@@ -22,6 +22,9 @@ const EOS_FILES: [&str; 4] = [
     "config.json",
 ];
 
+/// What a normalizer may make of a text that is tokenized at once: the longest piece, in which every space becomes three bytes.
+const MAX_NORMALIZED_BYTES: usize = 32 << 20;
+
 /// Text to tokens, and what else training must know of a vocabulary.
 #[derive(Debug, Clone)]
 pub struct Tokenizer {
@@ -32,6 +35,8 @@ pub struct Tokenizer {
     appends_eos: bool,
     /// Special tokens before and after a text; `None` where they are not that simple.
     around: Option<(Vec<u32>, Vec<u32>)>,
+    /// How many times as long as a text what is tokenized of it may be.
+    growth: usize,
     vocab_size: usize,
     fingerprint: blake3::Hash,
 }
@@ -144,7 +149,7 @@ impl Tokenizer {
             path: path.clone(),
             reason: reason.to_string(),
         };
-        template::check(&bytes).map_err(|reason| TokenizerError::Invalid {
+        let growth = template::check(&bytes).map_err(|reason| TokenizerError::Invalid {
             path: path.clone(),
             reason,
         })?;
@@ -175,6 +180,7 @@ impl Tokenizer {
             pad_id,
             appends_eos: false,
             around: None,
+            growth,
             vocab_size,
             fingerprint: fingerprint(&bytes, eos_id, pad_id),
         };
@@ -241,9 +247,26 @@ impl Tokenizer {
     }
 
     fn encode_whole(&self, text: &str, with_special: bool) -> Result<Vec<u32>, TokenizerError> {
+        self.check_growth(text)?;
         let encoding = guarded(|| self.pipeline.encode_fast(text, with_special));
         let encoding = encoding.map_err(|reason| refused(text, reason))?;
         Ok(encoding.get_ids().to_vec())
+    }
+
+    /// Refuses a text that the normalizer may make too long.
+    fn check_growth(&self, text: &str) -> Result<(), TokenizerError> {
+        let bytes = text.len().saturating_mul(self.growth);
+        match bytes > MAX_NORMALIZED_BYTES && self.growth > 1 {
+            true => Err(refused(
+                text,
+                format!(
+                    "its normalizer may make {} MB of the {} bytes",
+                    bytes / 1_000_000,
+                    text.len()
+                ),
+            )),
+            false => Ok(()),
+        }
     }
 
     /// The tokens of a text that holds its special tokens already, each with the characters (from, to) that it has of it.
@@ -255,6 +278,7 @@ impl Tokenizer {
         if text.len() > limit {
             return Err(uncuttable(text, limit));
         }
+        self.check_growth(text)?;
         let encoding = guarded(|| self.pipeline.encode_char_offsets(text, false));
         let encoding = encoding.map_err(|reason| refused(text, reason))?;
         Ok((encoding.get_ids().to_vec(), encoding.get_offsets().to_vec()))
@@ -523,6 +547,31 @@ mod tests {
         assert!(tokenizer.encode("aab").is_ok());
         let error = Tokenizer::load(pattern("(a").path()).unwrap_err();
         assert!(matches!(error, TokenizerError::Invalid { .. }), "{error}");
+    }
+
+    #[test]
+    fn normalizers_that_make_a_text_much_longer_are_refused() {
+        let replace = |pattern: serde_json::Value, content: &str| json!({"type": "Replace", "pattern": pattern, "content": content});
+        let growth = |normalizer: serde_json::Value| {
+            template::check(json!({"normalizer": normalizer}).to_string().as_bytes())
+        };
+        let space = || replace(json!({"String": " "}), "\u{2581}");
+        assert_eq!(growth(json!(null)), Ok(1));
+        assert_eq!(growth(space()), Ok(3));
+        assert_eq!(growth(replace(json!({"String": "abcd"}), "")), Ok(1));
+        assert_eq!(growth(replace(json!({"Regex": "\\s+"}), " ")), Ok(2));
+        let sequence =
+            |all: Vec<serde_json::Value>| json!({"type": "Sequence", "normalizers": all});
+        let prepend = json!({"type": "Prepend", "prepend": "\u{2581}"});
+        assert_eq!(growth(sequence(vec![prepend, space()])), Ok(3));
+        let twice = || replace(json!({"String": "e"}), "ee");
+        let (long, often) = (
+            replace(json!({"String": "e"}), &"e".repeat(2000)),
+            sequence(vec![twice(); 40]),
+        );
+        for bad in [long, often.clone(), sequence(vec![often])] {
+            assert!(growth(bad).unwrap_err().contains("times as long"));
+        }
     }
 
     #[test]

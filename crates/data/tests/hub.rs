@@ -126,6 +126,38 @@ fn a_model_arrives_whole_once_and_stays_for_offline() {
     );
 }
 
+/// What a hub, or whoever answers in its place, calls a file or a commit becomes a part of a path.
+#[test]
+fn no_name_from_the_hub_leads_out_of_the_cache() {
+    let (server, home) = (HubServer::start(), tempfile::tempdir().unwrap());
+    let online = hub(&server, home.path(), &[]);
+    let file = "../../../../victim.jsonl";
+    let dataset = Repository {
+        commit: COMMIT.into(),
+        files: [(file.into(), b"{\"text\": \"x\"}\n".to_vec())].into(),
+        token: None,
+        is_gated: false,
+    };
+    server.put("datasets/owner/data", dataset);
+    let source = Source::resolve(&DatasetOptions::new("owner/data"), &online, &mut ());
+    let error = source.map(drop).unwrap_err();
+    assert!(error.to_string().contains("victim.jsonl"), "{error}");
+
+    let mut is_elsewhere = model();
+    is_elsewhere.commit = "../../../../elsewhere".into();
+    server.put("models/owner/model", is_elsewhere);
+    let error = fetch(&online).unwrap_err();
+    assert!(error.to_string().contains("no commit"), "{error}");
+
+    server.put("models/owner/model", model());
+    fetch(&online).unwrap();
+    let reference = home.path().join("hub/models--owner--model/refs/main");
+    fs::write(reference, "../../models--owner--model/snapshots").unwrap();
+    let error = fetch(&online.offline()).unwrap_err();
+    assert!(matches!(error, HubError::NotCached { .. }), "{error}");
+    assert_eq!(files_in(home.path()), ["hub"]);
+}
+
 #[test]
 fn offline_says_what_is_not_cached() {
     let (server, home) = (HubServer::start(), tempfile::tempdir().unwrap());

@@ -2,7 +2,7 @@
 
 mod whole;
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
 use std::path::Path;
 
@@ -56,9 +56,47 @@ pub fn read_small_text(path: &Path, limit: u64) -> io::Result<String> {
         .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
 }
 
+/// Opens a file that the program keeps at `path` and writes to, as `options` say. What is there already must be a file of its
+/// own: through a link another one would be changed or emptied, and a pipe could keep its writer waiting for ever.
+///
+/// # Errors
+/// A link; what is no regular file; what the system says.
+pub fn open_own(path: &Path, options: &OpenOptions) -> io::Result<File> {
+    match fs::symlink_metadata(path) {
+        Ok(found) if found.is_symlink() => Err(io::Error::other("it is a link to another file")),
+        Ok(found) if !found.is_file() => Err(io::Error::other("it is not a regular file")),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => options.open(path),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_a_file_of_ones_own_is_opened_to_write() {
+        let folder = tempfile::tempdir().unwrap();
+        let [mine, link, pipe] = ["mine", "link", "pipe"].map(|name| folder.path().join(name));
+        let mut options = File::options();
+        options.create(true).append(true);
+        let open = |path: &Path| open_own(path, &options).map_err(|error| error.to_string());
+        std::os::unix::fs::symlink(&mine, &link).unwrap();
+        let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+        assert!(made.unwrap().success());
+        assert!(
+            open(&link).unwrap_err().contains("a link"),
+            "it leads nowhere"
+        );
+        assert!(!mine.exists());
+        open(&mine).unwrap();
+        open(&mine).unwrap();
+        assert!(open(&link).unwrap_err().contains("a link"));
+        for path in [&pipe, folder.path()] {
+            assert!(open(path).unwrap_err().contains("not a regular file"));
+        }
+        assert!(open(&mine.join("below")).is_err());
+    }
 
     #[test]
     fn only_small_regular_files_are_read() {

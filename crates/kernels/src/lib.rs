@@ -35,6 +35,7 @@ pub mod attention;
 pub mod avx512_bf16;
 pub mod cross_entropy;
 mod dispatch;
+pub mod dropout;
 pub mod element;
 pub mod embedding;
 mod exp;

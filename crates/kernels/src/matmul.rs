@@ -26,6 +26,8 @@ pub(crate) mod panels;
 mod tile;
 mod view;
 
+use std::ops::Range;
+
 use half::bf16;
 
 use crate::accumulate::Accumulate;
@@ -49,18 +51,34 @@ pub fn product(
     Problem::new(cpu, target, a, b, bias).solve();
 }
 
-/// Writes `a [m, k] . b [k, n] (+ bias [n])`, rounded once, to `out [m, n]`.
+/// A product `a [m, r] . b [r, columns]` that is added to some columns of another one; its depth `r` is small beside that one's.
+#[derive(Debug, Clone)]
+pub struct LowRank<'a> {
+    /// Of as many rows as the result.
+    pub a: MatrixView<'a>,
+    /// Of as many columns as it is added to.
+    pub b: MatrixView<'a>,
+    /// What it is added to.
+    pub columns: Range<usize>,
+}
+
+/// Writes `a [m, k] . b [k, n] (+ bias [n]) + plus`, rounded once, to `out [m, n]`.
+///
+/// What `plus` adds costs its share of the arithmetic and no other pass over the result: it makes the sums a little longer. Its
+/// columns are in ascending order, and apart.
 ///
 /// # Panics
-/// When sizes do not fit, or `k` is 0.
+/// When sizes do not fit, or a depth is 0.
 pub fn rounded_product(
     cpu: Avx512Bf16,
     out: MatrixMut<'_, bf16>,
     a: MatrixView<'_>,
     b: MatrixView<'_>,
     bias: Option<&[f32]>,
+    plus: &[LowRank<'_>],
 ) {
-    Problem::new(cpu, Target::rounded(out), a, b, bias).solve();
+    let problem = Problem::new(cpu, Target::rounded(out), a, b, bias);
+    problem.plus(plus).solve();
 }
 
 #[cfg(test)]
@@ -149,7 +167,7 @@ mod tests {
                 let bias = normal(n, 3);
                 let mut out = vec![bf16::NAN; m * n];
                 let target = MatrixMut::new(&mut out, m, n, n);
-                rounded_product(cpu, target, a.view(), b.view(), Some(&bias));
+                rounded_product(cpu, target, a.view(), b.view(), Some(&bias), &[]);
                 let biases = wide(&bias).into_iter().cycle();
                 let with_bias: Vec<f64> = exact.iter().zip(biases).map(|(x, b)| x + b).collect();
                 assert_close(&format!("{label}, bf16"), &out, &with_bias, 6e-3);
@@ -182,6 +200,80 @@ mod tests {
         }
     }
 
+    /// Odd depths and even ones, one pass and several, columns with nothing added before, between and after them, in all layouts.
+    #[test]
+    fn low_rank_products_are_added_before_the_sum_is_rounded() {
+        let Some(cpu) = Avx512Bf16::detect() else {
+            return;
+        };
+        for (m, k, n, r) in [
+            (1, 1, 4, 1),
+            (13, 7, 33, 3),
+            (28, 64, 64, 16),
+            (129, 1300, 47, 5),
+            (300, 33, 2300, 48),
+            (15, 2600, 70, 32),
+        ] {
+            for layout in 0..4 {
+                let (first, second) = (layout & 1 == 1, layout & 2 == 2);
+                let a = Stored::new(m, k, first, 1);
+                let b = Stored::new(k, n, second, 2);
+                let bias = normal(n, 3);
+                let biases = wide(&bias).into_iter().cycle();
+                let exact = exact_product(&a, &b).into_iter().zip(biases);
+                let mut exact: Vec<f64> = exact.map(|(x, b)| x + b).collect();
+                let ranges = [0..n / 4, n / 4..n / 2, n / 2 + 1..n - 1];
+                let stored = ranges.map(|columns| {
+                    let low_a = Stored::new(m, r, second, 4 + columns.start as u64);
+                    let low_b = Stored::new(r, columns.len(), first, 5 + columns.start as u64);
+                    (low_a, low_b, columns)
+                });
+                let mut plus = Vec::new();
+                for (low_a, low_b, columns) in stored.iter().filter(|it| !it.2.is_empty()) {
+                    let added = exact_product(low_a, low_b);
+                    let rows = exact.chunks_exact_mut(n);
+                    for (row, added) in rows.zip(added.chunks_exact(columns.len())) {
+                        for (sum, x) in row[columns.clone()].iter_mut().zip(added) {
+                            *sum += x;
+                        }
+                    }
+                    plus.push(LowRank {
+                        a: low_a.view(),
+                        b: low_b.view(),
+                        columns: columns.clone(),
+                    });
+                }
+                let mut out = vec![bf16::NAN; m * n];
+                let target = MatrixMut::new(&mut out, m, n, n);
+                rounded_product(cpu, target, a.view(), b.view(), Some(&bias), &plus);
+                let label = format!("[{m}, {k}] . [{k}, {n}] and {r}, layout {layout}");
+                // Rounded once: half a unit in the last place of bf16.
+                assert_close(&label, &out, &exact, 4e-3);
+            }
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "into columns 1..3 of (2, 3), from 2 on")]
+    fn columns_that_overlap_are_noticed() {
+        let data = [bf16::ONE; 6];
+        let a = MatrixView::new(&data, 2, 2, 2, 1);
+        let b = MatrixView::new(&data, 2, 3, 3, 1);
+        let low = |columns: Range<usize>| LowRank {
+            a,
+            b: MatrixView::new(&data, 2, columns.len(), 3, 1),
+            columns,
+        };
+        let mut out = [bf16::ZERO; 6];
+        match Avx512Bf16::detect() {
+            Some(cpu) => {
+                let out = MatrixMut::new(&mut out, 2, 3, 3);
+                rounded_product(cpu, out, a, b, None, &[low(0..2), low(1..3)]);
+            }
+            None => panic!("into columns 1..3 of (2, 3), from 2 on cannot be asked for here"),
+        }
+    }
+
     /// Two passes over the reduced dimension, and blocks in every other.
     #[test]
     fn nan_and_infinity_stay_in_their_row() {
@@ -198,7 +290,7 @@ mod tests {
             MatrixView::new(&a, m, k, k, 1),
             MatrixView::new(&b, k, n, n, 1),
         );
-        rounded_product(cpu, MatrixMut::new(&mut out, m, n, n), a, b, None);
+        rounded_product(cpu, MatrixMut::new(&mut out, m, n, n), a, b, None, &[]);
         assert!(out[..n].iter().all(|x| x.to_f32() == 2000.0));
         assert!(out[n..2 * n].iter().all(|x| x.is_nan()));
         assert!(out[2 * n..].iter().all(|x| *x == bf16::INFINITY));

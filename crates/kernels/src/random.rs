@@ -25,13 +25,35 @@ pub fn fill_normal(out: &mut [f32], seed: u64, name: &str, start: u64, std: f32)
 
 /// Fills `out` with elements `start..start + out.len()` of the numbers between 0 (excluded) and 1 that belong to `(seed, name)`.
 pub fn fill_uniform(out: &mut [f32], seed: u64, name: &str, start: u64) {
-    let key = key(seed, name);
+    let random = Uniform::new(seed, name);
     for (index, value) in (start..).zip(out) {
-        *value = uniform(mix(key ^ mix(index)) as u32);
+        *value = random.at(index);
+    }
+}
+
+/// The numbers between 0 (excluded) and 1 that belong to a seed and a name.
+#[derive(Debug, Clone, Copy)]
+pub struct Uniform {
+    key: u64,
+}
+
+impl Uniform {
+    /// Those of `(seed, name)`.
+    pub fn new(seed: u64, name: &str) -> Self {
+        Self {
+            key: key(seed, name),
+        }
+    }
+
+    /// Element `index` of them.
+    #[inline(always)]
+    pub fn at(&self, index: u64) -> f32 {
+        uniform(mix(self.key ^ mix(index)) as u32)
     }
 }
 
 /// One number between 0 (excluded) and 1.
+#[inline(always)]
 fn uniform(bits: u32) -> f32 {
     ((bits >> 8) as f32 + 1.0) * (1.0 / 16_777_216.0)
 }
@@ -57,6 +79,7 @@ fn key(seed: u64, name: &str) -> u64 {
 }
 
 /// The finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014).
+#[inline(always)]
 fn mix(value: u64) -> u64 {
     let mut z = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

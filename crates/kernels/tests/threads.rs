@@ -173,7 +173,7 @@ fn optimizer<T: Element>(results: &mut Results) {
 fn products() -> Results {
     use tandem_kernels::attention::{self, Gradients, Heads, Inputs, Saved, Spec};
     use tandem_kernels::avx512_bf16::Avx512Bf16;
-    use tandem_kernels::matmul::{MatrixMut, MatrixView, product, rounded_product};
+    use tandem_kernels::matmul::{LowRank, MatrixMut, MatrixView, product, rounded_product};
 
     let mut results = Results::default();
     let Some(cpu) = Avx512Bf16::detect() else {
@@ -190,7 +190,13 @@ fn products() -> Results {
     results.keep("product", &sums);
     let mut rounded = zeros::<bf16>(m * n);
     let out = MatrixMut::new(&mut rounded, m, n, n);
-    rounded_product(cpu, out, a, b, Some(&bias));
+    let (low_a, low_b) = (numbers::<bf16>(m * 6, 26), numbers::<bf16>(200 * 6, 27));
+    let plus = LowRank {
+        a: MatrixView::new(&low_a, m, 6, 6, 1),
+        b: MatrixView::new(&low_b, 6, 200, 200, 1),
+        columns: 50..250,
+    };
+    rounded_product(cpu, out, a, b, Some(&bias), &[plus]);
     results.keep("rounded product", &rounded);
 
     let (size, kv_size) = ([2, 130, 6, 33], [2, 130, 2, 33]);

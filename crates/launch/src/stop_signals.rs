@@ -3,7 +3,7 @@
 //! Under the local controller, signals reach the controller and workers get the command `stop`. Under torchrun, Slurm
 //! or Kubernetes the signal reaches the worker itself, and [`StopFlag::set_by_signals`] makes it mean the same.
 
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -54,6 +54,15 @@ impl StopFlag {
         }
         Ok(())
     }
+}
+
+/// From now on a write beyond the limit on the size of files (`ulimit -f`) is an error of that write, which names the file, and
+/// not the end of the process.
+///
+/// # Errors
+/// What the system said when the handler could not be installed.
+pub fn too_large_a_file_is_an_error() -> io::Result<()> {
+    signal_hook::flag::register(SIGXFSZ, Arc::default()).map(|_| ())
 }
 
 /// Asks this process to stop, as SIGTERM from outside does.

@@ -213,6 +213,18 @@ impl AdapterDims {
         }
     }
 
+    /// Adapters at each place where matrices have one input, in the order in which a layer computes them: q|k|v, what returns from
+    /// the attention, gate|up, what returns from the MLP.
+    pub fn adapters(&self) -> [usize; 4] {
+        let count = |group: &Option<GroupDims>| group.as_ref().map_or(0, |it| it.paths.len());
+        self.groups.each_ref().map(count)
+    }
+
+    /// The rank.
+    pub fn rank(&self) -> usize {
+        self.rank
+    }
+
     /// Whether no matrix of the layer has an adapter.
     pub fn is_empty(&self) -> bool {
         self.groups.iter().all(Option::is_none)

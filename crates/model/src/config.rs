@@ -112,7 +112,7 @@ pub enum ConfigError {
     },
     /// A family that is not built in.
     #[error(
-        "architecture {found:?} is not supported; supported are {supported}, also as the text part of a larger model"
+        "config.json: architectures: {found:?} is not supported; supported are {supported}, also as the text part of a larger model"
     )]
     Architecture {
         /// What the file says.

@@ -3,6 +3,9 @@
 //! The output of an adapted matrix is `W x + b + s B (A x)`, where `A` is `[r, in]` and `B` is `[out, r]`; `W` and `b` stay as they
 //! are.
 
+use std::fmt;
+
+use regex::Regex;
 use serde_json::{Map, Value, json};
 
 /// Which modules have an adapter.
@@ -12,6 +15,93 @@ pub enum LoraTargets {
     AllLinear,
     /// Those whose path is one of these or ends with a dot and one of these.
     Named(Vec<String>),
+    /// Those whose whole path is matched.
+    Matching(PathPattern),
+}
+
+/// A regular expression for the whole path of a module, as `re.fullmatch` takes it.
+#[derive(Debug, Clone)]
+pub struct PathPattern {
+    text: String,
+    whole: Regex,
+}
+
+impl PathPattern {
+    /// # Errors
+    /// The text is no expression, or one that takes more than matching from left to right: look-around and back-references.
+    fn new(text: &str) -> Result<Self, LoraError> {
+        let refused = |error: regex::Error| LoraError::Pattern {
+            text: shortened(text),
+            // The last line says what is wrong, those before where.
+            problem: error
+                .to_string()
+                .lines()
+                .last()
+                .unwrap_or_default()
+                .trim()
+                .to_owned(),
+        };
+        // By itself first: what is not balanced must not close the group around it.
+        Regex::new(text).map_err(refused)?;
+        Ok(Self {
+            text: text.to_owned(),
+            whole: Regex::new(&format!(r"\A(?:{text})\z")).map_err(refused)?,
+        })
+    }
+
+    /// As it was given.
+    fn text(&self) -> &str {
+        &self.text
+    }
+}
+
+impl PartialEq for PathPattern {
+    fn eq(&self, other: &Self) -> bool {
+        self.text == other.text
+    }
+}
+
+impl Eq for PathPattern {}
+
+impl LoraTargets {
+    /// From one text, as flags have it: `all-linear`, names with commas between them, or, where there is anything in it that no name
+    /// has, a regular expression.
+    ///
+    /// # Errors
+    /// An empty name, or what is no expression.
+    pub fn from_text(text: &str) -> Result<Self, LoraError> {
+        let is_of_names = |c: char| c.is_ascii_alphanumeric() || "_-., ".contains(c);
+        if is_all_linear(text) {
+            return Ok(Self::AllLinear);
+        }
+        if !text.chars().all(is_of_names) {
+            return Ok(Self::Matching(PathPattern::new(text)?));
+        }
+        let names = text.split(',').map(|name| name.trim().to_owned());
+        let names: Vec<String> = names.collect();
+        match names.iter().any(String::is_empty) {
+            true => Err(LoraError::EmptyName),
+            false => Ok(Self::Named(names)),
+        }
+    }
+}
+
+impl fmt::Display for LoraTargets {
+    /// As [`Self::from_text`] reads it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::AllLinear => f.write_str(ALL_LINEAR),
+            Self::Named(names) => f.write_str(&names.join(",")),
+            Self::Matching(pattern) => f.write_str(pattern.text()),
+        }
+    }
+}
+
+/// What stands for every matrix but the head, in any case.
+const ALL_LINEAR: &str = "all-linear";
+
+fn is_all_linear(text: &str) -> bool {
+    text.eq_ignore_ascii_case(ALL_LINEAR)
 }
 
 /// How a model is adapted.
@@ -29,7 +119,7 @@ pub struct LoraConfig {
     pub targets: LoraTargets,
 }
 
-/// Why an adapter cannot be used.
+/// Why adapters cannot be had.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum LoraError {
     /// A key that must be there is not, or has a value that is not supported.
@@ -52,10 +142,37 @@ pub enum LoraError {
         /// The names of a layer's matrices.
         modules: String,
     },
+    /// A name of no letters.
+    #[error(
+        "there is an empty name among the matrices; they are named like q_proj,v_proj, or all-linear"
+    )]
+    EmptyName,
+    /// What is no regular expression, or too much of one.
+    #[error(
+        "{text:?} is no regular expression that can be matched here: {problem}; a name has letters, digits, dots, _ and - only, and \
+         an expression is for a whole path, such as model.layers.0.self_attn.q_proj"
+    )]
+    Pattern {
+        /// What was asked for.
+        text: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// An expression that no matrix has.
+    #[error(
+        "no matrix of the model has a path that is {text} as a whole; {example} is one, and all-linear means all of them"
+    )]
+    Unmatched {
+        /// What was asked for.
+        text: String,
+        /// The path of a matrix.
+        example: String,
+    },
     /// A matrix of a mixture.
     #[error(
-        "{path} belongs to a mixture of experts, which can have no adapters yet; name the matrices of the attention alone: \
-         --lora_target_modules q_proj,k_proj,v_proj,o_proj"
+        "{path} belongs to a mixture of experts, whose matrices and router can have no adapters here (PEFT gives experts those of a \
+         3D parameter, also for all-linear); name the matrices of the attention alone: --lora_target_modules \
+         q_proj,k_proj,v_proj,o_proj"
     )]
     Experts {
         /// The path of the matrix.
@@ -75,13 +192,24 @@ impl LoraConfig {
         match &self.targets {
             LoraTargets::AllLinear => path != "lm_head",
             LoraTargets::Named(names) => names.iter().any(|name| is_named(path, name)),
+            LoraTargets::Matching(pattern) => pattern.whole.is_match(path),
         }
     }
 
-    /// Refuses names that none of `paths`, the matrices of all layers, has.
+    /// Refuses names that none of `paths`, the matrices of all layers, has, and an expression that is none of them.
     pub(crate) fn check_names(&self, paths: &[&str]) -> Result<(), LoraError> {
-        let LoraTargets::Named(names) = &self.targets else {
-            return Ok(());
+        let names = match &self.targets {
+            LoraTargets::AllLinear => return Ok(()),
+            LoraTargets::Matching(pattern) => {
+                return match paths.iter().any(|path| self.adapts(path)) {
+                    true => Ok(()),
+                    false => Err(LoraError::Unmatched {
+                        text: shortened(pattern.text()),
+                        example: paths.first().copied().unwrap_or_default().to_owned(),
+                    }),
+                };
+            }
+            LoraTargets::Named(names) => names,
         };
         for name in names {
             if paths.iter().any(|path| is_named(path, name)) {
@@ -143,8 +271,9 @@ impl LoraConfig {
     /// PEFT's `adapter_config.json`.
     pub fn to_peft(&self, base_model: Option<&str>) -> Value {
         let targets = match &self.targets {
-            LoraTargets::AllLinear => json!("all-linear"),
+            LoraTargets::AllLinear => json!(ALL_LINEAR),
             LoraTargets::Named(names) => json!(names),
+            LoraTargets::Matching(pattern) => json!(pattern.text()),
         };
         json!({
             "base_model_name_or_path": base_model,
@@ -176,11 +305,13 @@ fn is_named(path: &str, name: &str) -> bool {
 
 fn targets(value: &Value) -> Result<LoraTargets, LoraError> {
     let refused = || {
-        let expected = "it must be a list of names, or \"all-linear\"";
+        let expected = "it must be a list of names, a regular expression, or \"all-linear\"";
         wrong("target_modules", value, expected)
     };
     match value {
-        Value::String(text) if text == "all-linear" => Ok(LoraTargets::AllLinear),
+        Value::String(text) if is_all_linear(text) => Ok(LoraTargets::AllLinear),
+        // Whatever it looks like: PEFT takes a text that is no list as an expression for the whole path.
+        Value::String(text) => Ok(LoraTargets::Matching(PathPattern::new(text)?)),
         Value::Array(names) if !names.is_empty() => {
             let names = names.iter().map(|name| name.as_str().map(str::to_owned));
             let names: Option<Vec<String>> = names.collect();
@@ -216,14 +347,18 @@ fn has_no_effect(key: &str, value: &Value) -> bool {
 }
 
 fn wrong(key: &str, value: &Value, expected: &str) -> LoraError {
-    let mut value = value.to_string();
-    if value.chars().count() > 100 {
-        value = value.chars().take(100).collect::<String>() + "...";
-    }
     LoraError::Value {
         key: key.to_owned(),
-        value,
+        value: shortened(&value.to_string()),
         expected: expected.to_owned(),
+    }
+}
+
+/// No more of a text than a line of an error has room for.
+fn shortened(text: &str) -> String {
+    match text.chars().count() > 100 {
+        true => text.chars().take(100).collect::<String>() + "...",
+        false => text.to_owned(),
     }
 }
 
@@ -255,6 +390,70 @@ mod tests {
         assert!(all.adapts("model.layers.0.mlp.down_proj") && !all.adapts("lm_head"));
     }
 
+    /// The answers are those of PEFT 0.21 (`check_target_module_exists`), which matches whole paths.
+    #[test]
+    fn an_expression_is_matched_with_the_whole_path() {
+        let path = "model.layers.11.self_attn.q_proj";
+        for (pattern, is_adapted) in [
+            (r".*\.(q|v)_proj", true),
+            (r".*\.layers\.\d+\.self_attn\.q_proj$", true),
+            (r"^model\.layers\.(1[01]|2)\..*", true),
+            (r"(?i).*Q_PROJ", true),
+            (r"q_proj", false),
+            (r"q_proj|model.*", true),
+            (r"model\.layers\.1\..*", false),
+            (r".*self_attn", false),
+            (r"model.layers.11.self_attn.q_proj", true),
+        ] {
+            let json = peft(json!({"target_modules": pattern}));
+            let config = LoraConfig::from_peft(&json).unwrap();
+            assert_eq!(config.adapts(path), is_adapted, "{pattern}");
+            assert_eq!(config.to_peft(None)["target_modules"], pattern);
+        }
+        let all = LoraConfig::from_peft(&peft(json!({"target_modules": "All-Linear"}))).unwrap();
+        assert_eq!(all.targets, LoraTargets::AllLinear);
+        let paths = ["model.layers.0.self_attn.q_proj"];
+        let none = LoraConfig::from_peft(&peft(json!({"target_modules": "q_proj"}))).unwrap();
+        let error = none.check_names(&paths).unwrap_err().to_string();
+        assert!(
+            error.contains("q_proj as a whole") && error.contains(paths[0]),
+            "{error}"
+        );
+        for bad in [
+            r"(q_proj",
+            r"a)|(b",
+            r"(?!x).*",
+            r"(.)\1",
+            r"\p{Nonsense}",
+            "x{1000}{1000}{1000}",
+        ] {
+            match LoraTargets::from_text(bad) {
+                Err(LoraError::Pattern { problem, .. }) => assert!(!problem.is_empty(), "{bad}"),
+                other => panic!("{bad}: {other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_text_is_names_unless_something_in_it_is_in_no_name() {
+        let named = LoraTargets::from_text("q_proj, self_attn.v_proj").unwrap();
+        let names = ["q_proj", "self_attn.v_proj"].map(str::to_owned);
+        assert_eq!(named, LoraTargets::Named(names.to_vec()));
+        assert_eq!(
+            LoraTargets::from_text("ALL-linear"),
+            Ok(LoraTargets::AllLinear)
+        );
+        for pattern in [r".*proj", r"model\.layers\.[0-9]{1,2}\.mlp\..*"] {
+            let found = LoraTargets::from_text(pattern).unwrap();
+            assert_eq!(
+                found,
+                LoraTargets::Matching(PathPattern::new(pattern).unwrap())
+            );
+            assert_eq!(found.to_string(), pattern);
+        }
+        assert_eq!(LoraTargets::from_text("q_proj,"), Err(LoraError::EmptyName));
+    }
+
     #[test]
     fn what_changes_the_computation_is_refused_by_name() {
         for (change, key) in [
@@ -266,8 +465,12 @@ mod tests {
             (json!({"r": 0}), "r"),
             (json!({"lora_dropout": 1.0}), "lora_dropout"),
             (json!({"lora_alpha": "x"}), "lora_alpha"),
-            (json!({"target_modules": ".*_proj"}), "target_modules"),
             (json!({"target_modules": [3]}), "target_modules"),
+            (json!({"target_modules": []}), "target_modules"),
+            (
+                json!({"target_parameters": ["mlp.experts.down_proj"]}),
+                "target_parameters",
+            ),
         ] {
             match LoraConfig::from_peft(&peft(change)) {
                 Err(LoraError::Value { key: found, .. }) => assert_eq!(found, key),

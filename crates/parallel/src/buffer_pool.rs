@@ -4,7 +4,7 @@ use tandem_tensor::{Device, Kind, Tensor};
 
 /// Elements of the buffer that serves `numel`: somewhat more, so that units of nearly one size (an embedding, and an untied
 /// head with its norm) have one buffer in turns.
-pub fn capacity(numel: usize) -> usize {
+pub fn buffer_capacity(numel: usize) -> usize {
     let grain = 1 << (numel / 64).max(1).ilog2();
     (numel + numel / 256).next_multiple_of(grain)
 }
@@ -30,7 +30,7 @@ impl BufferPool {
 
     /// A buffer of `numel` elements with unspecified contents.
     pub fn take(&mut self, numel: usize, kind: Kind) -> Tensor {
-        let capacity = capacity(numel);
+        let capacity = buffer_capacity(numel);
         let fits = |t: &Tensor| t.kind() == kind && t.numel() == capacity;
         let whole = match self.free.iter().position(fits) {
             Some(position) => self.free.swap_remove(position),
@@ -72,8 +72,8 @@ mod tests {
     #[test]
     fn a_buffer_is_little_larger_than_what_it_is_for() {
         for numel in [1, 2, 100, 65_536, 65_537, 136_134_656] {
-            assert!(capacity(numel) >= numel);
-            assert!(capacity(numel) as f64 <= 1.04 * numel as f64 + 1.0);
+            assert!(buffer_capacity(numel) >= numel);
+            assert!(buffer_capacity(numel) as f64 <= 1.04 * numel as f64 + 1.0);
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use tandem_comm::{ProcessGroup, Work, all_gather_numbers};
+use tandem_comm::{CommError, ProcessGroup, Work, all_gather_numbers};
 use tandem_mesh::partition;
 use tandem_model::{ExpertPeers, TpError};
 use tandem_tensor::{Device, Tensor};
@@ -20,6 +20,14 @@ impl ExpertGroup {
     /// Of the ranks of `group`, whose tensors are on `device`.
     pub fn new(group: Arc<dyn ProcessGroup>, device: Device) -> Self {
         Self { group, device }
+    }
+
+    /// As [`ProcessGroup::check`].
+    ///
+    /// # Errors
+    /// What ended the group.
+    pub fn check(&self) -> Result<(), CommError> {
+        self.group.check()
     }
 }
 

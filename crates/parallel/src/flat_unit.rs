@@ -22,7 +22,7 @@ use std::sync::Arc;
 use tandem_comm::{ProcessGroup, ReduceOp, Work};
 use tandem_mesh::partition_aligned;
 use tandem_tensor::adamw::{self, AdamWState, AdamWStep};
-use tandem_tensor::sum_of_squares::sum_of_squares;
+use tandem_tensor::sum_of_squares::SumOfSquares;
 use tandem_tensor::{Accumulate, linear};
 use tandem_tensor::{Device, Kind, Tensor};
 
@@ -349,26 +349,23 @@ impl FlatUnit {
 
     /// Sum of the squares of the reduced gradient over the elements that this rank counts: over all ranks of the mesh,
     /// every element of the model is counted once.
-    pub fn gradient_sum_of_squares(&self) -> f64 {
+    pub fn gradient_sum_of_squares(&self) -> SumOfSquares {
+        let mut sum = SumOfSquares::default();
         if !self.setup.trains {
-            return 0.0;
+            return sum;
         }
         let dp = &self.setup.dp;
         // Where the gradient is replicated over the column, each rank counts a part all the same.
         let share = partition_aligned(self.layout.numel, dp.size(), dp.rank(), ALIGN);
-        self.layout
-            .params
-            .iter()
-            .map(|param| {
-                let counted = param.offset + param.counted.start..param.offset + param.counted.end;
-                intersect(&counted, &share)
-            })
-            .filter(|mine| !mine.is_empty())
-            .map(|mine| {
+        for param in &self.layout.params {
+            let counted = param.offset + param.counted.start..param.offset + param.counted.end;
+            let mine = intersect(&counted, &share);
+            if !mine.is_empty() {
                 let start = (mine.start - self.owned.start) as i64;
-                sum_of_squares(&self.gradient_shard.narrow(0, start, mine.len() as i64))
-            })
-            .sum()
+                sum.add(&self.gradient_shard.narrow(0, start, mine.len() as i64));
+            }
+        }
+        sum
     }
 
     /// AdamW on the owned range; then, where parameters are kept whole, starts gathering the updated ones. Parameters that `on`

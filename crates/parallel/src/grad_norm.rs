@@ -1,12 +1,14 @@
 //! The norm of the whole model's gradient, and its clip factor.
 
 use tandem_comm::{ProcessGroup, ReduceOp};
-use tandem_tensor::{Device, Kind, Tensor};
+use tandem_tensor::Device;
+use tandem_tensor::sum_of_squares::SumOfSquares;
 
 use crate::error::ParallelError;
 use crate::flat_unit::FlatUnit;
 
-/// L2 norm over all parameters, every element counted once whatever the mesh: one fp64 number summed over the world.
+/// L2 norm over all parameters, every element counted once whatever the mesh: one fp64 number summed over the world, which is all
+/// that the host reads.
 ///
 /// # Errors
 /// When a peer fails.
@@ -15,10 +17,19 @@ pub fn global_grad_norm(
     world: &dyn ProcessGroup,
     device: Device,
 ) -> Result<f64, ParallelError> {
-    let local: f64 = units.iter().map(FlatUnit::gradient_sum_of_squares).sum();
-    let total = Tensor::from_slice(&[local])
-        .to_kind(Kind::Double)
-        .to_device(device);
+    let mut own = SumOfSquares::default();
+    for unit in units {
+        own.merge(unit.gradient_sum_of_squares());
+    }
+    let total = own.into_tensor(device);
     world.all_reduce(&total, ReduceOp::Sum)?.wait()?;
-    Ok(total.get(0).double_value().sqrt())
+    let total = total.get(0).double_value();
+    world.check()?;
+    Ok(total.sqrt())
+}
+
+/// Whether what this rank counts of the gradient is finite.
+pub fn own_gradient_is_finite(units: &[FlatUnit]) -> bool {
+    let sum_of = |unit: &FlatUnit| unit.gradient_sum_of_squares().value();
+    units.iter().all(|unit| sum_of(unit).is_finite())
 }

@@ -48,14 +48,14 @@ mod weight_decay;
 mod weights;
 
 pub use autotp::{AutoTp, AutoTpError};
-pub use buffer_pool::BufferPool;
+pub use buffer_pool::{BufferPool, buffer_capacity};
 pub use checks::{check_replicas, check_same_batch};
 pub use deepspeed::DeepSpeed;
 pub use error::ParallelError;
 pub use expert_group::ExpertGroup;
 pub use flat_unit::{FlatUnit, OptimizerState, OwnedPiece, UnitSetup};
 pub use fsdp::Fsdp;
-pub use grad_norm::global_grad_norm;
+pub use grad_norm::{global_grad_norm, own_gradient_is_finite};
 pub use layout::{LocalParam, UnitLayout, layouts};
 pub use plan::{Plan, PlanError, Style};
 pub use replicas::Replica;

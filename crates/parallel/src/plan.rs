@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use tandem_model::config::Axis;
-use tandem_model::{Cut, ModelConfig, Module, ModuleKind, ModuleTree};
+use tandem_model::{Cut, ModelConfig, Module, ModuleKind, ModuleTree, WholeBlocks};
 
 /// How a module's parameters lie across a tensor parallel row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -160,6 +160,15 @@ impl Plan {
         };
         let mut inside = self.styles.iter().filter(|(path, _)| is_inside(path));
         inside.all(|(_, style)| *style == Style::Replicate)
+    }
+
+    /// The blocks of a layer that every rank of a row computes whole.
+    pub fn whole_blocks(&self, config: &ModelConfig, layer: usize) -> WholeBlocks {
+        WholeBlocks {
+            attention: self.is_whole(&format!("model.layers.{layer}.self_attn")),
+            mlp: config.experts_of(layer).is_none()
+                && self.is_whole(&format!("model.layers.{layer}.mlp")),
+        }
     }
 
     /// # Errors

@@ -2,7 +2,7 @@
 
 use tandem_tensor::Kind;
 
-use crate::buffer_pool::capacity;
+use crate::buffer_pool::buffer_capacity;
 use crate::layout::UnitLayout;
 use crate::plan::Plan;
 
@@ -26,7 +26,10 @@ impl ShardingLevel {
     ///
     /// The whole unit's size decides, not its local one: all ranks of the mesh agree.
     pub fn of_units(self, layouts: &[UnitLayout]) -> Vec<Self> {
-        let buffers: Vec<usize> = layouts.iter().map(|unit| capacity(unit.whole)).collect();
+        let buffers: Vec<usize> = layouts
+            .iter()
+            .map(|unit| buffer_capacity(unit.whole))
+            .collect();
         let is_alone = |buffer| buffers.iter().filter(|it| *it == buffer).count() == 1;
         let level = |buffer| match is_alone(buffer) {
             true => self.min(Self::Optimizer),

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 use tandem_checkpoint::{Digest, HfWeights, TrainState};
 use tandem_data::{Hub, Weights};
+use tandem_files::read_small;
 use tandem_mesh::ShardSlice;
 use tandem_model::lora::LoraConfig;
 use tandem_model::{ModelConfig, ModuleTree, ParamSpec};
@@ -18,6 +19,9 @@ use crate::weights::{Pretrained, expected};
 pub const CONFIG_FILE: &str = "adapter_config.json";
 /// As [`CONFIG_FILE`].
 pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
+
+/// The config of adapters is a page of text.
+const MAX_BYTES: u64 = 1 << 20;
 
 /// Where [`TrainState::extra`] says that a checkpoint holds adapters.
 pub const LORA: &str = "lora";
@@ -65,7 +69,7 @@ impl AdapterFolder {
         let path = folder.join(CONFIG_FILE);
         let in_file =
             |error: &dyn std::fmt::Display| Failure::other(format!("{}: {error}", path.display()));
-        let bytes = std::fs::read(&path).map_err(|error| in_file(&error))?;
+        let bytes = read_small(&path, MAX_BYTES).map_err(|error| in_file(&error))?;
         let json: Value = serde_json::from_slice(&bytes).map_err(|error| in_file(&error))?;
         let Some(json) = json.as_object() else {
             return Err(in_file(&"it is no JSON object"));

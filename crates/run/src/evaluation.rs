@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use serde_json::Value;
 use tandem_checkpoint::{ModelFile, Reader};
+use tandem_comm::Transport;
 use tandem_data::{Hub, Weights};
 use tandem_launch::client::ControlClient;
 use tandem_launch::controller::ControllerEvent;
@@ -19,7 +20,7 @@ use crate::engine::{Purpose, engine};
 use crate::environment::{EVAL_TOKEN_CACHE, Environment};
 use crate::eval_data::{EvalData, Place};
 use crate::failure::{Failure, Outcome};
-use crate::libtorch::Libtorch;
+use crate::libtorch::{self, Libtorch};
 use crate::ranks::Ranks;
 use crate::spec::{EngineSpec, EvalChoice, Network};
 use crate::start::local::{self, Supervision};
@@ -116,7 +117,10 @@ pub fn run(
     on_batch: &mut dyn FnMut(u64, u64),
 ) -> Outcome<Result<Value, i32>> {
     let num_workers = job.engine.mesh.world_size();
-    let libtorch = Libtorch::ready(job.engine.device, num_workers)?;
+    let libtorch = Libtorch::ready(
+        job.engine.device,
+        libtorch::workers(num_workers, Transport::Auto),
+    )?;
     let scratch = tempfile::tempdir().map_err(Failure::other)?;
     let config = job.config()?;
     let (data, _) = job.data(&config, scratch.path().join("token_cache"), None)?;

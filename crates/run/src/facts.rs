@@ -2,12 +2,14 @@
 
 use std::path::Path;
 
-use tandem_data::Hub;
+use tandem_data::{Hub, Weights};
+use tandem_model::ModelConfig;
 use tandem_trainer::EventSink;
 
 use crate::examples;
 use crate::failure::{Failure, Outcome};
 use crate::prepare::plan;
+use crate::progress::Shown;
 use crate::spec::RunSpec;
 
 /// A model, and what each worker needs to train it.
@@ -36,7 +38,7 @@ impl Facts {
     /// The model is not there or not one that can be trained.
     pub fn of(spec: &RunSpec, sink: &mut dyn EventSink) -> Outcome<Self> {
         let hub = Hub::from_env().map_err(Failure::other)?;
-        let planned = plan(spec, &hub, sink)?;
+        let planned = plan(spec, &hub, None, sink)?;
         let is_weights = |entry: std::fs::DirEntry| {
             let path = entry.path();
             path.extension()
@@ -53,10 +55,25 @@ impl Facts {
             hidden_size: config.hidden_size,
             parameters: planned.tree.numel(),
             max_positions: config.max_position_embeddings,
-            memory: planned.memory.total(),
+            memory: planned.memory.needed(planned.place),
             has_weights,
         })
     }
+}
+
+/// The description of a model alone, which may be fetched: a name on the hub or a folder with `config.json`; its first `num_layers`
+/// layers, where that is not 0.
+///
+/// # Errors
+/// The model is not there or not one that can be trained.
+pub fn model_config(model_name: &str, num_layers: usize) -> Outcome<ModelConfig> {
+    let hub = Hub::from_env().map_err(Failure::other)?;
+    let folder = hub
+        .model_dir(model_name, Weights::NotNeeded, &mut Shown::to(&mut ()))
+        .map_err(|error| Failure::other(format!("--model_name: {error}")))?;
+    ModelConfig::from_dir(&folder)
+        .and_then(|config| config.truncated(num_layers))
+        .map_err(Failure::other)
 }
 
 /// What the rows of the dataset of `spec` are, by their columns; nothing where the dataset is not on this machine.

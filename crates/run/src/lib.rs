@@ -18,6 +18,7 @@
 //! ```
 
 pub mod adapter;
+pub mod auto_mesh;
 pub mod engine;
 pub mod environment;
 mod eval_data;
@@ -31,6 +32,7 @@ pub mod libtorch;
 mod limits;
 pub mod log;
 mod model_files;
+pub mod place;
 mod prepare;
 pub mod preview;
 mod progress;
@@ -42,5 +44,6 @@ mod show;
 pub mod spec;
 pub mod start;
 pub mod storage;
+mod trained_model;
 pub mod weights;
 pub mod worker;

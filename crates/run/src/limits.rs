@@ -30,10 +30,8 @@ pub fn check_all(num_workers: usize) -> Outcome<()> {
 
 /// Of this worker.
 pub fn check_own(env: &WorkerEnv) -> Outcome<()> {
-    // The first rank's store has a thread for each of the others.
-    let of_store = if env.rank == 0 { env.world_size } else { 0 };
     tried(Need {
-        threads: of_worker(env.local_world_size) + of_store,
+        threads: of_worker(env.local_world_size),
         stack: None,
         descriptors: FILES_BESIDES + CONNECTIONS * env.world_size as u64,
     })

@@ -8,7 +8,8 @@ use tandem_model::ModelConfig;
 
 use crate::failure::{Failure, Outcome};
 
-const CONFIG: &str = "config.json";
+/// Its description.
+pub const CONFIG: &str = "config.json";
 
 /// What can be kept of one of them, because no more is read again.
 const MAX_BYTES: u64 = 512 << 20;

@@ -11,16 +11,20 @@ use tandem_data::{
 };
 use tandem_mesh::DeviceMesh;
 use tandem_model::{ModelConfig, ModuleTree};
-use tandem_parallel::{ShardingLevel, Strategy, TpSlices, UnitLayout, layouts};
-use tandem_trainer::{EvalSet, EventSink, MemoryEstimate, estimate_memory};
+use tandem_parallel::{Strategy, TpSlices, UnitLayout, layouts};
+use tandem_plan::{Memory, Place, Settings, Share};
+use tandem_tensor::torch::cuda;
+use tandem_trainer::{EvalSet, EventSink};
 
 use crate::adapter::{Adapter, AdapterFolder};
 use crate::environment::Environment;
-use crate::eval_data::{EvalData, Place};
+use crate::eval_data::{self, EvalData};
 use crate::examples;
 use crate::failure::{Failure, Outcome};
+use crate::place::place;
 use crate::progress::Shown;
 use crate::spec::{Compute, Identity, Init, RunSpec, Selection, Training};
+use crate::trained_model::TrainedModel;
 use crate::weights::Pretrained;
 
 /// The folder of token caches, beside those of runs.
@@ -83,7 +87,7 @@ pub struct Planned {
     pub model_dir: PathBuf,
     /// The model.
     pub config: ModelConfig,
-    /// Its first weights, unless they are random.
+    /// Its first weights, unless they are random, or the run goes on from its own.
     pub pretrained: Option<Pretrained>,
     /// Its modules.
     pub tree: ModuleTree,
@@ -92,28 +96,37 @@ pub struct Planned {
     /// How it is cut.
     pub strategy: Strategy,
     /// What each rank will need.
-    pub memory: MemoryEstimate,
-    /// The units of rank 0, for their sizes.
+    pub memory: Memory,
+    /// Where.
+    pub place: Place,
+    /// The units of tp_rank 0, for their sizes.
     pub layouts: Vec<UnitLayout>,
 }
 
-/// Fetches, reads and checks the model. `sink` sees how far the slow parts are.
-pub fn plan(spec: &RunSpec, hub: &Hub, sink: &mut dyn EventSink) -> Outcome<Planned> {
+/// Fetches, reads and checks the model. With `trained`, a checkpoint holds its weights, and no others are looked at. `sink`
+/// sees how far the slow parts are.
+pub fn plan(
+    spec: &RunSpec,
+    hub: &Hub,
+    trained: Option<&TrainedModel>,
+    sink: &mut dyn EventSink,
+) -> Outcome<Planned> {
     let RunSpec {
         identity: Identity { selection, .. },
-        compute: Compute {
-            engine, training, ..
-        },
+        compute: Compute { engine, .. },
         ..
     } = spec;
     let mesh = engine.mesh;
-    let (model_dir, mut config) = model(spec, hub, sink)?;
-    let pretrained = match training.init {
-        Init::Pretrained => Some(Pretrained::open(&model_dir, config.clone())?),
-        Init::Random => None,
+    let weights = weights_of(spec, trained);
+    let (model_dir, mut config) = model(spec, hub, weights, sink)?;
+    let pretrained = match weights {
+        Weights::Needed => Some(Pretrained::open(&model_dir, config.clone())?),
+        Weights::NotNeeded => None,
     };
     if let Some(pretrained) = &pretrained {
         config.clone_from(&pretrained.config);
+    } else if let Some(trained) = trained {
+        config.tie_word_embeddings = trained.tie_word_embeddings;
     }
     let tree = ModuleTree::new(&config);
     let strategy = engine.strategy_for(&config, &tree)?;
@@ -128,38 +141,17 @@ pub fn plan(spec: &RunSpec, hub: &Hub, sink: &mut dyn EventSink) -> Outcome<Plan
         engine.sequence_parallel,
     );
     let adapter = adapter(selection, &config)?;
-    let estimate = |layouts: &[UnitLayout], level, precision| {
-        estimate_memory(
-            &config,
-            layouts,
-            level,
-            precision,
-            (mesh, engine.expert_parallel_size),
-            (training.batch_size, selection.data.seq_length),
-            engine.recompute(),
-            engine.head_chunk_rows,
-        )
-    };
-    let precision = strategy.precision;
-    let memory = match &adapter {
-        None => estimate(&layouts, strategy.level, precision),
-        Some(adapter) => {
-            // The model has parameters alone, and its adapters the rest.
-            let frozen = estimate(&layouts, strategy.level, precision.frozen());
-            let level = strategy.level.min(ShardingLevel::Optimizer);
-            let (plan, sp) = (&strategy.plan, engine.sequence_parallel);
-            let trained =
-                tandem_parallel::layouts(&config, &adapter.tree, plan, &slices, (0, 0), sp);
-            let trained = estimate(&trained, level, precision);
-            MemoryEstimate {
-                parameters: frozen.parameters.saturating_add(trained.parameters),
-                gradients: trained.gradients,
-                optimizer: trained.optimizer,
-                saving: trained.saving,
-                ..frozen
-            }
-        }
-    };
+    let adapters = adapter.as_ref().map(|it| (&it.lora, &it.tree));
+    let share = Share::new(
+        &config,
+        &strategy.plan,
+        mesh.tp_size(),
+        engine.sequence_parallel,
+        adapters,
+    );
+    let share = share.map_err(|e| Failure::usage(e.to_string()))?;
+    let place = place(engine.device);
+    let memory = Memory::of(&share, &settings(spec, &strategy), place);
     Ok(Planned {
         model_dir,
         config,
@@ -168,12 +160,40 @@ pub fn plan(spec: &RunSpec, hub: &Hub, sink: &mut dyn EventSink) -> Outcome<Plan
         adapter,
         strategy,
         memory,
+        place,
         layouts,
     })
 }
 
+/// How the run computes a step, as the model of its cost takes it.
+pub fn settings(spec: &RunSpec, strategy: &Strategy) -> Settings {
+    let Compute {
+        engine, training, ..
+    } = &spec.compute;
+    Settings {
+        mesh: engine.mesh,
+        level: strategy.level,
+        precision: strategy.precision,
+        reshard_after_forward: strategy.reshard_after_forward,
+        sequence_parallel: engine.sequence_parallel,
+        recompute: engine.recompute(),
+        seq_length: spec.identity.selection.data.seq_length,
+        batch_size: training.batch_size,
+        micro_batches: training.gradient_accumulation_steps,
+        head_chunk_rows: engine.head_chunk_rows,
+    }
+}
+
+/// Whether the weights that a run begins with are wanted.
+pub fn weights_of(spec: &RunSpec, trained: Option<&TrainedModel>) -> Weights {
+    match (spec.compute.training.init, trained) {
+        (Init::Pretrained, None) => Weights::Needed,
+        (Init::Pretrained, Some(_)) | (Init::Random, _) => Weights::NotNeeded,
+    }
+}
+
 /// What is trained in the place of the model, if anything.
-fn adapter(selection: &Selection, config: &ModelConfig) -> Outcome<Option<Adapter>> {
+pub fn adapter(selection: &Selection, config: &ModelConfig) -> Outcome<Option<Adapter>> {
     let flags = &selection.lora;
     let open = |folder: &PathBuf| {
         AdapterFolder::open(folder).map_err(|failure| of_flag("adapter", failure.message))
@@ -208,9 +228,10 @@ pub fn prepare(
     } = spec;
     let mesh = engine.mesh;
     let hub = Hub::from_env().map_err(Failure::other)?;
-    let model = plan(spec, &hub, sink)?;
+    let trained = TrainedModel::of(spec, environment)?;
+    let model = plan(spec, &hub, trained.as_ref(), sink)?;
     if let Some(count) = local_workers {
-        check_memory(&model.memory, count)?;
+        check_memory(&model, count)?;
     }
     let (caches, mut left_out) = token_caches(spec, environment, &model, &hub, sink)?;
     let token_caches = caches.iter().map(|cache| cache.path().to_owned()).collect();
@@ -242,15 +263,16 @@ pub fn prepare(
 }
 
 /// The model's folder, and what of it is trained.
-fn model(spec: &RunSpec, hub: &Hub, sink: &mut dyn EventSink) -> Outcome<(PathBuf, ModelConfig)> {
+fn model(
+    spec: &RunSpec,
+    hub: &Hub,
+    weights: Weights,
+    sink: &mut dyn EventSink,
+) -> Outcome<(PathBuf, ModelConfig)> {
     let Identity {
         model_name,
         selection,
     } = &spec.identity;
-    let weights = match spec.compute.training.init {
-        Init::Pretrained => Weights::Needed,
-        Init::Random => Weights::NotNeeded,
-    };
     let model_dir = hub
         .model_dir(model_name, weights, &mut Shown::to(sink))
         .map_err(|error| of_flag("model_name", error))?;
@@ -278,18 +300,28 @@ fn of_flag(flag: &str, error: impl std::fmt::Display) -> Failure {
     Failure::other(format!("--{flag}: {error}"))
 }
 
-/// Refuses a run that the memory of this host, or a limit on it, cannot hold with `local_workers` of its workers.
-pub fn check_memory(memory: &MemoryEstimate, local_workers: usize) -> Outcome<()> {
-    let each = memory.total();
-    let all = each.saturating_mul(local_workers as u64);
+/// Refuses a run that the memory of this host or of its GPUs, or a limit on it, cannot hold with `local_workers` of its workers.
+pub fn check_memory(model: &Planned, local_workers: usize) -> Outcome<()> {
+    let Planned { memory, place, .. } = model;
+    let of_host = match place {
+        Place::Cpu => memory.needed(Place::Cpu),
+        // What computes is on the GPU; what is saved is copied from there.
+        Place::Cuda => memory.saving,
+    };
+    let all = of_host.saturating_mul(local_workers as u64);
+    let gpu = match place {
+        Place::Cpu => None,
+        Place::Cuda => cuda::memory(0).map(|(free, _)| free),
+    };
     let limits = [
+        (memory.total(), gpu, "of each GPU are free"),
         (
             all,
             tandem_tensor::memory::available_bytes(),
             "are available here",
         ),
         (
-            each,
+            of_host,
             tandem_tensor::memory::address_space_left(),
             "are left to each by the limit of address space (ulimit -v)",
         ),
@@ -302,9 +334,9 @@ pub fn check_memory(memory: &MemoryEstimate, local_workers: usize) -> Outcome<()
         return Err(Failure::other(format!(
             "not enough memory: {local_workers} workers of about {:.2} GB each need {:.2} GB, and {:.2} GB {what};\n  \
              use a larger --dp_size with train_fsdp, a larger --tp_size, --activation_checkpointing, a smaller --batch_size or\n  \
-             --seq_length, or --num_layers",
-            gb(each),
-            gb(all),
+             --seq_length, or --num_layers; `tandem plan` shows what fits",
+            gb(memory.needed(*place)),
+            gb(needed),
             gb(available),
         )));
     }
@@ -368,7 +400,7 @@ fn evaluation(
     }
     let flag = own.flag();
     let cache_dir = spec.output.local_folder().join(TOKEN_CACHES);
-    let place = Place {
+    let place = eval_data::Place {
         model_dir: &model.model_dir,
         config: &model.config,
         cache_dir: &cache_dir,

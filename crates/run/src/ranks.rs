@@ -13,7 +13,7 @@ use tandem_tensor::{Device, DeviceChoice, memory};
 use tandem_trainer::ExpertRanks;
 
 use crate::failure::{Failure, Outcome};
-use crate::libtorch::Libtorch;
+use crate::libtorch::{Libtorch, workers};
 use crate::spec::{EngineSpec, Network};
 
 /// A rank's connections.
@@ -46,10 +46,11 @@ impl Ranks {
             )));
         }
         // A worker looks at its own device only.
-        let libtorch = Libtorch::ready(DeviceChoice::Auto, env.local_world_size)?;
+        let workers = workers(env.local_world_size, network.transport);
+        let libtorch = Libtorch::ready(DeviceChoice::Auto, workers)?;
         let device = spec
             .device
-            .select(env.local_rank)
+            .select(env.local_rank, workers)
             .map_err(|error| Failure::usage(error.to_string()))?;
         limit_threads(env.local_world_size);
         memory::keep_freed();

@@ -449,7 +449,7 @@ pub struct Network {
     pub network_interface: Option<String>,
     /// A file with the run's secret, the same for all ranks; otherwise their launcher gives it.
     pub rendezvous_secret_file: Option<PathBuf>,
-    /// How groups on CPUs move data.
+    /// How groups move data.
     #[serde(serialize_with = "names::transport")]
     pub transport: Transport,
 }

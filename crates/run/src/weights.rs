@@ -47,7 +47,7 @@ impl Pretrained {
             .fit_names(&tensors, (TABLE, HEAD))
             .map_err(Failure::other)?;
         notes.extend(fit);
-        if let Some(how) = quantised::how(&weights, folder) {
+        if let Some(how) = quantised::how(&weights) {
             return Err(Failure::other(format!(
                 "the weights in {} are quantised ({how}), convert it first: train the model that it was made from, or load \
                  it with transformers, dequantize() it and save it",

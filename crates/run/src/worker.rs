@@ -98,7 +98,7 @@ struct Start {
 
 impl Worker<'_> {
     fn train(&self, reporter: &mut Reporter<'_>) -> Outcome<Ended> {
-        check_memory(&self.prepared.model.memory, self.env.local_world_size)?;
+        check_memory(&self.prepared.model, self.env.local_world_size)?;
         reporter.event(TrainEvent::Phase("loading".to_owned()));
         let seed = self.spec.identity.selection.seed;
         let adapter = self.prepared.model.adapter.as_ref();
@@ -415,7 +415,12 @@ impl Worker<'_> {
             }),
             Init::Pretrained => match &prepared.model.pretrained {
                 Some(weights) => engine.load(weights),
-                None => unreachable!("pretrained weights are opened before anything else"),
+                // There was a checkpoint when this process began, so they were not opened.
+                None => {
+                    return Err(Failure::other(
+                        "the run's checkpoints were removed while it was starting: start it again",
+                    ));
+                }
             },
         }
         .map_err(Failure::train)

@@ -322,7 +322,9 @@ fn optimizer(bench: &Bench) {
         "sum of squares",
         size(&gradient),
         || {
-            black_box(tandem_tensor::sum_of_squares::sum_of_squares(&gradient));
+            let mut sum = tandem_tensor::sum_of_squares::SumOfSquares::default();
+            sum.add(&gradient);
+            black_box(sum.value());
         },
         || drop(gradient.square().sum(Kind::Float)),
     );

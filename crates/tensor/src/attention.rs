@@ -2,7 +2,7 @@
 //! 2305.13245): through libtorch's fused kernels, or this project's own where those are faster.
 
 pub use documents::Documents;
-use tandem_torch::{Tensor, attention as libtorch};
+use tandem_torch::{Kind, Tensor, attention as libtorch};
 
 /// What a query may see besides being causal.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -47,6 +47,19 @@ pub fn forward(
     match documents {
         Some(documents) => each_document::forward(q, k, v, spec, documents),
         None => whole_rows(q, k, v, spec),
+    }
+}
+
+/// Whether a soft cap on scores of this kind is a part of a kernel of the CPU's. Elsewhere all scores exist at once, in fp32.
+pub fn bends_in_kernel(kind: Kind) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        kind == Kind::BFloat16 && crate::matmul::instructions().is_some()
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        let _elsewhere = kind;
+        false
     }
 }
 
@@ -145,7 +158,7 @@ mod reference;
 mod tests {
     use super::*;
     use crate::cpu::testing::{assert_close, dot, norm, numeric_gradient, randn};
-    use tandem_torch::{Device, Kind};
+    use tandem_torch::Device;
 
     /// Rows of documents of these lengths, again and again; every row begins with another one.
     fn documents(batch: i64, seq: i64, lengths: &[u32]) -> Documents {

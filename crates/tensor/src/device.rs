@@ -29,11 +29,12 @@ pub enum DeviceError {
     NoCudaDevice,
     /// More ranks on this host than devices.
     #[error(
-        "local rank {local_rank} needs CUDA device {local_rank}, but this host shows {devices}; start at most {devices} workers here"
+        "{workers} workers need as many CUDA devices, but this host shows {devices}; start at most {devices} here, or let them share \
+         devices with --transport staged"
     )]
     TooFewDevices {
-        /// The rank on this host.
-        local_rank: usize,
+        /// Ranks on this host.
+        workers: usize,
         /// Visible devices.
         devices: usize,
     },
@@ -52,16 +53,47 @@ impl FromStr for DeviceChoice {
     }
 }
 
+/// The ranks of a host among which its devices are divided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Workers {
+    /// Ranks on this host.
+    pub count: usize,
+    /// Several of them may use one device: how they communicate does not need one each.
+    pub may_share: bool,
+}
+
 impl DeviceChoice {
-    /// The device of the rank `local_rank` of this host.
+    /// The device of the rank `local_rank` among those of this host. All of them get the same kind.
     ///
     /// # Errors
     /// [`DeviceError`] when CUDA is asked for and cannot be had; `Auto` never fails.
-    pub fn select(self, local_rank: usize) -> Result<Device, DeviceError> {
-        match self {
-            Self::Cpu => Ok(Device::Cpu),
-            Self::Cuda => cuda_device(local_rank),
-            Self::Auto => Ok(cuda_device(local_rank).unwrap_or(Device::Cpu)),
+    pub fn select(self, local_rank: usize, workers: Workers) -> Result<Device, DeviceError> {
+        if self == Self::Cpu {
+            return Ok(Device::Cpu);
+        }
+        self.among(cuda_devices(), local_rank, workers)
+    }
+
+    fn among(
+        self,
+        devices: Result<usize, DeviceError>,
+        local_rank: usize,
+        workers: Workers,
+    ) -> Result<Device, DeviceError> {
+        let own = match devices {
+            Err(error) => Err(error),
+            Ok(0) => Err(DeviceError::NoCudaDevice),
+            Ok(devices) if workers.count > devices && !workers.may_share => {
+                Err(DeviceError::TooFewDevices {
+                    workers: workers.count,
+                    devices,
+                })
+            }
+            Ok(devices) => Ok(Device::Cuda(local_rank % devices)),
+        };
+        match (self, own) {
+            (Self::Cpu, _) | (Self::Auto, Err(_)) => Ok(Device::Cpu),
+            (_, own) => own,
         }
     }
 }
@@ -93,16 +125,10 @@ pub fn name(device: Device) -> Option<String> {
     }
 }
 
-fn cuda_device(local_rank: usize) -> Result<Device, DeviceError> {
+/// CUDA devices that this process sees.
+fn cuda_devices() -> Result<usize, DeviceError> {
     let torch = tandem_torch::open(&Surroundings::read())?;
-    match tandem_torch::cuda::device_count(torch)? {
-        0 => Err(DeviceError::NoCudaDevice),
-        devices if local_rank < devices => Ok(Device::Cuda(local_rank)),
-        devices => Err(DeviceError::TooFewDevices {
-            local_rank,
-            devices,
-        }),
-    }
+    Ok(tandem_torch::cuda::device_count(torch)?)
 }
 
 #[cfg(test)]
@@ -111,8 +137,12 @@ mod tests {
 
     #[test]
     fn auto_always_finds_a_device_and_cuda_says_what_is_missing() {
-        let device = DeviceChoice::Auto.select(0).unwrap();
-        match DeviceChoice::Cuda.select(0) {
+        let alone = Workers {
+            count: 1,
+            may_share: false,
+        };
+        let device = DeviceChoice::Auto.select(0, alone).unwrap();
+        match DeviceChoice::Cuda.select(0, alone) {
             Ok(cuda) => assert_eq!(device, cuda),
             Err(error) => {
                 assert_eq!(device, Device::Cpu);
@@ -120,5 +150,37 @@ mod tests {
             }
         }
         assert!("gpu".parse::<DeviceChoice>().is_err());
+    }
+
+    /// The devices of every local rank on a host that shows `devices`.
+    fn placed(
+        choice: DeviceChoice,
+        devices: usize,
+        count: usize,
+        may_share: bool,
+    ) -> Result<Vec<Device>, DeviceError> {
+        let workers = Workers { count, may_share };
+        (0..count)
+            .map(|rank| choice.among(Ok(devices), rank, workers))
+            .collect()
+    }
+
+    #[test]
+    fn every_rank_has_a_device_of_its_own_unless_they_may_share() {
+        use Device::{Cpu, Cuda};
+        use DeviceChoice as Choice;
+        let own = placed(Choice::Cuda, 4, 2, false);
+        assert_eq!(own, Ok(vec![Cuda(0), Cuda(1)]));
+        let shared = placed(Choice::Cuda, 2, 4, true);
+        assert_eq!(shared, Ok(vec![Cuda(0), Cuda(1), Cuda(0), Cuda(1)]));
+        let error = placed(Choice::Cuda, 1, 2, false).unwrap_err();
+        assert!(error.to_string().contains("--transport staged"), "{error}");
+        let none = placed(Choice::Cuda, 0, 1, true);
+        assert_eq!(none, Err(DeviceError::NoCudaDevice));
+        // Ranks of one host on two kinds of devices could not talk to each other: all of them fall back.
+        assert_eq!(placed(Choice::Auto, 1, 2, false), Ok(vec![Cpu, Cpu]));
+        assert_eq!(placed(Choice::Auto, 1, 2, true), Ok(vec![Cuda(0), Cuda(0)]));
+        assert_eq!(placed(Choice::Auto, 8, 2, false), own);
+        assert_eq!(placed(Choice::Cpu, 8, 2, false), Ok(vec![Cpu, Cpu]));
     }
 }

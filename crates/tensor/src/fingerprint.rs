@@ -14,8 +14,8 @@ pub fn of(t: &Tensor) -> i64 {
     if bytes.numel() == 0 {
         return 0;
     }
-    // SAFETY: a contiguous byte tensor in host memory holds `numel` bytes at `data_ptr`, and `bytes` outlives the slice.
-    let slice = unsafe { std::slice::from_raw_parts(bytes.data_ptr() as *const u8, bytes.numel()) };
+    // SAFETY: a contiguous byte tensor in host memory holds `numel` bytes at `host_ptr`, and `bytes` outlives the slice.
+    let slice = unsafe { std::slice::from_raw_parts(bytes.host_ptr() as *const u8, bytes.numel()) };
     xxh3_64(slice) as i64
 }
 

@@ -29,6 +29,7 @@ pub mod attention;
 pub mod cpu;
 pub mod cross_entropy;
 pub mod device;
+pub mod dropout;
 pub mod embedding;
 pub mod experts;
 pub mod fingerprint;

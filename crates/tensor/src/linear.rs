@@ -5,16 +5,18 @@
 pub mod aten;
 mod fused;
 
+use std::ops::Range;
+
 use tandem_kernels::Accumulate;
 use tandem_torch::Tensor;
 
-use crate::matmul;
+use crate::matmul::{self, Plus};
 
 /// `x [tokens, in] . weight^T [in, out] (+ bias [out])`, in the kind of `x`.
 ///
 /// A weight of another kind is cast first: that is autocast, where the stored weight is fp32.
 pub fn forward(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
-    multiply(x, &weight.to_kind(x.kind()).tr(), bias)
+    adapted_forward(x, weight, bias, &[])
 }
 
 /// [`forward`] without a bias, into `out [tokens, out]`, which is contiguous.
@@ -24,7 +26,7 @@ pub fn forward_into(out: &Tensor, x: &Tensor, weight: &Tensor) {
 
 /// Gradient with respect to the input: `d_y [tokens, out] . weight [out, in]`, in the kind of `d_y`.
 pub fn backward_input(d_y: &Tensor, weight: &Tensor) -> Tensor {
-    multiply(d_y, &weight.to_kind(d_y.kind()), None)
+    multiply(d_y, &weight.to_kind(d_y.kind()), None, &[])
 }
 
 /// [`backward_input`] into `d_x [tokens, in]`, which is contiguous.
@@ -32,18 +34,67 @@ pub fn backward_input_into(d_x: &Tensor, d_y: &Tensor, weight: &Tensor) {
     multiply_into(d_x, d_y, &weight.to_kind(d_y.kind()));
 }
 
-/// `a [m, k] . b [k, n] (+ bias [n])`
-fn multiply(a: &Tensor, b: &Tensor, bias: Option<&Tensor>) -> Tensor {
+/// What a matrix of low rank adds to some outputs of another one.
+#[derive(Debug)]
+pub struct LowRank<'a> {
+    /// What it makes of the input: `[tokens, r]`.
+    pub hidden: Tensor,
+    /// What it makes of that: `[outputs, r]`.
+    pub weight: &'a Tensor,
+    /// The outputs that it adds to; those of several are apart and in ascending order.
+    pub outputs: Range<usize>,
+}
+
+/// [`forward`] plus `hidden [tokens, r] . weight^T [r, outputs]` for each of `adapters`.
+///
+/// Where the product is this project's own, that is a part of its sums: not rounded apart, and no other pass over the result.
+pub fn adapted_forward(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    adapters: &[LowRank<'_>],
+) -> Tensor {
+    let plus = |adapter: &LowRank<'_>| Plus {
+        a: adapter.hidden.shallow_clone(),
+        b: adapter.weight.to_kind(x.kind()).tr(),
+        columns: adapter.outputs.clone(),
+    };
+    let plus: Vec<Plus> = adapters.iter().map(plus).collect();
+    multiply(x, &weight.to_kind(x.kind()).tr(), bias, &plus)
+}
+
+/// [`backward_input`] plus `d_hidden [tokens, r] . a [r, in]`, in one product as in [`adapted_forward`].
+pub fn adapted_backward_input(
+    d_y: &Tensor,
+    weight: &Tensor,
+    d_hidden: &Tensor,
+    a: &Tensor,
+) -> Tensor {
+    let plus = Plus {
+        a: d_hidden.shallow_clone(),
+        b: a.to_kind(d_y.kind()),
+        columns: 0..a.size()[1] as usize,
+    };
+    multiply(d_y, &weight.to_kind(d_y.kind()), None, &[plus])
+}
+
+/// `a [m, k] . b [k, n] (+ bias [n]) + plus`
+fn multiply(a: &Tensor, b: &Tensor, bias: Option<&Tensor>, plus: &[Plus]) -> Tensor {
     if matmul::suits(a) {
         let out = Tensor::empty([a.size()[0], b.size()[1]], (a.kind(), a.device()));
-        if matmul::product(&out, a, b, bias, Accumulate::First).is_some() {
+        if matmul::product_and(&out, a, b, bias, plus, Accumulate::First).is_some() {
             return out;
         }
     }
-    match bias {
+    let out = match bias {
         Some(bias) => bias.to_kind(a.kind()).addmm(a, b),
         None => a.mm(b),
+    };
+    for Plus { a, b, columns } in plus {
+        let out = out.narrow(1, columns.start as i64, columns.len() as i64);
+        out.addmm_(a, b);
     }
+    out
 }
 
 fn multiply_into(out: &Tensor, a: &Tensor, b: &Tensor) {
@@ -149,6 +200,42 @@ mod tests {
             backward_bias(&d_b, &dk, Accumulate::Add);
             assert_close("2 d_w", &d_w, &(&d_w_once * 2.0), tolerance);
             assert_close("2 d_b", &d_b, &(&d_b_once * 2.0), tolerance);
+        }
+    }
+
+    /// Also in fp32, for which libtorch adds them to the result; and next to outputs without any.
+    #[test]
+    fn adapters_add_to_their_outputs_and_inputs() {
+        for (kind, tolerance) in [(Kind::Float, 1e-5), (Kind::BFloat16, 2e-2)] {
+            let random =
+                |rows: i64, columns: i64, seed| randn(&[rows, columns], seed).to_kind(kind);
+            let (x, w, d_y) = (random(37, 40, 1), random(90, 40, 2), random(37, 90, 3));
+            let bias = randn(&[90], 4).to_kind(kind);
+            let (hidden, a) = (random(37, 8, 5), random(8, 40, 6));
+            let (b1, b2) = (random(50, 4, 7), random(21, 4, 8));
+            let double = |t: &Tensor| t.to_kind(Kind::Double);
+            let adapter = |first: i64, weight, outputs| LowRank {
+                hidden: hidden.narrow(1, first, 4),
+                weight,
+                outputs,
+            };
+            let adapters = [adapter(0, &b1, 0..50), adapter(4, &b2, 61..82)];
+            let expected = double(&x).mm(&double(&w).tr()) + double(&bias);
+            for LowRank {
+                hidden,
+                weight,
+                outputs,
+            } in &adapters
+            {
+                let columns = expected.narrow(1, outputs.start as i64, outputs.len() as i64);
+                columns.add_(&double(hidden).mm(&double(weight).tr()));
+            }
+            let found = adapted_forward(&x, &w, Some(&bias), &adapters);
+            assert_close(&format!("y, {kind:?}"), &found, &expected, tolerance);
+
+            let expected = double(&d_y).mm(&double(&w)) + double(&hidden).mm(&double(&a));
+            let found = adapted_backward_input(&d_y, &w, &hidden, &a);
+            assert_close(&format!("d_x, {kind:?}"), &found, &expected, tolerance);
         }
     }
 

@@ -4,6 +4,8 @@
 //! processors without AMX its bf16 products stay further below what the units can do than these. Elsewhere (other
 //! processors, those with AMX, other kinds, CUDA) the callers use libtorch.
 
+use std::ops::Range;
+
 use tandem_torch::Tensor;
 
 use tandem_kernels::Accumulate;
@@ -21,13 +23,35 @@ pub(crate) fn product(
     bias: Option<&Tensor>,
     accumulate: Accumulate,
 ) -> Option<()> {
+    product_and(out, a, b, bias, &[], accumulate)
+}
+
+/// A product that is added to some columns of another one.
+pub(crate) struct Plus {
+    /// `[m, r]`
+    pub(crate) a: Tensor,
+    /// `[r, columns]`
+    pub(crate) b: Tensor,
+    /// What it is added to; the ranges of several are in ascending order.
+    pub(crate) columns: Range<usize>,
+}
+
+/// [`product`] with more that is added before it is rounded, which is why the result is bf16 where there is more.
+pub(crate) fn product_and(
+    out: &Tensor,
+    a: &Tensor,
+    b: &Tensor,
+    bias: Option<&Tensor>,
+    plus: &[Plus],
+    accumulate: Accumulate,
+) -> Option<()> {
     #[cfg(target_arch = "x86_64")]
     {
-        x86::product(out, a, b, bias, accumulate)
+        x86::product(out, a, b, bias, plus, accumulate)
     }
     #[cfg(not(target_arch = "x86_64"))]
     {
-        let _elsewhere = (out, a, b, bias, accumulate);
+        let _elsewhere = (out, a, b, bias, plus, accumulate);
         None
     }
 }
@@ -52,9 +76,10 @@ mod x86 {
 
     use half::bf16;
     use tandem_kernels::avx512_bf16::Avx512Bf16;
-    use tandem_kernels::matmul::{self, MatrixMut, MatrixView};
+    use tandem_kernels::matmul::{self, LowRank, MatrixMut, MatrixView};
     use tandem_torch::{Device, Kind, Tensor};
 
+    use super::Plus;
     use crate::cpu::element::{slice, span, span_mut};
     use tandem_kernels::Accumulate;
 
@@ -63,6 +88,7 @@ mod x86 {
         a: &Tensor,
         b: &Tensor,
         bias: Option<&Tensor>,
+        plus: &[Plus],
         accumulate: Accumulate,
     ) -> Option<()> {
         let cpu = instructions()?;
@@ -84,8 +110,16 @@ mod x86 {
             None => None,
         };
         let bias = bias.as_ref().map(slice::<f32>);
+        let plus = plus.iter().map(|Plus { a, b, columns }| {
+            Some(LowRank {
+                a: matrix(a)?,
+                b: matrix(b)?,
+                columns: columns.clone(),
+            })
+        });
+        let plus: Vec<LowRank<'_>> = plus.collect::<Option<_>>()?;
         match (out.kind(), accumulate) {
-            (Kind::Float, _) => {
+            (Kind::Float, _) if plus.is_empty() => {
                 // SAFETY: no operand is a part of the result, nor anything else that is used meanwhile: it is a gradient
                 // buffer, or an output that the caller has just made.
                 let out = unsafe { span_mut::<f32>(out) };
@@ -95,7 +129,8 @@ mod x86 {
             (Kind::BFloat16, Accumulate::First) => {
                 // SAFETY: as above.
                 let out = unsafe { span_mut::<bf16>(out) };
-                matmul::rounded_product(cpu, MatrixMut::new(out, m, n, row), a, b, bias);
+                let out = MatrixMut::new(out, m, n, row);
+                matmul::rounded_product(cpu, out, a, b, bias, &plus);
             }
             _ => return None,
         }

@@ -38,6 +38,13 @@ pub fn available_bytes() -> Option<u64> {
     Some(groups.map_or(machine, |left| left.min(machine)))
 }
 
+/// Memory of the machine, or what the control groups of this process allow it, in bytes, whatever of it is in use.
+pub fn total_bytes() -> Option<u64> {
+    let machine = field("/proc/meminfo", "MemTotal:")?;
+    let groups = limits::control_groups_allow();
+    Some(groups.map_or(machine, |limit| limit.min(machine)))
+}
+
 /// What the limit of address space (`ulimit -v`) leaves this process, in bytes, and each that it starts; `None` without one.
 pub fn address_space_left() -> Option<u64> {
     let limit = limits::address_space()?;

@@ -1,26 +1,89 @@
-//! The squared L2 norm of a flat shard.
+//! The squared L2 norm of tensors, without a wait of the host for a device.
 
 use tandem_kernels::sum_of_squares as kernel;
-use tandem_torch::{Kind, Tensor};
+use tandem_torch::{Device, Kind, Tensor};
 
 use crate::cpu::element::{is_plain, slice};
 
-/// The sum of the squares of a flat fp32 tensor, in fp64; the same number for any count of threads.
-pub fn sum_of_squares(t: &Tensor) -> f64 {
-    if !is_plain::<f32>(t) {
-        return t
-            .to_kind(Kind::Float)
-            .square()
-            .sum(Kind::Double)
-            .double_value();
+/// A sum of squares that grows tensor by tensor. What a device adds up stays there.
+#[derive(Debug, Default)]
+pub struct SumOfSquares {
+    host: f64,
+    /// fp64, without dimensions.
+    device: Option<Tensor>,
+}
+
+impl SumOfSquares {
+    /// Adds the elements of a flat fp32 tensor, in fp64; the same number for any count of threads.
+    pub fn add(&mut self, t: &Tensor) {
+        if is_plain::<f32>(t) {
+            self.host += kernel::sum_of_squares(slice::<f32>(t));
+        } else {
+            self.add_device(t.to_kind(Kind::Float).square().sum(Kind::Double));
+        }
     }
-    kernel::sum_of_squares(slice::<f32>(t))
+
+    /// Adds another sum.
+    pub fn merge(&mut self, other: Self) {
+        self.host += other.host;
+        if let Some(sum) = other.device {
+            self.add_device(sum);
+        }
+    }
+
+    fn add_device(&mut self, sum: Tensor) {
+        self.device = Some(match self.device.take() {
+            Some(before) => before + sum,
+            None => sum,
+        });
+    }
+
+    /// The sum as fp64 `[1]` on `device`. The host does not wait.
+    pub fn into_tensor(self, device: Device) -> Tensor {
+        let host = Tensor::from_slice(&[self.host]);
+        match self.device {
+            None => host.to_device(device),
+            Some(sum) => (sum.view([1]) + host.to_device(sum.device())).to_device(device),
+        }
+    }
+
+    /// The sum. CUDA: the host waits for it.
+    pub fn value(self) -> f64 {
+        self.host + self.device.map_or(0.0, |sum| sum.double_value())
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::cpu::testing::randn;
+
+    fn of(t: &Tensor) -> SumOfSquares {
+        let mut sum = SumOfSquares::default();
+        sum.add(t);
+        sum
+    }
+
+    #[test]
+    fn sums_of_several_tensors_are_one_wherever_they_were_made() {
+        let t = randn(&[1000], 7);
+        // libtorch's operators, as on a device.
+        let (first, second) = (
+            t.narrow(0, 0, 300),
+            t.narrow(0, 300, 700).to_kind(Kind::Double),
+        );
+        let mut sum = of(&first);
+        sum.merge(of(&second));
+        sum.merge(SumOfSquares::default());
+        let expected = of(&t).value();
+        let tensor = sum.into_tensor(Device::Cpu);
+        assert_eq!((tensor.size(), tensor.kind()), (&[1][..], Kind::Double));
+        let actual = tensor.get(0).double_value();
+        assert!(
+            (actual - expected).abs() <= 1e-6 * expected,
+            "{actual} {expected}"
+        );
+    }
 
     #[test]
     fn sum_of_squares_is_accurate() {
@@ -31,7 +94,7 @@ mod tests {
                 .square()
                 .sum(Kind::Double)
                 .double_value();
-            let actual = sum_of_squares(&t);
+            let actual = of(&t).value();
             assert!(
                 (actual - expected).abs() <= 1e-6 * expected,
                 "{actual} {expected}"

@@ -108,7 +108,9 @@ fn results(kind: Kind) -> Vec<(&'static str, i64)> {
     adamw::step(&state, &step);
     keep("adamw", &master);
     keep("adamw copy", &compute);
-    let norm = tandem_tensor::sum_of_squares::sum_of_squares(&gradient);
+    let mut norm = tandem_tensor::sum_of_squares::SumOfSquares::default();
+    norm.add(&gradient);
+    let norm = norm.value();
     keep("sum of squares", &Tensor::from_slice(&[norm]));
     results
 }

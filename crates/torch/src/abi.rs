@@ -143,7 +143,6 @@ macro_rules! device_functions {
                 mm_out: fn(Handle, Handle, Handle) -> Code;
                 addmm_out: fn(Handle, Handle, Handle, Handle, f64, f64) -> Code;
                 cat: fn(*const Handle, i64, i64, *mut Handle) -> Code;
-                nonzero: fn(Handle, *mut Handle) -> Code;
                 reshape: fn(Handle, *const i64, i64, *mut Handle) -> Code;
                 view_dtype: fn(Handle, i32, *mut Handle) -> Code;
             }

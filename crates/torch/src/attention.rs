@@ -5,6 +5,7 @@ use std::ptr::{null, null_mut};
 use crate::abi::Handle;
 use crate::error::expect;
 use crate::library::torch;
+use crate::pretend;
 use crate::tensor::{Tensor, new_tensor};
 
 /// Causal or masked attention on the CPU. `query` is `[batch, heads, seq, dim]`, `key` and `value` may have fewer heads;
@@ -119,6 +120,9 @@ pub fn cuda_forward(
     value: &Tensor,
     masked: Masked<'_>,
 ) -> (Tensor, Tensor) {
+    if query.pretends() {
+        return pretended_forward(query, key, value, masked);
+    }
     let Masked {
         scale, documents, ..
     } = masked;
@@ -166,6 +170,9 @@ pub fn cuda_backward(
     saved: Saved<'_>,
     masked: Masked<'_>,
 ) -> (Tensor, Tensor, Tensor) {
+    if d_out.pretends() {
+        return pretended_backward(d_out, saved, masked);
+    }
     let Masked {
         scale, documents, ..
     } = masked;
@@ -205,6 +212,71 @@ pub fn cuda_backward(
     expect(d_out.check(code, "flash attention's gradient"));
     let [d_query, d_key, d_value] = gradients.map(Tensor::own);
     (d_query, d_key, d_value)
+}
+
+/// What [`cuda_forward`] computes, with the CPU's kernel; causal and no more.
+fn pretended_forward(
+    query: &Tensor,
+    key: &Tensor,
+    value: &Tensor,
+    masked: Masked<'_>,
+) -> (Tensor, Tensor) {
+    masked.assert_only_causal();
+    let swap = |tensor: &Tensor| tensor.transpose(1, 2);
+    let (out, logsumexp) = pretend::unrecorded(|| {
+        let (out, logsumexp) =
+            cpu_forward(&swap(query), &swap(key), &swap(value), None, masked.scale);
+        (swap(&out).contiguous(), logsumexp)
+    });
+    let _touched = [query, key, value, &out, &logsumexp].map(Tensor::handle);
+    expect(query.check(0, "flash attention"));
+    (out, logsumexp)
+}
+
+/// What [`cuda_backward`] computes, as above.
+fn pretended_backward(
+    d_out: &Tensor,
+    saved: Saved<'_>,
+    masked: Masked<'_>,
+) -> (Tensor, Tensor, Tensor) {
+    masked.assert_only_causal();
+    let swap = |tensor: &Tensor| tensor.transpose(1, 2);
+    let Saved {
+        query,
+        key,
+        value,
+        out,
+        logsumexp,
+    } = saved;
+    let gradients = pretend::unrecorded(|| {
+        let swapped = [query, key, value, out].map(swap);
+        let [query, key, value, out] = &swapped;
+        let saved = Saved {
+            query,
+            key,
+            value,
+            out,
+            logsumexp,
+        };
+        let (d_query, d_key, d_value) = cpu_backward(&swap(d_out), saved, None, masked.scale);
+        [d_query, d_key, d_value].map(|gradient| swap(&gradient).contiguous())
+    });
+    let _touched = [d_out, query, key, value, out, logsumexp].map(Tensor::handle);
+    let _made = gradients.each_ref().map(Tensor::handle);
+    expect(d_out.check(0, "flash attention's gradient"));
+    let [d_query, d_key, d_value] = gradients;
+    (d_query, d_key, d_value)
+}
+
+impl Masked<'_> {
+    /// # Panics
+    /// When a query sees less than all before it.
+    fn assert_only_causal(&self) {
+        assert!(
+            self.window_left.is_none() && self.documents.is_none(),
+            "a pretended device has neither windows nor documents in its attention"
+        );
+    }
 }
 
 /// A causal window has nothing to the right.

@@ -4,6 +4,7 @@ use crate::device::Device;
 use crate::error::expect;
 use crate::kind::Kind;
 use crate::library::torch;
+use crate::pretend;
 use crate::scalar::Scalar;
 use crate::tensor::{Shape, Tensor, new_tensor};
 
@@ -34,9 +35,10 @@ impl Tensor {
         let ((kind, device), size) = (options, shape.sizes());
         let codes = &torch().codes;
         let strides = contiguous_strides(size);
+        let pretends = device.is_cuda() && pretend::is_on();
         let (device, index) = device.code(codes);
         let (dims, kind) = (size.len() as i64, codes.of_kind(kind));
-        expect(new_tensor("empty", |out| {
+        let tensor = expect(new_tensor("empty", |out| {
             // SAFETY: both lists have as many numbers as there are dimensions.
             unsafe {
                 (torch().functions.aoti_torch_empty_strided)(
@@ -49,7 +51,8 @@ impl Tensor {
                     out,
                 )
             }
-        }))
+        }));
+        tensor.on(pretends)
     }
 
     /// A contiguous tensor of the same size, kind and device, with unspecified elements.
@@ -111,6 +114,9 @@ impl Tensor {
     /// When the sizes of `source` do not fit.
     #[track_caller]
     pub fn copy_(&self, source: &Self) {
+        if source.pretends() && !self.pretends() {
+            pretend::host_waits("a copy to the host");
+        }
         // SAFETY: both handles are alive.
         let code =
             unsafe { (torch().functions.aoti_torch_copy_)(self.handle(), source.handle(), 0) };

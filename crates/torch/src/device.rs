@@ -21,6 +21,7 @@ impl Device {
     pub(crate) fn code(self, codes: &Codes) -> (i32, i32) {
         match self {
             Self::Cpu => (codes.cpu, 0),
+            Self::Cuda(_) if crate::pretend::is_on() => (codes.cpu, 0),
             Self::Cuda(index) => (codes.cuda, i32::try_from(index).unwrap_or(i32::MAX)),
         }
     }

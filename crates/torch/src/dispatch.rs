@@ -8,6 +8,7 @@ use crate::abi::{Handle, StackValue};
 use crate::error::TorchError;
 use crate::kind::Kind;
 use crate::library::torch;
+use crate::pretend;
 use crate::tensor::Tensor;
 
 /// An argument, in the type that the operator's schema says. Schemas with `Scalar` cannot be called this way.
@@ -77,7 +78,10 @@ impl Operator {
                 torch.abi_version,
             )
         };
-        torch.check(code, &display(self.name, self.overload))?;
+        arguments.iter().for_each(Arg::touch);
+        let name = display(self.name, self.overload);
+        pretend::called(&name);
+        torch.check(code, &name)?;
         Ok(std::array::from_fn(|i| Tensor::own(stack[i] as Handle)))
     }
 }
@@ -91,6 +95,17 @@ fn display(name: &CStr, overload: &CStr) -> String {
 }
 
 impl Arg<'_> {
+    fn touch(&self) {
+        match *self {
+            Self::Tensor(tensor) => tensor.touch(),
+            Self::Tensors(tensors) => tensors.iter().for_each(|tensor| tensor.touch()),
+            Self::OptionalTensors(tensors) => {
+                tensors.iter().flatten().for_each(|tensor| tensor.touch());
+            }
+            _ => {}
+        }
+    }
+
     fn lower(&self) -> Result<StackValue, TorchError> {
         Ok(match *self {
             Self::Tensor(tensor) => handed_over(tensor)?,
@@ -113,7 +128,7 @@ impl Arg<'_> {
 /// A handle for libtorch to keep.
 fn handed_over(tensor: &Tensor) -> Result<StackValue, TorchError> {
     let another = std::mem::ManuallyDrop::new(tensor.another_handle()?);
-    Ok(another.handle() as StackValue)
+    Ok(another.raw() as StackValue)
 }
 
 /// A value in a box that libtorch deletes: what is given where an argument is optional.

@@ -44,7 +44,7 @@ impl Tensor {
         let tensor = Self::empty([values.len() as i64], (T::KIND, Device::Cpu));
         // SAFETY: the tensor was made here, with room for as many elements of this width.
         unsafe {
-            let target = tensor.data_ptr().cast();
+            let target = tensor.host_ptr().cast();
             std::ptr::copy_nonoverlapping(values.as_ptr(), target, values.len());
         }
         tensor
@@ -69,7 +69,7 @@ impl Tensor {
         let plain = self.contiguous();
         // SAFETY: the elements are there, one after another, of this width, and `target` has room for them.
         unsafe {
-            let source = plain.data_ptr().cast_const().cast();
+            let source = plain.host_ptr().cast_const().cast();
             std::ptr::copy_nonoverlapping(source, target.as_mut_ptr(), numel);
         }
     }

@@ -4,9 +4,8 @@ use std::borrow::Borrow;
 
 use crate::dispatch::Arg;
 use crate::error::expect;
-use crate::library::device_operator;
 use crate::operators::{GATHER, INDEX_PUT_, INDEX_SELECT, REPEAT_INTERLEAVE, SCATTER_ADD_, STACK};
-use crate::tensor::{Tensor, new_tensor};
+use crate::tensor::Tensor;
 
 impl Tensor {
     /// The indices `index` (i64, one dimension) of dimension `dim`.
@@ -48,16 +47,6 @@ impl Tensor {
             Arg::Tensor(index),
             Arg::Tensor(source),
         ]));
-    }
-
-    /// Where elements are not zero: i64 `[found, dimensions]`. CUDA: the host waits for the number.
-    #[track_caller]
-    pub fn nonzero(&self) -> Self {
-        let nonzero = device_operator!(self, nonzero);
-        expect(new_tensor("nonzero", |out| {
-            // SAFETY: the handle is alive.
-            unsafe { nonzero(self.handle(), out) }
-        }))
     }
 
     /// Every index of dimension `dim`, `times` times in a row.

@@ -42,6 +42,7 @@ mod library;
 mod locate;
 mod open;
 mod operators;
+pub mod pretend;
 mod product;
 mod reduce;
 mod scalar;

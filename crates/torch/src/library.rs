@@ -218,6 +218,9 @@ macro_rules! device_operator {
     ($tensor:expr, $name:ident) => {
         match $tensor.device() {
             $crate::Device::Cpu => $crate::library::torch().cpu_operators.$name,
+            $crate::Device::Cuda(_) if $tensor.pretends() => {
+                $crate::library::torch().cpu_operators.$name
+            }
             $crate::Device::Cuda(_) => {
                 $crate::error::expect($crate::library::torch().cuda())
                     .operators

@@ -9,12 +9,18 @@ use crate::device::Device;
 use crate::error::{TorchError, expect};
 use crate::kind::Kind;
 use crate::library::torch;
+use crate::pretend;
 
 /// An array of numbers of one [`Kind`] on one [`Device`]. It is a handle: clones and views share the elements, which is why
 /// operations that write take `&self`.
 pub struct Tensor {
-    handle: Handle,
+    /// libtorch's handle, whose lowest bit is free. It is set in tensors that are in host memory and say otherwise: see
+    /// [`crate::pretend`].
+    tagged: Handle,
 }
+
+/// See [`Tensor`].
+const PRETENDS: usize = 1;
 
 // SAFETY: libtorch's tensors are counted atomically and tied to no thread; this handle is the only one of its number.
 unsafe impl Send for Tensor {}
@@ -23,7 +29,7 @@ impl Drop for Tensor {
     #[inline]
     fn drop(&mut self) {
         // SAFETY: the handle is ours, and this is the last use of it.
-        unsafe { (torch().functions.aoti_torch_delete_tensor_object)(self.handle) };
+        unsafe { (torch().functions.aoti_torch_delete_tensor_object)(self.raw()) };
     }
 }
 
@@ -73,12 +79,61 @@ impl Tensor {
     /// Takes over a handle that libtorch has just handed out.
     #[inline]
     pub(crate) fn own(handle: Handle) -> Self {
-        Self { handle }
+        let tensor = Self { tagged: handle };
+        if !pretend::is_result() {
+            return tensor;
+        }
+        pretend::made(tensor.bytes());
+        tensor.on(true)
+    }
+
+    /// For an operator that is about to be called.
+    #[inline]
+    pub(crate) fn handle(&self) -> Handle {
+        self.touch();
+        self.raw()
+    }
+
+    /// For libtorch to keep.
+    #[inline]
+    pub(crate) fn raw(&self) -> Handle {
+        self.tagged.map_addr(|address| address & !PRETENDS)
+    }
+
+    /// This tensor is one of those that an operator is called with.
+    #[inline]
+    pub(crate) fn touch(&self) {
+        if self.pretends() {
+            pretend::touched(self.bytes());
+        }
     }
 
     #[inline]
-    pub(crate) fn handle(&self) -> Handle {
-        self.handle
+    pub(crate) fn pretends(&self) -> bool {
+        self.tagged.addr() & PRETENDS != 0
+    }
+
+    /// The same tensor, on a pretended device or in host memory, whatever made it.
+    #[inline]
+    pub(crate) fn on(self, pretends: bool) -> Self {
+        let handle = std::mem::ManuallyDrop::new(self).raw();
+        Self {
+            tagged: handle.map_addr(|address| address | usize::from(pretends)),
+        }
+    }
+
+    /// Bytes of all elements.
+    pub(crate) fn bytes(&self) -> u64 {
+        let is_defined = self.numel_if_defined();
+        is_defined.map_or(0, |numel| (numel * self.kind().elt_size_in_bytes()) as u64)
+    }
+
+    /// `None` for a tensor that stands for none.
+    fn numel_if_defined(&self) -> Option<usize> {
+        let mut numel = 0;
+        // SAFETY: the handle is alive; for an undefined tensor the function has an error.
+        let code = unsafe { (torch().functions.aoti_torch_get_numel)(self.raw(), &mut numel) };
+        (code == 0).then_some(numel as usize)
     }
 
     /// Another handle on the same tensor.
@@ -89,10 +144,12 @@ impl Tensor {
 
     #[inline]
     pub(crate) fn another_handle(&self) -> Result<Self, TorchError> {
-        new_tensor("a new handle", |out| {
-            // SAFETY: the handle is alive, `out` is writable.
-            unsafe { (torch().functions.aoti_torch_new_tensor_handle)(self.handle, out) }
-        })
+        let mut handle = null_mut();
+        // SAFETY: the handle is alive, and the other one writable.
+        let code =
+            unsafe { (torch().functions.aoti_torch_new_tensor_handle)(self.raw(), &mut handle) };
+        torch().check(code, "a new handle")?;
+        Ok(Self { tagged: handle }.on(self.pretends()))
     }
 
     /// Sizes, outermost first.
@@ -111,7 +168,7 @@ impl Tensor {
     fn extents(&self, get: unsafe extern "C" fn(Handle, *mut *const i64) -> Code) -> &[i64] {
         let mut pointer = null();
         // SAFETY: the handle is alive and defined.
-        expect(self.check(unsafe { get(self.handle, &mut pointer) }, "sizes"));
+        expect(torch().check(unsafe { get(self.raw(), &mut pointer) }, "sizes"));
         match self.dim() {
             0 => &[],
             // SAFETY: libtorch returns a pointer to as many numbers as there are dimensions. They live in the tensor, and no
@@ -136,7 +193,7 @@ impl Tensor {
     fn number(&self, get: unsafe extern "C" fn(Handle, *mut i64) -> Code) -> usize {
         let mut number = 0;
         // SAFETY: the handle is alive and defined.
-        expect(self.check(unsafe { get(self.handle, &mut number) }, "a number"));
+        expect(torch().check(unsafe { get(self.raw(), &mut number) }, "a number"));
         number as usize
     }
 
@@ -148,8 +205,8 @@ impl Tensor {
     pub fn kind(&self) -> Kind {
         let mut code = 0;
         // SAFETY: the handle is alive and defined.
-        let get = unsafe { (torch().functions.aoti_torch_get_dtype)(self.handle, &mut code) };
-        expect(self.check(get, "the kind"));
+        let get = unsafe { (torch().functions.aoti_torch_get_dtype)(self.raw(), &mut code) };
+        expect(torch().check(get, "the kind"));
         match torch().codes.kind(code) {
             Some(kind) => kind,
             None => panic!("libtorch's kind {code} is none that Tandem uses"),
@@ -159,28 +216,46 @@ impl Tensor {
     /// Where the elements are.
     #[inline]
     pub fn device(&self) -> Device {
+        if self.pretends() {
+            return Device::Cuda(0);
+        }
         let torch = torch();
         let (mut code, mut index) = (0, 0);
         // SAFETY: the handle is alive and defined.
         unsafe {
-            let get = (torch.functions.aoti_torch_get_device_type)(self.handle, &mut code);
-            expect(self.check(get, "the device"));
+            let get = (torch.functions.aoti_torch_get_device_type)(self.raw(), &mut code);
+            expect(torch.check(get, "the device"));
             if code != torch.codes.cuda {
                 return Device::Cpu;
             }
-            let get = (torch.functions.aoti_torch_get_device_index)(self.handle, &mut index);
-            expect(self.check(get, "the device"));
+            let get = (torch.functions.aoti_torch_get_device_index)(self.raw(), &mut index);
+            expect(torch.check(get, "the device"));
         }
         Device::Cuda(usize::try_from(index).unwrap_or(0))
     }
 
-    /// The address of the first element, on the tensor's device.
+    /// The address of the first element, for the host to read and write there. All of the host's accesses to elements go
+    /// through here.
+    ///
+    /// # Panics
+    /// In debug builds, when the tensor is on another device: the address would mean nothing to the host.
+    #[inline]
+    #[track_caller]
+    pub fn host_ptr(&self) -> *mut c_void {
+        debug_assert!(
+            self.device() == Device::Cpu,
+            "the host cannot access {self:?}: copy it to the CPU first"
+        );
+        self.data_ptr()
+    }
+
+    /// The address of the first element, on the tensor's device: to be compared, and handed to what works on that device.
     #[inline]
     pub fn data_ptr(&self) -> *mut c_void {
         let mut pointer = null_mut();
         // SAFETY: the handle is alive and defined.
-        let get = unsafe { (torch().functions.aoti_torch_get_data_ptr)(self.handle, &mut pointer) };
-        expect(self.check(get, "the address"));
+        let get = unsafe { (torch().functions.aoti_torch_get_data_ptr)(self.raw(), &mut pointer) };
+        expect(torch().check(get, "the address"));
         pointer
     }
 
@@ -189,14 +264,16 @@ impl Tensor {
     pub fn is_contiguous(&self) -> bool {
         let mut answer = false;
         // SAFETY: the handle is alive and defined.
-        let get = unsafe { (torch().functions.aoti_torch_is_contiguous)(self.handle, &mut answer) };
-        expect(self.check(get, "the layout"));
+        let get = unsafe { (torch().functions.aoti_torch_is_contiguous)(self.raw(), &mut answer) };
+        expect(torch().check(get, "the layout"));
         answer
     }
 
+    /// The outcome of an operator.
     #[inline]
-    pub(crate) fn check(&self, code: Code, operation: &str) -> Result<(), TorchError> {
-        torch().check(code, operation)
+    pub(crate) fn check(&self, code: Code, operator: &str) -> Result<(), TorchError> {
+        pretend::called(operator);
+        torch().check(code, operator)
     }
 
     /// The number of a dimension that may be counted from the end.
@@ -211,14 +288,15 @@ impl Tensor {
     }
 }
 
-/// A tensor that `call` writes a handle of.
+/// A tensor that an operator, `call`, writes a handle of.
 #[inline]
 pub(crate) fn new_tensor(
-    operation: &str,
+    operator: &str,
     call: impl FnOnce(*mut Handle) -> Code,
 ) -> Result<Tensor, TorchError> {
     let mut handle = null_mut();
     let code = call(&mut handle);
-    torch().check(code, operation)?;
+    pretend::called(operator);
+    torch().check(code, operator)?;
     Ok(Tensor::own(handle))
 }

@@ -169,11 +169,6 @@ fn elements_are_found_by_their_place() {
     assert_close(&t.gather(1, &index), [v[1], v[4], v[11]]);
     t.scatter_add_(1, &index, &Tensor::ones([3, 1], FLOAT));
     assert_close(&t.gather(1, &index), [v[1] + 1.0, v[4] + 1.0, v[11] + 1.0]);
-    let found = Tensor::from_slice(&[0i64, 4, 0, 2]).nonzero();
-    assert_eq!(
-        (found.size(), found.to_vec::<i64>()),
-        ([2, 1].as_slice(), vec![1, 3])
-    );
     let repeated = Tensor::from_slice(&[1i64, 2]).repeat_interleave(2, 0);
     assert_eq!(repeated.to_vec::<i64>(), [1, 1, 2, 2]);
     let stacked = Tensor::stack(&[&rows, &rows], 1);

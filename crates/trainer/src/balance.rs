@@ -141,6 +141,7 @@ impl Balance {
         };
         group.all_reduce(&sums, ReduceOp::Sum)?.wait()?;
         let sums = sums.to_device(Device::Cpu).to_vec::<f64>();
+        engine.dp.check()?;
         let each = sums.len() / self.loads.len();
         self.loads = sums.chunks(each).map(ExpertLoad::from_values).collect();
         self.is_agreed = true;
@@ -190,23 +191,58 @@ impl IdleExperts {
     /// Takes note of a step, and warns of experts that have just been without a token for too long: each once, until it has got
     /// one.
     pub(crate) fn after_step(&mut self, report: &ExpertReport) {
-        self.0.resize_with(report.chosen.len(), Vec::new);
-        for (layer, (idle, chosen)) in self.0.iter_mut().zip(&report.chosen).enumerate() {
+        for (layer, silent) in self.just_silent(&report.chosen) {
+            let silent: Vec<String> = silent.iter().map(usize::to_string).collect();
+            tracing::warn!(
+                "in layer {layer} of those with experts, no token has gone to expert {} for {IDLE_STEPS} steps; a larger \
+                 --router_aux_loss_coef spreads them",
+                silent.join(", ")
+            );
+        }
+    }
+
+    /// Layers with the experts that have now been without a token for [`IDLE_STEPS`] steps.
+    fn just_silent(&mut self, chosen: &[Vec<u64>]) -> Vec<(usize, Vec<usize>)> {
+        self.0.resize_with(chosen.len(), Vec::new);
+        let mut found = Vec::new();
+        for (layer, (idle, chosen)) in self.0.iter_mut().zip(chosen).enumerate() {
             idle.resize(chosen.len(), 0);
-            let mut silent = Vec::new();
-            for (expert, (steps, chosen)) in idle.iter_mut().zip(chosen).enumerate() {
+            for (steps, chosen) in idle.iter_mut().zip(chosen) {
                 *steps = if *chosen == 0 { *steps + 1 } else { 0 };
-                if *steps == IDLE_STEPS {
-                    silent.push(expert.to_string());
-                }
             }
+            let experts = idle.iter().enumerate();
+            let experts = experts.filter(|(_, steps)| **steps == IDLE_STEPS);
+            let silent: Vec<usize> = experts.map(|(expert, _)| expert).collect();
             if !silent.is_empty() {
-                tracing::warn!(
-                    "in layer {layer} of those with experts, no token has gone to expert {} for {IDLE_STEPS} steps; a larger \
-                     --router_aux_loss_coef spreads them",
-                    silent.join(", ")
-                );
+                found.push((layer, silent));
             }
         }
+        found
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_expert_without_tokens_is_named_once_until_it_gets_some() {
+        let mut idle = IdleExperts::default();
+        let silent = [vec![3, 0, 5], vec![0, 0, 8]];
+        for _ in 1..IDLE_STEPS {
+            assert!(idle.just_silent(&silent).is_empty());
+        }
+        // One of the three gets a token just in time.
+        let saved = [vec![3, 0, 5], vec![1, 0, 8]];
+        assert_eq!(idle.just_silent(&saved), [(0, vec![1]), (1, vec![1])]);
+        for _ in 0..IDLE_STEPS - 1 {
+            assert!(idle.just_silent(&silent).is_empty());
+        }
+        assert_eq!(idle.just_silent(&silent), [(1, vec![0])]);
+        assert!(idle.just_silent(&[vec![1, 1, 1], vec![1, 1, 1]]).is_empty());
+        for _ in 1..IDLE_STEPS {
+            assert!(idle.just_silent(&silent).is_empty());
+        }
+        assert_eq!(idle.just_silent(&silent), [(0, vec![1]), (1, vec![0, 1])]);
     }
 }

@@ -10,8 +10,8 @@ use tandem_mesh::{Coords, DeviceMesh, partition};
 use tandem_model::config::RopeConfig;
 use tandem_model::lora::LoraConfig;
 use tandem_model::{
-    AdapterDims, DecoderLayer, Embedding, Head, LayerDims, ModelConfig, ModuleTree, Recompute,
-    RopeTable, WholeBlocks,
+    AdapterDims, DecoderLayer, Embedding, Head, ModelConfig, ModuleTree, Recompute, RopeTable,
+    WholeBlocks,
 };
 use tandem_parallel::{
     BufferPool, ExpertGroup, FlatUnit, ShardingLevel, Strategy, TpGroup, TpSlices, UnitSetup,
@@ -23,7 +23,7 @@ use tandem_tensor::cross_entropy::Bend;
 use tandem_tensor::scratch::Scratch;
 
 use crate::error::TrainError;
-use crate::gemm_floor::Dimensions;
+use crate::gemm_floor::{Dimensions, LayerSizes};
 use crate::profile::{self, Activity, Profiler};
 
 /// What an engine is built from.
@@ -115,6 +115,21 @@ pub(crate) struct Adapters {
 }
 
 impl Engine {
+    /// Fails when a collective failed that was waited for, so that numbers which were read on the host may be no results
+    /// ([`ProcessGroup::check`]).
+    pub(crate) fn check_groups(&self) -> Result<(), TrainError> {
+        for group in [&self.tp.group, &self.dp, &self.world] {
+            group.check()?;
+        }
+        if let Some(experts) = &self.tp.experts {
+            experts.check()?;
+        }
+        if let Some(replicas) = &self.expert_replicas {
+            replicas.check()?;
+        }
+        Ok(())
+    }
+
     /// Allocates this rank's shards; parameters are zero until [`Engine::load`].
     ///
     /// # Errors
@@ -173,11 +188,7 @@ impl Engine {
             device,
         };
         let plan = &strategy.plan;
-        let whole_blocks = |layer: usize| WholeBlocks {
-            attention: plan.is_whole(&format!("model.layers.{layer}.self_attn")),
-            mlp: config.experts_of(layer).is_none()
-                && plan.is_whole(&format!("model.layers.{layer}.mlp")),
-        };
+        let whole_blocks = |layer: usize| plan.whole_blocks(&config, layer);
         let dims = |layer: usize| {
             let experts = config.experts.as_ref().filter(|_| expert_ranks > 1);
             let experts = experts.map(|it| partition(it.rule.experts, expert_ranks, expert_rank));
@@ -352,11 +363,18 @@ impl Engine {
 
     /// Sizes of what this rank computes.
     pub fn dimensions(&self) -> Dimensions {
-        let mut layers: Vec<(LayerDims, usize)> = Vec::new();
-        for layer in &self.layers {
-            match layers.iter_mut().find(|(dims, _)| *dims == layer.dims) {
+        let mut layers: Vec<(LayerSizes, usize)> = Vec::new();
+        for (index, layer) in self.layers.iter().enumerate() {
+            let adapters = self.adapters.as_ref();
+            let adapters = adapters.and_then(|all| all.layers[index].as_ref());
+            let sizes = LayerSizes {
+                dims: layer.dims.clone(),
+                adapters: adapters.map_or([0; 4], |(_, dims)| dims.adapters()),
+                rank: adapters.map_or(0, |(_, dims)| dims.rank()),
+            };
+            match layers.iter_mut().find(|(found, _)| *found == sizes) {
                 Some((_, count)) => *count += 1,
-                None => layers.push((layer.dims.clone(), 1)),
+                None => layers.push((sizes, 1)),
             }
         }
         Dimensions {
@@ -367,6 +385,7 @@ impl Engine {
                 Some(_) => self.tp.group.size(),
                 None => 1,
             },
+            is_frozen: self.is_frozen(),
         }
     }
 

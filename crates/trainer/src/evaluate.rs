@@ -43,7 +43,8 @@ use crate::error::TrainError;
 use crate::events::EvalMetrics;
 use crate::micro_batch::MicroBatch;
 use crate::profile::Activity;
-use crate::train_step::{Turn, embed, layer_forward};
+use crate::train_step::{embed, layer_forward};
+use crate::turn::Turn;
 
 /// What is evaluated.
 #[derive(Clone)]
@@ -110,6 +111,7 @@ pub fn evaluate(
     let sums = Tensor::cat(&[loss_sum.view([1]), targets], 0);
     engine.dp.all_reduce(&sums, ReduceOp::Sum)?.wait()?;
     let (loss_sum, targets) = (sums.get(0).double_value(), sums.get(1).double_value());
+    engine.check_groups()?;
     if targets == 0.0 {
         return Err(TrainError::NoEvalTargets {
             rows: set.rows_used(),

@@ -8,7 +8,8 @@ use tandem_tensor::{Device, Kind, Tensor, cpu};
 use crate::engine::Engine;
 use crate::error::TrainError;
 use crate::micro_batch::MicroBatch;
-use crate::train_step::{Turn, forward};
+use crate::train_step::forward;
+use crate::turn::Turn;
 
 /// One whole tensor, put together from the pieces of all ranks; the same on every rank.
 ///

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
+use tandem_files::open_own;
 
 use crate::events::SavedCheckpoint;
 
@@ -86,15 +87,9 @@ impl Journal {
     /// What the system says.
     pub fn open(run_dir: &Path) -> io::Result<Self> {
         let path = run_dir.join("events.jsonl");
-        if std::fs::metadata(&path).is_ok_and(|found| !found.is_file()) {
-            // Opening a pipe that somebody has put there would wait for ever.
-            return Err(io::Error::other("it is not a regular file"));
-        }
-        let mut file = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .read(true)
-            .open(&path)?;
+        let mut options = OpenOptions::new();
+        options.create(true).append(true).read(true);
+        let mut file = open_own(&path, &options)?;
         if ends_within_a_line(&mut file)? {
             file.write_all(b"\n")?;
         }

@@ -1,41 +1,5 @@
 //! What model FLOPs utilisation is a fraction of: the devices' peak.
 
-/// Dense bf16 operations per second, with fp32 sums, as NVIDIA's data sheets have them (docs/monitoring.md names them); fp16
-/// where there is no bf16. The first name that a device's own contains counts.
-const PEAKS: [(&str, f64); 12] = [
-    ("B200", 2250e12),
-    ("H200", 989e12),
-    ("H100 PCIe", 756e12),
-    ("H100 NVL", 835e12),
-    ("H100", 989e12),
-    ("A100", 312e12),
-    ("A10", 125e12),
-    ("L40S", 362e12),
-    ("L4", 121e12),
-    ("RTX 5090", 209.5e12),
-    ("RTX 4090", 165.2e12),
-    ("T4", 65e12),
-];
-
-/// Operations per second of a device of this name, in bf16; `None` for one that is not in the table.
-pub fn of_device(name: &str) -> Option<f64> {
-    // Laptops' chips have the names of faster ones.
-    if name.contains("Laptop") || name.contains("Max-Q") {
-        return None;
-    }
-    let contains = |known: &str| {
-        name.match_indices(known).any(|(at, _)| {
-            let next = name[at + known.len()..].chars().next();
-            let before = name[..at].chars().next_back();
-            let is_word = |c: Option<char>| c.is_some_and(char::is_alphanumeric);
-            // GH200 and GB200 are an H200 and a B200 beside a processor.
-            !is_word(next) && (!is_word(before) || before == Some('G'))
-        })
-    };
-    let found = PEAKS.iter().find(|(known, _)| contains(known));
-    found.map(|(_, peak)| *peak)
-}
-
 /// The peak of all devices of a run.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Peak {
@@ -81,32 +45,6 @@ const MEASURED: &str = "the rate of matrix products measured";
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn devices_are_known_by_the_names_that_their_drivers_give() {
-        for (name, tera) in [
-            ("Tesla T4", Some(65.0)),
-            ("NVIDIA A100-SXM4-80GB", Some(312.0)),
-            ("NVIDIA H100 80GB HBM3", Some(989.0)),
-            ("NVIDIA H100 PCIe", Some(756.0)),
-            ("NVIDIA H200", Some(989.0)),
-            ("NVIDIA GH200 480GB", Some(989.0)),
-            ("NVIDIA B200", Some(2250.0)),
-            ("NVIDIA L40S", Some(362.0)),
-            ("NVIDIA L4", Some(121.0)),
-            ("NVIDIA A10G", None),
-            ("NVIDIA A10", Some(125.0)),
-            ("NVIDIA GeForce RTX 4090", Some(165.2)),
-            ("NVIDIA GeForce RTX 5090", Some(209.5)),
-            ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
-            ("NVIDIA L40", None),
-            ("NVIDIA RTX A1000", None),
-            ("", None),
-        ] {
-            let expected = tera.map(|tera: f64| tera * 1e12);
-            assert_eq!(of_device(name), expected, "{name}");
-        }
-    }
 
     #[test]
     fn what_was_measured_too_low_is_not_a_peak() {

@@ -239,7 +239,7 @@ impl Record {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gemm_floor::{LinearShape, LinearTime};
+    use crate::gemm_floor::{LinearShape, LinearTime, Products};
     use std::sync::atomic::AtomicUsize;
     use tandem_comm::Collective;
 
@@ -346,6 +346,7 @@ mod tests {
                 inputs: 896,
                 outputs: 576,
                 count: 1,
+                products: Products::ALL,
             },
             forward_s: 0.01,
             input_gradient_s: 0.02,

@@ -6,7 +6,7 @@ use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use tandem_files::write_whole;
+use tandem_files::{open_own, read_small, write_whole};
 
 use crate::error::TrainError;
 use crate::events::{EvalMetrics, StepMetrics};
@@ -72,11 +72,9 @@ impl Recorder {
     ) -> Result<Self, TrainError> {
         let path = run_dir.join("metrics.jsonl");
         let kept = keep_until(&path, done).map_err(|source| write_error(&path, source))?;
-        let file = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(&path)
-            .map_err(|source| write_error(&path, source))?;
+        let mut options = OpenOptions::new();
+        options.create(true).append(true);
+        let file = open_own(&path, &options).map_err(|source| write_error(&path, source))?;
         if let Some(dir) = history_dir {
             std::fs::create_dir_all(dir).map_err(|source| write_error(dir, source))?;
         }
@@ -175,6 +173,9 @@ fn write_error(path: &Path, source: std::io::Error) -> TrainError {
     }
 }
 
+/// What a run that goes on reads of its metrics: those of millions of steps.
+const MAX_BYTES: u64 = 2 << 30;
+
 /// What is left of the metrics of a run that goes on.
 #[derive(Default)]
 struct Kept {
@@ -184,13 +185,9 @@ struct Kept {
 
 /// Cuts the metrics of `path` after step `done`. Nothing is left of a run that begins again.
 fn keep_until(path: &Path, done: u64) -> std::io::Result<Kept> {
-    let bytes = match std::fs::metadata(path) {
+    let bytes = match read_small(path, MAX_BYTES) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Kept::default()),
-        // Opening a pipe that somebody has put there would wait for ever.
-        Ok(found) if !found.is_file() => {
-            return Err(std::io::Error::other("it is not a regular file"));
-        }
-        _ => std::fs::read(path)?,
+        bytes => bytes?,
     };
     let mut found = Kept::default();
     let mut kept = String::new();

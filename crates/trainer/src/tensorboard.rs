@@ -11,6 +11,8 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use tandem_files::open_own;
+
 use crate::events::{EvalMetrics, StepMetrics};
 
 /// The folder in that of the run.
@@ -144,7 +146,7 @@ fn next_name(last: Option<&str>, seconds: u64) -> String {
 
 /// Cuts the file before the first record of a step after `done`, or that is none. A file that is left without a step goes.
 fn cut(path: &Path, done: u64) -> io::Result<()> {
-    let file = OpenOptions::new().read(true).write(true).open(path)?;
+    let file = open_own(path, OpenOptions::new().read(true).write(true))?;
     let mut reader = record::Reader::new(&file)?;
     let (mut kept, mut steps) = (0, 0);
     while let Some(event) = reader.next()? {

@@ -95,9 +95,9 @@
 use std::time::Duration;
 
 use tandem_comm::ReduceOp;
-use tandem_model::{DropoutRows, LayerSaved, Recompute, TokenFacts};
-use tandem_parallel::{TpTokens, check_same_batch, global_grad_norm};
-use tandem_tensor::{Accumulate, Kind, Tensor};
+use tandem_model::{LayerSaved, Recompute, TokenFacts};
+use tandem_parallel::{check_same_batch, global_grad_norm, own_gradient_is_finite};
+use tandem_tensor::{Accumulate, Device, Kind, Tensor};
 
 use crate::balance::{Balance, ExpertReport};
 use crate::engine::Engine;
@@ -105,6 +105,7 @@ use crate::error::TrainError;
 use crate::finite::refuse_non_finite;
 use crate::micro_batch::MicroBatch;
 use crate::profile::Activity;
+use crate::turn::Turn;
 use crate::units::{self, EMBEDDING};
 use crate::update_rule::UpdateRule;
 
@@ -122,38 +123,6 @@ pub struct StepReport {
     pub n_tokens: u64,
     /// For how long the update waited until a save had copied the state.
     pub waited_for_copy: Duration,
-}
-
-/// One micro-batch's turn in the step.
-pub(crate) struct Turn<'a> {
-    pub(crate) micro: &'a MicroBatch,
-    /// The row, for this many tokens.
-    pub(crate) tp: TpTokens,
-    is_first: bool,
-    is_last: bool,
-    /// What decides on dropout, in training.
-    dropout: Option<DropoutRows>,
-}
-
-impl<'a> Turn<'a> {
-    /// The turn of a micro-batch that is alone.
-    pub(crate) fn only(engine: &Engine, micro: &'a MicroBatch) -> Self {
-        Self {
-            micro,
-            tp: engine.tp.for_tokens(micro.tokens),
-            is_first: true,
-            is_last: true,
-            dropout: None,
-        }
-    }
-
-    /// Of the tokens that this rank's routers see, which are no padding; empty where all are none.
-    fn counted(&self) -> &[bool] {
-        match &self.micro.counted[..] {
-            [] => &[],
-            of_row => &of_row[self.tp.routed()],
-        }
-    }
 }
 
 /// Trains on one global batch, of which `micro_batches` is this rank's part. `step` counts from 1.
@@ -184,8 +153,7 @@ pub fn train_step(
         let turn = Turn {
             is_first: index == 0,
             is_last: index + 1 == micro_batches.len(),
-            dropout: engine.dropout_rows(micro),
-            ..Turn::only(engine, micro)
+            ..Turn::in_training(engine, micro)
         };
         let (x, saved) = forward(engine, &turn)?;
         balance.after_forward(engine, &saved)?;
@@ -242,6 +210,8 @@ fn agree(
     let real: usize = micro_batches.iter().map(MicroBatch::real_tokens).sum();
     let counts = Tensor::from_slice(&[targets as i64, real as i64]).to_device(engine.device);
     engine.dp.all_reduce(&counts, ReduceOp::Sum)?.wait()?;
+    let counts = counts.to_device(Device::Cpu);
+    engine.dp.check()?;
     let count = |index| counts.get(index).int64_value() as u64;
     match count(0) {
         0 => Err(TrainError::NoTargets { step }),
@@ -259,10 +229,7 @@ fn look_ahead(
     balance: &mut Balance,
 ) -> Result<(), TrainError> {
     for micro in micro_batches {
-        let turn = Turn {
-            dropout: engine.dropout_rows(micro),
-            ..Turn::only(engine, micro)
-        };
+        let turn = Turn::in_training(engine, micro);
         let (_, saved) = forward(engine, &turn)?;
         balance.add(&saved);
         for unit in 0..engine.units.len() {
@@ -459,21 +426,14 @@ fn loss_and_norm(
     scale: f64,
     step: u64,
 ) -> Result<(f64, f64), TrainError> {
-    let own_loss = loss_sum.double_value();
+    let own_loss = loss_sum.copy();
     engine.dp.all_reduce(loss_sum, ReduceOp::Sum)?.wait()?;
     let loss = loss_sum.double_value() * scale;
     let grad_norm = global_grad_norm(&engine.units, engine.world.as_ref(), engine.device)?;
-    let own_gradient_is_finite = || {
-        let mut units = engine.units.iter();
-        units.all(|unit| unit.gradient_sum_of_squares().is_finite())
-    };
-    refuse_non_finite(engine, "loss", loss, || own_loss.is_finite(), step)?;
-    refuse_non_finite(
-        engine,
-        "gradient norm",
-        grad_norm,
-        own_gradient_is_finite,
-        step,
-    )?;
+    engine.check_groups()?;
+    let loss_is_finite = || own_loss.double_value().is_finite();
+    refuse_non_finite(engine, "loss", loss, loss_is_finite, step)?;
+    let gradient_is_finite = || own_gradient_is_finite(&engine.units);
+    refuse_non_finite(engine, "gradient norm", grad_norm, gradient_is_finite, step)?;
     Ok((loss, grad_norm))
 }

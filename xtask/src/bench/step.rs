@@ -86,7 +86,7 @@ fn contenders(configuration: &Configuration, options: &Options, place: &Place) -
     let peers = place
         .peers
         .iter()
-        .filter(|peer| peer.suits(configuration.tp));
+        .filter(|peer| configuration.suits_peers() && peer.suits(configuration.tp));
     ours.map(|variant| Contender::Ours(*variant))
         .chain(peers.map(|peer| Contender::Peer(*peer)))
         .collect()

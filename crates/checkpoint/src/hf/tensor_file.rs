@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -20,6 +21,9 @@ use crate::read_plan::{Block, blocks};
 
 /// From here on several threads read and convert.
 const PARALLEL_ELEMENTS: usize = 1 << 20;
+
+/// The kinds that have an [`element::float_size`].
+const FLOAT_KINDS: &str = "f64, f32, f16 or bf16";
 
 /// An open safetensors file whose header was checked.
 #[derive(Debug)]
@@ -123,7 +127,7 @@ impl TensorFile {
             });
         }
         let Some(element_bytes) = element::float_size(entry.dtype) else {
-            return Err(self.wrong_kind(entry, "f64, f32, f16 or bf16"));
+            return Err(self.wrong_kind(entry, FLOAT_KINDS));
         };
         let mut rest = out;
         let mut work = Vec::new();
@@ -140,6 +144,29 @@ impl TensorFile {
         } else {
             work.into_par_iter().try_for_each(read)
         }
+    }
+
+    /// Reads the elements `range` of a floating-point tensor, row by row as one, as `f64`: no kind loses anything.
+    ///
+    /// # Errors
+    /// As [`TensorFile::read`].
+    ///
+    /// # Panics
+    /// When `range` is outside the tensor.
+    pub fn read_f64(&self, name: &str, range: Range<usize>) -> Result<Vec<f64>, WeightsError> {
+        let entry = self.entry(name)?;
+        let elements = entry.shape.iter().product();
+        assert!(
+            range.start <= range.end && range.end <= elements,
+            "elements {range:?} of {name}, which has {elements}"
+        );
+        let Some(element_bytes) = element::float_size(entry.dtype) else {
+            return Err(self.wrong_kind(entry, FLOAT_KINDS));
+        };
+        let mut bytes = vec![0; range.len() * element_bytes];
+        let position = entry.bytes.start + (range.start * element_bytes) as u64;
+        self.read_bytes(entry, position, &mut bytes)?;
+        Ok(element::decode_f64(entry.dtype, &bytes))
     }
 
     fn read_block(

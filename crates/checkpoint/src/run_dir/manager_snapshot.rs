@@ -117,7 +117,7 @@ impl ManagerSnapshot {
         self.checkpoint_results.push(result);
         self.checkpoint_report_indices
             .push(self.current_report_index);
-        self.current_report_index += 1;
+        self.current_report_index = self.current_report_index.saturating_add(1);
     }
 
     /// Keeps only the checkpoints that `keep` names, everywhere: Ray refuses a snapshot that contradicts itself.

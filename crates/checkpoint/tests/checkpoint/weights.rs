@@ -7,7 +7,8 @@ use std::path::Path;
 use proptest::prelude::*;
 use serde_json::json;
 use tandem_checkpoint::{
-    Dtype, FloatKind, HfWeights, HfWriter, NamedTensor, TensorFile, WeightsError, write_safetensors,
+    Dtype, FloatKind, HfWeights, HfWriter, NamedTensor, SafetensorsWriter, TensorFile,
+    WeightsError, write_safetensors,
 };
 use tandem_mesh::{ShardSlice, partition};
 use tempfile::TempDir;
@@ -338,6 +339,39 @@ fn data_that_do_not_fill_their_shape_are_not_written() {
     );
     let left: Vec<_> = fs::read_dir(folder.path()).unwrap().collect();
     assert_eq!(left.len(), 1, "a partial file was left: {left:?}");
+}
+
+#[test]
+fn tensors_that_come_one_by_one_are_those_that_were_announced() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("x.safetensors");
+    let announced = [("b", &[2, 2][..]), ("a", &[3])];
+    let begin = || SafetensorsWriter::create(&path, announced, FloatKind::F32).unwrap();
+    let mut file = begin();
+    file.write("b", &[1.0, 2.0, 3.0, 4.0]).unwrap();
+    let error = file.write("b", &[1.0; 4]).unwrap_err().to_string();
+    assert!(
+        error.contains("\"a\"") && error.contains("x.safetensors"),
+        "{error}"
+    );
+    let error = file.finish().unwrap_err().to_string();
+    assert!(
+        error.contains("\"a\"") && error.contains("not written"),
+        "{error}"
+    );
+    let mut file = begin();
+    assert!(file.write("b", &[1.0; 3]).is_err());
+    drop(file);
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+
+    let mut file = begin();
+    file.write("b", &[1.0, 2.0, 3.0, 4.0]).unwrap();
+    file.write("a", &[5.0, 6.0, 7.0]).unwrap();
+    file.finish().unwrap();
+    let file = TensorFile::open(&path).unwrap();
+    assert_eq!(file.read_f64("b", 1..4).unwrap(), [2.0, 3.0, 4.0]);
+    assert_eq!(file.read_f64("a", 0..3).unwrap(), [5.0, 6.0, 7.0]);
+    assert!(file.read_f64("a", 1..1).unwrap().is_empty());
 }
 
 /// Weights with these names, one element each, with the values 0, 1, ...

@@ -14,6 +14,8 @@ pub enum Shape {
     Smollm2,
     /// Gemma 2 2B (arXiv 2408.00118), a quarter as wide: four norms a layer, GeGLU, soft caps, windows.
     Gemma2,
+    /// Qwen3-30B-A3B (arXiv 2505.09388), a quarter as wide, with a quarter of its experts: 32, of which a token goes to 8.
+    Qwen3Moe,
 }
 
 const QWEN2: &str = r#"{
@@ -34,6 +36,13 @@ const GEMMA2: &str = r#"{
     "max_position_embeddings": 8192, "sliding_window": 256, "query_pre_attn_scalar": 64, "initializer_range": 0.02
 }"#;
 
+const QWEN3_MOE: &str = r#"{
+    "architectures": ["Qwen3MoeForCausalLM"], "hidden_size": 512, "num_attention_heads": 8, "num_key_value_heads": 2,
+    "head_dim": 64, "num_hidden_layers": 48, "intermediate_size": 1536, "moe_intermediate_size": 192, "num_experts": 32,
+    "num_experts_per_tok": 8, "norm_topk_prob": true, "decoder_sparse_step": 1, "mlp_only_layers": [], "vocab_size": 64000,
+    "max_position_embeddings": 32768, "rms_norm_eps": 1e-6, "rope_theta": 1000000.0, "initializer_range": 0.02
+}"#;
+
 impl Shape {
     /// The model, cut to its first `layers` layers.
     pub fn config(self, layers: usize) -> Outcome<ModelConfig> {
@@ -41,6 +50,7 @@ impl Shape {
             Self::Qwen2 => QWEN2,
             Self::Smollm2 => SMOLLM2,
             Self::Gemma2 => GEMMA2,
+            Self::Qwen3Moe => QWEN3_MOE,
         };
         let json: Map<String, Value> = serde_json::from_str(text).map_err(Failure::other)?;
         ModelConfig::from_json(&json)

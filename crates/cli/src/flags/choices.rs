@@ -90,14 +90,16 @@ choices! {
 }
 
 choices! {
-    /// How ranks on CPUs move data.
+    /// How ranks move data.
     TransportChoice => Transport {
-        /// Shared memory where the members of a group can share it, otherwise TCP.
+        /// NCCL between GPUs; on CPUs, shared memory where the members of a group can share it, otherwise TCP.
         Auto => Transport::Auto,
         /// Shared memory, or an error.
         Shm => Transport::Shm,
         /// TCP, also within a host.
         Tcp => Transport::Tcp,
+        /// From the device into host memory, from there as with auto, and back. Ranks may share a GPU.
+        Staged => Transport::Staged,
     }
 }
 

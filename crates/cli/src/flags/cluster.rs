@@ -58,7 +58,8 @@ pub struct ClusterFlags {
     #[arg(long, value_name = "FILE")]
     pub rendezvous_secret_file: Option<PathBuf>,
 
-    /// How ranks on CPUs move data: shared memory within a host and TCP between hosts (auto), or one of them always.
+    /// How ranks move data. On CPUs: shared memory within a host and TCP between hosts (auto), or one of them always. GPUs use
+    /// NCCL, or with staged go through host memory, which is slower, but lets ranks share a GPU and needs no NCCL.
     #[arg(long, value_enum, default_value_t = TransportChoice::Auto)]
     pub transport: TransportChoice,
 

@@ -16,6 +16,10 @@ pub struct EvalFlags {
     #[arg(long, value_name = "NAME")]
     pub eval_dataset_name: Option<String>,
 
+    /// The configuration to evaluate on, as --dataset_config [default: without --eval_dataset_name, that of --dataset_config].
+    #[arg(long, value_name = "NAME")]
+    pub eval_dataset_config: Option<String>,
+
     /// The split to evaluate on [default: the first there is of validation, test and, of --eval_dataset_name, train].
     #[arg(long, value_name = "SPLIT")]
     pub eval_split: Option<String>,
@@ -72,6 +76,7 @@ impl EvalFlags {
         Evaluation {
             eval_strategy: self.eval_strategy.map(Into::into),
             eval_dataset_name: self.eval_dataset_name.clone(),
+            eval_dataset_config: self.eval_dataset_config.clone(),
             eval_split: self.eval_split.clone(),
             eval_steps: self.eval_steps,
             eval_on_start: self.eval_on_start,

@@ -21,8 +21,8 @@ pub struct LoraFlags {
     #[arg(long, value_name = "P")]
     pub lora_dropout: Option<f64>,
 
-    /// The matrices with adapters: ends of their names with commas between them, such as q_proj,v_proj, or all-linear: all but
-    /// the head [default: all-linear].
+    /// The matrices with adapters: ends of their names with commas between them, such as q_proj,v_proj; or a regular expression
+    /// for their whole paths; or all-linear: all but the head [default: all-linear].
     #[arg(long, value_name = "NAMES")]
     pub lora_target_modules: Option<String>,
 

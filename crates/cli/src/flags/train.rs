@@ -100,7 +100,8 @@ pub struct CommonFlags {
     #[arg(long, default_value_t = 0, value_name = "N", help_heading = "Model")]
     pub num_layers: usize,
 
-    /// Ranks that share one copy of the model (a row of the mesh).
+    /// Ranks that share one copy of the model (a row of the mesh); "auto" takes the fastest mesh of num_workers that fits, by the
+    /// estimates of `tandem plan`, and dp_size follows.
     #[arg(long, help_heading = "Mesh")]
     pub tp_size: usize,
 
@@ -673,6 +674,7 @@ mod tests {
             "early_stopping_threshold",
             "eos_token",
             "eval_batch_size",
+            "eval_dataset_config",
             "eval_dataset_name",
             "eval_max_batches",
             "eval_on_start",

@@ -4,12 +4,22 @@ use serde_json::{Map, Value};
 
 use super::Line;
 
+/// The row that asks for a mesh to be chosen.
+pub const AUTO: &str = "auto";
+
 /// Changes the mesh in `file` so that it fits what `line` gives of it: with other workers, rows follow; with another row or
 /// column, workers do.
 ///
 /// # Errors
 /// Numbers that do not fit, in words.
 pub fn follow(line: &Line, file: &mut Map<String, Value>) -> Result<(), String> {
+    if line.value("tp_size").as_deref() == Some(AUTO) {
+        // The mesh of the file is no longer meant.
+        for flag in ["tp_size", "dp_size"] {
+            file.remove(flag);
+        }
+        return Ok(());
+    }
     let given = ["tp_size", "dp_size", "num_workers"].map(|flag| line.number(flag));
     let Some(old_tp) = file.get("tp_size").and_then(Value::as_u64) else {
         return Ok(());

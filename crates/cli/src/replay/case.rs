@@ -35,6 +35,12 @@ pub struct Trajectory {
     pub loss: Vec<f64>,
     /// Gradient norm of every step, before clipping.
     pub grad_norm: Vec<f64>,
+    /// The losses of the same training in float64, where it was recorded.
+    #[serde(default)]
+    pub loss_fp64: Option<Vec<f64>>,
+    /// Its gradient norms.
+    #[serde(default)]
+    pub grad_norm_fp64: Option<Vec<f64>>,
     /// What deviation is tolerated, per metric.
     pub tolerances: Tolerances,
 }
@@ -100,6 +106,22 @@ impl Case {
                 path.display(),
                 trajectory.format
             )));
+        }
+        let t = &trajectory;
+        for (key, numbers) in [
+            ("loss", Some(&t.loss)),
+            ("grad_norm", Some(&t.grad_norm)),
+            ("loss_fp64", t.loss_fp64.as_ref()),
+            ("grad_norm_fp64", t.grad_norm_fp64.as_ref()),
+        ] {
+            if let Some(numbers) = numbers.filter(|numbers| numbers.len() != t.n_steps) {
+                return Err(Failure::other(format!(
+                    "{}: {key} has {} numbers, but n_steps is {}",
+                    path.display(),
+                    numbers.len(),
+                    t.n_steps
+                )));
+            }
         }
         Ok(Self {
             dir: dir.to_owned(),

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use tandem_run::failure::{Failure, Outcome};
 
-use super::files::{has, read_integers};
+use super::integers::{has, read_integers};
 
 /// Where the documents of each row of `batches.safetensors` begin; without `document_ids`, every row is one. `shape` is
 /// `[steps, rows, seq]`.

@@ -23,9 +23,70 @@ pub struct Steps {
     pub step_time_s: Vec<Option<f64>>,
     /// The largest of all ranks.
     pub memory_mb: Vec<Option<f64>>,
+    /// What the busiest expert of a layer got over what the mean of them did: the largest of all layers.
+    pub expert_load: Vec<Option<f64>>,
+    /// The same, the mean of all layers.
+    pub expert_load_mean: Vec<Option<f64>>,
+    /// Experts of all layers that got no token.
+    pub idle_experts: Vec<Option<f64>>,
+    /// What keeps them in balance, before its coefficient.
+    pub aux_loss: Vec<Option<f64>>,
+    /// Layer by layer, in the last step that says so.
+    pub experts: Option<Experts>,
     /// When the last step ended, in seconds since 1970.
     #[serde(skip)]
     pub last_time: Option<f64>,
+}
+
+/// What the experts of a mixture's layers got in a step.
+#[derive(Debug, Serialize)]
+pub struct Experts {
+    /// The step.
+    pub step: u64,
+    /// For each layer with experts: the tokens of the busiest over the mean of all.
+    pub max_over_mean: Vec<f64>,
+    /// Experts of all layers that got no token.
+    pub idle: u64,
+}
+
+/// More layers than any model has: what says so is damaged.
+const MAX_LAYERS: usize = 10_000;
+
+impl Experts {
+    /// What a step's `experts` say; `None` where a number is missing or makes no sense.
+    fn of(step: u64, said: &Value) -> Option<Self> {
+        let layers = said.get("max_over_mean")?.as_array()?;
+        let of_layer = |value: &Value| value.as_f64().filter(|load| load.is_finite());
+        let max_over_mean: Option<Vec<f64>> = layers.iter().map(of_layer).collect();
+        Some(Self {
+            step,
+            max_over_mean: max_over_mean.filter(|all| (1..=MAX_LAYERS).contains(&all.len()))?,
+            idle: said.get("idle")?.as_u64()?,
+        })
+    }
+
+    /// The layer whose load is the furthest from even, counted among those with experts, and that load.
+    fn worst(&self) -> (usize, f64) {
+        let layers = self.max_over_mean.iter().copied().enumerate();
+        layers
+            .max_by(|a, b| a.1.total_cmp(&b.1))
+            .unwrap_or_default()
+    }
+
+    /// A line for the reader.
+    pub fn line(&self) -> String {
+        let (layer, load) = self.worst();
+        let idle = match self.idle {
+            0 => "every expert has got some".to_owned(),
+            1 => "1 expert has got none".to_owned(),
+            idle => format!("{idle} experts have got none"),
+        };
+        format!(
+            "tokens per expert at step {}: at most {load:.2} x the mean (layer {layer} of the {} with experts); {idle}",
+            self.step,
+            self.max_over_mean.len()
+        )
+    }
 }
 
 /// Numbers of evaluations.
@@ -64,6 +125,18 @@ impl Steps {
         self.mfu.push(number(line, "mfu"));
         self.step_time_s.push(seconds);
         self.memory_mb.push(memory);
+        let said = line.get("experts");
+        let experts = said.and_then(|said| Experts::of(step, said));
+        self.expert_load
+            .push(experts.as_ref().map(|it| it.worst().1));
+        let mean =
+            |it: &Experts| it.max_over_mean.iter().sum::<f64>() / it.max_over_mean.len() as f64;
+        self.expert_load_mean.push(experts.as_ref().map(mean));
+        self.idle_experts
+            .push(experts.as_ref().map(|it| it.idle as f64));
+        self.aux_loss
+            .push(said.and_then(|said| number(said, "aux_loss")));
+        self.experts = experts.or(self.experts.take());
         self.last_time = number(line, "time").or(self.last_time);
     }
 
@@ -76,7 +149,7 @@ impl Steps {
         }
     }
 
-    fn measured(&mut self) -> [&mut Vec<Option<f64>>; 7] {
+    fn measured(&mut self) -> [&mut Vec<Option<f64>>; 11] {
         [
             &mut self.loss,
             &mut self.lr,
@@ -85,6 +158,10 @@ impl Steps {
             &mut self.mfu,
             &mut self.step_time_s,
             &mut self.memory_mb,
+            &mut self.expert_load,
+            &mut self.expert_load_mean,
+            &mut self.idle_experts,
+            &mut self.aux_loss,
         ]
     }
 
@@ -181,6 +258,28 @@ mod tests {
             (2, &[20.0, 40.0][..])
         );
         assert_eq!(Steps::default().place(1), (0.0, 0.0));
+    }
+
+    #[test]
+    fn the_experts_load_is_that_of_the_worst_layer() {
+        let mut steps = Steps::default();
+        let said = [
+            json!({"aux_loss": 1.25, "max_over_mean": [1.5, 3.0, 1.5], "idle": 2}),
+            json!({"aux_loss": 1.5, "max_over_mean": [1.0, "x"], "idle": 0}),
+            json!({"max_over_mean": [], "idle": 0}),
+            json!(7),
+        ];
+        for (step, experts) in (1..).zip(said) {
+            steps.push(step, &json!({"loss": 1.0, "experts": experts}));
+        }
+        assert_eq!(steps.expert_load, [Some(3.0), None, None, None]);
+        assert_eq!(steps.expert_load_mean, [Some(2.0), None, None, None]);
+        assert_eq!(steps.idle_experts, [Some(2.0), None, None, None]);
+        assert_eq!(steps.aux_loss, [Some(1.25), Some(1.5), None, None]);
+        assert_eq!(
+            steps.experts.unwrap().line(),
+            "tokens per expert at step 1: at most 3.00 x the mean (layer 1 of the 3 with experts); 2 experts have got none"
+        );
     }
 
     #[test]

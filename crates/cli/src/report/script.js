@@ -74,12 +74,19 @@
     { id: "mfu", title: "MFU", unit: "% of the devices' peak", of: (run) => curve(run.steps, "mfu", 100), smooth: true, zero: true },
     { id: "step_time_s", title: "step time", unit: "s", of: (run) => curve(run.steps, "step_time_s"), smooth: true, zero: true },
     { id: "memory", title: "memory", unit: "MB, largest resident set of a rank", of: (run) => curve(run.steps, "memory_mb"), zero: true },
-    { id: "saves", title: "saving", unit: "s; below, how long training waited", of: saves, points: true, zero: true },
+    { id: "saves", title: "saving", unit: "s; below, how long training waited", of: saves, points: true, zero: true, below: "waited" },
+    { id: "expert_load", title: "load of experts", unit: "tokens of the busiest over the mean, worst layer; below, mean of the layers", of: load, smooth: true, below: "mean of the layers" },
+    { id: "idle_experts", title: "idle experts", unit: "without a token, all layers", of: (run) => curve(run.steps, "idle_experts"), zero: true },
+    { id: "aux_loss", title: "auxiliary loss", unit: "of the experts' balance, before its coefficient", of: (run) => curve(run.steps, "aux_loss"), smooth: true },
   ];
   function curve(columns, name, factor = 1) {
     const values = (columns && columns[name]) || [];
     if (!finite(values).length) return null;
     return { x: columns[state.axis] || columns.step, steps: columns.step, y: factor === 1 ? values : values.map((v) => (v === null ? null : v * factor)) };
+  }
+  function load(run) {
+    const worst = curve(run.steps, "expert_load");
+    return worst && { ...worst, below: run.steps.expert_load_mean };
   }
   // A save is known by its step; where that is on another axis, the steps tell.
   function place(run, step) {
@@ -279,7 +286,7 @@
       const at = nearest(one.curve.x, x);
       const value = one.y[at];
       if (heading === null || Math.abs(one.curve.x[at] - x) < Math.abs(heading.x - x)) heading = { x: one.curve.x[at], step: one.curve.steps[at] };
-      const extra = one.y !== one.raw ? ` (raw ${number(one.raw[at])})` : one.curve.below ? `, waited ${number(one.curve.below[at])}` : "";
+      const extra = one.y !== one.raw ? ` (raw ${number(one.raw[at])})` : one.curve.below ? `, ${chart.below} ${number(one.curve.below[at])}` : "";
       rows.push(make("div", { class: "row" }, dot(one.index), make("span", { text: one.run.name }), make("span", { class: "value", text: `${number(value, 5)}${extra}` })));
       if (value !== null && Number.isFinite(value)) marks.push(draw("circle", { cx: chart.px(one.curve.x[at]), cy: chart.py(value), r: 4, style: `fill:${color(one.index)}` }));
     }
@@ -447,6 +454,25 @@
       make("span", {}, make("b", { text: "✕", style: "color:var(--bad)" }), "a failure")));
   }
 
+  // How evenly each layer's experts share the tokens of the last step.
+  function renderExperts() {
+    const section = byId("experts");
+    section.replaceChildren();
+    const rows = shown().filter(({ run }) => run.steps.experts);
+    if (!rows.length) return;
+    section.append(make("h2", { text: "tokens per expert" }));
+    const layers = Math.max(...rows.map(({ run }) => run.steps.experts.max_over_mean.length));
+    const cell = (run, layer) => make("td", { text: number(run.steps.experts.max_over_mean[layer], 3) });
+    const body = make("tbody", {});
+    for (let layer = 0; layer < layers; layer += 1) {
+      body.append(make("tr", {}, make("th", { scope: "row", text: `${layer}` }), ...rows.map(({ run }) => cell(run, layer))));
+    }
+    body.append(make("tr", {}, make("th", { scope: "row", text: "experts without a token" }), ...rows.map(({ run }) => make("td", { text: number(run.steps.experts.idle) }))));
+    section.append(make("div", { class: "scroll" }, make("table", {},
+      make("thead", {}, make("tr", {}, make("th", { text: "layer of those with experts: the busiest over the mean" }),
+        ...rows.map(({ run, index }) => make("th", { scope: "col" }, dot(index), `${run.name}, step ${run.steps.experts.step}`)))), body)));
+  }
+
   function renderProfile() {
     const section = byId("profile");
     section.replaceChildren();
@@ -505,6 +531,7 @@
     hideTip();
     CHARTS.forEach(render);
     renderTimeline();
+    renderExperts();
     renderProfile();
   }
   byId("axes").addEventListener("click", (event) => {

@@ -93,8 +93,12 @@ fn flags_that_contradict_each_other() {
 
 #[test]
 fn cuda_where_there_is_none() {
+    let alone = tandem_tensor::device::Workers {
+        count: 1,
+        may_share: false,
+    };
     // On a machine with CUDA this would train; nothing to refuse there.
-    if tandem_tensor::DeviceChoice::Cuda.select(0).is_ok() {
+    if tandem_tensor::DeviceChoice::Cuda.select(0, alone).is_ok() {
         println!("this machine has CUDA: the refusal cannot be shown");
         return;
     }
@@ -481,4 +485,40 @@ fn a_model_without_weights_is_found_before_workers_are_started() {
     assert!(text[at..].lines().count() < 4, "{text}");
     assert!(!text.contains("rank"), "{text}");
     assert!(!run.dir().exists(), "no worker has begun");
+}
+
+/// What libraries would end the process for without a word of ours, or sockets be too long for.
+#[test]
+fn folders_of_the_process_that_do_not_serve() {
+    let place = tempfile::tempdir().unwrap();
+    let gone = place.path().join("gone");
+    let run = base();
+    let mut command = std::process::Command::new("bash");
+    let inner = train(&run);
+    command
+        .args([
+            "-c",
+            "mkdir \"$1\" && cd \"$1\" && rmdir \"$1\" && shift && exec \"$@\"",
+            "bash",
+        ])
+        .arg(&gone)
+        .arg(inner.get_program())
+        .args(inner.get_args());
+    let output = command.output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(2), "{text}");
+    assert!(text.contains("started in is gone"), "{text}");
+
+    let output = train(&run).env("TMPDIR", &gone).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.contains("TMPDIR") && text.contains("gone"), "{text}");
+
+    let long = place.path().join("x".repeat(100));
+    std::fs::create_dir(&long).unwrap();
+    let run = base().args(["--experiment_name", "long"]);
+    let output = train(&run).env("TMPDIR", &long).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{text}");
+    assert_eq!(std::fs::read_dir(&long).unwrap().count(), 0);
 }

@@ -95,6 +95,53 @@ fn what_a_run_lacks_is_said_before_it_begins() {
 }
 
 #[test]
+fn a_secret_is_looked_at_and_neither_shown_nor_kept() {
+    const MARK: &str = "5ec7e7";
+    let scratch = tempfile::tempdir().unwrap();
+    let file = |name: &str, content: &[u8]| {
+        let path = scratch.path().join(name);
+        fs::write(&path, content).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let good = file("good", format!("correct-horse-battery-{MARK}").as_bytes());
+    for (path, expected) in [
+        (good.clone(), 0),
+        (file("short", MARK.as_bytes()), 2),
+        (file("long", MARK.repeat(2000).as_bytes()), 2),
+        (
+            file(
+                "no_text",
+                format!("\u{e9}{MARK}").repeat(9).as_bytes().split_at(1).1,
+            ),
+            2,
+        ),
+    ] {
+        let (code, text) = checked(&["--rendezvous_secret_file", &path]);
+        assert_eq!(code, Some(expected), "{path}: {text}");
+        assert!(!text.contains(MARK), "{text}");
+    }
+    let run = Run::new("fsdp", 1, 2).args(["--max_steps", "1", "--rendezvous_secret_file", &good]);
+    let output = train(&run).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let mut folders = vec![run.storage.path().to_owned()];
+    let mut texts = vec![output.stdout, output.stderr];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            match path.is_dir() {
+                true => folders.push(path),
+                false => texts.push(fs::read(path).unwrap()),
+            }
+        }
+    }
+    assert!(texts.len() > 8, "{} files", texts.len());
+    for text in texts {
+        let mut parts = text.windows(MARK.len());
+        assert!(!parts.any(|part| part == MARK.as_bytes()));
+    }
+}
+
+#[test]
 fn what_init_writes_can_begin() {
     let scratch = tempfile::tempdir().unwrap();
     let file = scratch.path().join("run.yaml");

@@ -240,7 +240,7 @@ fn what_cannot_be_evaluated_is_said_before_anything_starts() {
     let few = write("few.jsonl", "{\"text\": \"ab\"}\n");
     let long = json!({"prompt": "x".repeat(40), "completion": "y"});
     let long = write("long.jsonl", &long.to_string());
-    let cases: [(&[&str], &[&str]); 6] = [
+    let cases: [(&[&str], &[&str]); 7] = [
         (
             &["--eval_dataset_name", &few, "--packing", "true"],
             &["--eval_dataset_name", "fewer than one packed row"],
@@ -248,6 +248,10 @@ fn what_cannot_be_evaluated_is_said_before_anything_starts() {
         (
             &["--eval_split", "nope"],
             &["--eval_split", "no split `nope`", "train, validation"],
+        ),
+        (
+            &["--eval_dataset_config", "nope"],
+            &["--eval_dataset_config", "`nope`"],
         ),
         (
             &["--dataset_name", &own, "--eval_steps", "1"],

@@ -1,6 +1,6 @@
 //! `tandem export` gives back the model: the same weights, to Tandem and to transformers.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use safetensors::SafeTensors;
@@ -8,21 +8,37 @@ use safetensors::SafeTensors;
 use crate::demo::Run;
 use crate::tiny::Tiny;
 
-/// Trains so little that nothing changes, so that the exported model is the golden one.
-fn exported(case: &str, layout: (usize, usize), dtype: &str) -> (Tiny, Run) {
-    let tiny = Tiny::new(case);
-    let run = Run::new("fsdp", layout.0, layout.1)
+/// Trains so little that nothing changes.
+fn unchanged(tiny: &Tiny, layout: (usize, usize)) -> Run {
+    Run::new("fsdp", layout.0, layout.1)
         .args(tiny.args())
-        .args(["--max_steps", "1", "--learning_rate", "1e-30"]);
-    let dir = run.succeed();
+        .args(["--max_steps", "1", "--learning_rate", "1e-30"])
+}
+
+fn export(run: &Path, output: &Path, dtype: &str, more: &[&str]) {
     let status = Command::new(env!("CARGO_BIN_EXE_tandem"))
         .args(["export", "--dtype", dtype, "--checkpoint"])
-        .arg(dir)
+        .arg(run)
         .arg("--output")
-        .arg(run.storage.path().join("exported"))
+        .arg(output)
+        .args(more)
         .status();
     assert!(status.unwrap().success());
+}
+
+/// The exported model is the golden one.
+fn exported(case: &str, layout: (usize, usize), dtype: &str) -> (Tiny, Run) {
+    let tiny = Tiny::new(case);
+    let run = unchanged(&tiny, layout);
+    let dir = run.succeed();
+    export(&dir, &run.storage.path().join("exported"), dtype, &[]);
     (tiny, run)
+}
+
+fn golden(case: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../tests-data/golden")
+        .join(case)
 }
 
 #[test]
@@ -59,62 +75,54 @@ fn the_exported_weights_are_those_that_were_loaded() {
     }
 }
 
+/// Every family, with a mixture in every layer and in some, tied and untied; adapters by themselves and added to their model.
 #[test]
-#[ignore = "installs torch and transformers, 5 GB: cargo xtask test --long"]
-fn transformers_loads_it_and_finds_the_golden_logits() {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/exported_logits.py");
-    let python = python_with_transformers();
+#[ignore = "needs torch, transformers and PEFT, 5 GB: cargo xtask test --long exports"]
+fn exports_load_in_transformers_and_peft_with_the_golden_logits() {
+    let folder = std::env::var_os("TANDEM_TORCH_BIN_DIR")
+        .expect("the folder of a Python with transformers: cargo xtask test --long installs it");
+    let mut look = Command::new(Path::new(&folder).join("python"));
+    look.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/exported_logits.py"));
+    let mut runs = Vec::new();
     for case in [
+        "llama3_rope",
+        "mistral",
         "qwen2_tied",
         "qwen2_untied",
         "qwen3_qknorm",
-        "mistral",
-        "llama3_rope",
         "gemma2_gqa3",
         "gemma3",
-        "granite",
-        "olmo2",
         "phi3_window",
+        "olmo2",
+        "olmo3",
         "smollm3",
+        "granite",
+        "mixtral",
+        "qwen3_moe",
     ] {
         let (_tiny, run) = exported(case, (2, 1), "fp32");
-        let golden = Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("../../tests-data/golden")
-            .join(case);
-        let output = Command::new(&python)
-            .arg(&script)
-            .args([&run.storage.path().join("exported"), &golden])
-            .output()
-            .unwrap();
-        let text = String::from_utf8_lossy(&output.stdout).into_owned()
-            + &String::from_utf8_lossy(&output.stderr);
-        println!("{case}: {text}");
-        assert!(output.status.success(), "{case}");
+        look.arg("--model")
+            .arg(run.storage.path().join("exported"))
+            .arg(golden(case));
+        runs.push(run);
     }
-}
-
-/// `TANDEM_TEST_PYTHON`, or an environment that is made here.
-fn python_with_transformers() -> std::path::PathBuf {
-    if let Ok(python) = std::env::var("TANDEM_TEST_PYTHON") {
-        return python.into();
+    for case in ["lora_llama_rslora", "lora_qwen2_tied"] {
+        let tiny = Tiny::new(case);
+        let adapter = golden(case).join("adapter_init");
+        let run = unchanged(&tiny, (2, 1)).args(["--adapter", adapter.to_str().unwrap()]);
+        let dir = run.succeed();
+        for (kind, name, more) in [
+            ("--adapter", "peft", &[][..]),
+            ("--model", "merged", &["--merge"]),
+        ] {
+            let output = run.storage.path().join(name);
+            export(&dir, &output, "fp32", more);
+            look.arg(kind).arg(output).arg(golden(case));
+        }
+        runs.push(run);
     }
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("transformers");
-    let python = folder.join("bin/python");
-    let succeed = |command: &mut Command| {
-        assert!(command.status().unwrap().success(), "{command:?}");
-    };
-    if !python.exists() {
-        succeed(Command::new("python3").args(["-m", "venv"]).arg(&folder));
-    }
-    succeed(Command::new(&python).args([
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "torch",
-        "transformers>=4.51",
-        "safetensors",
-        "numpy",
-    ]));
-    python
+    let output = look.output().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    println!("{}", text(&output.stdout));
+    assert!(output.status.success(), "{}", text(&output.stderr));
 }

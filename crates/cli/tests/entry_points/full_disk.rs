@@ -15,8 +15,7 @@ fn limited(run: &Run, kib: usize) -> Command {
     let mut command = Command::new("bash");
     command
         .arg("-c")
-        // Ignored, the signal becomes an error of the write.
-        .arg(format!("trap '' XFSZ; ulimit -f {kib}; exec \"$0\" \"$@\""))
+        .arg(format!("ulimit -f {kib}; exec \"$0\" \"$@\""))
         .arg(inner.get_program())
         .args(inner.get_args())
         .stdin(Stdio::null())

@@ -182,3 +182,23 @@ fn other_models_and_adapters_are_refused() {
         ])
         .succeed();
 }
+
+/// What is no regular file is not waited for.
+#[test]
+fn a_folder_of_adapters_that_is_none_is_refused_at_once() {
+    let tiny = Tiny::new("qwen2_untied");
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("adapter_config.json");
+    let made = Command::new("mkfifo").arg(&config).status().unwrap();
+    assert!(made.success());
+    let adapter = folder.path().to_str().unwrap();
+    let refused = |words: &str| {
+        let (code, text) = run(&tiny, "fsdp", 1, 1).args(["--adapter", adapter]).fail();
+        assert!(code == Some(1) && text.contains(words), "{text}");
+    };
+    refused("not a regular file");
+    fs::remove_file(&config).unwrap();
+    let large = fs::File::create(&config).unwrap();
+    large.set_len(1 << 40).unwrap();
+    refused("too large");
+}

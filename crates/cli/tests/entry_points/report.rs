@@ -34,6 +34,7 @@ fn made_up(storage: &Path) -> PathBuf {
         let line = json!({
             "step": step, "epoch": step / 20, "loss": loss, "lr": 1e-4 * f64::from(step) / 40.0, "grad_norm": 1.0 + 3.0 / f64::from(step),
             "tokens_per_s": 900 + step % 7, "step_time_s": 0.5, "tokens_seen": 512 * step, "mfu": 0.41,
+            "experts": {"aux_loss": 1.1, "max_over_mean": [1.25, 2.0 + f64::from(step) / 40.0], "idle": step % 2},
             "peak_memory_mb": [300 + step, 290], "time": 1_700_000_000.0 + 0.5 * f64::from(step)
         });
         metrics += &format!("{line}\n");
@@ -90,7 +91,8 @@ fn a_page_about_two_runs_shows_them_in_a_browser() {
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{output:?}");
     assert!(
-        said.contains("metrics.jsonl: 1 line(s) left out: line 1 ("),
+        said.contains("metrics.jsonl: 1 line(s) left out: line 1 (")
+            && said.contains("at step 40: at most 3.00 x the mean (layer 1 of the 2 with experts)"),
         "{said}"
     );
 
@@ -168,9 +170,18 @@ fn shows_everything(browser: &mut Browser) {
         "step_time_s",
         "memory",
         "saves",
+        "expert_load",
+        "idle_experts",
+        "aux_loss",
     ];
     assert_eq!(shown, json!(expected));
-    for (chart, curves) in [("loss", 2), ("eval_loss", 1), ("memory", 2), ("saves", 2)] {
+    for (chart, curves) in [
+        ("loss", 2),
+        ("eval_loss", 1),
+        ("memory", 2),
+        ("saves", 2),
+        ("expert_load", 1),
+    ] {
         let count = browser.evaluate(&format!(
             "document.querySelectorAll('[data-chart={chart}] .curve').length"
         ));
@@ -192,6 +203,8 @@ fn shows_everything(browser: &mut Browser) {
         "where a step's time goes",
         "layers, backward",
         "flags that differ",
+        "tokens per expert",
+        "experts without a token",
         "time line",
         "what could not be read",
         "metrics.jsonl: 1 line(s) left out",

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::demo::{self, Run, losses, train};
 use crate::saved;
+use crate::tiny::Tiny;
 
 /// Twelve steps of the demo model, with a checkpoint every four.
 fn run(strategy: &str, tp: usize, dp: usize) -> Run {
@@ -195,4 +196,80 @@ fn changed_settings_are_shown_and_used() {
     );
     let metrics = std::fs::read_to_string(run.dir().join("metrics.jsonl")).unwrap();
     assert!(metrics.lines().nth(5).unwrap().contains("\"lr\":0.0005"));
+}
+
+/// A checkpoint holds the weights, so what the run began with may be gone, or be others, once there is one.
+#[test]
+fn a_run_goes_on_without_the_weights_that_it_began_with() {
+    // In the second, the head is not tied although the config says so: the weights decided that, and are not asked again.
+    for golden in ["llama3_rope", "tied_but_untied"] {
+        let tiny = tiny_model(golden);
+        let run = || {
+            Run::new("fsdp", 1, 2)
+                .args(tiny.args())
+                .args(["--batch_size", "2", "--max_steps", "6"])
+        };
+        let whole = losses(&run().succeed());
+        let parts = run().args(["--max_steps", "3"]);
+        parts.succeed();
+        let weights = tiny.model().join("model.safetensors");
+        std::fs::write(&weights, "others by now").unwrap();
+        let parts = parts.args(["--max_steps", "4", "--resume_from", "run"]);
+        parts.succeed();
+        std::fs::remove_file(&weights).unwrap();
+        let parts = parts.args(["--max_steps", "6"]);
+        assert_eq!(losses(&parts.succeed()), whole, "{golden}");
+
+        // A run that begins needs them, and what is no weights must be what it was.
+        let (code, text) = run().fail();
+        assert!(
+            code == Some(1) && text.contains("holds neither model.safetensors"),
+            "{text}"
+        );
+        let config = tiny.model().join("config.json");
+        let text = std::fs::read_to_string(&config).unwrap();
+        let changed = text.replace("\"rms_norm_eps\": 1e-0", "\"rms_norm_eps\": 2e-0");
+        assert_ne!(text, changed);
+        std::fs::write(&config, changed).unwrap();
+        let (code, text) = parts.args(["--max_steps", "8"]).fail();
+        assert!(
+            code == Some(2) && text.contains("not the same run"),
+            "{text}"
+        );
+    }
+}
+
+/// A golden model; `tied_but_untied` is one whose config ties a head that its weights have.
+fn tiny_model(golden: &str) -> Tiny {
+    if golden != "tied_but_untied" {
+        return Tiny::new(golden);
+    }
+    let tiny = Tiny::new("qwen2_untied");
+    let config = tiny.model().join("config.json");
+    let text = std::fs::read_to_string(&config).unwrap();
+    let tied = text.replace(
+        "\"tie_word_embeddings\": false",
+        "\"tie_word_embeddings\": true",
+    );
+    assert_ne!(text, tied);
+    std::fs::write(config, tied).unwrap();
+    tiny
+}
+
+/// Checkpoints of adapters hold the adapters alone.
+#[test]
+fn a_run_of_adapters_does_not_go_on_without_its_weights() {
+    let tiny = Tiny::new("llama3_rope");
+    let run = Run::new("fsdp", 1, 1)
+        .args(tiny.args())
+        .args(["--lora_r", "2", "--max_steps", "2"]);
+    run.succeed();
+    std::fs::remove_file(tiny.model().join("model.safetensors")).unwrap();
+    let (code, text) = run
+        .args(["--resume_from", "run", "--max_steps", "3"])
+        .fail();
+    assert!(
+        code == Some(1) && text.contains("holds neither model.safetensors"),
+        "{text}"
+    );
 }

@@ -215,8 +215,8 @@ fn another_text_is_refused_in_words() {
 #[test]
 fn a_refusal_leaves_no_folder_and_says_what_is_taken() {
     let run = Run::new("fsdp", 1, 1);
-    for from in ["absent", "/no/such/run"] {
-        let args = ["--resume_from", from, "--experiment_name", from];
+    for from in ["absent", "/no/such/run", ""] {
+        let args = ["--resume_from", from];
         let storage = tempfile::tempdir().unwrap();
         let place = storage.path().join("runs");
         let run = Run::new("fsdp", 1, 1)
@@ -248,4 +248,44 @@ fn a_finished_run_says_so_and_how_to_go_on() {
     let words = "the run is finished: step 2 is the end of --max_steps 2; a larger one goes on";
     assert!(text.contains(words), "{text}");
     assert_eq!(saved::steps(&run.dir()), [1, 2]);
+}
+
+/// What a run writes to in its folder may have become a link to something of the user's.
+#[test]
+fn nothing_is_written_through_a_link_in_the_folder_of_a_run() {
+    let mut run = run().args(["--resume_from", "run"]);
+    let place = tempfile::tempdir().unwrap();
+    let mine = place.path().join("mine.txt");
+    fs::write(&mine, "precious").unwrap();
+    for (step, (file, is_refused)) in [
+        ("metrics.jsonl", false),
+        (".lock", true),
+        ("logs/rank_0.log", true),
+        ("logs/run.log", false),
+        ("events.jsonl", false),
+        ("run.json", false),
+        ("run_config.json", false),
+        ("checkpoint_manager_snapshot.json", false),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let path = run.dir().join(file);
+        let kept = path.with_extension("kept");
+        fs::rename(&path, &kept).unwrap();
+        std::os::unix::fs::symlink(&mine, &path).unwrap();
+        run = run.args(["--max_steps", &(step + 3).to_string()]);
+        let output = train(&run).stderr(Stdio::piped()).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(fs::read(&mine).unwrap(), b"precious", "{file}: {text}");
+        println!("{file}: {:?}: {text}", output.status.code());
+        if is_refused {
+            assert_eq!(output.status.code(), Some(1), "{file}: {text}");
+            assert!(
+                text.contains(file) && text.contains("a link"),
+                "{file}: {text}"
+            );
+        }
+        fs::rename(kept, path).unwrap();
+    }
 }

@@ -25,7 +25,7 @@ fn example(run: &Run, max_restarts: usize) -> Command {
     std::fs::write(&stand_in, format!("#!/bin/sh\nexec {}\n", words.join(" "))).unwrap();
     std::fs::set_permissions(stand_in, std::fs::Permissions::from_mode(0o755)).unwrap();
     // `cargo xtask test --long` installs torchrun and says where; else it is the one on PATH.
-    let given = std::env::var_os("TANDEM_TORCHRUN_DIR").into_iter();
+    let given = std::env::var_os("TANDEM_TORCH_BIN_DIR").into_iter();
     let path = given.chain(std::env::var_os("PATH"));
     let path: Vec<OsString> = std::iter::once(folder.into()).chain(path).collect();
     let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples");

@@ -7,9 +7,8 @@ use tandem_checkpoint::HfWeights;
 use tandem_data::Tokenizer;
 use tandem_mesh::{DeviceMesh, ShardSlice};
 use tandem_model::{ModelConfig, ModuleTree, Recompute};
-use tandem_parallel::{TpSlices, layouts};
+use tandem_plan::{Device, Kernels, Memory, Place, Settings, Share, StepTime};
 use tandem_run::spec::{Dtype, Fsdp, Strategy};
-use tandem_trainer::estimate_memory;
 
 pub mod seeds {
     use std::fs;
@@ -122,22 +121,30 @@ pub fn config(bytes: &[u8]) {
         return;
     };
     for tp in [1, 3] {
-        let mesh = DeviceMesh::new(tp, 2).unwrap();
-        let Ok(slices) = TpSlices::new(&config, tp) else {
+        let Ok(share) = Share::new(&config, &strategy.plan, tp, tp > 1, None) else {
             continue;
         };
-        let units = layouts(&config, &tree, &strategy.plan, &slices, (0, 0), false);
-        let memory = estimate_memory(
-            &config,
-            &units,
-            strategy.level,
-            strategy.precision,
-            (mesh, 1),
-            (usize::MAX, usize::MAX),
-            Recompute::None,
-            4096,
-        );
+        // More tokens than any flag allows.
+        let settings = Settings {
+            mesh: DeviceMesh::new(tp, 2).unwrap(),
+            level: strategy.level,
+            precision: strategy.precision,
+            reshard_after_forward: true,
+            sequence_parallel: tp > 1,
+            recompute: Recompute::None,
+            seq_length: 1 << 23,
+            batch_size: 1 << 22,
+            micro_batches: 3,
+            head_chunk_rows: 4096,
+        };
+        let memory = Memory::of(&share, &settings, Place::Cuda);
         assert!(memory.total() >= memory.parameters);
+        let device = Device::named("h100").unwrap();
+        let time = StepTime::of(&share, &settings, &device, Kernels::Operators);
+        assert!(
+            time.total_s() > 0.0 && time.total_s().is_finite(),
+            "{time:?}"
+        );
     }
 }
 

@@ -1,4 +1,4 @@
-//! A group whose operations go through a queue: those of every transport that works on host memory.
+//! A group whose operations go through a queue: those of every transport that the host carries out.
 
 use std::sync::Arc;
 
@@ -12,16 +12,26 @@ use crate::group::operation::Operation;
 use crate::group::queue::{Backend, Queue};
 use crate::group::work::Work;
 
-/// A group whose transport reads and writes host memory.
+/// A group whose transport is the host's work.
 pub(crate) struct CpuGroup {
     context: Arc<GroupContext>,
+    /// Where its tensors live: in host memory, unless the transport fetches them from elsewhere.
+    device: Device,
     queue: Arc<Queue>,
 }
 
 impl CpuGroup {
-    pub(crate) fn new(context: Arc<GroupContext>, backend: Box<dyn Backend>) -> Self {
+    pub(crate) fn new(
+        context: Arc<GroupContext>,
+        device: Device,
+        backend: Box<dyn Backend>,
+    ) -> Self {
         let queue = Queue::new(context.clone(), backend);
-        Self { context, queue }
+        Self {
+            context,
+            device,
+            queue,
+        }
     }
 }
 
@@ -31,7 +41,7 @@ impl Member for CpuGroup {
     }
 
     fn device(&self) -> Device {
-        Device::Cpu
+        self.device
     }
 
     fn submit(&self, operation: Operation) -> Result<Work> {

@@ -57,6 +57,7 @@ fn all_gather<T: HostElement>(
     group.all_gather_into(&all, &own, counts)?.wait()?;
     let mut flat = vec![T::ZERO; total];
     all.to_device(Device::Cpu).copy_data(&mut flat, total);
+    group.check()?;
     let mut rest = flat.as_slice();
     let cut = |count: &usize| {
         let (one, others) = rest.split_at(*count);

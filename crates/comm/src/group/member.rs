@@ -20,6 +20,11 @@ pub(crate) trait Member: Send + Sync {
 
     fn submit_barrier(&self) -> Result<Work>;
 
+    /// See [`ProcessGroup::check`].
+    fn check_done(&self) -> Result<()> {
+        Ok(())
+    }
+
     fn arguments(&self, collective: Collective) -> Arguments<'_> {
         Arguments {
             group: &self.context().name,
@@ -77,5 +82,9 @@ impl<M: Member> ProcessGroup for M {
 
     fn barrier(&self) -> Result<Work> {
         self.submit_barrier()
+    }
+
+    fn check(&self) -> Result<()> {
+        self.check_done()
     }
 }

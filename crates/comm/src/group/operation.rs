@@ -1,5 +1,6 @@
 //! From a caller's tensors to an operation that a transport can run: every argument is checked here, once.
 
+use std::any::Any;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops::Range;
 use std::sync::Arc;
@@ -27,11 +28,16 @@ pub(crate) struct Operation {
     pub(crate) counts: Vec<usize>,
     /// Members of the group.
     pub(crate) members: usize,
+    /// On a device: what the default stream was given before the operation was submitted. Nothing reads the input before.
+    #[cfg(feature = "nccl")]
+    pub(crate) ready: Option<std::sync::Arc<cudarc::driver::CudaEvent>>,
     /// The tensors that `input` and `output` point into stay alive as long as this does.
     _storage: [Option<Tensor>; 2],
+    /// So does this.
+    _kept: Option<Arc<dyn Any + Send + Sync>>,
 }
 
-// SAFETY: the pointers go into storage that the tensors in `_storage` own, tensors may be sent between threads, and an
+// SAFETY: the pointers go into storage that the tensors in `_storage` own, or that `moved` was given; tensors may be sent between threads, and an
 // operation is owned by one thread at a time.
 unsafe impl Send for Operation {}
 
@@ -39,6 +45,48 @@ impl Operation {
     /// Bytes of all elements.
     pub(crate) fn bytes(&self) -> usize {
         self.signature.elements as usize * self.signature.element.size()
+    }
+
+    /// The memory that the member `rank` reads and writes, as addresses.
+    pub(crate) fn spans(&self, rank: usize) -> Spans {
+        let part = || self.counts[rank] * self.signature.element.size();
+        let (input, output) = match self.signature.collective {
+            Collective::AllReduce | Collective::Broadcast => (self.bytes(), self.bytes()),
+            Collective::AllGather => (part(), self.bytes()),
+            Collective::ReduceScatter => (self.bytes(), part()),
+            Collective::AllToAll => {
+                let size = self.signature.element.size();
+                let sent: usize = self.sent_by(rank).iter().sum();
+                let received: usize = self.received_by(rank).iter().sum();
+                (sent * size, received * size)
+            }
+            Collective::Barrier | Collective::NewGroup => (0, 0),
+        };
+        let span = |start: usize, bytes: usize| start..start + bytes;
+        Spans {
+            input: span(self.input.addr(), input),
+            output: span(self.output.addr(), output),
+        }
+    }
+
+    /// The same operation between other memory, which is alive as long as `kept`, or as the caller sees to it.
+    pub(crate) fn moved(
+        &self,
+        input: *const u8,
+        output: *mut u8,
+        kept: Option<Arc<dyn Any + Send + Sync>>,
+    ) -> Self {
+        Self {
+            signature: self.signature,
+            input,
+            output,
+            counts: self.counts.clone(),
+            members: self.members,
+            #[cfg(feature = "nccl")]
+            ready: None,
+            _storage: [None, None],
+            _kept: kept,
+        }
     }
 
     /// The elements of each member's part within the whole.
@@ -74,6 +122,22 @@ pub(crate) fn sums(items: impl Iterator<Item = usize>) -> Vec<usize> {
         .collect()
 }
 
+/// What an operation reads and what it writes, as ranges of addresses. They are apart, or one lies within the other.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Spans {
+    pub(crate) input: Range<usize>,
+    pub(crate) output: Range<usize>,
+}
+
+impl Spans {
+    /// Both in one, where they overlap: then they must stay as they are to each other.
+    pub(crate) fn joined(&self) -> Option<Range<usize>> {
+        let Self { input, output } = self;
+        (input.start < output.end && output.start < input.end)
+            .then(|| input.start.min(output.start)..input.end.max(output.end))
+    }
+}
+
 /// Who asks for an operation and where its tensors must be.
 pub(crate) struct Arguments<'a> {
     pub(crate) group: &'a Arc<str>,
@@ -98,7 +162,10 @@ impl Arguments<'_> {
             output: memory,
             counts,
             members: self.size,
+            #[cfg(feature = "nccl")]
+            ready: None,
             _storage: [Some(tensor.shallow_clone()), None],
+            _kept: None,
         })
     }
 
@@ -150,7 +217,10 @@ impl Arguments<'_> {
             output: output.data_ptr().cast(),
             counts: counts.to_vec(),
             members: self.size,
+            #[cfg(feature = "nccl")]
+            ready: None,
             _storage: [Some(output.shallow_clone()), Some(input.shallow_clone())],
+            _kept: None,
         };
         let sent = operation.sent_by(self.rank).iter().sum();
         let received: usize = operation.received_by(self.rank).iter().sum();
@@ -182,7 +252,10 @@ impl Arguments<'_> {
             output: memory,
             counts: Vec::new(),
             members: self.size,
+            #[cfg(feature = "nccl")]
+            ready: None,
             _storage: [Some(tensor.shallow_clone()), None],
+            _kept: None,
         })
     }
 
@@ -193,7 +266,10 @@ impl Arguments<'_> {
             output: std::ptr::null_mut(),
             counts: Vec::new(),
             members: self.size,
+            #[cfg(feature = "nccl")]
+            ready: None,
             _storage: [None, None],
+            _kept: None,
         }
     }
 
@@ -248,7 +324,10 @@ impl Arguments<'_> {
             output,
             counts: counts.to_vec(),
             members: self.size,
+            #[cfg(feature = "nccl")]
+            ready: None,
             _storage: [Some(whole.shallow_clone()), Some(part.shallow_clone())],
+            _kept: None,
         })
     }
 

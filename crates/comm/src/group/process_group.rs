@@ -83,4 +83,14 @@ pub trait ProcessGroup: Send + Sync {
     /// # Errors
     /// See the trait.
     fn barrier(&self) -> Result<Work>;
+
+    /// Fails when an operation failed that was waited for already. Between devices, [`Work::wait`] makes the device wait and
+    /// not the host, so who has read a result on the host asks here whether it is one: what is left of an operation that was
+    /// aborted are numbers, too. (On CPUs `wait` has said it.)
+    ///
+    /// # Errors
+    /// What went wrong with the first operation that failed.
+    fn check(&self) -> Result<()> {
+        Ok(())
+    }
 }

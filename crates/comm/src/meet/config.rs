@@ -32,7 +32,8 @@ pub struct WorldConfig {
     pub transport: Transport,
 }
 
-/// How the members of a group on CPUs move data.
+/// How the members of a group move data. CUDA devices use NCCL unless this is [`Staged`](Self::Staged); the others are about
+/// tensors in host memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Transport {
     /// Shared memory where the members can share it, otherwise TCP.
@@ -42,6 +43,9 @@ pub enum Transport {
     Shm,
     /// TCP, even within one host.
     Tcp,
+    /// From the device into host memory, from there over shared memory or TCP, and back: for ranks that share a GPU, and for
+    /// hosts without NCCL. On CPUs it only copies.
+    Staged,
 }
 
 impl WorldConfig {

@@ -8,6 +8,7 @@
 use std::collections::HashMap;
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, TcpListener, TcpStream};
+use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -82,11 +83,16 @@ impl Door {
         })
     }
 
-    /// Waits until something happens, at most for `limit`, and returns who has proved itself, perhaps nobody.
+    /// Waits until something happens, here or to one of `others`, at most for `limit`. Returns who has proved itself, perhaps
+    /// nobody, and which of the others are ready to be read.
     ///
     /// # Errors
     /// When the socket takes no connections any more, because it was shut down, say.
-    pub(crate) fn wait(&mut self, limit: Option<Duration>) -> io::Result<Vec<Admitted>> {
+    pub(crate) fn wait(
+        &mut self,
+        limit: Option<Duration>,
+        others: &[BorrowedFd<'_>],
+    ) -> io::Result<(Vec<Admitted>, Vec<bool>)> {
         let now = Instant::now();
         let patience = self.waiting.iter().map(|waiting| {
             // The first to come is the first to go, so this is how long at least one of them has.
@@ -100,22 +106,24 @@ impl Door {
                 .iter()
                 .map(|waiting| PollFd::new(&waiting.stream, PollFlags::IN)),
         );
+        polled.extend(others.iter().map(|fd| PollFd::new(fd, PollFlags::IN)));
         // An interrupted poll is one that found nothing.
         if poll(&mut polled, timeout.as_ref()).unwrap_or(0) == 0 {
             self.dismiss_the_slow();
-            return Ok(Vec::new());
+            return Ok((Vec::new(), vec![false; others.len()]));
         }
-        let is_ready: Vec<bool> = polled
+        let mut is_ready: Vec<bool> = polled
             .iter()
             .map(|entry| !entry.revents().is_empty())
             .collect();
         drop(polled);
+        let others = is_ready.split_off(1 + self.waiting.len());
         let admitted = self.listen_to(&is_ready[1..]);
         self.dismiss_the_slow();
         if is_ready[0] {
             self.accept()?;
         }
-        Ok(admitted)
+        Ok((admitted, others))
     }
 
     /// Reads what those that are ready have sent.
@@ -282,7 +290,7 @@ mod tests {
     /// Lets `door` work until it has admitted somebody.
     fn first_admitted(door: &mut Door) -> Admitted {
         loop {
-            if let Some(admitted) = door.wait(None).unwrap().pop() {
+            if let Some(admitted) = door.wait(None, &[]).unwrap().0.pop() {
                 return admitted;
             }
         }
@@ -319,13 +327,13 @@ mod tests {
         let held: Vec<TcpStream> = (0..3 * limit)
             .map(|_| {
                 let stream = connect_from([127, 0, 0, 8], address);
-                assert!(door.wait(None).unwrap().is_empty());
+                assert!(door.wait(None, &[]).unwrap().0.is_empty());
                 assert!(door.waiting.len() <= limit);
                 stream
             })
             .collect();
         while door.waiting.len() < limit {
-            door.wait(None).unwrap();
+            door.wait(None, &[]).unwrap();
         }
         let from = |door: &Door, address: [u8; 4]| {
             let of = |waiting: &&Waiting| waiting.from == IpAddr::from(address);
@@ -338,7 +346,7 @@ mod tests {
         calling.join().unwrap().unwrap();
         // And the time of those who wait is limited.
         door.patience = Duration::ZERO;
-        door.wait(Some(Duration::ZERO)).unwrap();
+        door.wait(Some(Duration::ZERO), &[]).unwrap();
         assert!(door.waiting.is_empty());
         drop((quiet, held));
     }
@@ -348,7 +356,7 @@ mod tests {
         let (mut door, address) = door();
         let wrong = caller(address, [127, 0, 0, 1], "another secret");
         while door.refused == 0 {
-            assert!(door.wait(None).unwrap().is_empty());
+            assert!(door.wait(None, &[]).unwrap().0.is_empty());
         }
         let answer = wrong.join().unwrap();
         assert!(matches!(answer, Err(Unanswered::OtherSecret)));

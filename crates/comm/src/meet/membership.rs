@@ -45,6 +45,12 @@ impl<'a> Membership<'a> {
         }
     }
 
+    /// The key under which the members meet.
+    #[cfg(feature = "nccl")]
+    pub(crate) fn key(&self) -> &str {
+        &self.key
+    }
+
     /// Where other hosts reach this rank.
     pub(crate) fn address(&self) -> IpAddr {
         self.address

@@ -9,5 +9,7 @@ mod quota;
 mod server;
 pub(crate) mod wire;
 
+#[cfg(feature = "nccl")]
+pub(crate) use client::Question;
 pub(crate) use client::{Client, Refusal};
 pub(crate) use server::Server;

@@ -177,6 +177,10 @@ impl ProcessGroup for FaultyGroup {
     fn barrier(&self) -> Result<Work> {
         self.submit(Collective::Barrier, None, || self.inner.barrier())
     }
+
+    fn check(&self) -> Result<()> {
+        self.inner.check()
+    }
 }
 
 #[cfg(test)]

@@ -6,6 +6,11 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+#[cfg(feature = "nccl")]
+use crate::testing::detour::Detour;
+use crate::testing::over::Over;
+#[cfg(feature = "nccl")]
+use crate::testing::simulated;
 use crate::{ProcessGroup, RunSecret, Transport, World, WorldConfig};
 
 /// Set in the environment of a rank.
@@ -28,23 +33,33 @@ pub struct Setup {
     /// How many there are.
     pub ranks: usize,
     /// How their groups move data.
-    pub transport: Transport,
+    pub over: Over,
     /// How long they wait for each other.
     pub timeout: Duration,
     /// Ranks that are expected to be killed rather than to end by themselves.
     pub victims: Vec<usize>,
+    /// Variables of single ranks' environments.
+    variables: Vec<(usize, &'static str, String)>,
 }
 
 impl Setup {
     /// Of `ranks` ranks, all of which end by themselves.
-    pub fn new(test: &'static str, ranks: usize, transport: Transport) -> Self {
+    pub fn new(test: &'static str, ranks: usize, over: impl Into<Over>) -> Self {
         Self {
             test,
             ranks,
-            transport,
+            over: over.into(),
             timeout: Duration::from_secs(900),
             victims: Vec::new(),
+            variables: Vec::new(),
         }
+    }
+
+    /// With a variable in the environment of one rank.
+    #[must_use]
+    pub fn variable(mut self, rank: usize, name: &'static str, value: &str) -> Self {
+        self.variables.push((rank, name, value.to_owned()));
+        self
     }
 
     /// With these ranks killed on the way.
@@ -74,14 +89,32 @@ impl Setup {
             secret: secret(),
             timeout: self.timeout,
             network_interface: None,
-            transport: self.transport,
+            transport: match self.over {
+                Over::Host(transport) => transport,
+                #[cfg(feature = "nccl")]
+                Over::Nccl | Over::Staged(_) => Transport::Auto,
+            },
         }
+    }
+
+    #[cfg(feature = "nccl")]
+    fn on_device(&self, world: World) -> World {
+        match Detour::new(self.over, world.rank()) {
+            Some(detour) => world.made_by(detour.into_maker()),
+            None => world,
+        }
+    }
+
+    #[cfg(not(feature = "nccl"))]
+    fn on_device(&self, world: World) -> World {
+        world
     }
 
     /// In the test: starts the ranks and returns what each printed. In a rank: runs `body` in a world and exits.
     pub fn run(&self, body: impl FnOnce(World)) -> Vec<String> {
         self.run_configured(|config| {
-            body(World::connect(&config).expect("the ranks meet"));
+            let world = World::connect(&config).expect("the ranks meet");
+            body(self.on_device(world));
         })
     }
 
@@ -105,14 +138,22 @@ impl Setup {
     }
 
     fn set(&self) -> String {
-        format!("{} {:?}", self.ranks, self.transport)
+        format!("{} {:?} {:?}", self.ranks, self.over, self.variables)
     }
 
     fn start(&self) -> Vec<String> {
         let port = free_port("127.0.0.1");
         let children: Vec<Child> = (0..self.ranks)
             .map(|rank| {
-                Command::new(std::env::current_exe().expect("this binary has a path"))
+                let mut command =
+                    Command::new(std::env::current_exe().expect("this binary has a path"));
+                #[cfg(feature = "nccl")]
+                if !matches!(self.over, Over::Host(_)) {
+                    simulated::install(&mut command);
+                }
+                let own = self.variables.iter().filter(|(of, ..)| *of == rank);
+                command.envs(own.map(|(_, name, value)| (*name, value)));
+                command
                     .args([self.test, "--exact", "--nocapture", "--test-threads=1"])
                     .env(RANK, rank.to_string())
                     .env(SET, self.set())
@@ -152,8 +193,10 @@ impl Setup {
         let deadline = Instant::now() + PATIENCE;
         let mut statuses = vec![None; self.ranks];
         let is_victim = |rank: usize| self.victims.contains(&rank);
-        // A stopped victim is killed once the others have ended.
-        while (0..self.ranks).any(|rank| statuses[rank].is_none() && !is_victim(rank))
+        // A stopped victim is killed once the others have ended; where there are no others, all end by themselves.
+        let all_die = (0..self.ranks).all(is_victim);
+        let is_awaited = |rank: usize| all_die || !is_victim(rank);
+        while (0..self.ranks).any(|rank| statuses[rank].is_none() && is_awaited(rank))
             && Instant::now() < deadline
         {
             for (status, child) in statuses.iter_mut().zip(&mut children) {

@@ -1,83 +1,72 @@
 //! Collectives between CUDA devices, through NCCL.
 //!
-//! **This transport compiles everywhere but was not run where it was written, for want of devices.** The conformance suite
-//! does not cover it yet.
+//! **No GPU has run this transport.** Its tests run it on a simulated one (`crates/simulated`), which is strict about order and
+//! failures and knows nothing of speed.
 //!
 //! Operations are enqueued on a stream of the group's own when they are submitted, so they overlap with computation without
 //! [`Work::start`]. They begin after what the default stream has been given so far, and [`Work::wait`] makes the default
 //! stream, not the host, wait for them. The default stream is the one that libtorch computes on: nothing here
-//! selects another. Only [`barrier`](ProcessGroup::barrier) makes the host wait.
+//! selects another. Only [`barrier`](ProcessGroup::barrier) makes the host wait. What fails after `wait` shows in
+//! [`check`](ProcessGroup::check) and in every later operation.
 //!
 //! Every rank gets the same bits, but the order of a reduction is NCCL's choice, and 16-bit sums are rounded as NCCL does.
-//! Ranks that disagree in an operation are not told so: NCCL does not compare, so they end in a timeout or worse.
+//! NCCL neither compares what ranks ask for nor says who is missing, so who waits for long asks the others (`inquiry.rs`):
+//! who does something else is named, unless NCCL takes it for the same (a sum for a maximum).
 //! Observers see nothing of this transport; CUDA's own tools do.
 
-mod library;
+mod inquiry;
+pub(crate) mod library;
 mod watch;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use cudarc::driver::{CudaContext, CudaEvent, CudaStream, DriverError};
+use cudarc::driver::{CudaEvent, DriverError};
 use parking_lot::Mutex;
-use tandem_tensor::{Device, Kind, Tensor};
+use tandem_tensor::Device;
 
-use crate::collective::{Collective, ReduceOp};
+use crate::collective::Collective;
 use crate::error::{CommError, Result};
 use crate::group::context::GroupContext;
 use crate::group::member::Member;
 use crate::group::operation::Operation;
-use crate::group::process_group::ProcessGroup;
 use crate::group::work::{Pending, Work};
+use crate::meet::board::Board;
 use crate::meet::membership::Membership;
+use crate::transport::device::{CudaDevice, DeviceMemory, words};
 use crate::transport::nccl::library::{Library, UNIQUE_ID_BYTES, UniqueId};
-use crate::transport::nccl::watch::Watch;
+use crate::transport::nccl::watch::{Followed, Watch};
 
 /// How often the host looks whether a barrier is done.
 const POLL: std::time::Duration = std::time::Duration::from_micros(50);
 
 /// One member's end of a group of CUDA devices.
-struct NcclGroup {
+pub(crate) struct NcclGroup {
     context: Arc<GroupContext>,
     device: Device,
-    cuda: Arc<CudaContext>,
-    /// What libtorch computes on.
-    compute: Arc<CudaStream>,
-    /// What collectives run on.
-    stream: Arc<CudaStream>,
+    cuda: Arc<CudaDevice>,
     watch: Arc<Watch>,
     /// Number of the last operation. Held while one is enqueued, so that all go in order.
     submitted: Mutex<u64>,
-    /// Something to reduce in a barrier.
-    token: Mutex<Tensor>,
+    /// Something to reduce in a barrier: a byte, whose value is nobody's business.
+    token: DeviceMemory,
 }
 
-/// Creates this rank's end of a group on `Device::Cuda(ordinal)`.
+/// Creates this rank's end of a group on `cuda`, which is `Device::Cuda(ordinal)`.
 pub(crate) fn create(
     context: Arc<GroupContext>,
     membership: &Membership<'_>,
-    ordinal: usize,
-) -> Result<Arc<dyn ProcessGroup>> {
-    let cuda_failed = |reason: String| CommError::Device {
-        library: "CUDA",
+    board: Board,
+    (cuda, ordinal): (CudaDevice, usize),
+    library: Library,
+) -> Result<NcclGroup> {
+    let failed = |library, reason| CommError::Device {
+        library,
         reason,
         site: context.creation(),
     };
-    let nccl_failed = |reason: String| CommError::Device {
-        library: "NCCL",
-        reason,
-        site: context.creation(),
-    };
-    // SAFETY: looking runs the driver library's initialisers, as using it does.
-    if !unsafe { cudarc::driver::sys::is_culib_present() } {
-        return Err(cuda_failed(
-            "the driver library libcuda.so.1 is not there".to_owned(),
-        ));
-    }
-    let library = Arc::new(Library::open().map_err(nccl_failed)?);
-    let cuda = CudaContext::new(ordinal).map_err(|error| cuda_failed(error.to_string()))?;
-    let stream = cuda
-        .new_stream()
-        .map_err(|error| cuda_failed(error.to_string()))?;
+    let nccl_failed = |reason: String| failed("NCCL", reason);
+    let (cuda, library) = (Arc::new(cuda), Arc::new(library));
     let id = if context.rank == 0 {
         let id = library.unique_id().map_err(nccl_failed)?;
         membership.set("nccl", &to_hex(&id))?;
@@ -86,18 +75,33 @@ pub(crate) fn create(
         from_hex(&membership.get(0, "nccl")?)
             .ok_or_else(|| nccl_failed("the group's first rank sent no id".to_owned()))?
     };
-    let watch = Watch::start(context.clone(), library, cuda.clone(), id)?;
-    let device = Device::Cuda(ordinal);
-    Ok(Arc::new(NcclGroup {
-        compute: cuda.default_stream(),
+    let token =
+        DeviceMemory::new(cuda.clone(), 1).map_err(|error| failed("CUDA", words(&error)))?;
+    let watch = Watch::start(context.clone(), library, cuda.clone(), board, id)?;
+    Ok(NcclGroup {
         context,
-        device,
+        device: Device::Cuda(ordinal),
         cuda,
-        stream,
         watch,
         submitted: Mutex::new(0),
-        token: Mutex::new(Tensor::zeros([1], (Kind::Int, device))),
-    }))
+        token,
+    })
+}
+
+impl NcclGroup {
+    /// Puts the operation on the group's stream, behind what the default stream was given so far.
+    fn enqueue(&self, operation: &Operation) -> Result<Arc<CudaEvent>> {
+        let signature = &operation.signature;
+        let failed = |error: DriverError| self.watch.cuda_failed(&error, signature);
+        self.cuda.bind().map_err(failed)?;
+        let ready = self.cuda.mark(&self.cuda.compute).map_err(failed)?;
+        self.cuda.own.wait(&ready).map_err(failed)?;
+        self.watch.launch(signature, |library, communicator| {
+            let stream = self.cuda.own.cu_stream().cast();
+            library.enqueue(communicator, stream, operation, self.context.rank)
+        })?;
+        self.cuda.mark(&self.cuda.own).map_err(failed)
+    }
 }
 
 impl Member for NcclGroup {
@@ -111,34 +115,36 @@ impl Member for NcclGroup {
 
     fn submit(&self, mut operation: Operation) -> Result<Work> {
         let mut submitted = self.submitted.lock();
-        self.watch.check()?;
-        *submitted += 1;
-        operation.signature.sequence = *submitted;
-        let signature = operation.signature;
-        let failed = |error: DriverError| self.watch.cuda_error(&error, &signature);
-        self.cuda.bind_to_thread().map_err(failed)?;
-        let ready = self.compute.record_event(None).map_err(failed)?;
-        self.stream.wait(&ready).map_err(failed)?;
-        self.watch.launch(&signature, |library, communicator| {
-            let stream = self.stream.cu_stream().cast();
-            library.enqueue(communicator, stream, &operation, self.context.rank)
-        })?;
-        let done = Arc::new(self.stream.record_event(None).map_err(failed)?);
-        self.watch.follow(done.clone(), signature);
+        let number = *submitted + 1;
+        self.watch.check(number)?;
+        *submitted = number;
+        operation.signature.sequence = number;
+        let done = self.enqueue(&operation)?;
+        let is_wanted = Arc::new(AtomicBool::new(false));
+        self.watch.follow(Followed {
+            done: done.clone(),
+            signature: operation.signature,
+            is_wanted: is_wanted.clone(),
+        });
         Ok(Work::new(Enqueued {
             watch: self.watch.clone(),
             cuda: self.cuda.clone(),
-            compute: self.compute.clone(),
             done,
             operation,
+            is_wanted,
             is_ordered: false,
         }))
     }
 
     fn submit_barrier(&self) -> Result<Work> {
-        let token = self.token.lock();
-        let arguments = self.arguments(Collective::Barrier);
-        self.submit(arguments.all_reduce(&token, ReduceOp::Max)?)
+        let mut operation = self.arguments(Collective::Barrier).barrier();
+        operation.input = self.token.as_ptr();
+        operation.output = self.token.as_ptr();
+        self.submit(operation)
+    }
+
+    fn check_done(&self) -> Result<()> {
+        self.watch.first_failure()
     }
 }
 
@@ -151,11 +157,12 @@ impl Drop for NcclGroup {
 /// An operation on the group's stream.
 struct Enqueued {
     watch: Arc<Watch>,
-    cuda: Arc<CudaContext>,
-    compute: Arc<CudaStream>,
+    cuda: Arc<CudaDevice>,
     done: Arc<CudaEvent>,
     /// Keeps the tensors.
     operation: Operation,
+    /// Somebody has waited for it, so that it is done even if the group is dropped.
+    is_wanted: Arc<AtomicBool>,
     /// Whether the default stream waits for it already.
     is_ordered: bool,
 }
@@ -165,8 +172,8 @@ impl Enqueued {
     fn order(&mut self) -> Result<(), DriverError> {
         if !self.is_ordered {
             self.is_ordered = true;
-            self.cuda.bind_to_thread()?;
-            self.compute.wait(&self.done)?;
+            self.cuda.bind()?;
+            self.cuda.compute.wait(&self.done)?;
         }
         Ok(())
     }
@@ -177,14 +184,14 @@ impl Pending for Enqueued {
 
     fn wait(&mut self) -> Result<()> {
         let signature = self.operation.signature;
-        self.watch.check()?;
+        self.is_wanted.store(true, Ordering::Release);
         let ordered = self.order();
-        ordered.map_err(|error| self.watch.cuda_error(&error, &signature))?;
+        ordered.map_err(|error| self.watch.cuda_failed(&error, &signature))?;
         while signature.collective == Collective::Barrier && !self.is_finished() {
-            self.watch.check()?;
+            self.watch.check(signature.sequence)?;
             std::thread::sleep(POLL);
         }
-        Ok(())
+        self.watch.check(signature.sequence)
     }
 
     fn is_finished(&self) -> bool {

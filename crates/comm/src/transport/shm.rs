@@ -16,4 +16,6 @@ mod segment;
 mod shared_memory;
 
 pub(crate) use join::DIFFERENT_HOSTS;
+#[cfg(feature = "nccl")]
+pub(crate) use negotiate::host_identity;
 pub(crate) use shared_memory::SharedMemory;

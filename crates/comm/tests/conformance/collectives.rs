@@ -1,6 +1,6 @@
 //! Every collective, for every kind of element, size and number of ranks, in place and not, against a plain computation.
 
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 
 use tandem_comm::{
     ProcessGroup, ReduceOp, Transport, World, all_gather_bytes, all_gather_numbers, broadcast_bytes,
@@ -8,16 +8,17 @@ use tandem_comm::{
 use tandem_tensor::{Device, Kind, Tensor};
 
 use crate::numbers::{KINDS, assert_bits_equal, data, reduced};
-use tandem_comm::testing::{Setup, everyone, lines};
+use tandem_comm::testing::{Over, Setup, everyone, lines};
 
 /// From nothing over one element, an odd number and the one-round limit to several chunks.
 const SIZES: [usize; 7] = [0, 1, 7, 1000, 4099, 30_001, 3_000_000];
 
 const OPS: [ReduceOp; 3] = [ReduceOp::Sum, ReduceOp::Max, ReduceOp::Min];
 
-fn suite(test: &'static str, transport: Transport) {
-    for ranks in 1..=4 {
-        let outputs = Setup::new(test, ranks, transport).run(|world| every_collective(&world));
+fn suite(test: &'static str, ranks: RangeInclusive<usize>, over: impl Into<Over>) {
+    let over = over.into();
+    for ranks in ranks {
+        let outputs = Setup::new(test, ranks, over).run(|world| every_collective(&world));
         for output in outputs {
             println!("  {ranks} ranks: {}", lines(&output, "checked ").join(", "));
         }
@@ -28,13 +29,40 @@ fn suite(test: &'static str, transport: Transport) {
 fn collectives_over_shared_memory() {
     suite(
         "collectives::collectives_over_shared_memory",
+        1..=4,
         Transport::Shm,
     );
 }
 
 #[test]
 fn collectives_over_tcp() {
-    suite("collectives::collectives_over_tcp", Transport::Tcp);
+    suite("collectives::collectives_over_tcp", 1..=4, Transport::Tcp);
+}
+
+#[test]
+fn collectives_over_nccl() {
+    suite("collectives::collectives_over_nccl", 2..=4, Over::Nccl);
+}
+
+#[test]
+fn collectives_of_devices_through_host_memory() {
+    const TEST: &str = "collectives::collectives_of_devices_through_host_memory";
+    suite(TEST, 2..=3, Over::Staged(Transport::Shm));
+}
+
+#[test]
+fn collectives_of_devices_through_host_memory_and_tcp() {
+    const TEST: &str = "collectives::collectives_of_devices_through_host_memory_and_tcp";
+    suite(TEST, 2..=3, Over::Staged(Transport::Tcp));
+}
+
+#[test]
+fn collectives_through_a_stage() {
+    suite(
+        "collectives::collectives_through_a_stage",
+        2..=3,
+        Transport::Staged,
+    );
 }
 
 fn every_collective(world: &World) {

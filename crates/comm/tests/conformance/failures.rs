@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use rustix::process::{Signal, getpid, kill_process};
-use tandem_comm::testing::{Fault, FaultyGroup, Setup, everyone, lines};
+use tandem_comm::testing::{Fault, FaultyGroup, Over, Setup, everyone, lines};
 use tandem_comm::{CommError, ProcessGroup, ReduceOp, Transport, Work, World};
 use tandem_tensor::{Kind, Tensor};
 
@@ -14,6 +14,14 @@ const SOON: Duration = Duration::from_secs(60);
 
 /// Also the time in which ranks must meet, so not too short for a busy machine.
 const STOPPED_TIMEOUT: Duration = Duration::from_secs(8);
+
+/// Every way to move data.
+const EVERY_WAY: [Over; 4] = [
+    Over::Host(Transport::Shm),
+    Over::Host(Transport::Tcp),
+    Over::Nccl,
+    Over::Staged(Transport::Auto),
+];
 
 fn tensor(len: usize) -> Tensor {
     data(0, len, Kind::Float, 0)
@@ -43,8 +51,8 @@ fn show(outputs: &[String]) {
     }
 }
 
-fn killed(test: &'static str, transport: Transport) {
-    let setup = Setup::new(test, 3, transport).victims(&[1]);
+fn killed(test: &'static str, over: Over) {
+    let setup = Setup::new(test, 3, over).victims(&[1]);
     show(&setup.run(|world| {
         let group = everyone(&world);
         reduce(&*group, &tensor(100_000)).unwrap();
@@ -117,19 +125,30 @@ fn a_peer_that_is_killed_in_an_exchange_is_named_over_tcp() {
 
 #[test]
 fn a_killed_peer_is_named_over_shared_memory() {
-    killed(
-        "failures::a_killed_peer_is_named_over_shared_memory",
-        Transport::Shm,
-    );
+    const TEST: &str = "failures::a_killed_peer_is_named_over_shared_memory";
+    killed(TEST, Over::Host(Transport::Shm));
 }
 
 #[test]
 fn a_killed_peer_is_named_over_tcp() {
-    killed("failures::a_killed_peer_is_named_over_tcp", Transport::Tcp);
+    const TEST: &str = "failures::a_killed_peer_is_named_over_tcp";
+    killed(TEST, Over::Host(Transport::Tcp));
 }
 
-fn stopped(test: &'static str, transport: Transport) {
-    let setup = Setup::new(test, 3, transport)
+#[test]
+fn a_killed_peer_is_named_over_nccl() {
+    const TEST: &str = "failures::a_killed_peer_is_named_over_nccl";
+    killed(TEST, Over::Nccl);
+}
+
+#[test]
+fn a_killed_peer_is_named_over_devices_through_host_memory() {
+    const TEST: &str = "failures::a_killed_peer_is_named_over_devices_through_host_memory";
+    killed(TEST, Over::Staged(Transport::Auto));
+}
+
+fn stopped(test: &'static str, over: Over) {
+    let setup = Setup::new(test, 3, over)
         .victims(&[1])
         .timeout(STOPPED_TIMEOUT);
     show(&setup.run(|world| {
@@ -150,26 +169,34 @@ fn stopped(test: &'static str, transport: Transport) {
 
 #[test]
 fn a_stopped_peer_is_a_timeout_over_shared_memory() {
-    stopped(
-        "failures::a_stopped_peer_is_a_timeout_over_shared_memory",
-        Transport::Shm,
-    );
+    const TEST: &str = "failures::a_stopped_peer_is_a_timeout_over_shared_memory";
+    stopped(TEST, Over::Host(Transport::Shm));
 }
 
 #[test]
 fn a_stopped_peer_is_a_timeout_over_tcp() {
-    stopped(
-        "failures::a_stopped_peer_is_a_timeout_over_tcp",
-        Transport::Tcp,
-    );
+    const TEST: &str = "failures::a_stopped_peer_is_a_timeout_over_tcp";
+    stopped(TEST, Over::Host(Transport::Tcp));
+}
+
+#[test]
+fn a_stopped_peer_is_a_timeout_over_nccl() {
+    const TEST: &str = "failures::a_stopped_peer_is_a_timeout_over_nccl";
+    stopped(TEST, Over::Nccl);
+}
+
+#[test]
+fn a_stopped_peer_is_a_timeout_over_devices_through_host_memory() {
+    const TEST: &str = "failures::a_stopped_peer_is_a_timeout_over_devices_through_host_memory";
+    stopped(TEST, Over::Staged(Transport::Auto));
 }
 
 /// Rank 0, in a row with rank 1, waits for rank 1, which waits for rank 3 in their column; rank 2 waits for rank 3 too.
 #[test]
 fn everyone_names_the_rank_that_failed_first() {
     const TEST: &str = "failures::everyone_names_the_rank_that_failed_first";
-    for transport in [Transport::Shm, Transport::Tcp] {
-        let setup = Setup::new(TEST, 4, transport).victims(&[3]);
+    for over in EVERY_WAY {
+        let setup = Setup::new(TEST, 4, over).victims(&[3]);
         show(&setup.run(|world| {
             let rank = world.rank();
             let row = world
@@ -219,13 +246,9 @@ fn an_abort_reaches_everyone_with_its_reason() {
 #[test]
 fn a_rank_that_has_finished_may_leave() {
     const TEST: &str = "failures::a_rank_that_has_finished_may_leave";
-    for (ranks, transport, leaver) in [
-        (3, Transport::Shm, 2),
-        (3, Transport::Tcp, 2),
-        (4, Transport::Shm, 0),
-        (4, Transport::Tcp, 0),
-    ] {
-        let outputs = Setup::new(TEST, ranks, transport).run(|world| {
+    let cases = EVERY_WAY.map(|over| [(3, over, 2), (4, over, 0)]);
+    for (ranks, over, leaver) in cases.into_iter().flatten() {
+        let outputs = Setup::new(TEST, ranks, over).run(|world| {
             let others: Vec<usize> = (0..world.size()).filter(|rank| *rank != leaver).collect();
             let all = everyone(&world);
             if world.rank() == leaver {
@@ -323,18 +346,32 @@ const DISAGREEMENTS: [Disagreement; 7] = [
     ),
 ];
 
+/// NCCL carries out a sum on one rank and a maximum on the other, and neither is the wiser.
+const SAME_TO_NCCL: usize = 1;
+
 #[test]
 fn ranks_that_do_different_things_are_told_so() {
     const TEST: &str = "failures::ranks_that_do_different_things_are_told_so";
-    for transport in [Transport::Shm, Transport::Tcp] {
-        let outputs = Setup::new(TEST, 2, transport).run(|world| {
+    for over in EVERY_WAY {
+        // Over NCCL, ranks compare when one of them has waited for an eighth of it.
+        let setup = Setup::new(TEST, 2, over).timeout(Duration::from_secs(16));
+        let outputs = setup.run(|world| {
             let everybody = everyone(&world);
             for (number, (operation, expected)) in DISAGREEMENTS.iter().enumerate() {
+                if over == Over::Nccl && number == SAME_TO_NCCL {
+                    continue;
+                }
                 let group = world.new_group(&format!("g{number}"), &[0, 1]).unwrap();
                 group.barrier().and_then(Work::wait).unwrap();
                 let is_odd = world.rank() == 1;
-                let error = failure(|| operation(&*group, is_odd).and_then(Work::wait));
-                assert!(matches!(error, CommError::Mismatch { .. }), "{error}");
+                let operation = || operation(&*group, is_odd).and_then(Work::wait);
+                // What NCCL is done with on one of the ranks is noticed when the other waits.
+                let error = failure(|| operation().and_then(|()| group.barrier()?.wait()));
+                let first = match &error {
+                    CommError::Poisoned { first, .. } if over == Over::Nccl => first,
+                    error => error,
+                };
+                assert!(matches!(first, CommError::Mismatch { .. }), "{error}");
                 for part in expected {
                     assert!(error.to_string().contains(part), "{error} lacks {part}");
                 }
@@ -348,8 +385,8 @@ fn ranks_that_do_different_things_are_told_so() {
 #[test]
 fn work_that_nobody_waits_for_is_done_all_the_same() {
     const TEST: &str = "failures::work_that_nobody_waits_for_is_done_all_the_same";
-    for transport in [Transport::Shm, Transport::Tcp] {
-        Setup::new(TEST, 2, transport).run(|world| {
+    for over in EVERY_WAY {
+        Setup::new(TEST, 2, over).run(|world| {
             let group = everyone(&world);
             let tensor = data(world.rank(), 1_000_000, Kind::Float, 0);
             let work = group.all_reduce(&tensor, ReduceOp::Sum).unwrap();
@@ -368,8 +405,8 @@ fn work_that_nobody_waits_for_is_done_all_the_same() {
 #[test]
 fn dropping_a_group_abandons_its_work_and_tells_the_peers() {
     const TEST: &str = "failures::dropping_a_group_abandons_its_work_and_tells_the_peers";
-    for transport in [Transport::Shm, Transport::Tcp] {
-        let outputs = Setup::new(TEST, 2, transport).run(|world: World| {
+    for over in EVERY_WAY {
+        let outputs = Setup::new(TEST, 2, over).run(|world: World| {
             let group = everyone(&world);
             let big = tensor(1_000_000);
             if world.rank() == 0 {

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod collectives;
+mod devices;
 mod failures;
 mod frames;
 mod numbers;

@@ -10,7 +10,8 @@ use minijinja_contrib::pycompat;
 use serde::Serialize;
 use serde_json::ser::Formatter;
 
-use super::fuel::{BYTES_OF_FUEL, Bounded, check_format, out_of_fuel};
+use super::fuel::{Bounded, check_format};
+use super::weight::{BYTES_OF_FUEL, MAX_DEPTH, out_of_fuel, pay, pay_for_key};
 
 /// What Python's `str.strip()` takes off: white space of Unicode, and four separators that Unicode counts as controls.
 fn is_space(c: char) -> bool {
@@ -20,7 +21,7 @@ fn is_space(c: char) -> bool {
 /// The filter `trim`: `str(value).strip(chars)`.
 pub(super) fn trim(state: &State, value: &Value, chars: Option<String>) -> Result<String, Error> {
     let mut text = Bounded::new(state);
-    text.push(value)?;
+    text.push(state, value)?;
     Ok(strip("strip", &text.text, chars.as_deref()).to_owned())
 }
 
@@ -46,6 +47,7 @@ pub(super) fn method(
     args: &[Value],
 ) -> Result<Value, Error> {
     let length = |value: &Value| value.as_str().map_or(1, str::len) as u64;
+    args.iter().try_for_each(|arg| pay_for_key(state, arg))?;
     match (name, value.as_str(), args) {
         ("strip" | "lstrip" | "rstrip", Some(text), []) => Ok(strip(name, text, None).into()),
         ("strip" | "lstrip" | "rstrip", Some(text), [chars]) if chars.as_str().is_some() => {
@@ -57,7 +59,7 @@ pub(super) fn method(
                 if index > 0 {
                     joined.write_str(separator).map_err(|_| out_of_fuel())?;
                 }
-                joined.push(&item?)?;
+                joined.push(state, &item?)?;
             }
             Ok(joined.text.into())
         }
@@ -71,6 +73,7 @@ pub(super) fn method(
             pycompat::unknown_method_callback(state, value, name, args)
         }
         ("count", None, [what]) => {
+            pay(state, value)?;
             let count = value.len().unwrap_or(0) as u64;
             state.consume_fuel(count.saturating_mul(length(what)) / BYTES_OF_FUEL)?;
             pycompat::unknown_method_callback(state, value, name, args)
@@ -102,6 +105,7 @@ pub(super) fn to_json(
     let separators: Option<Vec<String>> = arguments.get("separators")?;
     let sort_keys: Option<bool> = arguments.get("sort_keys")?;
     arguments.assert_all_used()?;
+    pay(state, value)?;
     let indent = match indent.filter(|indent| !indent.is_none()) {
         None => None,
         Some(indent) => match indent.as_str() {
@@ -151,9 +155,6 @@ impl io::Write for Bytes {
         Ok(())
     }
 }
-
-/// What JSON of tools or messages is never nested in.
-const MAX_DEPTH: usize = 200;
 
 /// The same with the keys of all maps in order.
 fn sorted(value: &Value, depth: usize) -> Result<Value, Error> {

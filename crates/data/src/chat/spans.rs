@@ -117,3 +117,21 @@ fn unmarked(template: &ChatTemplate, rendered: String) -> Marked {
     }
     marked
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_conversation_of_very_many_messages_is_refused() {
+        let one = r#"{"role": "assistant", "content": ""}"#;
+        let list = format!("[{}]", vec![one; 60_000].join(","));
+        let value: Value = serde_json::from_str(&list).unwrap();
+        let conversation = Conversation::new(&value, Value::from(())).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("chat_template.jinja"), "x").unwrap();
+        let template = ChatTemplate::load(dir.path(), None).unwrap();
+        let error = assistant_spans(&template, &conversation).unwrap_err();
+        assert!(matches!(error, ChatError::TooManyMessages), "{error}");
+    }
+}

@@ -5,11 +5,13 @@ use std::path::Path;
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Value;
-use minijinja::{AutoEscape, Environment, Error, ErrorKind};
+use minijinja::{Environment, Error, ErrorKind, State};
 use serde::Deserialize;
 
 use super::deep::with_deep_stack;
 use super::error::ChatError;
+use super::program::{self, Program};
+use super::weight::BYTES_OF_FUEL;
 use super::{found, fuel, python};
 use crate::tokenizer::read_json;
 
@@ -33,9 +35,11 @@ const MAX_WORDS: usize = 1000;
 #[derive(Debug)]
 pub struct ChatTemplate {
     environment: Environment<'static>,
+    default: Program,
+    /// Where there is another for conversations with tools.
+    with_tools: Option<Program>,
     special_tokens: Vec<(String, String)>,
     marks_generation: bool,
-    with_tools: bool,
     fingerprint: blake3::Hash,
 }
 
@@ -140,27 +144,29 @@ impl ChatTemplate {
         }
         fingerprint.update(format!("{special_tokens:?}").as_bytes());
 
-        let mut environment = environment();
-        let with_tools = found.with_tools.is_some();
-        let (default, mut marks_generation) = with_marks(&found.default);
-        let mut add = |name: &'static str, text: String| {
-            let added = environment.add_template_owned(name, text);
-            added.map_err(|error| ChatError::Syntax {
+        let compile = |name: &'static str, text: String| {
+            let program = Program::new(name, text, syntax());
+            program.map_err(|error| ChatError::Syntax {
                 path: found.path.clone(),
                 reason: described(&error),
             })
         };
-        add("default", default)?;
-        if let Some(text) = &found.with_tools {
-            let (text, marks) = with_marks(text);
-            marks_generation &= marks;
-            add("tool_use", text)?;
-        }
+        let (default, mut marks_generation) = with_marks(&found.default);
+        let default = compile("default", default)?;
+        let with_tools = match &found.with_tools {
+            Some(text) => {
+                let (text, marks) = with_marks(text);
+                marks_generation &= marks;
+                Some(compile("tool_use", text)?)
+            }
+            None => None,
+        };
         Ok(Self {
-            environment,
+            environment: environment(),
+            default,
+            with_tools,
             special_tokens,
             marks_generation,
-            with_tools,
             fingerprint: fingerprint.finalize(),
         })
     }
@@ -194,8 +200,10 @@ impl ChatTemplate {
         prompt: bool,
         fuel: &mut u64,
     ) -> Result<String, ChatError> {
-        let has_tools = self.with_tools && conversation.tools.is_true();
-        let name = if has_tools { "tool_use" } else { "default" };
+        let program = match &self.with_tools {
+            Some(with_tools) if conversation.tools.is_true() => with_tools,
+            _ => &self.default,
+        };
         let special = self.special_tokens.iter();
         let context = special
             .map(|(name, token)| (name.as_str(), Value::from(token.as_str())))
@@ -209,39 +217,44 @@ impl ChatTemplate {
                 ("add_generation_prompt", Value::from(prompt)),
             ]);
         let context = Value::from_pairs(context);
-        let template = self.environment.get_template(name);
-        let rendered = template.and_then(|template| template.render_captured(context));
-        let rendered = rendered.map_err(|error| failure(&error))?;
-        let levels = rendered.state().fuel_levels();
+        let ran = program.run(&self.environment, context);
+        let (text, used) = ran.map_err(|error| failure(&error))?;
         // The list of messages is made for every text.
-        let used = levels.map_or(0, |(used, _)| used) + count as u64;
+        let used = used + count as u64;
         *fuel = fuel.checked_sub(used).ok_or(ChatError::TooManyMessages)?;
-        Ok(rendered.into_output())
+        Ok(text)
+    }
+}
+
+fn syntax() -> SyntaxConfig {
+    let mut syntax = SyntaxConfig::builder();
+    syntax.trim_blocks(true).lstrip_blocks(true);
+    match syntax.build() {
+        Ok(syntax) => syntax,
+        // Only delimiters can be wrong, and these are the usual ones.
+        Err(error) => unreachable!("{error}"),
     }
 }
 
 fn environment() -> Environment<'static> {
     let mut environment = Environment::new();
-    let mut syntax = SyntaxConfig::builder();
-    syntax.trim_blocks(true).lstrip_blocks(true);
-    match syntax.build() {
-        Ok(syntax) => environment.set_syntax(syntax),
-        // Only delimiters can be wrong, and these are the usual ones.
-        Err(error) => unreachable!("{error}"),
-    }
-    environment.set_auto_escape_callback(|_| AutoEscape::None);
     environment.set_fuel(Some(FUEL));
     fuel::watch(&mut environment);
+    program::add_looks(&mut environment);
     environment.set_unknown_method_callback(python::method);
     environment.add_filter("tojson", python::to_json);
     environment.add_filter("trim", python::trim);
-    environment.add_filter("generation", |inside: String| {
-        let [begin, end] = GENERATED;
-        format!("{begin}{inside}{end}")
-    });
+    environment.add_filter("generation", generation);
     environment.add_function("raise_exception", raise_exception);
     environment.add_function("strftime_now", python::strftime_now);
     environment
+}
+
+fn generation(state: &State, inside: &Value) -> Result<String, Error> {
+    let [begin, end] = GENERATED;
+    let mut text = fuel::Bounded::new(state);
+    text.push(state, inside)?;
+    Ok(format!("{begin}{}{end}", text.text))
 }
 
 fn raise_exception(said: &str) -> Result<Value, Error> {
@@ -323,6 +336,10 @@ fn failure(error: &Error) -> ChatError {
 
 fn described(error: &Error) -> String {
     let what = match error.detail() {
+        _ if error.kind() == ErrorKind::OutOfFuel => format!(
+            "it takes more than {FUEL} steps, or makes more than {} MB of text",
+            FUEL * BYTES_OF_FUEL / 1_000_000
+        ),
         Some(detail) => format!("{}: {detail}", error.kind()),
         None => error.kind().to_string(),
     };
@@ -333,146 +350,4 @@ fn described(error: &Error) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn generation_blocks_keep_the_white_space_around_them() {
-        let (text, has) =
-            with_marks("a{%- generation -%}b{% endgeneration %}{% if x %}{% endif %}");
-        assert!(has);
-        assert_eq!(
-            text,
-            "a{%- filter generation -%}b{%  endfilter  %}{% if x %}{% endif %}"
-                .replace("{%- filter generation -%}", "{%-  filter generation  -%}")
-        );
-        assert!(!with_marks("{% if add_generation_prompt %}").1);
-    }
-
-    fn hi() -> Conversation {
-        let value: Value = serde_json::from_str(r#"[{"role": "user", "content": "hi"}]"#).unwrap();
-        Conversation::new(&value, Value::from(())).unwrap()
-    }
-
-    /// What comes of a template.
-    fn rendered(text: &str) -> Result<String, ChatError> {
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("chat_template.jinja"), text).unwrap();
-        let template = ChatTemplate::load(dir.path(), None)?;
-        with_deep_stack(|| template.render(&hi(), 1, false))
-    }
-
-    #[test]
-    fn a_template_that_does_not_end_is_stopped() {
-        for text in [
-            "{% set ns = namespace(s='xxxxxxxxxxxxxxxx') %}{% for i in range(99) %}{% set ns.s = ns.s + ns.s %}{% endfor %}",
-            "{% for i in range(9999) %}{% for j in range(9999) %}x{% endfor %}{% endfor %}",
-            "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
-            "{% include 'default' %}",
-            "{% extends 'default' %}",
-            "{% import 'default' as again %}",
-            "{{ 'x' * 99999999999 }}",
-            "{{ range(99999999999) }}",
-            "{{ 10 ** 10 ** 10 }}",
-            "{{ '%9999999999d' | format(1) }}",
-            "{{ '{:>9999999999}'.format(1) }}",
-            "{{ strftime_now('%200Y' * 1000000) }}",
-            "{{ 'y'.replace('', 'x' * 1000000) * 1000000 }}",
-            // A list may name one text as often as it likes.
-            "{{ ','.join(['x' * 1000000] * 100000) }}",
-            "{{ (['x' * 1000000] * 100000) | join }}",
-            "{{ (['x' * 1000000] * 100000) | trim }}",
-            "{{ (['x' * 1000000] * 100000) | tojson }}",
-            "{{ (['x' * 1000000] * 100000) | string }}",
-            "{{ (['x' * 1000000] * 100000) | upper }}",
-            "{{ ['x' * 1000000] * 100000 }}",
-            "{{ range(99999) | list | tojson(separators=('x' * 1000000, ':')) }}",
-            "{% set s = 'x' * 1000000 %}{{ ([s] * 100000).count(s ~ '') }}",
-            "{% set s = 'x' * 1000000 %}{{ s.startswith([s ~ 'x'] * 100000) }}",
-        ] {
-            println!("{text:.70}");
-            let begin = std::time::Instant::now();
-            let error = rendered(text).expect_err(text);
-            assert!(matches!(error, ChatError::Render { .. }), "{text}: {error}");
-            let took = begin.elapsed().as_secs();
-            assert!(took < 20, "{took} s: {text}");
-        }
-    }
-
-    /// Each of these takes a stack that grows with its length.
-    #[test]
-    fn a_template_that_is_deep_does_not_end_the_process() {
-        let repeated = |count: usize, begin: &str, middle: &str, end: &str| {
-            let many = middle.repeat(count);
-            format!("{begin}{many}{end}")
-        };
-        let nested = "{% set ns = namespace(x=1) %}{% for i in range(99999) %}{% set ns.x = [ns.x] %}{% endfor %}";
-        let many = [900, 50_000].map(|count| {
-            [
-                repeated(count, "{{ ", "(", " }}"),
-                repeated(count, "{{ ", "[", " }}"),
-                repeated(count, "{{ ", "-", "1 }}"),
-                repeated(count, "{{ ", "not ", "1 }}"),
-                repeated(count, "{{ 1", "+1", " }}"),
-                repeated(count, "{{ 1", "**1", " }}"),
-                repeated(count, "{{ 1", "~1", " }}"),
-                repeated(count, "{{ 1", " and 1", " }}"),
-                repeated(count, "{{ 1", " if 1 else 1", " }}"),
-                repeated(count, "{{ x", "|trim", " }}"),
-                repeated(count, "{{ x", ".a", " }}"),
-                repeated(count, "{{ x", "[0]", " }}"),
-                repeated(count, "{{ x", "()", " }}"),
-                repeated(count, "", "{% if x %}", ""),
-                repeated(count, "{% if x %}", "{% elif x %}", "{% endif %}"),
-                repeated(count, "", "{% for x in messages %}", ""),
-            ]
-        });
-        let values = [
-            format!("{nested}{{{{ ns.x }}}}"),
-            format!("{nested}{{{{ ns.x | tojson }}}}"),
-            format!("{nested}{{{{ ns.x == [ns.x] }}}}"),
-            format!("{nested}{{{{ ns.x | string }}}}"),
-            format!("{nested}{{{{ ns.x | tojson(sort_keys=true) }}}}"),
-        ];
-        for text in many.into_iter().flatten().chain(values) {
-            println!("{text:.50} ... {} bytes", text.len());
-            // It may be refused, or be nothing bad.
-            if let Err(error) = rendered(&text) {
-                let said = error.to_string();
-                assert!(said.len() < 2000, "{} bytes of words", said.len());
-            }
-        }
-    }
-
-    #[test]
-    fn a_conversation_of_very_many_messages_is_refused() {
-        let one = r#"{"role": "assistant", "content": ""}"#;
-        let list = format!("[{}]", vec![one; 60_000].join(","));
-        let value: Value = serde_json::from_str(&list).unwrap();
-        let conversation = Conversation::new(&value, Value::from(())).unwrap();
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("chat_template.jinja"), "x").unwrap();
-        let template = ChatTemplate::load(dir.path(), None).unwrap();
-        let error = super::super::assistant_spans(&template, &conversation).unwrap_err();
-        assert!(matches!(error, ChatError::TooManyMessages), "{error}");
-    }
-
-    #[test]
-    fn the_words_of_a_template_are_passed_on_up_to_a_length() {
-        let error = rendered("{{ raise_exception('no ' * 100000) }}").unwrap_err();
-        assert!(matches!(&error, ChatError::Refused { said } if said.starts_with("no no")));
-        assert!(error.to_string().len() < 2000);
-    }
-
-    #[test]
-    fn a_share_gpt_message_gets_the_usual_names() {
-        let value: Value = serde_json::from_str(r#"[{"from": "gpt", "value": "hi"}]"#).unwrap();
-        let conversation = Conversation::new(&value, Value::from(())).unwrap();
-        let message = &conversation.messages[0];
-        assert_eq!(
-            message.get_attr("role").unwrap().as_str(),
-            Some("assistant")
-        );
-        assert_eq!(message.get_attr("content").unwrap().as_str(), Some("hi"));
-    }
-}
+mod tests;

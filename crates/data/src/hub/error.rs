@@ -14,6 +14,14 @@ pub enum HubError {
         /// What was asked for.
         name: String,
     },
+    /// A path that cannot be followed: a folder on the way is not this user's to enter, say.
+    #[error("cannot look at {}: {source}", path.display())]
+    NoWay {
+        /// What was asked for.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// A file where a folder is expected.
     #[error("{} is a file: pass the folder it is in", path.display())]
     NotAFolder {

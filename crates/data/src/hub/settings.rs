@@ -2,12 +2,16 @@
 
 use std::env;
 use std::fmt;
-use std::fs;
 use std::path::PathBuf;
+
+use tandem_files::read_small_text;
 
 use super::error::HubError;
 
 const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
+
+/// Bytes; a token has some forty.
+const LONGEST_TOKEN: u64 = 1 << 12;
 
 /// Where the hub and its cache are.
 #[derive(Clone, PartialEq, Eq)]
@@ -55,7 +59,7 @@ impl Settings {
         let cache_dir = variable("HF_HUB_CACHE").map_or_else(|| home.join("hub"), PathBuf::from);
         let token = variable("HF_TOKEN").or_else(|| {
             let path = variable("HF_TOKEN_PATH").map_or_else(|| home.join("token"), PathBuf::from);
-            fs::read_to_string(path).ok()
+            read_small_text(&path, LONGEST_TOKEN).ok()
         });
         Ok(Self {
             endpoint: endpoint.trim_end_matches('/').into(),
@@ -106,6 +110,8 @@ fn switch(variable: &'static str, value: Option<String>) -> Result<bool, HubErro
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn settings(variables: &[(&str, &str)]) -> Result<Settings, HubError> {

@@ -2,12 +2,13 @@
 
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use hf_hub::api::RepoInfo;
 use hf_hub::api::sync::{Api, ApiBuilder, ApiRepo};
 use hf_hub::{Cache, CacheRepo, Repo, RepoType};
+use tandem_files::read_small_text;
 
 use super::error::HubError;
 use super::settings::Settings;
@@ -16,6 +17,9 @@ use crate::progress::Progress;
 
 /// How long the hub may take to list a repository.
 const LIST_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Bytes of the file that says which commit a branch is at.
+const LONGEST_REFERENCE: u64 = 1 << 10;
 
 /// Attempts to go on with a download that breaks off.
 const RETRIES: usize = 3;
@@ -79,6 +83,16 @@ impl Snapshot {
             }
             Err(error) => return Err(error),
         };
+        if !is_commit(&info.sha) {
+            return Err(HubError::Download {
+                repo: name,
+                file: "main".into(),
+                reason: format!(
+                    "the hub says that it is at {:?}, which is no commit",
+                    info.sha
+                ),
+            });
+        }
         // By commit and not by branch, so that all files are of one revision even when the branch moves meanwhile.
         let remote = Remote {
             files: api.repo(Repo::with_revision(id.into(), repo_type, info.sha.clone())),
@@ -122,8 +136,16 @@ impl Snapshot {
     /// The local path of a file, which is downloaded if it is not cached.
     ///
     /// # Errors
-    /// A file that is not cached and cannot be downloaded.
+    /// A file that is not cached and cannot be downloaded, or whose name leads out of the repository.
     pub fn bring(&self, file: &str, progress: &mut dyn Progress) -> Result<PathBuf, HubError> {
+        let is_plain = |part| matches!(part, Component::Normal(_));
+        if !Path::new(file).components().all(is_plain) {
+            return Err(HubError::Download {
+                repo: self.name.clone(),
+                file: file.into(),
+                reason: "its name leads out of the repository".into(),
+            });
+        }
         let path = self.dir.join(file);
         if path.exists() {
             return Ok(path);
@@ -189,10 +211,14 @@ impl Snapshot {
             .join(repo.folder_name())
             .join("refs")
             .join(repo.revision());
-        let Ok(commit) = fs::read_to_string(refs) else {
+        let Ok(commit) = read_small_text(&refs, LONGEST_REFERENCE) else {
             return Ok(None);
         };
-        let dir = main.pointer_path(commit.trim());
+        let commit = commit.trim();
+        if !is_commit(commit) {
+            return Ok(None);
+        }
+        let dir = main.pointer_path(commit);
         if !dir.is_dir() {
             return Ok(None);
         }
@@ -209,6 +235,11 @@ impl Snapshot {
             remote: None,
         }))
     }
+}
+
+/// Whether this can be the name of a commit. It becomes a part of paths, so it is not believed.
+fn is_commit(name: &str) -> bool {
+    !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric())
 }
 
 /// What the hub calls a repository that is not for everybody.

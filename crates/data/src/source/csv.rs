@@ -38,13 +38,19 @@ struct Watch {
     bytes: AtomicU64,
     /// Unpacked bytes since the last record.
     since_record: AtomicU64,
+    /// Separators outside of quotes since then.
+    fields: AtomicU64,
     /// Whether an odd number of quotes was read.
     is_odd: AtomicBool,
 }
 
+/// Fields of a record. The parser keeps where each ends, which takes eight times as much as an empty field.
+const MAX_FIELDS: u64 = 1_000_000;
+
 /// Bytes on their way to the parser, which would take a file whose first quote is never closed into memory whole.
 struct Watched {
     input: Input,
+    separator: u8,
     watch: Arc<Watch>,
 }
 
@@ -54,14 +60,19 @@ impl Read for Watched {
         let count = buffer.len().min(out.len());
         out[..count].copy_from_slice(&buffer[..count]);
         self.input.reader.consume(count);
-        let quotes = out[..count].iter().filter(|byte| **byte == b'"').count();
         let watch = &self.watch;
-        watch.is_odd.fetch_xor(quotes % 2 == 1, Ordering::Relaxed);
+        let (mut is_odd, mut separators) = (watch.is_odd.load(Ordering::Relaxed), 0);
+        for byte in &out[..count] {
+            is_odd ^= *byte == b'"';
+            separators += u64::from(*byte == self.separator && !is_odd);
+        }
+        watch.is_odd.store(is_odd, Ordering::Relaxed);
+        let fields = watch.fields.fetch_add(separators, Ordering::Relaxed);
         watch.bytes.store(self.input.bytes(), Ordering::Relaxed);
         let since = watch
             .since_record
             .fetch_add(count as u64, Ordering::Relaxed);
-        if since > MAX_DOCUMENT_BYTES {
+        if since > MAX_DOCUMENT_BYTES || fields > MAX_FIELDS {
             return Err(io::ErrorKind::FileTooLarge.into());
         }
         Ok(count)
@@ -115,12 +126,14 @@ impl CsvRows {
     fn with_header(path: &Path) -> Result<Self, SourceError> {
         let has_tabs = Kind::of(&path.to_string_lossy()).is_some_and(|kind| kind.has_tabs);
         let watch = Arc::new(Watch::default());
+        let separator = if has_tabs { b'\t' } else { b',' };
         let input = Watched {
             input: Input::open(path)?,
+            separator,
             watch: Arc::clone(&watch),
         };
         let reader = ReaderBuilder::new()
-            .delimiter(if has_tabs { b'\t' } else { b',' })
+            .delimiter(separator)
             .flexible(true)
             .from_reader(input);
         Ok(Self {
@@ -144,6 +157,7 @@ impl CsvRows {
     /// Whether there was another record.
     fn read(&mut self) -> Result<bool, SourceError> {
         self.watch.since_record.store(0, Ordering::Relaxed);
+        self.watch.fields.store(0, Ordering::Relaxed);
         // The last record so far, of which only the end of the file tells whether its quotes are closed.
         let (has_line_ends, line) = (self.record.iter().any(|f| f.contains(&b'\n')), self.line());
         let is_record = self.reader.read_byte_record(&mut self.record);
@@ -203,7 +217,14 @@ impl CsvRows {
         let path = self.path.clone();
         match error.into_kind() {
             csv::ErrorKind::Io(error) if error.kind() == io::ErrorKind::FileTooLarge => {
-                SourceError::TooLong { path, line }
+                match self.watch.fields.load(Ordering::Relaxed) > MAX_FIELDS {
+                    true => SourceError::Csv {
+                        path,
+                        line,
+                        reason: format!("it has more than {MAX_FIELDS} fields"),
+                    },
+                    false => SourceError::TooLong { path, line },
+                }
             }
             csv::ErrorKind::Io(source) => SourceError::Io { path, source },
             other => SourceError::Csv {

@@ -244,5 +244,14 @@ fn list(columns: &[String]) -> String {
     if columns.is_empty() {
         return "no columns".into();
     }
-    columns.join(", ")
+    // A broken file may have thousands, and long ones.
+    const MAX_COLUMNS: usize = 20;
+    const MAX_CHARS: usize = 60;
+    let shown = columns.iter().take(MAX_COLUMNS);
+    let shown = shown.map(|name| name.chars().take(MAX_CHARS).collect());
+    let mut shown: Vec<String> = shown.collect();
+    if columns.len() > MAX_COLUMNS {
+        shown.push(format!("and {} more", columns.len() - MAX_COLUMNS));
+    }
+    shown.join(", ")
 }

@@ -6,8 +6,8 @@ use std::borrow::Cow;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
-use serde_json::Value;
+use serde::Deserialize;
+use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::de::StrRead;
 
 use self::values::Values;
@@ -76,13 +76,12 @@ impl JsonRows {
         let object = object.as_str();
         let value = parse(object, |parser| Column(column).deserialize(parser)).map_err(json)?;
         match value {
-            Some(Value::String(text)) => Ok(text),
-            Some(Value::Null) => Ok(String::new()),
-            Some(other) => Err(SourceError::NotText {
+            Some(Ok(text)) => Ok(text),
+            Some(Err(found)) => Err(SourceError::NotText {
                 path: self.path.clone(),
                 line: Some(line),
                 column: column.clone(),
-                found: kind_of(&other).into(),
+                found: found.into(),
             }),
             None => {
                 let mut available = parse(object, names_of).map_err(json)?;
@@ -165,6 +164,9 @@ fn without_nan(text: &str) -> Cow<'_, str> {
     }
 }
 
+/// Names that are kept of an object: more than any dataset has.
+const MAX_NAMES: usize = 10_000;
+
 /// The names of an object's values, which are skipped.
 fn names_of(parser: &mut serde_json::Deserializer<StrRead<'_>>) -> serde_json::Result<Vec<String>> {
     struct Names;
@@ -178,7 +180,9 @@ fn names_of(parser: &mut serde_json::Deserializer<StrRead<'_>>) -> serde_json::R
         fn visit_map<A: MapAccess<'de>>(self, mut object: A) -> Result<Self::Value, A::Error> {
             let mut names = Vec::new();
             while let Some((name, IgnoredAny)) = object.next_entry()? {
-                names.push(name);
+                if names.len() < MAX_NAMES {
+                    names.push(name);
+                }
             }
             Ok(names)
         }
@@ -190,7 +194,7 @@ fn names_of(parser: &mut serde_json::Deserializer<StrRead<'_>>) -> serde_json::R
 struct Column<'a>(&'a str);
 
 impl<'de> DeserializeSeed<'de> for Column<'_> {
-    type Value = Option<Value>;
+    type Value = Option<Text>;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
         deserializer.deserialize_map(self)
@@ -198,7 +202,7 @@ impl<'de> DeserializeSeed<'de> for Column<'_> {
 }
 
 impl<'de> Visitor<'de> for Column<'_> {
-    type Value = Option<Value>;
+    type Value = Option<Text>;
 
     fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str("an object")
@@ -208,7 +212,7 @@ impl<'de> Visitor<'de> for Column<'_> {
         let mut found = None;
         while let Some(key) = object.next_key::<String>()? {
             if key == self.0 {
-                found = Some(object.next_value()?);
+                found = Some(object.next_value::<Found>()?.0);
             } else {
                 object.next_value::<IgnoredAny>()?;
             }
@@ -224,13 +228,62 @@ fn reason(error: &serde_json::Error) -> String {
     format!("{what} (column {})", error.column())
 }
 
-fn kind_of(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "a boolean",
-        Value::Number(_) => "a number",
-        Value::String(_) => "text",
-        Value::Array(_) => "a list",
-        Value::Object(_) => "an object",
+/// The text of a value, where null is an empty one; or what it is instead.
+type Text = Result<String, &'static str>;
+
+/// Takes a value that should be text. Of any other nothing is kept, however large it is.
+struct Found(Text);
+
+impl<'de> Deserialize<'de> for Found {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(TextOnly).map(Self)
+    }
+}
+
+struct TextOnly;
+
+impl<'de> Visitor<'de> for TextOnly {
+    type Value = Text;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("a value")
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Text, E> {
+        Ok(Ok(text.to_owned()))
+    }
+
+    fn visit_string<E>(self, text: String) -> Result<Text, E> {
+        Ok(Ok(text))
+    }
+
+    fn visit_unit<E>(self) -> Result<Text, E> {
+        Ok(Ok(String::new()))
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<Text, E> {
+        Ok(Err("a boolean"))
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<Text, E> {
+        Ok(Err("a number"))
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<Text, E> {
+        Ok(Err("a number"))
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<Text, E> {
+        Ok(Err("a number"))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Text, A::Error> {
+        while list.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(Err("a list"))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut object: A) -> Result<Text, A::Error> {
+        while object.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+        Ok(Err("an object"))
     }
 }

@@ -1,5 +1,6 @@
 //! What of a dataset's folder is not read, and why: nothing is passed over without a word.
 
+use std::collections::HashSet;
 use std::fmt;
 
 /// Files that are named for each reason; the others are counted.
@@ -26,7 +27,9 @@ impl LeftOut {
         choose: impl FnOnce(&[&'a str]) -> Result<Vec<&'a str>, E>,
     ) -> Result<Vec<&'a str>, E> {
         let chosen = choose(&names)?;
-        let others = names.iter().filter(|name| !chosen.contains(name));
+        // A folder may have a file for each of a million documents.
+        let taken: HashSet<&str> = chosen.iter().copied().collect();
+        let others = names.iter().filter(|name| !taken.contains(**name));
         others.for_each(|name| self.add(why, name));
         Ok(chosen)
     }
@@ -41,5 +44,25 @@ impl fmt::Display for LeftOut {
             write!(out, "{comma}{} {why} ({named}{more})", names.len())?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_very_many_files_some_are_named() {
+        let names: Vec<String> = (0..300_000).map(|n| format!("{n:06}.txt")).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let mut left_out = LeftOut::default();
+        let chosen: Result<Vec<&str>, ()> = left_out.others("of others", names, |names| {
+            Ok(names[..names.len() / 2].to_vec())
+        });
+        assert_eq!(chosen.unwrap().len(), 150_000);
+        assert_eq!(
+            left_out.to_string(),
+            "150000 of others (150000.txt, 150001.txt, 150002.txt, ...)"
+        );
     }
 }

@@ -6,7 +6,8 @@ use std::ops::Range;
 use half::bf16;
 use rayon::prelude::*;
 
-use super::panels::{pack_left, pack_right};
+use super::LowRank;
+use super::panels::{Stretch, pack_left, pack_right, pairs};
 use super::tile::{self, COLUMNS, ROWS, Tile};
 use super::view::{MatrixMut, MatrixView};
 use crate::avx512_bf16::Avx512Bf16;
@@ -65,7 +66,7 @@ impl<'a> Target<'a> {
     }
 }
 
-/// `a [m, k] . b [k, n] (+ bias [n])`.
+/// `a [m, k] . b [k, n] (+ bias [n]) (+ a product of another depth)`.
 pub(super) struct Problem<'a> {
     cpu: Avx512Bf16,
     m: usize,
@@ -75,6 +76,8 @@ pub(super) struct Problem<'a> {
     /// Transposed: its rows are the columns of the matrix.
     b: MatrixView<'a>,
     bias: Option<&'a [f32]>,
+    /// Summed in the last pass, in the order of their columns.
+    plus: &'a [LowRank<'a>],
     target: Target<'a>,
 }
 
@@ -113,8 +116,30 @@ impl<'a> Problem<'a> {
             a,
             b: b.transposed(),
             bias,
+            plus: &[],
             target,
         }
+    }
+
+    /// Adds `plus` to the product.
+    ///
+    /// # Panics
+    /// When a size is not that of its columns of the result, nothing is summed over, or columns are not in order.
+    pub(super) fn plus(mut self, plus: &'a [LowRank<'a>]) -> Self {
+        let mut free = 0;
+        for LowRank { a, b, columns } in plus {
+            let (m, depth, n) = (a.rows(), a.columns(), b.columns());
+            let fits = (m, n) == (self.m, columns.len()) && b.rows() == depth && depth > 0;
+            assert!(
+                fits && free <= columns.start && columns.end <= self.n,
+                "[{m}, {depth}] . [{}, {n}] into columns {columns:?} of {:?}, from {free} on",
+                b.rows(),
+                self.target.size
+            );
+            free = columns.end;
+        }
+        self.plus = plus;
+        self
     }
 
     /// Computes it on all threads.
@@ -158,17 +183,22 @@ impl<'a> Problem<'a> {
         let keeps_sums = passes > 1 && matches!(self.target.kind, TargetKind::Rounded { .. });
         let block_columns = BLOCK_COLUMNS.min(columns.len().next_multiple_of(COLUMNS));
         let block_rows = BLOCK_ROWS.min(rows.len());
+        let of_plus = self.plus.iter().map(|plus| plus.a.columns().div_ceil(2));
+        let deepest = depth / 2 + of_plus.max().unwrap_or(0);
         let mut space = Workspace {
-            a: Vec::with_capacity(block_rows * depth / 2),
-            b: Vec::with_capacity(block_columns * depth / 2),
+            a: Vec::with_capacity(block_rows * deepest),
+            b: Vec::with_capacity(block_columns * deepest),
             sums: Vec::with_capacity(if keeps_sums {
                 rows.len() * block_columns
             } else {
                 0
             }),
         };
-        for column in columns.clone().step_by(block_columns) {
-            let columns = column..columns.end.min(column + block_columns);
+        let mut next = columns.start;
+        while next < columns.end {
+            let end = columns.end.min(next + block_columns);
+            let columns = next..self.next_edge(next).min(end);
+            next = columns.end;
             for k in (0..self.k).step_by(depth) {
                 let depth = k..self.k.min(k + depth);
                 // SAFETY: passed on from the caller; where there are more passes than one into a rounded result, the workspace
@@ -178,7 +208,14 @@ impl<'a> Problem<'a> {
         }
     }
 
-    /// Adds the products of `depth` of the reduced dimension.
+    /// Where the columns after `column` begin that something else is added to.
+    fn next_edge(&self, column: usize) -> usize {
+        let edges = self.plus.iter();
+        let edges = edges.flat_map(|plus| [plus.columns.start, plus.columns.end]);
+        edges.filter(|edge| *edge > column).min().unwrap_or(self.n)
+    }
+
+    /// Adds the products of `depth` of the reduced dimension, to columns that are all within one of `plus`, or in none.
     ///
     /// # Safety
     /// As [`Self::solve_part`]; where this is not the only pass into a rounded result, `space` has room for its sums.
@@ -190,11 +227,25 @@ impl<'a> Problem<'a> {
         depth: &Range<usize>,
     ) {
         let cpu = self.cpu;
-        let pairs = depth.len().div_ceil(2);
-        pack_right(cpu, &mut space.b, &self.b, columns.clone(), depth.clone());
+        let of_pass = |matrix| Stretch::new(matrix, depth.clone());
+        let (mut left, mut right) = (vec![of_pass(self.a)], vec![of_pass(self.b)]);
+        let is_here = |plus: &&LowRank<'_>| plus.columns.contains(&columns.start);
+        if let Some(plus) = self.plus.iter().find(is_here)
+            && depth.end == self.k
+        {
+            let whole = 0..plus.a.columns();
+            left.push(Stretch::new(plus.a, whole.clone()));
+            right.push(Stretch {
+                matrix: plus.b.transposed(),
+                depth: whole,
+                first: plus.columns.start,
+            });
+        }
+        let pairs = pairs(&left);
+        pack_right(cpu, &mut space.b, &right, columns.clone());
         for first in rows.clone().step_by(BLOCK_ROWS) {
             let block = first..rows.end.min(first + BLOCK_ROWS);
-            pack_left(cpu, &mut space.a, &self.a, block.clone(), depth.clone());
+            pack_left(cpu, &mut space.a, &left, block.clone());
             let panels_b = space.b.chunks_exact(COLUMNS * pairs);
             for (column, panel_b) in columns.clone().step_by(COLUMNS).zip(panels_b) {
                 let panels_a = space.a.chunks(ROWS * pairs);

@@ -24,19 +24,61 @@ impl Right {
     /// Packs `b`, whose rows are the columns of the operand, over what was packed before.
     pub(crate) fn pack(&mut self, cpu: Avx512Bf16, b: MatrixView<'_>) {
         (self.columns, self.pairs) = (b.rows(), b.columns().div_ceil(2));
-        pack_right(cpu, &mut self.panels, &b, 0..b.rows(), 0..b.columns());
+        let whole = Stretch::new(b, 0..b.columns());
+        pack_right(cpu, &mut self.panels, &[whole], 0..b.rows());
     }
 }
 
-/// Packs `columns` of a right operand, the rows of `b`, as deep as `depth` says, into panels that follow each other.
+/// A part of an operand's depth: these columns of a matrix whose rows are rows of the left operand, or columns of the right one.
+#[derive(Clone)]
+pub(super) struct Stretch<'a> {
+    pub(super) matrix: MatrixView<'a>,
+    pub(super) depth: Range<usize>,
+    /// Which row or column of the operand the matrix begins with.
+    pub(super) first: usize,
+}
+
+impl<'a> Stretch<'a> {
+    pub(super) fn new(matrix: MatrixView<'a>, depth: Range<usize>) -> Self {
+        Self {
+            matrix,
+            depth,
+            first: 0,
+        }
+    }
+
+    /// Steps of the innermost loop; the last one is half empty where the depth is odd.
+    fn pairs(&self) -> usize {
+        self.depth.len().div_ceil(2)
+    }
+
+    /// [`MatrixView::pack`] of these rows or columns of the operand.
+    fn pack(
+        &self,
+        cpu: Avx512Bf16,
+        panel: &mut [MaybeUninit<u32>],
+        width: usize,
+        rows: Range<usize>,
+    ) {
+        let rows = rows.start - self.first..rows.end - self.first;
+        let depth = self.depth.clone();
+        self.matrix.pack(cpu, panel, width, rows, depth);
+    }
+}
+
+/// Steps of the innermost loop through all `stretches`.
+pub(super) fn pairs(stretches: &[Stretch<'_>]) -> usize {
+    stretches.iter().map(Stretch::pairs).sum()
+}
+
+/// Packs `columns` of a right operand into panels that follow each other; each is as deep as all `stretches`, one after the other.
 pub(super) fn pack_right(
     cpu: Avx512Bf16,
     panels: &mut Vec<u32>,
-    b: &MatrixView<'_>,
+    stretches: &[Stretch<'_>],
     columns: Range<usize>,
-    depth: Range<usize>,
 ) {
-    let panel = COLUMNS * depth.len().div_ceil(2);
+    let panel = COLUMNS * pairs(stretches);
     let len = columns.len().div_ceil(COLUMNS) * panel;
     let space = room(panels, len);
     let starts = columns.clone().step_by(COLUMNS);
@@ -46,32 +88,40 @@ pub(super) fn pack_right(
             // The innermost loop reads, and then leaves out, columns that are not there.
             panel.fill(MaybeUninit::new(0));
         }
-        for start in (column..end).step_by(GROUP) {
-            let group = start..end.min(start + GROUP);
-            let place = &mut panel[start - column..];
-            b.pack(cpu, place, COLUMNS, group, depth.clone());
+        let mut rest = panel;
+        for stretch in stretches {
+            let (place, after) = rest.split_at_mut(COLUMNS * stretch.pairs());
+            for start in (column..end).step_by(GROUP) {
+                let group = start..end.min(start + GROUP);
+                stretch.pack(cpu, &mut place[start - column..], COLUMNS, group);
+            }
+            rest = after;
         }
     }
     // SAFETY: every panel was written: as wide as it is by its groups, or with zeros before.
     unsafe { panels.set_len(len) };
 }
 
-/// Packs `rows` of a left operand, as deep as `depth` says, into panels of [`ROWS`] rows (the last one has what is left) that
-/// follow each other.
+/// Packs `rows` of a left operand into panels of [`ROWS`] rows (the last one has what is left) that follow each other; each is as
+/// deep as all `stretches`, one after the other.
 pub(super) fn pack_left(
     cpu: Avx512Bf16,
     panels: &mut Vec<u32>,
-    a: &MatrixView<'_>,
+    stretches: &[Stretch<'_>],
     rows: Range<usize>,
-    depth: Range<usize>,
 ) {
-    let pairs = depth.len().div_ceil(2);
+    let pairs = pairs(stretches);
     let len = rows.len() * pairs;
     let space = room(panels, len);
     let starts = rows.clone().step_by(ROWS);
     for (row, panel) in starts.zip(space.chunks_mut(ROWS * pairs)) {
         let rows = row..rows.end.min(row + ROWS);
-        a.pack(cpu, panel, rows.len(), rows, depth.clone());
+        let mut rest = panel;
+        for stretch in stretches {
+            let (place, after) = rest.split_at_mut(rows.len() * stretch.pairs());
+            stretch.pack(cpu, place, rows.len(), rows.clone());
+            rest = after;
+        }
     }
     // SAFETY: every panel was written, as wide as it has rows.
     unsafe { panels.set_len(len) };
@@ -111,7 +161,7 @@ impl Left {
     ) {
         assert!(rows.len() <= ROWS);
         (self.rows, self.pairs) = (rows.len(), depth.len().div_ceil(2));
-        pack_left(cpu, &mut self.panel, &a, rows, depth);
+        pack_left(cpu, &mut self.panel, &[Stretch::new(a, depth)], rows);
     }
 
     /// Multiplies with `columns` of `right`, whose depth from `k` on is this one's. `columns` begin with a panel, `k` with a

@@ -47,9 +47,20 @@ pub(super) enum Incoming {
     Warning(String),
 }
 
+/// The path of a socket has 107 bytes at most; what is below the temporary folder takes less than 40 of them.
+const LONGEST_FOLDER: usize = 67;
+
 impl ControlServer {
     pub(super) fn open(num_workers: usize) -> io::Result<Self> {
-        Self::open_in(&std::env::temp_dir(), num_workers)
+        let usual = std::env::temp_dir();
+        let temporary = match usual.as_os_str().len() > LONGEST_FOLDER {
+            true => Path::new("/tmp"),
+            false => &usual,
+        };
+        Self::open_in(temporary, num_workers).map_err(|error| {
+            let problem = format!("{error} (TMPDIR names another folder for temporary files)");
+            io::Error::new(error.kind(), problem)
+        })
     }
 
     fn open_in(temporary: &Path, num_workers: usize) -> io::Result<Self> {

@@ -11,7 +11,7 @@ use std::fmt;
 use std::fs::{File, TryLockError};
 use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
-use tandem_files::read_small;
+use tandem_files::{open_own, read_small};
 
 const FILE_NAME: &str = ".lock";
 
@@ -73,12 +73,13 @@ impl RunLock {
         };
         let mut options = File::options();
         options.create(true).truncate(false).read(true).write(true);
-        let mut file = options.open(&path).map_err(io_error)?;
+        let mut file = open_own(&path, &options).map_err(io_error)?;
         let locked = file.try_lock();
-        let mut text = String::new();
-        file.read_to_string(&mut text).map_err(io_error)?;
+        let mut text = Vec::new();
+        let mut beginning = (&mut file).take(MAX_FILE_BYTES);
+        beginning.read_to_end(&mut text).map_err(io_error)?;
         // Junk counts as no owner: a crash in the middle of writing it must not lock people out.
-        let previous: Option<LockOwner> = serde_json::from_str(&text).ok();
+        let previous: Option<LockOwner> = serde_json::from_slice(&text).ok();
         let held = |certain| LockError::Held {
             owner: match &previous {
                 Some(owner) => owner.to_string(),
@@ -201,8 +202,18 @@ mod tests {
         );
         std::fs::write(&path, serde_json::to_vec(&dead).unwrap()).unwrap();
         assert_eq!(RunLock::acquire(folder.path()).unwrap().1, Some(dead));
-        std::fs::write(&path, b"{\"pid\":").unwrap();
-        assert_eq!(RunLock::acquire(folder.path()).unwrap().1, None);
+        for junk in [&b"{\"pid\":"[..], b"\xff\xfe"] {
+            std::fs::write(&path, junk).unwrap();
+            assert_eq!(RunLock::acquire(folder.path()).unwrap().1, None);
+        }
+        // Whoever locks writes its name into the file: into this one, and no other.
+        let mine = folder.path().join("mine");
+        std::fs::rename(&path, &mine).unwrap();
+        std::fs::write(&mine, "mine").unwrap();
+        std::os::unix::fs::symlink(&mine, &path).unwrap();
+        let error = RunLock::acquire(folder.path()).unwrap_err();
+        assert!(error.to_string().contains("a link"), "{error}");
+        assert_eq!(std::fs::read(&mine).unwrap(), b"mine");
     }
 
     #[test]

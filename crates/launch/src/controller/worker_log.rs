@@ -5,6 +5,7 @@ use jiff::Timestamp;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use tandem_files::open_own;
 
 /// The folder of the logs inside the run's folder.
 pub(super) const FOLDER: &str = "logs";
@@ -26,7 +27,10 @@ impl WorkerLog {
     /// stderr, so that its output reaches the disk whatever happens to the controller.
     pub(super) fn open(run_dir: &Path, rank: usize, attempt: u32) -> io::Result<(Self, File)> {
         let path = run_dir.join(FOLDER).join(format!("rank_{rank}.log"));
-        let mut file = File::options().create(true).append(true).open(&path)?;
+        let mut file =
+            open_own(&path, File::options().create(true).append(true)).map_err(|error| {
+                io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+            })?;
         let time = Timestamp::now();
         writeln!(
             file,

@@ -43,6 +43,31 @@ fn a_second_signal_does_not_wait() {
     assert_eq!(bench.record()["reason"], "SIGINT, then a second signal");
 }
 
+/// Whoever asks again and again gets what the second time was for.
+#[test]
+fn signals_after_the_second_change_nothing() {
+    let bench = Bench::new();
+    let mut controller = bench.start_controller(|script| {
+        script.worker.stubborn = true;
+        script.worker.deaf = true;
+    });
+    controller.wait_for_steps(3);
+    controller.signal(Signal::INT);
+    controller.read_until("StopRequested");
+    while controller.child.try_wait().unwrap().is_none() {
+        // Of several kinds: equal ones that come at once are one.
+        for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
+            controller.signal(signal);
+        }
+    }
+    let (output, errors, status) = controller.finish();
+    assert_eq!(status.code(), Some(130), "{output}{errors}");
+    bench.assert_nobody_is_left();
+    let record = bench.record();
+    assert_eq!(record["state"], "ABORTED");
+    assert_eq!(record["reason"], "SIGINT, then a second signal");
+}
+
 #[test]
 fn without_grace_the_workers_end_at_once() {
     for (signal, code) in [(Signal::INT, 130), (Signal::TERM, 143), (Signal::HUP, 129)] {

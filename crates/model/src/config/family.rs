@@ -80,7 +80,12 @@ pub(super) fn text_part(
     }
     let mut text = text.clone();
     // Which the whole model has beside its parts.
-    for key in ["tie_word_embeddings", "dtype", "torch_dtype"] {
+    for key in [
+        "tie_word_embeddings",
+        "dtype",
+        "torch_dtype",
+        "quantization_config",
+    ] {
         if let (None, Some(value)) = (Keys(&text).get(key), Keys(json).get(key)) {
             text.insert(key.to_owned(), value.clone());
         }

@@ -79,7 +79,7 @@ impl<'a> Keys<'a> {
         }
         Err(ConfigError::Value {
             key,
-            value: number.to_string(),
+            value: Value::from(number).to_string(),
             expected: "it must be positive and finite".to_owned(),
         })
     }

@@ -59,6 +59,7 @@ const KEYS: [(&str, Neutral); 33] = [
 
 /// Refuses what would change the computation and is not among the keys that the family `reads`.
 pub(super) fn refuse(keys: &Keys<'_>, family: &str, reads: &[&str]) -> Result<(), ConfigError> {
+    refuse_quantised(keys)?;
     for (key, neutral) in KEYS {
         let Some(value) = keys.get(key) else {
             continue;
@@ -87,4 +88,22 @@ pub(super) fn refuse(keys: &Keys<'_>, family: &str, reads: &[&str]) -> Result<()
         return Err(wrong(key, value, &format!("for {family} {instead}")));
     }
     Ok(())
+}
+
+/// Also where the weights are not quantised: transformers would quantise them, and those of an export, as it loads them.
+fn refuse_quantised(keys: &Keys<'_>) -> Result<(), ConfigError> {
+    let key = "quantization_config";
+    let Some(value) = keys.get(key) else {
+        return Ok(());
+    };
+    let method = value.get("quant_method").and_then(Value::as_str);
+    let is_name = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    let method = method.filter(|method| method.len() < 40 && method.chars().all(is_name));
+    Err(ConfigError::Value {
+        key,
+        value: method.map_or_else(|| "there".to_owned(), |method| format!("that of {method}")),
+        expected: "quantised weights are not trained, convert them first: train the model that they were made from, or load them \
+                   with transformers, dequantize() and save. Where the weights are not quantised, take the key out"
+            .to_owned(),
+    })
 }

@@ -4,7 +4,10 @@
 //! Where a matrix is cut along its outputs, `A` sees all of the input on every rank, and the gradient of it is a part of a sum;
 //! where it is cut along its inputs, `A` is cut too, and what `B` makes of its partial result goes into the sum of the row.
 
-use tandem_tensor::{Accumulate, Tensor, linear, random};
+use tandem_tensor::dropout::{self, Mask};
+use tandem_tensor::linear::LowRank;
+use tandem_tensor::random::Uniform;
+use tandem_tensor::{Accumulate, Tensor, linear};
 
 use crate::adapter::{AdapterGroup, AdapterTensors, GroupDropout, Place};
 use crate::tensors::LayerTensors;
@@ -41,6 +44,10 @@ impl<'a> Gradients<'a> {
     }
 }
 
+/// What the `A` of a group make of its input, times the scale: `[tokens, adapters * r]`. It is small, and kept for backward.
+#[derive(Debug)]
+pub(super) struct Hidden(Tensor);
+
 /// The gradients of what the `A` of a group produce, less the scale: `[tokens, adapters * r]`.
 pub(super) struct HiddenGradient(Tensor);
 
@@ -49,42 +56,57 @@ impl LayerTensors {
         self.adapter.as_ref()?.at(place)
     }
 
-    /// Adds what the adapters at `place` make of `x` to `y`, which the matrices there have made of it.
-    pub(super) fn add_adapters(&self, place: Place, y: &Tensor, x: &Tensor) {
+    /// What the matrices at `place`, which are `weight` and `bias`, and their adapters make of `x`.
+    pub(super) fn adapted_forward(
+        &self,
+        place: Place,
+        x: &Tensor,
+        weight: &Tensor,
+        bias: Option<&Tensor>,
+    ) -> (Tensor, Option<Hidden>) {
         let Some(group) = self.adapters(place) else {
-            return;
+            return (linear::forward(x, weight, bias), None);
         };
         let hidden = group.hidden(x);
-        for (index, b) in group.b.iter().enumerate() {
-            let product = linear::forward(&group.part(&hidden, index), b, None);
-            group.columns(y, index).add_(&product);
-        }
+        let adapters = group.b.iter().zip(&group.outputs).enumerate();
+        let adapters = adapters.map(|(index, (weight, outputs))| LowRank {
+            hidden: group.part(&hidden, index),
+            weight,
+            outputs: outputs.clone(),
+        });
+        let adapters: Vec<LowRank<'_>> = adapters.collect();
+        let y = linear::adapted_forward(x, weight, bias, &adapters);
+        (y, Some(Hidden(hidden)))
     }
 
-    /// Adds to `d_x`, the gradient of the input of the matrices at `place`, what comes by way of their adapters, from the gradient
+    /// The gradient of the input of the matrices at `place`, which are `weight`, also by way of their adapters, from the gradient
     /// `d_y` of what they produce.
-    pub(super) fn adapters_backward_input(
+    pub(super) fn adapted_backward_input(
         &self,
         place: Place,
         d_y: &Tensor,
-        d_x: &Tensor,
-    ) -> Option<HiddenGradient> {
-        let group = self.adapters(place)?;
+        weight: &Tensor,
+    ) -> (Tensor, Option<HiddenGradient>) {
+        let Some(group) = self.adapters(place) else {
+            return (linear::backward_input(d_y, weight), None);
+        };
         let parts = group.b.iter().enumerate();
         let parts = parts.map(|(index, b)| linear::backward_input(&group.columns(d_y, index), b));
         let parts: Vec<Tensor> = parts.collect();
         let d_hidden = Tensor::cat(&parts, 1) * group.scale;
-        match &group.dropout {
-            None => d_x.add_(&linear::backward_input(&d_hidden, &group.a)),
+        let d_x = match &group.dropout {
+            None => linear::adapted_backward_input(d_y, weight, &d_hidden, &group.a),
             Some(dropout) => {
+                let d_x = linear::backward_input(d_y, weight);
                 for index in 0..group.b.len() {
-                    let d_part = group.part(&d_hidden, index).contiguous();
+                    let d_part = group.part(&d_hidden, index);
                     let through = linear::backward_input(&d_part, &group.rows_of_a(index));
-                    d_x.add_(&(through * dropout.mask(index, d_x)));
+                    dropout::add_(&d_x, &through, dropout.mask(index));
                 }
+                d_x
             }
-        }
-        Some(HiddenGradient(d_hidden))
+        };
+        (d_x, Some(HiddenGradient(d_hidden)))
     }
 
     /// Writes or adds the gradients of the adapters at `place`, whose input was `x`.
@@ -93,16 +115,17 @@ impl LayerTensors {
         place: Place,
         gradients: Gradients<'_>,
         d_y: &Tensor,
-        d_hidden: Option<HiddenGradient>,
+        on_the_way: (Option<Hidden>, Option<HiddenGradient>),
         x: &Tensor,
         accumulate: Accumulate,
     ) {
-        let (Some(group), Some(gradients), Some(HiddenGradient(d_hidden))) =
-            (self.adapters(place), gradients.adapter(place), d_hidden)
+        let (Some(group), Some(gradients)) = (self.adapters(place), gradients.adapter(place))
         else {
             return;
         };
-        let hidden = group.hidden(x);
+        let (Some(Hidden(hidden)), Some(HiddenGradient(d_hidden))) = on_the_way else {
+            return;
+        };
         for (index, d_b) in gradients.b.iter().enumerate() {
             let (d_y, hidden) = (group.columns(d_y, index), group.part(&hidden, index));
             linear::backward_weight(d_b, &d_y, &hidden, accumulate);
@@ -111,7 +134,7 @@ impl LayerTensors {
             None => linear::backward_weight(&gradients.a, &d_hidden, x, accumulate),
             Some(dropout) => {
                 for index in 0..group.b.len() {
-                    let x = x * dropout.mask(index, x);
+                    let x = dropout::forward(x, dropout.mask(index));
                     let (d_a, d_part) = (gradients.rows_of_a(index), group.part(&d_hidden, index));
                     linear::backward_weight(&d_a, &d_part, &x, accumulate);
                 }
@@ -127,7 +150,7 @@ impl AdapterGroup {
             None => linear::forward(x, &self.a, None),
             Some(dropout) => {
                 let part = |index| {
-                    let x = x * dropout.mask(index, x);
+                    let x = dropout::forward(x, dropout.mask(index));
                     linear::forward(&x, &self.rows_of_a(index), None)
                 };
                 let parts: Vec<Tensor> = (0..self.b.len()).map(part).collect();
@@ -155,30 +178,18 @@ impl AdapterGroup {
 }
 
 impl GroupDropout {
-    /// What the elements of `x [tokens, inputs]`, all tokens of the rows, are multiplied with for adapter `index`: 0, or what
-    /// makes up for the zeros. It is a function of the seed, the adapter, the row and the element in the whole model's row, so
-    /// it depends neither on the mesh nor on how often it is computed.
-    fn mask(&self, index: usize, x: &Tensor) -> Tensor {
-        let (tokens, inputs) = (x.size()[0] as usize, x.size()[1] as usize);
-        let mut kept = vec![0f32; tokens * inputs];
-        let name = format!("dropout {} {}", self.paths[index], self.rows.epoch);
-        let factor = (1.0 / (1.0 - self.probability)) as f32;
+    /// What is dropped of the input of adapter `index`: a function of the seed, the adapter, the row and the element in the whole
+    /// model's row, so it depends neither on the mesh nor on how often it is computed.
+    fn mask(&self, index: usize) -> Mask {
         // More elements than any token has: numbers of different tokens do not meet.
         const STRIDE: u64 = 1 << 24;
+        let name = format!("dropout {} {}", self.paths[index], self.rows.epoch);
         let first = self.rows.first_row * self.rows.seq as u64;
-        for (token, kept) in kept.chunks_mut(inputs.max(1)).enumerate() {
-            let start = (first + token as u64) * STRIDE + self.input_start as u64;
-            random::fill_uniform(kept, self.rows.seed, &name, start);
-            for value in kept {
-                *value = match f64::from(*value) < self.probability {
-                    true => 0.0,
-                    false => factor,
-                };
-            }
+        Mask {
+            random: Uniform::new(self.rows.seed, &name),
+            probability: self.probability as f32,
+            start: first * STRIDE + self.input_start as u64,
+            stride: STRIDE,
         }
-        Tensor::from_slice(&kept)
-            .view([tokens as i64, inputs as i64])
-            .to_device(x.device())
-            .to_kind(x.kind())
     }
 }

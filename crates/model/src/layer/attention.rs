@@ -10,7 +10,7 @@ use tandem_tensor::{Accumulate, linear};
 use tandem_tensor::{Kind, Tensor, rope};
 
 use super::DecoderLayer;
-use super::adapter::Gradients;
+use super::adapter::{Gradients, Hidden};
 use super::residual::BranchGradient;
 use crate::adapter::Place;
 use crate::error::ModelError;
@@ -29,6 +29,8 @@ pub(super) struct AttentionSaved {
     /// Of q and of k, fp32 `[2, tokens]`, where they are normalised across heads.
     across_rstd: Option<Tensor>,
     output: AttentionOutput,
+    /// Of the adapters of q|k|v, and of the output projection.
+    hidden: (Option<Hidden>, Option<Hidden>),
     documents: Option<Arc<Documents>>,
 }
 
@@ -55,16 +57,16 @@ impl DecoderLayer {
     ) -> Result<(Tensor, AttentionSaved), ModelError> {
         let (input, rstd) = self.block_input(x, weights.norm_before_attention.as_ref());
         let input = tp.gather_tokens(&input)?;
-        let qkv = linear::forward(&input, &weights.qkv_weight, weights.qkv_bias.as_ref());
-        weights.add_adapters(Place::Qkv, &qkv, &input);
+        let (weight, bias) = (&weights.qkv_weight, weights.qkv_bias.as_ref());
+        let (qkv, hidden_qkv) = weights.adapted_forward(Place::Qkv, &input, weight, bias);
         let across_rstd = self.rstd_across_heads(&qkv, tp)?;
         let heads = self.normed_and_rotated(weights, &qkv, across_rstd.as_ref());
         let (k, v) = (self.per_query(&heads.k), self.per_query(&heads.v));
         let output =
             attention::forward(&heads.q, &k, &v, self.attention, documents.map(Arc::as_ref));
         let joined = self.join_heads(&output.out);
-        let partial = linear::forward(&joined, &weights.o_weight, None);
-        weights.add_adapters(Place::Output, &partial, &joined);
+        let (partial, hidden_output) =
+            weights.adapted_forward(Place::Output, &joined, &weights.o_weight, None);
         drop(joined);
         let delta = tp.reduce_tokens(partial)?;
         let saved = AttentionSaved {
@@ -73,6 +75,7 @@ impl DecoderLayer {
             qkv,
             across_rstd,
             output,
+            hidden: (hidden_qkv, hidden_output),
             documents: documents.cloned(),
         };
         Ok((delta, saved))
@@ -88,7 +91,7 @@ impl DecoderLayer {
         gradients: Gradients<'_>,
         accumulate: Accumulate,
         x: &Tensor,
-        saved: AttentionSaved,
+        mut saved: AttentionSaved,
         d_branch: BranchGradient,
         d_out: Tensor,
         tp: &dyn TpContext,
@@ -98,8 +101,8 @@ impl DecoderLayer {
             linear::backward_bias(d_bias, &d_branch.d_biased, accumulate);
         }
         let d_branch = tp.gather_tokens(&d_branch.d_delta)?;
-        let d_joined = linear::backward_input(&d_branch, &weights.o_weight);
-        let d_hidden = weights.adapters_backward_input(Place::Output, &d_branch, &d_joined);
+        let (d_joined, d_hidden) =
+            weights.adapted_backward_input(Place::Output, &d_branch, &weights.o_weight);
         let joined = self.join_heads(&saved.output.out);
         if let Some(own) = own {
             linear::backward_weight(&own.o_weight, &d_branch, &joined, accumulate);
@@ -108,7 +111,7 @@ impl DecoderLayer {
             Place::Output,
             gradients,
             &d_branch,
-            d_hidden,
+            (saved.hidden.1.take(), d_hidden),
             &joined,
             accumulate,
         );
@@ -116,8 +119,8 @@ impl DecoderLayer {
 
         let d_qkv =
             self.attention_core_backward(weights, own, accumulate, &saved, &d_joined, tp)?;
-        let d_input = linear::backward_input(&d_qkv, &weights.qkv_weight);
-        let d_hidden = weights.adapters_backward_input(Place::Qkv, &d_qkv, &d_input);
+        let (d_input, d_hidden) =
+            weights.adapted_backward_input(Place::Qkv, &d_qkv, &weights.qkv_weight);
 
         // The sum over the row runs while the weight gradient is computed.
         let d_input = tp.start_reduce_tokens(d_input)?;
@@ -130,7 +133,9 @@ impl DecoderLayer {
             if let Some(own) = own {
                 linear::backward_weight(&own.qkv_weight, &d_qkv, &input, accumulate);
             }
-            weights.adapters_backward(Place::Qkv, gradients, &d_qkv, d_hidden, &input, accumulate);
+            let on_the_way = (saved.hidden.0.take(), d_hidden);
+            let place = Place::Qkv;
+            weights.adapters_backward(place, gradients, &d_qkv, on_the_way, &input, accumulate);
         }
         if let Some(d_bias) = own.and_then(|own| own.qkv_bias.as_ref()) {
             linear::backward_bias(d_bias, &d_qkv, accumulate);

@@ -4,7 +4,7 @@ use tandem_tensor::experts::Balance;
 use tandem_tensor::glu::{self, Activation};
 use tandem_tensor::{Accumulate, Tensor, linear};
 
-use super::adapter::{Gradients, HiddenGradient};
+use super::adapter::{Gradients, Hidden, HiddenGradient};
 use super::experts::{self, ExpertLoad, ExpertsBackward, ExpertsSaved};
 use super::residual::BranchGradient;
 use super::{DecoderLayer, LayerAccumulate};
@@ -26,7 +26,7 @@ pub(super) struct MlpSaved {
 #[derive(Debug)]
 enum Computed {
     Dense(DenseSaved),
-    Experts(ExpertsSaved),
+    Experts(Box<ExpertsSaved>),
 }
 
 #[derive(Debug)]
@@ -34,20 +34,27 @@ struct DenseSaved {
     gate_up: Tensor,
     /// What the down projection multiplies, where it is not computed again.
     product: Option<Tensor>,
+    /// Of the adapters of gate|up.
+    hidden_gate_up: Option<Hidden>,
+    /// Of the down projection's.
+    hidden_down: Option<Hidden>,
 }
 
 /// Gradients on their way from the input's to the weights'.
 enum Pending<'a> {
     Dense(Option<&'a DenseTensors>, DenseBackward),
-    Experts(Option<&'a ExpertsTensors>, ExpertsBackward),
+    Experts(Option<&'a ExpertsTensors>, Box<ExpertsBackward>),
 }
 
 struct DenseBackward {
     /// What the gradient of the down projection is the product of, until it is.
-    of_down: Option<(Tensor, Tensor, Option<HiddenGradient>)>,
+    of_down: Option<(Tensor, Tensor, OnTheWay)>,
     d_gate_up: Tensor,
-    of_gate_up: Option<HiddenGradient>,
+    of_gate_up: OnTheWay,
 }
+
+/// What adapters made of their input, and its gradient.
+type OnTheWay = (Option<Hidden>, Option<HiddenGradient>);
 
 impl MlpSaved {
     /// What the experts got of the tokens that count, where the block is a mixture.
@@ -85,7 +92,7 @@ impl DecoderLayer {
                     keeps_all,
                     tp.expert_peers(),
                 )?;
-                (partial, Computed::Experts(saved))
+                (partial, Computed::Experts(Box::new(saved)))
             }
             (MlpTensors::Dense(dense), _) => {
                 let (partial, saved) = dense.forward(weights, &input, self.activation, keeps_all);
@@ -138,7 +145,7 @@ impl DecoderLayer {
                 let (d_input, rest) =
                     saved.backward_input(experts, &d_branch, activation, balance, peers)?;
                 let own = own.and_then(|own| own.mlp.experts());
-                (d_input, Pending::Experts(own, rest))
+                (d_input, Pending::Experts(own, Box::new(rest)))
             }
             _ => unreachable!("weights and what is saved are of one layer"),
         };
@@ -171,14 +178,16 @@ impl DenseTensors {
         activation: Activation,
         keeps_all: bool,
     ) -> (Tensor, DenseSaved) {
-        let gate_up = linear::forward(input, &self.gate_up_weight, self.gate_up_bias.as_ref());
-        layer.add_adapters(Place::GateUp, &gate_up, input);
+        let (weight, bias) = (&self.gate_up_weight, self.gate_up_bias.as_ref());
+        let (gate_up, hidden_gate_up) = layer.adapted_forward(Place::GateUp, input, weight, bias);
         let product = glu::forward(activation, &gate_up);
-        let partial = linear::forward(&product, &self.down_weight, None);
-        layer.add_adapters(Place::Down, &partial, &product);
+        let (partial, hidden_down) =
+            layer.adapted_forward(Place::Down, &product, &self.down_weight, None);
         let saved = DenseSaved {
             gate_up,
             product: keeps_all.then_some(product),
+            hidden_gate_up,
+            hidden_down,
         };
         (partial, saved)
     }
@@ -193,8 +202,8 @@ impl DenseSaved {
         activation: Activation,
         needs_product: bool,
     ) -> (Tensor, DenseBackward) {
-        let d_product = linear::backward_input(&d_branch, &weights.down_weight);
-        let of_down = layer.adapters_backward_input(Place::Down, &d_branch, &d_product);
+        let (d_product, d_hidden_down) =
+            layer.adapted_backward_input(Place::Down, &d_branch, &weights.down_weight);
         let (product, d_gate_up) = match self.product {
             None if needs_product => {
                 let both = glu::forward_and_backward(activation, &d_product, &self.gate_up);
@@ -205,12 +214,13 @@ impl DenseSaved {
                 (kept, d_gate_up)
             }
         };
-        let d_input = linear::backward_input(&d_gate_up, &weights.gate_up_weight);
-        let of_gate_up = layer.adapters_backward_input(Place::GateUp, &d_gate_up, &d_input);
+        let (d_input, d_hidden_gate_up) =
+            layer.adapted_backward_input(Place::GateUp, &d_gate_up, &weights.gate_up_weight);
+        let of_down = (self.hidden_down, d_hidden_down);
         let rest = DenseBackward {
             of_down: product.map(|product| (d_branch, product, of_down)),
             d_gate_up,
-            of_gate_up,
+            of_gate_up: (self.hidden_gate_up, d_hidden_gate_up),
         };
         (d_input, rest)
     }
@@ -225,13 +235,15 @@ impl Pending<'_> {
         accumulate: Accumulate,
     ) {
         if let Self::Dense(own, rest) = self
-            && let Some((d_branch, product, d_hidden)) = rest.of_down.take()
+            && let Some((d_branch, product, on_the_way)) = rest.of_down.take()
         {
             if let Some(own) = own {
                 linear::backward_weight(&own.down_weight, &d_branch, &product, accumulate);
             }
             let place = Place::Down;
-            layer.adapters_backward(place, gradients, &d_branch, d_hidden, &product, accumulate);
+            layer.adapters_backward(
+                place, gradients, &d_branch, on_the_way, &product, accumulate,
+            );
         }
     }
 
@@ -246,7 +258,7 @@ impl Pending<'_> {
         match self {
             Self::Dense(own, rest) => {
                 let accumulate = accumulate.layer;
-                let (d_gate_up, d_hidden) = (&rest.d_gate_up, rest.of_gate_up);
+                let (d_gate_up, on_the_way) = (&rest.d_gate_up, rest.of_gate_up);
                 if let Some(own) = own {
                     linear::backward_weight(&own.gate_up_weight, d_gate_up, input, accumulate);
                     if let Some(d_bias) = &own.gate_up_bias {
@@ -254,7 +266,7 @@ impl Pending<'_> {
                     }
                 }
                 let place = Place::GateUp;
-                layer.adapters_backward(place, gradients, d_gate_up, d_hidden, input, accumulate);
+                layer.adapters_backward(place, gradients, d_gate_up, on_the_way, input, accumulate);
             }
             Self::Experts(Some(own), rest) => rest.weights(own, input, accumulate),
             // Frozen, and without adapters.

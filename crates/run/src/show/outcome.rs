@@ -64,7 +64,11 @@ pub fn lines(spec: &RunSpec, storage: &Storage, name: &str, is_finished: bool) -
         programs: programs(),
         ..Outcome::default()
     };
-    if let Ok(file) = File::open(storage.run_dir.join("metrics.jsonl")) {
+    let metrics = storage.run_dir.join("metrics.jsonl");
+    // Opening a pipe would wait for ever.
+    if metrics.is_file()
+        && let Ok(file) = File::open(metrics)
+    {
         outcome.read(BufReader::new(file));
     }
     if is_finished {

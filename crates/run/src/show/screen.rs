@@ -9,6 +9,7 @@ use std::path::Path;
 
 use indicatif::ProgressBar;
 use parking_lot::Mutex;
+use tandem_files::open_own;
 use tandem_launch::output::{stamped, to_stderr};
 
 static BAR: Mutex<Option<ProgressBar>> = Mutex::new(None);
@@ -86,11 +87,8 @@ pub fn keep_log(run_dir: &Path) -> io::Result<()> {
     let folder = run_dir.join("logs");
     std::fs::create_dir_all(&folder)?;
     let path = folder.join("run.log");
-    if std::fs::metadata(&path).is_ok_and(|found| !found.is_file()) {
-        // Opening a pipe that somebody has put there would wait for ever.
-        return Err(io::Error::other("logs/run.log is not a regular file"));
-    }
-    let mut file = File::options().create(true).append(true).open(path)?;
+    let mut file = open_own(&path, File::options().create(true).append(true))
+        .map_err(|error| io::Error::new(error.kind(), format!("logs/run.log: {error}")))?;
     let mut log = LOG.lock();
     let said = match &*log {
         Log::Held(lines) => lines.concat(),

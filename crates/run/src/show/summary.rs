@@ -93,15 +93,18 @@ pub fn lines(
     }
     let memory = &prepared.model.memory;
     lines.push(format!(
-        "memory    about {} MB per worker: parameters {}, gradients {}, optimizer {}, activations {}, saving {}, temporaries {}, fixed {}",
+        "memory    about {} MB per worker: parameters {}, master {}, moments {}, gradients {}, activations {}, collectives {}, logits {}, \
+         fixed {}; {} more while a checkpoint is saved",
         mb(memory.total()),
         mb(memory.parameters),
+        mb(memory.master),
+        mb(memory.moments),
         mb(memory.gradients),
-        mb(memory.optimizer),
         mb(memory.activations),
-        mb(memory.saving),
-        mb(memory.temporaries),
+        mb(memory.collectives),
+        mb(memory.logits),
         mb(memory.fixed),
+        mb(memory.saving),
     ));
     let rows_per_step = training.batch_size * training.gradient_accumulation_steps * mesh.dp_size();
     lines.push(format!(

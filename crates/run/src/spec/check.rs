@@ -44,8 +44,15 @@ impl RunSpec {
                 kept.max_failures
             )));
         }
-        if let Some(name) = self.output.experiment.name.given() {
-            experiment::validate_name(name).map_err(|error| Failure::usage(error.to_string()))?;
+        let name = &self.output.experiment.name;
+        if let Some(given) = name.given() {
+            experiment::validate_name(given).map_err(|error| match name.continued() {
+                Some(_) => Failure::usage(format!(
+                    "--resume_from {given:?} names no run; it takes the name of an experiment in --storage_path, the folder \
+                     of an experiment, or the folder of one of its checkpoints"
+                )),
+                None => Failure::usage(error.to_string()),
+            })?;
         }
         engine.strategy.check(engine.dtype)?;
         engine.check_expert_groups()?;

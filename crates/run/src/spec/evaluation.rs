@@ -17,6 +17,8 @@ pub struct Evaluation {
     pub eval_strategy: Option<EvalStrategy>,
     /// Another dataset than the one that is trained on.
     pub eval_dataset_name: Option<String>,
+    /// Its configuration; without another dataset, that of the one that is trained on.
+    pub eval_dataset_config: Option<String>,
     /// Its split.
     pub eval_split: Option<String>,
     /// Every so many steps, besides the ends of epochs and of the run; 0 is only then.
@@ -66,6 +68,7 @@ impl Evaluation {
             Some(EvalStrategy::Steps | EvalStrategy::Epoch) => true,
             None => {
                 self.eval_dataset_name.is_some()
+                    || self.eval_dataset_config.is_some()
                     || self.eval_split.is_some()
                     || self.eval_steps > 0
                     || self.eval_on_start
@@ -88,10 +91,14 @@ impl Evaluation {
 
     /// What names the data to the user.
     pub fn flag(&self) -> &'static str {
-        match (&self.eval_dataset_name, &self.eval_split) {
-            (Some(_), _) => "--eval_dataset_name",
-            (None, Some(_)) => "--eval_split",
-            (None, None) => "evaluation",
+        if self.eval_dataset_name.is_some() {
+            "--eval_dataset_name"
+        } else if self.eval_split.is_some() {
+            "--eval_split"
+        } else if self.eval_dataset_config.is_some() {
+            "--eval_dataset_config"
+        } else {
+            "evaluation"
         }
     }
 
@@ -102,8 +109,8 @@ impl Evaluation {
             dataset_percentage: 100.0,
             ..data.clone()
         };
-        if other.is_some() {
-            own.dataset_config = None;
+        if other.is_some() || self.eval_dataset_config.is_some() {
+            own.dataset_config = self.eval_dataset_config.clone();
         }
         let defaults = match other {
             Some(_) => &OF_ANOTHER[..],
@@ -121,7 +128,9 @@ impl Evaluation {
             },
             data: own,
             splits,
-            is_named: other.is_some() || self.eval_split.is_some(),
+            is_named: other.is_some()
+                || self.eval_split.is_some()
+                || self.eval_dataset_config.is_some(),
         }
     }
 }
@@ -210,9 +219,10 @@ mod tests {
             change(&mut one);
             one
         };
-        let all: [fn(&mut Evaluation); 8] = [
+        let all: [fn(&mut Evaluation); 9] = [
             |it| it.eval_strategy = Some(EvalStrategy::Epoch),
             |it| it.eval_dataset_name = Some("x".into()),
+            |it| it.eval_dataset_config = Some("x".into()),
             |it| it.eval_split = Some("x".into()),
             |it| it.eval_steps = 1,
             |it| it.eval_on_start = true,

@@ -16,7 +16,7 @@ pub struct Lora {
     pub lora_alpha: Option<f64>,
     /// Probability that an element of an adapter's input is dropped in training.
     pub lora_dropout: Option<f64>,
-    /// Names of matrices with commas between them, or `all-linear`.
+    /// Names of matrices with commas between them, a regular expression, or `all-linear`.
     pub lora_target_modules: Option<String>,
     /// Divide the scale by the root of the rank instead of the rank.
     pub use_rslora: Option<bool>,
@@ -64,26 +64,14 @@ impl Lora {
                 "--lora_dropout is {p}; it must be from 0 to below 1"
             ));
         }
-        if self.targets().is_some_and(
-            |targets| matches!(targets, LoraTargets::Named(names) if names.iter().any(String::is_empty)),
-        ) {
-            return wrong(
-                "--lora_target_modules has an empty name; it takes names like q_proj,v_proj, or all-linear".to_owned(),
-            );
-        }
+        self.targets()?;
         Ok(())
     }
 
-    fn targets(&self) -> Option<LoraTargets> {
-        self.lora_target_modules.as_deref().map(|text| match text {
-            "all-linear" => LoraTargets::AllLinear,
-            names => LoraTargets::Named(
-                names
-                    .split(',')
-                    .map(|name| name.trim().to_owned())
-                    .collect(),
-            ),
-        })
+    fn targets(&self) -> Outcome<Option<LoraTargets>> {
+        let targets = self.lora_target_modules.as_deref();
+        let targets = targets.map(LoraTargets::from_text).transpose();
+        targets.map_err(|error| Failure::usage(format!("--lora_target_modules: {error}")))
     }
 
     /// What is trained, if these are adapters; `found` is what their folder says, where one is given.
@@ -100,7 +88,7 @@ impl Lora {
                 alpha: self.lora_alpha.unwrap_or(ALPHA),
                 dropout: self.lora_dropout.unwrap_or(0.0),
                 use_rslora: self.use_rslora.unwrap_or(false),
-                targets: self.targets().unwrap_or(LoraTargets::AllLinear),
+                targets: self.targets()?.unwrap_or(LoraTargets::AllLinear),
             }));
         };
         let contradicts = |flag: &str, given: String, is: String| {
@@ -126,10 +114,10 @@ impl Lora {
             }
             _ => {}
         }
-        match (self.targets(), &self.lora_target_modules) {
-            (Some(targets), Some(text)) if targets != found.targets => {
-                let is = format!("{:?}", found.targets);
-                return contradicts("lora_target_modules", text.clone(), is);
+        match self.targets()? {
+            Some(targets) if targets != found.targets => {
+                let is = found.targets.to_string();
+                return contradicts("lora_target_modules", targets.to_string(), is);
             }
             _ => {}
         }

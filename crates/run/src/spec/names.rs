@@ -68,6 +68,7 @@ pub fn transport<S: Serializer>(transport: &Transport, serializer: S) -> Result<
         Transport::Auto => "auto",
         Transport::Shm => "shm",
         Transport::Tcp => "tcp",
+        Transport::Staged => "staged",
     })
 }
 

@@ -11,11 +11,12 @@ use crate::environment::Environment;
 use crate::eval_data;
 use crate::examples;
 use crate::failure::{Failure, Outcome};
-use crate::libtorch::Libtorch;
-use crate::prepare::{check_memory, plan};
+use crate::libtorch::{self, Libtorch};
+use crate::prepare::{check_memory, plan, weights_of};
 use crate::ranks::secret_in;
-use crate::spec::{Init, RunSpec};
+use crate::spec::RunSpec;
 use crate::storage::Storage;
+use crate::trained_model::TrainedModel;
 
 /// The name that a run without one is checked under.
 const SOME_NAME: &str = "run";
@@ -36,7 +37,8 @@ fn look(spec: &RunSpec, environment: &Environment) -> Outcome<Vec<String>> {
     let workers = spec.compute.engine.mesh.world_size();
     let is_local = spec.cluster.ray.is_none();
     if is_local {
-        Libtorch::ready(spec.compute.engine.device, workers)?;
+        let sharing = libtorch::workers(workers, spec.cluster.network.transport);
+        Libtorch::ready(spec.compute.engine.device, sharing)?;
     } else {
         find_python(environment)?;
     }
@@ -51,11 +53,12 @@ fn look(spec: &RunSpec, environment: &Environment) -> Outcome<Vec<String>> {
     }
     let hub = Hub::from_env().map_err(Failure::other)?;
     let mut notes = Vec::new();
-    match model(spec, &hub)? {
+    let trained = TrainedModel::of(spec, environment)?;
+    match model(spec, &hub, weights_of(spec, trained.as_ref()))? {
         Found::Here(dir) => {
-            let planned = plan(spec, &dir, &mut ())?;
+            let planned = plan(spec, &dir, trained.as_ref(), &mut ())?;
             if is_local {
-                check_memory(&planned.memory, workers)?;
+                check_memory(&planned, workers)?;
             }
             let data = &spec.identity.selection.data;
             examples::model_tokenizer(data, &planned.model_dir, &planned.config)?;
@@ -75,13 +78,9 @@ enum Found {
     OnTheHub(String),
 }
 
-fn model(spec: &RunSpec, hub: &Hub) -> Outcome<Found> {
+fn model(spec: &RunSpec, hub: &Hub, weights: Weights) -> Outcome<Found> {
     let name = &spec.identity.model_name;
     let offline = hub.offline();
-    let weights = match spec.compute.training.init {
-        Init::Pretrained => Weights::Needed,
-        Init::Random => Weights::NotNeeded,
-    };
     let is_cached = || offline.model_dir(name, weights, &mut ()).is_ok();
     if Path::new(name).exists() || is_cached() {
         return Ok(Found::Here(offline));

@@ -10,7 +10,7 @@ use tandem_trainer::{EventSink, TrainEvent};
 
 use crate::environment::{EVAL_TOKEN_CACHE, Environment, RESUMED_AT, TOKEN_CACHE};
 use crate::failure::Outcome;
-use crate::libtorch::Libtorch;
+use crate::libtorch::{self, Libtorch};
 use crate::limits;
 use crate::log::is_news;
 use crate::show::display::Display;
@@ -24,7 +24,8 @@ use crate::start::local::{self, Supervision};
 /// Runs the whole training on this machine, with workers that get `args`. Returns the exit code.
 pub fn run(spec: &RunSpec, args: &[OsString], environment: &Environment) -> Outcome<i32> {
     let num_workers = spec.compute.engine.mesh.world_size();
-    let libtorch = Libtorch::ready(spec.compute.engine.device, num_workers)?;
+    let workers = libtorch::workers(num_workers, spec.cluster.network.transport);
+    let libtorch = Libtorch::ready(spec.compute.engine.device, workers)?;
     limits::check_all(num_workers)?;
     let checked = Checked::new(spec, environment, Some(num_workers))?;
     let _lease = Lease::take(&checked.storage)?;

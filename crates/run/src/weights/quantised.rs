@@ -1,8 +1,5 @@
 //! Telling that weights are quantised, from what their tensors are and are called.
 
-use std::path::Path;
-
-use serde_json::Value;
 use tandem_checkpoint::{Dtype, HfWeights};
 
 /// Ends of names that only a quantised linear layer has, and what writes them.
@@ -18,8 +15,8 @@ const ENDINGS: [(&str, &str); 9] = [
     (".qzeros", "gptq or awq"),
 ];
 
-/// How the weights are quantised; `None` when they are not.
-pub(super) fn how(weights: &HfWeights, folder: &Path) -> Option<String> {
+/// How the weights are quantised; `None` when they are not. A config that says so is refused before.
+pub(super) fn how(weights: &HfWeights) -> Option<String> {
     let by_name = ENDINGS.iter().find_map(|(ending, what)| {
         let mut names = weights.names();
         names.any(|name| name.ends_with(ending)).then_some(*what)
@@ -34,15 +31,5 @@ pub(super) fn how(weights: &HfWeights, folder: &Path) -> Option<String> {
                 other => Some(other.to_string()),
             })
     };
-    let seen = by_name.map(str::to_owned).or_else(by_kind)?;
-    Some(said_by_config(folder).unwrap_or(seen))
-}
-
-/// What config.json says of it.
-fn said_by_config(folder: &Path) -> Option<String> {
-    let text = std::fs::read(folder.join("config.json")).ok()?;
-    let config: Value = serde_json::from_slice(&text).ok()?;
-    let method = config["quantization_config"]["quant_method"].as_str()?;
-    let is_name = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-    (method.len() < 40 && method.chars().all(is_name)).then(|| method.to_owned())
+    by_name.map(str::to_owned).or_else(by_kind)
 }

@@ -36,9 +36,9 @@ pub(crate) fn slice<T: Stored>(t: &Tensor) -> &[T] {
     if t.numel() == 0 {
         return &[];
     }
-    // SAFETY: the tensor is contiguous, in host memory and of `T`'s kind, so its `numel` elements start at `data_ptr`,
+    // SAFETY: the tensor is contiguous, in host memory and of `T`'s kind, so its `numel` elements start at `host_ptr`,
     // aligned; the borrow of `t` keeps the storage alive. Kernels never write a storage that they also read through here.
-    unsafe { std::slice::from_raw_parts(t.data_ptr() as *const T, t.numel()) }
+    unsafe { std::slice::from_raw_parts(t.host_ptr() as *const T, t.numel()) }
 }
 
 /// The elements of `t`, to be written.
@@ -59,7 +59,7 @@ pub(crate) unsafe fn slice_mut<T: Stored>(t: &Tensor) -> &mut [T] {
         return &mut [];
     }
     // SAFETY: as in `slice`, and the caller promises that the access is exclusive.
-    unsafe { std::slice::from_raw_parts_mut(t.data_ptr() as *mut T, t.numel()) }
+    unsafe { std::slice::from_raw_parts_mut(t.host_ptr() as *mut T, t.numel()) }
 }
 
 /// The elements of `t` and what lies between them, from its first to its last, for kernels that work on views.
@@ -72,7 +72,7 @@ pub(crate) fn span<T: Stored>(t: &Tensor) -> &[T] {
         0 => &[],
         // SAFETY: libtorch keeps all elements of a tensor, which lie at sums of multiples of its strides, within its storage,
         // and so what is between them; the rest is as in `slice`.
-        len => unsafe { std::slice::from_raw_parts(t.data_ptr() as *const T, len) },
+        len => unsafe { std::slice::from_raw_parts(t.host_ptr() as *const T, len) },
     }
 }
 
@@ -88,7 +88,7 @@ pub(crate) unsafe fn span_mut<T: Stored>(t: &Tensor) -> &mut [T] {
     match span_len::<T>(t) {
         0 => &mut [],
         // SAFETY: as in `span`, and the caller promises that the access is exclusive.
-        len => unsafe { std::slice::from_raw_parts_mut(t.data_ptr() as *mut T, len) },
+        len => unsafe { std::slice::from_raw_parts_mut(t.host_ptr() as *mut T, len) },
     }
 }
 

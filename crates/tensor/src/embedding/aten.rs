@@ -19,13 +19,11 @@ pub fn forward(table: &Tensor, ids: &Tensor, vocab: Range<i64>, scale: f64, out:
 
 /// As [`super::backward`], for a shard that is not empty.
 pub fn backward(d_table: &Tensor, d_out: &Tensor, ids: &Tensor, vocab: Range<i64>, scale: f64) {
-    let mine = ids
-        .ge(vocab.start)
-        .logical_and(&ids.lt(vocab.end))
-        .nonzero()
-        .squeeze_dim(1);
-    let local = ids.index_select(0, &mine) - vocab.start;
-    let rows = d_out.index_select(0, &mine).to_kind(Kind::Float);
+    // Rows of other shards add nothing to the first one: choosing would make the host wait for a device.
+    let elsewhere = ids.lt(vocab.start).logical_or(&ids.ge(vocab.end));
+    let local = (ids - vocab.start).masked_fill(&elsewhere, 0);
+    let rows = d_out.to_kind(Kind::Float);
+    let rows = rows.masked_fill(&elsewhere.unsqueeze(1), 0.0);
     let rows = if scale == 1.0 { rows } else { rows * scale };
     d_table.index_add_(0, &local, &rows);
 }

@@ -29,7 +29,13 @@ const V2: Version = Version {
 /// The least that any group of this process leaves of its limit; `None` without a limit.
 pub(super) fn control_groups_left() -> Option<u64> {
     let read = |path: &Path| std::fs::read_to_string(path).ok();
-    left(&read)
+    smallest(&read, left_of)
+}
+
+/// The smallest limit of any group of this process, whatever of it is in use; `None` without a limit.
+pub(super) fn control_groups_allow() -> Option<u64> {
+    let read = |path: &Path| std::fs::read_to_string(path).ok();
+    smallest(&read, limit_of)
 }
 
 /// The limit of address space, in bytes; `None` without one.
@@ -46,7 +52,14 @@ fn address_space_in(limits: &str) -> Option<u64> {
     line.split_whitespace().next()?.parse().ok()
 }
 
-fn left(read: &dyn Fn(&Path) -> Option<String>) -> Option<u64> {
+/// The text of a file, where there is one.
+type Read<'a> = &'a dyn Fn(&Path) -> Option<String>;
+
+/// The smallest number that `of_folder` finds of any group of this process.
+fn smallest(
+    read: Read<'_>,
+    of_folder: fn(&Path, &Version, Read<'_>) -> Option<u64>,
+) -> Option<u64> {
     let groups = read(Path::new("/proc/self/cgroup"))?;
     let mounts = read(Path::new("/proc/self/mountinfo"))?;
     let of_line = |line: &str| {
@@ -62,7 +75,7 @@ fn left(read: &dyn Fn(&Path) -> Option<String>) -> Option<u64> {
         let (root, place) = mounts.lines().find_map(|line| mount(line, version))?;
         group_and_above(&root, &place, group)
             .iter()
-            .filter_map(|folder| left_of(folder, version, read))
+            .filter_map(|folder| of_folder(folder, version, read))
             .min()
     };
     groups.lines().filter_map(of_line).min()
@@ -112,14 +125,14 @@ fn group_and_above(root: &Path, place: &Path, group: &str) -> Vec<PathBuf> {
     folders
 }
 
-fn left_of(
-    folder: &Path,
-    version: &Version,
-    read: &dyn Fn(&Path) -> Option<String>,
-) -> Option<u64> {
+/// `max` is no number; version 1 has one for it that is larger than any machine.
+fn limit_of(folder: &Path, version: &Version, read: Read<'_>) -> Option<u64> {
+    read(&folder.join(version.limit))?.trim().parse().ok()
+}
+
+fn left_of(folder: &Path, version: &Version, read: Read<'_>) -> Option<u64> {
     let number = |name: &str| read(&folder.join(name))?.trim().parse::<u64>().ok();
-    // `max` is no number; version 1 has one for it that is larger than any machine.
-    let (limit, used) = (number(version.limit)?, number(version.used)?);
+    let (limit, used) = (limit_of(folder, version, read)?, number(version.used)?);
     let stat = read(&folder.join("memory.stat")).unwrap_or_default();
     let cached = version.cached.iter().filter_map(|name| {
         let line = stat.lines().find_map(|line| line.strip_prefix(name))?;
@@ -146,7 +159,10 @@ mod tests {
             .iter()
             .map(|(path, text)| (PathBuf::from(path), *text))
             .collect();
-        left(&|path| files.get(path).map(|text| (*text).to_owned()))
+        smallest(
+            &|path| files.get(path).map(|text| (*text).to_owned()),
+            left_of,
+        )
     }
 
     #[test]

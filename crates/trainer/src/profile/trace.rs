@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
+use tandem_files::open_own;
 
 use super::{Activity, Record};
 use crate::error::TrainError;
@@ -29,7 +30,9 @@ pub(super) fn write(
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder).map_err(failed)?;
     }
-    let file = File::create(path).map_err(failed)?;
+    let mut options = File::options();
+    options.create(true).truncate(true).write(true);
+    let file = open_own(path, &options).map_err(failed)?;
     let trace = json!({ "traceEvents": events(record, origin, rank), "displayTimeUnit": "ms" });
     serde_json::to_writer(BufWriter::new(file), &trace).map_err(|error| failed(error.into()))
 }

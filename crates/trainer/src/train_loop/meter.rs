@@ -4,14 +4,14 @@ use std::time::{Duration, Instant};
 
 use tandem_comm::all_gather_numbers;
 use tandem_model::ModuleTree;
+use tandem_plan::{Device, flops};
 use tandem_tensor::{device, gemm_rate, memory};
 
 use crate::engine::Engine;
 use crate::error::TrainError;
 use crate::events::StepMetrics;
-use crate::flops;
 use crate::journal::now;
-use crate::peak::{self, Peak};
+use crate::peak::Peak;
 use crate::progress::RunCounters;
 use crate::train_step::StepReport;
 
@@ -125,8 +125,8 @@ fn find_peak(engine: &Engine) -> Result<Peak, TrainError> {
     let (world, here) = (engine.world.as_ref(), engine.device);
     let gather = |own: f64| Ok::<_, TrainError>(all_gather_numbers(world, &[own], here)?.concat());
     let name = device::name(here);
-    let known = name.as_deref().and_then(peak::of_device);
-    let peaks = gather(known.unwrap_or_default())?;
+    let known = name.as_deref().and_then(Device::of_driver);
+    let peaks = gather(known.map_or(0.0, |device| device.bf16_flops))?;
     if peaks.iter().all(|peak| *peak > 0.0) {
         return Ok(Peak {
             flops: peaks.iter().sum(),

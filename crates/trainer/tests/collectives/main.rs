@@ -1,11 +1,13 @@
 //! The table at the top of `train_step.rs` against what ranks say to each other in a step, and that of `evaluate.rs` against an
-//! evaluation: nothing happens that it does not list, and all that it lists happens, as often and with as many bytes.
+//! evaluation: nothing happens that it does not list, and all that it lists happens, as often and with as many bytes. And what
+//! `tandem_plan` reckons with, likewise.
 //!
 //! The ranks are threads here: what counts is what they say, not that they are processes.
 
 #![allow(clippy::unwrap_used)] // a failed helper is a failed test
 
 mod decay;
+mod planned;
 mod step;
 mod table;
 
@@ -254,6 +256,11 @@ fn a_step_and_an_evaluation_say_what_their_tables_list_and_nothing_else() {
             let said = recorder.take();
             let rank = world.rank();
             assert_eq!(said, step.listed(&sizes), "a step, rank {rank} of {case:?}");
+            // The plan has no all-to-all yet.
+            if engine.coords.tp_rank == 0 && case.ep == 1 {
+                let said = planned::large(said, &case);
+                assert_eq!(said, planned::step(&case), "the plan of {case:?}");
+            }
             case.evaluate(&mut engine);
             let said = recorder.take();
             let listed = evaluation.listed(&sizes);

@@ -18,9 +18,9 @@ use tandem_trainer::{
 
 use crate::table::{Sizes, UnitSizes};
 
-const SEQ: usize = 16;
-const ROWS: usize = 2;
-const CHUNK_ROWS: usize = 8;
+pub const SEQ: usize = 16;
+pub const ROWS: usize = 2;
+pub const CHUNK_ROWS: usize = 8;
 
 /// How gradients become updates.
 pub const RULE: UpdateRule = UpdateRule {
@@ -33,7 +33,7 @@ pub const RULE: UpdateRule = UpdateRule {
 };
 
 /// Of all matrices; where experts are, of the attention's, since experts can have none.
-fn adapters(config: &ModelConfig) -> LoraConfig {
+pub fn adapters(config: &ModelConfig) -> LoraConfig {
     let attention = ["q_proj", "k_proj", "v_proj", "o_proj"].map(String::from);
     LoraConfig {
         r: 3,
@@ -88,10 +88,15 @@ pub struct Case {
 }
 
 impl Case {
+    /// The model.
+    pub fn config(&self) -> ModelConfig {
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests-data/golden");
+        ModelConfig::from_dir(&golden.join(self.model)).unwrap()
+    }
+
     /// This rank's engine, with random weights.
     pub fn engine(&self, world: &World) -> Engine {
-        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests-data/golden");
-        let config = ModelConfig::from_dir(&golden.join(self.model)).unwrap();
+        let config = self.config();
         let mesh = DeviceMesh::new(self.tp, self.dp).unwrap();
         let group = |name: &str, ranks: &[usize]| world.new_group(name, ranks).unwrap();
         let everyone: Vec<usize> = (0..mesh.world_size()).collect();

@@ -4,12 +4,16 @@ use std::fmt;
 
 use super::contender::Variant;
 
-/// One configuration: a cut Qwen2-0.5B, packed random tokens, bf16.
+/// One configuration: packed random tokens, bf16.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Configuration {
     pub name: &'static str,
     /// What `--config` calls several of them at once.
     pub group: &'static str,
+    /// Whose sizes, as `tandem bench step --model` calls them.
+    pub model: &'static str,
+    /// Rank of adapters of all matrices, which are trained in the place of the model; 0 where the model is.
+    pub lora_r: usize,
     pub layers: usize,
     pub seq: usize,
     /// Rows per data parallel rank.
@@ -24,15 +28,27 @@ impl Configuration {
     pub fn tells_apart(&self, variant: Variant) -> bool {
         self.dp > 1 || matches!(variant, Variant::Fsdp | Variant::Zero0)
     }
+
+    /// Whether PyTorch's programs can do the same work: they train a Qwen2-0.5B.
+    pub fn suits_peers(&self) -> bool {
+        self.model == QWEN2 && self.lora_r == 0
+    }
 }
+
+/// The model unless a configuration says otherwise.
+const QWEN2: &str = "qwen2";
 
 impl fmt::Display for Configuration {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{}: {} layers, seq {}, batch {}, tp {} x dp {}",
-            self.name, self.layers, self.seq, self.batch, self.tp, self.dp
-        )
+            "{}: {}, {} layers, seq {}, batch {}, tp {} x dp {}",
+            self.name, self.model, self.layers, self.seq, self.batch, self.tp, self.dp
+        )?;
+        match self.lora_r {
+            0 => Ok(()),
+            r => write!(f, ", adapters of rank {r}"),
+        }
     }
 }
 
@@ -47,6 +63,8 @@ const fn row(
     Configuration {
         name,
         group,
+        model: QWEN2,
+        lora_r: 0,
         layers,
         seq,
         batch,
@@ -55,8 +73,16 @@ const fn row(
     }
 }
 
+/// Another model than Qwen2-0.5B.
+const fn of(model: &'static str, name: &'static str, columns: [usize; 5]) -> Configuration {
+    Configuration {
+        model,
+        ..row("models", name, columns)
+    }
+}
+
 /// Columns: layers, seq, batch, tp, dp.
-const CONFIGURATIONS: [Configuration; 20] = [
+const CONFIGURATIONS: [Configuration; 24] = [
     row("matrix", "tp2", [2, 512, 1, 2, 1]),
     row("matrix", "dp2", [2, 512, 1, 1, 2]),
     row("matrix", "tp2-dp2", [2, 512, 1, 2, 2]),
@@ -76,6 +102,14 @@ const CONFIGURATIONS: [Configuration; 20] = [
     row("ranks", "ranks-2", [2, 512, 1, 2, 1]),
     row("ranks", "ranks-4", [2, 512, 1, 2, 2]),
     row("ranks", "ranks-8", [2, 512, 1, 2, 4]),
+    of("smollm2", "smollm2", [30, 512, 1, 1, 2]),
+    of("gemma2", "gemma2", [26, 512, 1, 2, 1]),
+    of("qwen3-moe", "moe", [8, 512, 1, 1, 2]),
+    // Beside deep-tp2, which trains the same model itself.
+    Configuration {
+        lora_r: 16,
+        ..row("models", "lora", [24, 512, 1, 2, 1])
+    },
     row("smoke", "smoke", [1, 64, 1, 2, 1]),
 ];
 
@@ -102,12 +136,21 @@ mod tests {
     fn a_name_is_one_configuration_and_a_group_is_several() {
         assert_eq!(named("dp2").len(), 1);
         assert_eq!(named(DEFAULT_GROUP).len(), 6);
+        assert_eq!(named("models").len(), 4);
         assert!(named("lunch").is_empty());
         for configuration in &CONFIGURATIONS {
             let same = named(configuration.name);
             assert!(same.contains(configuration), "{configuration}");
             assert!(same.len() == 1, "{} is several", configuration.name);
         }
+    }
+
+    /// A ratio of times of different work would say nothing.
+    #[test]
+    fn pytorchs_programs_run_where_they_do_the_same_work() {
+        let suits = |name: &str| named(name)[0].suits_peers();
+        assert!(suits("tp2") && suits("deep-one-rank"));
+        assert!(!suits("moe") && !suits("lora"));
     }
 
     #[test]

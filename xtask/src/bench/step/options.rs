@@ -11,8 +11,8 @@ use super::contender::{Peer, Variant};
 pub const USAGE: &str = "\
 Usage: cargo xtask bench step [OPTION]...
 
-Builds with optimisation and trains a cut Qwen2-0.5B (random weights, packed random tokens, bf16) with ours and with PyTorch
-programs (benches/peers), taking turns. Prints step time, tokens/s, peak memory per rank and ratios, and stores all numbers
+Builds with optimisation and trains a cut Qwen2-0.5B, or a model of another family, or adapters of one (random weights, packed
+random tokens, bf16) with ours and with PyTorch programs (benches/peers; Qwen2-0.5B only), taking turns. Prints step time, tokens/s, peak memory per rank and ratios, and stores all numbers
 in benches/runs/<date>/.
 
   --config NAME,...    Configurations or groups of them; repeatable (default: matrix). See --list.

@@ -131,7 +131,9 @@ impl Place {
                 }
                 command
                     .args(["bench", "step", "--dtype", "bf16", "--json"])
-                    .args(variant.flags());
+                    .args(variant.flags())
+                    .args(["--model", configuration.model, "--lora_r"])
+                    .arg(configuration.lora_r.to_string());
                 command
             }
             Contender::Peer(peer) => {
@@ -224,12 +226,9 @@ mod tests {
             assert!(words.join(" ").ends_with(work), "{words:?}");
             assert!(!preloads);
         }
-        assert!(
-            line(Contender::Ours(Variant::Zero1))
-                .0
-                .join(" ")
-                .contains("--strategy deepspeed --zero_stage 1")
-        );
+        let ours = line(Contender::Ours(Variant::Zero1)).0.join(" ");
+        assert!(ours.contains("--strategy deepspeed --zero_stage 1"));
+        assert!(ours.contains("--model qwen2 --lora_r 0"));
         assert!(
             line(Contender::Peer(Peer::ALL[2])).1,
             "jemalloc is preloaded"

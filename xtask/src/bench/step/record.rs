@@ -48,6 +48,8 @@ fn json(options: &Options, machine: &Machine, results: &[(Configuration, Vec<Sum
         json!({
             "configuration": {
                 "name": configuration.name,
+                "model": configuration.model,
+                "lora_r": configuration.lora_r,
                 "layers": configuration.layers,
                 "seq": configuration.seq,
                 "batch": configuration.batch,

@@ -33,6 +33,10 @@ pub(crate) struct Client {
     timeout: Duration,
 }
 
+/// What was asked for and may be answered.
+#[cfg(feature = "nccl")]
+pub(crate) struct Question(u64);
+
 struct Shared {
     health: Arc<Health>,
     inbox: Mutex<Inbox>,
@@ -133,6 +137,23 @@ impl Client {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         self.send(&Message::Get { id, key }, site)?;
         self.answer(id, owner, site)
+    }
+
+    /// Asks for the value of `key`, which may never be published, and does not wait for the answer.
+    ///
+    /// # Errors
+    /// When the connection is broken.
+    #[cfg(feature = "nccl")]
+    pub(crate) fn ask(&self, key: &str, site: &Site) -> Result<Question> {
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        self.send(&Message::Get { id, key }, site)?;
+        Ok(Question(id))
+    }
+
+    /// The answer, once it is here; it is given once.
+    #[cfg(feature = "nccl")]
+    pub(crate) fn answer_to(&self, question: &Question) -> Option<Vec<u8>> {
+        self.shared.inbox.lock().values.remove(&question.0)
     }
 
     /// Tells everyone how this rank ends.

@@ -1,20 +1,22 @@
 //! Rank 0's side of the store.
 
 use std::collections::{BTreeMap, HashMap};
-use std::io;
+use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use rustix::net::{RecvFlags, recv};
 
 use crate::meet::door::{Admitted, Door};
+use crate::meet::handshake::is_temporary;
 use crate::meet::health::Fate;
 use crate::meet::secret::RunSecret;
 use crate::meet::store::quota::Quota;
-use crate::meet::store::wire::{Message, PURPOSE};
+use crate::meet::store::wire::{Message, PURPOSE, first_message};
 
 /// A connection that has proved itself says who it is within this time.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
@@ -35,8 +37,6 @@ pub(crate) struct Server {
 struct Shared {
     world_size: usize,
     state: Mutex<State>,
-    /// Threads that serve a connection.
-    serving: AtomicUsize,
 }
 
 #[derive(Default)]
@@ -67,7 +67,6 @@ impl Server {
         let shared = Arc::new(Shared {
             world_size,
             state: Mutex::default(),
-            serving: AtomicUsize::new(0),
         });
         let door = Door::new(
             listener.try_clone()?,
@@ -78,7 +77,7 @@ impl Server {
         let opening = shared.clone();
         let acceptor = std::thread::Builder::new()
             .name("store".into())
-            .spawn(move || opening.open_to(door))?;
+            .spawn(move || opening.run(door))?;
         Ok(Self {
             shared,
             listener,
@@ -134,94 +133,170 @@ impl Drop for Server {
     }
 }
 
+/// A connection that is read from.
+struct Peer {
+    stream: Arc<TcpStream>,
+    who: Who,
+    /// What has arrived and is no whole message yet: never more than one message.
+    arrived: Vec<u8>,
+}
+
+/// Whose connection it is.
+#[derive(Clone, Copy)]
+enum Who {
+    /// Nobody's yet: the number that the handshake was for, and when a hello must have come.
+    Caller { number: u64, until: Instant },
+    /// A rank's.
+    Rank(usize),
+}
+
+impl Peer {
+    /// One that knows the secret. It blocks, so that a message is written whole; what it has sent is taken without waiting.
+    fn new(admitted: Admitted) -> io::Result<Self> {
+        admitted.stream.set_write_timeout(Some(WRITE_TIMEOUT))?;
+        Ok(Self {
+            stream: Arc::new(admitted.stream),
+            who: Who::Caller {
+                number: admitted.number,
+                until: Instant::now() + HELLO_TIMEOUT,
+            },
+            arrived: Vec::new(),
+        })
+    }
+
+    /// Takes some of what has been sent.
+    ///
+    /// # Errors
+    /// When the connection has ended.
+    fn receive(&mut self) -> io::Result<()> {
+        let mut some = [0; 4096];
+        match recv(&self.stream, &mut some[..], RecvFlags::DONTWAIT) {
+            Ok((0, _)) => Err(ErrorKind::UnexpectedEof.into()),
+            Ok((count, _)) => {
+                self.arrived.extend_from_slice(&some[..count]);
+                Ok(())
+            }
+            Err(error) => {
+                let error = io::Error::from(error);
+                match is_temporary(&error) {
+                    true => Ok(()),
+                    false => Err(error),
+                }
+            }
+        }
+    }
+
+    /// For how long it may still be silent; for ever where it is a rank's.
+    fn patience(&self) -> Option<Duration> {
+        match self.who {
+            Who::Rank(_) => None,
+            Who::Caller { until, .. } => Some(until.saturating_duration_since(Instant::now())),
+        }
+    }
+}
+
 impl Shared {
-    fn open_to(self: Arc<Self>, mut door: Door) {
+    /// Lets ranks in and serves all of them, until the server closes. One thread does all of it: a message takes microseconds, and
+    /// there are a few for each rank in the life of a run.
+    fn run(self: Arc<Self>, mut door: Door) {
+        let mut peers: Vec<Peer> = Vec::new();
         loop {
-            let admitted = door.wait(None);
+            let limit = peers.iter().filter_map(Peer::patience).min();
+            let streams: Vec<_> = peers.iter().map(|peer| peer.stream.as_fd()).collect();
+            let waited = door.wait(limit, &streams);
             if self.state.lock().closing {
                 return;
             }
-            match admitted {
-                Ok(admitted) => {
-                    for one in admitted {
-                        self.clone().begin_to_serve(one);
-                    }
-                }
+            let (admitted, is_ready) = match waited {
+                Ok(waited) => waited,
                 Err(error) => {
-                    // Those who are here already are served on.
+                    // Nobody shuts it down but who closes the server.
                     tracing::warn!(%error, "the store takes no connections any more");
                     return;
                 }
+            };
+            let mut ready = is_ready.into_iter();
+            peers.retain_mut(|peer| {
+                let stays = !ready.next().unwrap_or(false) || self.read(peer);
+                stays && peer.patience() != Some(Duration::ZERO)
+            });
+            for one in admitted {
+                if peers.len() >= self.world_size + UNWELCOME {
+                    tracing::warn!("the store could not serve a connection: there are too many");
+                    continue;
+                }
+                match Peer::new(one) {
+                    Ok(peer) => peers.push(peer),
+                    Err(error) => tracing::debug!(%error, "a connection could not be set up"),
+                }
             }
         }
     }
 
-    fn begin_to_serve(self: Arc<Self>, admitted: Admitted) {
-        let serving = self.serving.fetch_add(1, Ordering::Relaxed) + 1;
-        let shared = self.clone();
-        let begun = match serving <= self.world_size + UNWELCOME {
-            true => std::thread::Builder::new()
-                .name("store".into())
-                .spawn(move || {
-                    shared.serve(admitted);
-                    shared.serving.fetch_sub(1, Ordering::Relaxed);
-                })
-                .map(drop),
-            false => Err(io::Error::other("there are too many")),
-        };
-        if let Err(error) = begun {
-            self.serving.fetch_sub(1, Ordering::Relaxed);
-            tracing::warn!(%error, "the store could not serve a connection");
-        }
-    }
-
-    /// One connection, from hello to its end.
-    fn serve(&self, admitted: Admitted) {
-        let stream = Arc::new(admitted.stream);
-        let rank = match self.welcome(&stream, admitted.number) {
-            Ok(rank) => rank,
+    /// Does what a connection has asked for. Whether it goes on.
+    fn read(&self, peer: &mut Peer) -> bool {
+        let received = peer.receive();
+        let fate = match self.messages(peer) {
+            Ok(Some(fate)) => fate,
+            Ok(None) => match received {
+                Ok(()) => return true,
+                Err(error) => {
+                    tracing::debug!(%error, "a connection to the store ended");
+                    Fate::Lost
+                }
+            },
             Err(error) => {
-                tracing::debug!(%error, "a connection to the store is no rank's");
-                return;
+                tracing::debug!(%error, "a connection to the store speaks another protocol");
+                Fate::Lost
             }
         };
+        if let Who::Rank(rank) = peer.who {
+            let mut state = self.state.lock();
+            if !state.closing {
+                state.end(rank, fate);
+            }
+            state.connections.remove(&rank);
+        }
+        false
+    }
+
+    /// The whole messages that have arrived, one after the other; how the rank ends, where it does.
+    fn messages(&self, peer: &mut Peer) -> io::Result<Option<Fate>> {
         let mut buffer = Vec::new();
-        let fate = loop {
-            match Message::read(&mut &*stream, &mut buffer) {
-                Ok(Message::Ended { fate, .. }) => break fate,
-                Ok(message) => {
+        while let Some(len) = first_message(&peer.arrived)? {
+            let rest = peer.arrived.split_off(len);
+            let bytes = std::mem::replace(&mut peer.arrived, rest);
+            let message = Message::read(&mut bytes.as_slice(), &mut buffer)?;
+            match (peer.who, message) {
+                (Who::Caller { number, .. }, hello) => {
+                    peer.who = Who::Rank(self.welcome(&peer.stream, number, &hello)?);
+                }
+                (Who::Rank(_), Message::Ended { fate, .. }) => return Ok(Some(fate)),
+                (Who::Rank(rank), message) => {
                     if let Err(excess) = self.state.lock().handle(rank, &message) {
-                        break Fate::Aborted(format!(
+                        return Ok(Some(Fate::Aborted(format!(
                             "its connection to rank 0's store was closed: {excess}"
-                        ));
+                        ))));
                     }
                 }
-                Err(error) => {
-                    tracing::debug!(rank, %error, "lost a rank");
-                    break Fate::Lost;
-                }
             }
-        };
-        let mut state = self.state.lock();
-        if !state.closing {
-            state.end(rank, fate);
         }
-        state.connections.remove(&rank);
+        Ok(None)
     }
 
     /// Makes the connection that of a rank, which its handshake was for: `number`.
-    fn welcome(&self, stream: &Arc<TcpStream>, number: u64) -> io::Result<usize> {
-        stream.set_write_timeout(Some(WRITE_TIMEOUT))?;
-        stream.set_read_timeout(Some(HELLO_TIMEOUT))?;
-        let mut buffer = Vec::new();
-        let hello = Message::read(&mut &**stream, &mut buffer)?;
-        let Message::Hello { world_size, rank } = hello else {
+    fn welcome(
+        &self,
+        stream: &Arc<TcpStream>,
+        number: u64,
+        hello: &Message<'_>,
+    ) -> io::Result<usize> {
+        let &Message::Hello { world_size, rank } = hello else {
             return Err(io::Error::other("no hello"));
         };
         if rank != number {
             return Err(io::Error::other("it was another rank that proved itself"));
         }
-        stream.set_read_timeout(None)?;
         let mut state = self.state.lock();
         let refusal = if world_size != self.world_size as u64 {
             Some(format!(
@@ -318,7 +393,7 @@ impl State {
 
     fn send(&self, rank: usize, message: &Message<'_>) {
         if let Some(connection) = self.connections.get(&rank) {
-            // A broken connection ends its own thread, which then tells everyone.
+            // A broken connection is read from next, which then tells everyone.
             let _sent = message.write(&mut &*connection.stream);
         }
     }

@@ -127,6 +127,22 @@ impl<'a> Message<'a> {
     }
 }
 
+/// Bytes of the first message of what has arrived, its length included; `None` where it is not whole yet.
+///
+/// # Errors
+/// When it claims to be longer than any message.
+pub(super) fn first_message(arrived: &[u8]) -> io::Result<Option<usize>> {
+    let Some(len) = arrived.first_chunk::<LENGTH_BYTES>() else {
+        return Ok(None);
+    };
+    let len = u32::from_le_bytes(*len) as usize;
+    if len > MAX_MESSAGE {
+        return Err(not_ours());
+    }
+    let whole = LENGTH_BYTES + len;
+    Ok((arrived.len() >= whole).then_some(whole))
+}
+
 fn not_ours() -> io::Error {
     io::Error::new(
         io::ErrorKind::InvalidData,

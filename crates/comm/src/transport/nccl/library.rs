@@ -3,6 +3,7 @@
 //! Declared as in `nccl.h` of NCCL 2.x, whose binary interface has been stable since 2.3.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
+use std::mem::ManuallyDrop;
 
 use libloading::Symbol;
 
@@ -12,7 +13,7 @@ use crate::group::operation::{Operation, sums};
 /// As libtorch's wheels and most distributions name it; then as development packages do.
 const NAMES: [&str; 2] = ["libnccl.so.2", "libnccl.so"];
 
-pub(super) const UNIQUE_ID_BYTES: usize = 128;
+pub(crate) const UNIQUE_ID_BYTES: usize = 128;
 
 /// What the members of a communicator find each other by.
 pub(super) type UniqueId = [u8; UNIQUE_ID_BYTES];
@@ -38,8 +39,8 @@ unsafe impl Sync for Communicator {}
 #[derive(Clone, Copy)]
 struct RawUniqueId([u8; UNIQUE_ID_BYTES]);
 
-/// The loaded library.
-pub(super) struct Library(libloading::Library);
+/// The loaded library. It stays: threads of its own, and calls that never returned, may be in it.
+pub(crate) struct Library(ManuallyDrop<libloading::Library>);
 
 macro_rules! nccl {
     ($library:expr, $name:literal, ($($kind:ty),*) -> $result:ty) => {
@@ -50,13 +51,12 @@ macro_rules! nccl {
 impl Library {
     /// # Errors
     /// A sentence that says what to install.
-    pub(super) fn open() -> Result<Self, String> {
+    pub(crate) fn open() -> Result<Self, String> {
         let mut reasons = Vec::new();
         for name in NAMES {
-            // SAFETY: loading runs the library's initialisers, which is what its users rely on. It is never unloaded while
-            // a communicator exists.
+            // SAFETY: loading runs the library's initialisers, which is what its users rely on.
             match unsafe { libloading::Library::new(name) } {
-                Ok(library) => return Ok(Self(library)),
+                Ok(library) => return Ok(Self(ManuallyDrop::new(library))),
                 Err(error) => reasons.push(error.to_string()),
             }
         }
@@ -150,7 +150,9 @@ impl Library {
             .iter()
             .all(|count| *count == operation.counts[0]);
         match operation.signature.collective {
-            Collective::AllReduce | Collective::Barrier => call.all_reduce(input, output, elements),
+            Collective::AllReduce => call.all_reduce(input, output, elements),
+            // The group's token, a byte.
+            Collective::Barrier => call.all_reduce(input, output, 1),
             Collective::Broadcast => {
                 call.broadcast(input, output, elements, operation.signature.root as usize)
             }

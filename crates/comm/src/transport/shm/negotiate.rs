@@ -60,7 +60,7 @@ pub(super) fn accept(offer: &Offer, members: usize) -> io::Result<Segment> {
 }
 
 /// What is the same for two processes exactly when one running kernel runs both. `None` when it cannot be read.
-pub(super) fn host_identity() -> Option<String> {
+pub(crate) fn host_identity() -> Option<String> {
     let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
     Some(id.trim().to_owned())
 }

@@ -120,13 +120,13 @@ fn let_in_others(
                 site: context.creation(),
             });
         }
-        let admitted = door
-            .wait(Some(LOOK_AROUND))
-            .map_err(|source| CommError::System {
-                what: "let in the members",
-                site: context.creation(),
-                source: Arc::new(source),
-            })?;
+        let (admitted, _) =
+            door.wait(Some(LOOK_AROUND), &[])
+                .map_err(|source| CommError::System {
+                    what: "let in the members",
+                    site: context.creation(),
+                    source: Arc::new(source),
+                })?;
         for one in admitted {
             let member = usize::try_from(one.number).ok();
             match member.filter(|member| *member > context.rank && *member < context.size()) {

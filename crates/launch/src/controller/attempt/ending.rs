@@ -37,10 +37,11 @@ impl Attempt<'_, '_> {
             self.workers.signal_all(first);
             // A stopped process takes no signal but SIGKILL before it goes on.
             self.workers.signal_all(Signal::CONT);
-            self.wait_for_end(TERM_GRACE)?;
+            self.wait_for_end(TERM_GRACE, true)?;
         }
         self.workers.signal_all(Signal::KILL);
-        self.wait_for_end(KILL_TIMEOUT)?;
+        // Nothing is quicker than SIGKILL, however often somebody asks.
+        self.wait_for_end(KILL_TIMEOUT, false)?;
         let pids: Vec<u32> = self.workers.living().map(|(_, pid)| pid).collect();
         if pids.is_empty() {
             Ok(())
@@ -49,14 +50,14 @@ impl Attempt<'_, '_> {
         }
     }
 
-    /// Until all workers are gone, the time is over, or somebody asked a second time to stop.
-    fn wait_for_end(&mut self, timeout: Duration) -> Result<(), RunFailure> {
+    /// Until all workers are gone, the time is over, or, where that `can_hurry`, somebody asked a second time to stop.
+    fn wait_for_end(&mut self, timeout: Duration, can_hurry: bool) -> Result<(), RunFailure> {
         let deadline = Instant::now() + timeout;
         let requests = |attempt: &Self| attempt.stop.map_or(0, |stop| stop.requests);
         let requests_before = requests(self);
         loop {
             self.look_around()?;
-            let asked_again = requests_before > 0 && requests(self) > requests_before;
+            let asked_again = can_hurry && requests_before > 0 && requests(self) > requests_before;
             if self.workers.living().next().is_none() || Instant::now() >= deadline || asked_again {
                 return Ok(());
             }

@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-/// What the demo needs of one logged step.
+/// What is read of one logged step.
 #[derive(Debug)]
 struct Step {
     step: u64,

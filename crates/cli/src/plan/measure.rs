@@ -1,0 +1,231 @@
+//! `tandem plan --measure`: what this machine's devices reach when all of them compute at once, as a device file.
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::time::Instant;
+
+use tandem_comm::{ReduceOp, Transport, all_gather_numbers};
+use tandem_launch::env::WorkerEnv;
+use tandem_launch::say;
+use tandem_mesh::DeviceMesh;
+use tandem_plan::{Device, Link};
+use tandem_run::environment::Environment;
+use tandem_run::failure::{Failure, Outcome};
+use tandem_run::libtorch::{self, Libtorch};
+use tandem_run::ranks::Ranks;
+use tandem_run::spec::{Dtype, EngineSpec, Fsdp, HEAD_CHUNK_ROWS, Network, Strategy};
+use tandem_run::start::local::{self, Supervision};
+use tandem_run::storage::write_whole;
+use tandem_tensor::attention::{self, AttentionSpec};
+use tandem_tensor::device::synchronize;
+use tandem_tensor::torch::cuda;
+use tandem_tensor::{DeviceChoice, Kind, Tensor, memory};
+use tandem_trainer::gemm_floor::{self, LinearShape, Products};
+use tandem_trainer::memory_floor;
+
+use super::PlanArgs;
+
+/// Where rank 0 leaves the result for the process that started it.
+const RESULT: &str = "device.json";
+
+/// Of each measurement, the best counts.
+const REPEATS: usize = 5;
+
+/// Elements of the tensor that collectives are measured with, fp32.
+const ELEMENTS: usize = 4 << 20;
+
+/// Starts a worker for each device, and prints what they measured.
+pub(super) fn run(args: &PlanArgs, line: &[OsString]) -> Outcome<i32> {
+    let mesh = DeviceMesh::new(args.devices, 1).map_err(|e| Failure::usage(e.to_string()))?;
+    let workers = libtorch::workers(mesh.world_size(), Transport::Auto);
+    let libtorch = Libtorch::ready(DeviceChoice::Auto, workers)?;
+    let scratch = tempfile::tempdir().map_err(Failure::other)?;
+    let code = local::run_workers(
+        libtorch,
+        line,
+        mesh.world_size(),
+        scratch.path(),
+        &[],
+        Supervision::NONE,
+        &mut |_| {},
+    )?;
+    if code == 0 {
+        let text = std::fs::read_to_string(scratch.path().join(RESULT)).map_err(Failure::other)?;
+        say!("{text}")?;
+    }
+    Ok(code)
+}
+
+/// What one worker does.
+pub fn run_worker(args: &PlanArgs, env: &WorkerEnv, environment: &Environment) -> Outcome<()> {
+    if !args.measure {
+        return Err(Failure::usage(
+            "plan is a single process, unless it measures; start it without RANK and WORLD_SIZE",
+        ));
+    }
+    let spec = EngineSpec {
+        mesh: DeviceMesh::new(args.devices, 1).map_err(|e| Failure::usage(e.to_string()))?,
+        strategy: Strategy::Fsdp(Fsdp {
+            autocast: false,
+            reshard_after_forward: true,
+            reduce_dtype: Dtype::Fp32,
+        }),
+        device: DeviceChoice::Auto,
+        dtype: Dtype::Bf16,
+        expert_parallel_size: 1,
+        sequence_parallel: false,
+        activation_checkpointing: false,
+        recompute: None,
+        comm_timeout_s: 120,
+        head_chunk_rows: HEAD_CHUNK_ROWS,
+    };
+    let ranks = Ranks::join(env, &spec, &Network::default())?;
+    let device = measured(&ranks, args.devices)?;
+    if env.rank == 0 {
+        let run_dir = environment.run_dir.as_deref().unwrap_or(".");
+        let text = serde_json::to_string_pretty(&device).map_err(Failure::other)?;
+        write_whole(&Path::new(run_dir).join(RESULT), &text)?;
+    }
+    ranks.barrier()
+}
+
+/// Of each number the slowest rank's, since all wait for it.
+fn measured(ranks: &Ranks, devices: usize) -> Outcome<Device> {
+    let here = ranks.device;
+    let all = |own: f64| -> Outcome<Vec<f64>> {
+        let all = all_gather_numbers(ranks.everyone.as_ref(), &[own], here);
+        Ok(all.map_err(Failure::comm)?.concat())
+    };
+    let slowest =
+        |own: f64| -> Outcome<f64> { Ok(all(own)?.into_iter().fold(f64::INFINITY, f64::min)) };
+    let rate = |kind| -> Outcome<f64> {
+        ranks.barrier()?;
+        slowest(products(kind, ranks))
+    };
+    let (bf16, fp32) = (rate(Kind::BFloat16)?, rate(Kind::Float)?);
+    ranks.barrier()?;
+    let [forward, backward] = attentions(ranks);
+    let (forward, backward) = (slowest(forward)?, slowest(backward)?);
+    ranks.barrier()?;
+    let bandwidth = slowest(memory_floor::rate(here, REPEATS))?;
+    let link = match devices {
+        1 => Link {
+            bandwidth,
+            efficiency: 1.0,
+            latency_s: 0.0,
+        },
+        _ => link(ranks, devices)?,
+    };
+    let own_memory = match here {
+        tandem_tensor::Device::Cuda(index) => cuda::memory(index).map(|(_, total)| total as f64),
+        tandem_tensor::Device::Cpu => {
+            memory::available_bytes().map(|bytes| bytes as f64 / devices as f64)
+        }
+    };
+    let is_cpu = here == tandem_tensor::Device::Cpu;
+    Ok(Device {
+        name: tandem_tensor::device::name(here).unwrap_or_else(|| "measured cpu".to_owned()),
+        cpu: is_cpu,
+        memory_bytes: slowest(own_memory.unwrap_or(f64::MAX))?,
+        bf16_flops: bf16,
+        fp32_flops: fp32,
+        product_efficiency: 1.0,
+        attention_efficiency: [forward, backward].map(|rate| (rate / bf16).min(1.0)),
+        memory_bandwidth: bandwidth,
+        memory_efficiency: 1.0,
+        operation_s: 5e-6,
+        link,
+        // One machine has no network; as good as none.
+        network: link,
+        devices_per_node: devices,
+        overlap: if is_cpu { 0.0 } else { 0.9 },
+    })
+}
+
+/// Floating point operations per second of a layer's products.
+fn products(kind: Kind, ranks: &Ranks) -> f64 {
+    let shape = |inputs, outputs| LinearShape {
+        name: "measured",
+        tokens: 512,
+        inputs,
+        outputs,
+        count: 1,
+        products: Products::ALL,
+    };
+    let shapes = [shape(1024, 4096), shape(4096, 1024)];
+    let times = gemm_floor::measure(&shapes, kind, ranks.device, REPEATS);
+    let flops = 6.0 * 512.0 * 1024.0 * 4096.0 * times.len() as f64;
+    let seconds: f64 = times.iter().map(gemm_floor::LinearTime::total_s).sum();
+    flops / seconds
+}
+
+/// Seconds of the best of some runs, after one that warms up.
+fn best(ranks: &Ranks, mut run: impl FnMut()) -> f64 {
+    let mut once = || {
+        let start = Instant::now();
+        run();
+        synchronize(ranks.device);
+        start.elapsed().as_secs_f64()
+    };
+    once();
+    let seconds = (0..REPEATS).map(|_| once());
+    seconds.fold(f64::INFINITY, f64::min)
+}
+
+/// Floating point operations per second that attention does, forward and backward, over what its mask leaves.
+fn attentions(ranks: &Ranks) -> [f64; 2] {
+    const SEQ: i64 = 1024;
+    const HEADS: i64 = 8;
+    const DIM: i64 = 64;
+    let filled = |heads: i64| {
+        let ones = Tensor::ones([1, SEQ, heads, DIM], (Kind::BFloat16, ranks.device));
+        ones * 0.02
+    };
+    let (q, k, v, d_out) = (filled(HEADS), filled(2), filled(2), filled(HEADS));
+    let spec = AttentionSpec {
+        scale: 0.125,
+        sliding_window: None,
+        soft_cap: None,
+    };
+    let saved = attention::forward(&q, &k, &v, spec, None);
+    let forward = best(ranks, || drop(attention::forward(&q, &k, &v, spec, None)));
+    let backward = best(ranks, || {
+        drop(attention::backward(&d_out, &q, &k, &v, &saved, spec, None));
+    });
+    let seen = SEQ as f64 * (SEQ + 1) as f64 / 2.0;
+    let flops = 4.0 * seen * (HEADS * DIM) as f64;
+    [flops / forward, 2.5 * flops / backward]
+}
+
+/// What all ranks together find of the way between them, from the sum of a large and of a small tensor.
+fn link(ranks: &Ranks, devices: usize) -> Outcome<Link> {
+    let sum = |elements: usize| -> Outcome<f64> {
+        let tensor = Tensor::ones([elements as i64], (Kind::Float, ranks.device));
+        let mut least = f64::INFINITY;
+        for _ in 0..=REPEATS {
+            ranks.barrier()?;
+            let start = Instant::now();
+            let work = ranks.everyone.all_reduce(&tensor, ReduceOp::Sum);
+            work.and_then(tandem_comm::Work::wait)
+                .map_err(Failure::comm)?;
+            synchronize(ranks.device);
+            least = least.min(start.elapsed().as_secs_f64());
+        }
+        Ok(least)
+    };
+    let (large, small) = (sum(ELEMENTS)?, sum(2)?);
+    let n = devices as f64;
+    let moved = 2.0 * (4 * ELEMENTS) as f64 * (n - 1.0) / n;
+    let own = [
+        moved / (large - small).max(1e-9),
+        small / (2.0 * n.log2().ceil()),
+    ];
+    let all = all_gather_numbers(ranks.everyone.as_ref(), &own, ranks.device);
+    let all = all.map_err(Failure::comm)?;
+    let of = |index: usize| all.iter().map(move |own| own[index]);
+    Ok(Link {
+        bandwidth: of(0).fold(f64::INFINITY, f64::min),
+        efficiency: 1.0,
+        latency_s: of(1).fold(0.0, f64::max).min(0.9),
+    })
+}

@@ -1,0 +1,204 @@
+//! `tandem plan` and `--tp_size auto` from outside, and what is predicted beside what is.
+
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+use crate::demo::{Run, demo, metrics, train};
+
+fn tandem(args: &[&str]) -> Output {
+    let output = Command::new(env!("CARGO_BIN_EXE_tandem"))
+        .args(args)
+        .output()
+        .unwrap();
+    println!("{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    output
+}
+
+fn json(args: &[&str]) -> Value {
+    let output = tandem(args);
+    assert!(output.status.success(), "{args:?}");
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+#[test]
+fn a_plan_lists_what_fits_best_first_with_commands_that_are_understood() {
+    let model = demo("model");
+    let line = [
+        "plan",
+        "--model_name",
+        &model,
+        "--devices",
+        "4",
+        "--device_type",
+        "L4",
+    ];
+    let plan = json(&[&line[..], &["--json", "--seq_length", "64"]].concat());
+    let candidates = plan["candidates"].as_array().unwrap();
+    assert!(candidates.len() > 50, "{}", candidates.len());
+    let key = |it: &Value| {
+        (
+            !it["fits"].as_bool().unwrap(),
+            it["step_s"].as_f64().unwrap(),
+        )
+    };
+    assert!(candidates.is_sorted_by(|a, b| key(a) <= key(b)));
+    let mut kinds = Vec::new();
+    for candidate in candidates {
+        let bytes = candidate["memory_bytes"].as_object().unwrap();
+        let sum: u64 = bytes
+            .iter()
+            .filter(|(kind, _)| *kind != "saving")
+            .map(|(_, it)| it.as_u64().unwrap())
+            .sum();
+        assert_eq!(sum, candidate["total_memory_bytes"].as_u64().unwrap());
+        let kind = [
+            &candidate["strategy"],
+            &candidate["zero_stage"],
+            &candidate["tp_size"],
+            &candidate["sequence_parallel"],
+        ];
+        if kinds.contains(&kind) {
+            continue;
+        }
+        kinds.push(kind);
+        let command = candidate["command"].as_str().unwrap();
+        let words: Vec<&str> = command
+            .split_whitespace()
+            .chain(["--check_flags", "flags"])
+            .collect();
+        let output = tandem(&words);
+        assert!(output.status.success(), "{command}");
+    }
+    // Both strategies, three rows, and every stage.
+    assert!(kinds.len() > 12, "{kinds:?}");
+    let text = String::from_utf8(tandem(&line).stdout).unwrap();
+    for word in [
+        "mesh",
+        "tokens/s",
+        "memory ",
+        "time ",
+        "why ",
+        "run       train_",
+    ] {
+        assert!(text.contains(word), "{word}: {text}");
+    }
+}
+
+#[test]
+fn what_cannot_be_planned_is_refused_with_what_to_do() {
+    let model = demo("model");
+    let scratch = tempfile::tempdir().unwrap();
+    let file = scratch.path().join("device.json");
+    std::fs::write(&file, "{\"name\": \"x\"}").unwrap();
+    let file = file.to_str().unwrap();
+    for (args, code, words) in [
+        (&["--device_type", "abacus"][..], 2, "h100"),
+        (&["--devices", "0"], 2, "--devices"),
+        (&["--seq_length", "100000"], 2, "max_position_embeddings"),
+        (&["--global_batch_tokens", "10"], 2, "one row"),
+        (&["--device_file", file], 2, "missing field"),
+        (&["--device_file", "/no/such/file"], 2, "--device_file"),
+        (&["--zero_stage", "1"], 2, "--strategy deepspeed"),
+        (
+            &["--lora_r", "4", "--lora_target_modules", "x"],
+            2,
+            "no matrix",
+        ),
+        (&["--model_name", "/no/such/model"], 1, "--model_name"),
+    ] {
+        let output = tandem(&[&["plan", "--model_name", &model], args].concat());
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{args:?}: {text}");
+        assert!(text.contains(words), "{args:?}: {text}");
+    }
+}
+
+/// A run of this many workers whose mesh is not said.
+fn auto(workers: &str, more: &[&str]) -> Run {
+    let run = Run::new("fsdp", 1, 1);
+    let storage = run.storage.path().to_str().unwrap().to_owned();
+    let (model, data) = (demo("model"), demo("data"));
+    let line = [
+        "--model_name",
+        &model,
+        "--dataset_name",
+        &data,
+        "--storage_path",
+        &storage,
+        "--experiment_name",
+        "run",
+        "--init",
+        "random",
+        "--device",
+        "cpu",
+        "--seq_length",
+        "64",
+        "--dataset_percentage",
+        "10",
+        "--max_steps",
+        "1",
+        "--tp_size",
+        "auto",
+        "--num_workers",
+        workers,
+    ];
+    run.only(line.iter().chain(more).map(|word| (*word).to_owned()))
+}
+
+#[test]
+fn a_mesh_that_is_not_said_is_chosen_and_shown_before_anything_starts() {
+    let run = auto("2", &[]);
+    let output = train(&run).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{text}");
+    let at = |words: &str| {
+        text.find(words)
+            .unwrap_or_else(|| panic!("{words}: {text}"))
+    };
+    // The model is small, and rows of one see more data.
+    assert!(at("auto      tp_size 1 of --tp_size auto") < at("mesh      2 workers = tp 1 x dp 2"));
+    assert_eq!(metrics(&run.dir()).last().unwrap()["step"], 1);
+    let config = std::fs::read_to_string(run.dir().join("run_config.json")).unwrap();
+    let config: Value = serde_json::from_str(&config).unwrap();
+    assert_eq!(
+        (&config["flags"]["tp_size"], &config["flags"]["dp_size"]),
+        (&1.into(), &2.into())
+    );
+    for (more, words) in [
+        (&["--dp_size", "2"][..], "leave --dp_size out"),
+        (&["--cluster", "ray"], "--accelerator_type"),
+        (&["--batch_size", "4000000"], "tandem plan"),
+    ] {
+        let (code, text) = auto("2", more).fail();
+        assert_eq!(code, Some(2), "{text}");
+        assert!(text.contains(words), "{words}: {text}");
+    }
+    let (code, text) = auto("none", &[]).fail();
+    assert!(code == Some(2) && text.contains("--num_workers"), "{text}");
+}
+
+/// The whole list of configurations is `cargo xtask bench plan`'s; these are small and quick. What a process has resident without
+/// computing differs by machine and release of libtorch, which is why there is a tolerance at all.
+#[test]
+fn the_memory_of_a_step_is_what_was_predicted() {
+    let of_model = ["--model", "smollm2", "--steps", "1", "--json"];
+    for line in [
+        "--layers 6 --tp_size 1 --seq 512 --batch 2 --recompute none",
+        "--layers 6 --tp_size 2 --seq 128 --batch 2 --sequence_parallel",
+        "--layers 2 --tp_size 1 --seq 128 --dp_size 2 --recompute full",
+        "--layers 2 --tp_size 1 --seq 128 --dp_size 2 --strategy deepspeed --zero_stage 0",
+    ] {
+        let words: Vec<&str> = line.split(' ').collect();
+        let measured = json(&[&["bench", "step"], &of_model[..], &words].concat());
+        let peaks = measured["peak_memory_mb"].as_array().unwrap().iter();
+        let peak = peaks.map(|it| it.as_f64().unwrap()).fold(0.0, f64::max);
+        let planned = measured["planned_memory_mb"].as_f64().unwrap();
+        println!("{line:?}: planned {planned:.0} MB, measured {peak:.0} MB");
+        assert!(
+            (planned / peak - 1.0).abs() < 0.1,
+            "{line:?}: planned {planned:.0} MB ({}), measured {peak:.0} MB",
+            measured["planned_memory"]
+        );
+    }
+}

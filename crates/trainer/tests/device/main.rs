@@ -1,0 +1,155 @@
+//! The training step on a device that is not the host's memory: a pretended one (`tandem_tensor::torch::pretend`), which takes
+//! every decision that a CUDA device takes. An access of the host to its tensors panics, in debug builds.
+
+// Clippy's exception for tests does not reach the functions that tests share.
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use tandem_comm::{ProcessGroup, SingleGroup};
+use tandem_mesh::DeviceMesh;
+use tandem_model::{ModelConfig, ModuleTree, Recompute};
+use tandem_parallel::{Fsdp, Precision, RandomInit};
+use tandem_tensor::torch::pretend;
+use tandem_tensor::{Device, Kind, Tensor};
+use tandem_trainer::{
+    Engine, EngineSetup, MicroBatch, StepReport, UpdateRule, WeightDecayOn, train_step,
+};
+
+const SEQ: usize = 32;
+const STEPS: u64 = 3;
+
+fn engine(case: &str, precision: Precision, device: Device) -> Engine {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests-data/golden");
+    let config = ModelConfig::from_dir(&folder.join(case)).unwrap();
+    let strategy = Fsdp {
+        precision,
+        reshard_after_forward: true,
+    };
+    let alone = |name| -> Arc<dyn ProcessGroup> { Arc::new(SingleGroup::new(name, 0, device)) };
+    let mut engine = Engine::new(EngineSetup {
+        trains: true,
+        lora: None,
+        strategy: strategy.strategy(&ModuleTree::new(&config)),
+        mesh: DeviceMesh::new(1, 1).unwrap(),
+        world: alone("world"),
+        tp: alone("tp"),
+        dp: alone("dp"),
+        experts: None,
+        device,
+        seq: SEQ,
+        sequence_parallel: false,
+        recompute: Recompute::Light,
+        head_chunk_rows: 48,
+        config,
+    })
+    .unwrap();
+    let weights = RandomInit {
+        seed: 1,
+        initializer_range: engine.config.initializer_range,
+    };
+    engine.load(&weights).unwrap();
+    engine
+}
+
+fn step(engine: &mut Engine, step: u64, device: Device) -> StepReport {
+    let ids: Vec<i64> = (0..2 * SEQ as u64)
+        .map(|i| ((i * 7 + step * 13) % 100) as i64)
+        .collect();
+    let batch = || MicroBatch::new(&ids, &ids, SEQ, step, device);
+    let rule = UpdateRule {
+        beta1: 0.9,
+        beta2: 0.999,
+        eps: 1e-8,
+        weight_decay: 0.01,
+        weight_decay_on: WeightDecayOn::All,
+        max_grad_norm: 1.0,
+    };
+    train_step(engine, &[batch(), batch()], 1e-3, &rule, step).unwrap()
+}
+
+fn train(case: &str, precision: Precision, device: Device) -> Vec<StepReport> {
+    let mut engine = engine(case, precision, device);
+    (1..=STEPS)
+        .map(|number| step(&mut engine, number, device))
+        .collect()
+}
+
+/// Trains on both and compares. The kernels of the CPU and libtorch's operators round differently.
+fn compare(case: &str, precision: Precision, tolerance: f64) {
+    let host = train(case, precision, Device::Cpu);
+    let _pretended = pretend::cuda();
+    let device = train(case, precision, Device::Cuda(0));
+    for (number, (host, device)) in host.iter().zip(&device).enumerate() {
+        for (what, a, b) in [
+            ("loss", host.loss, device.loss),
+            ("gradient norm", host.grad_norm, device.grad_norm),
+        ] {
+            println!("{case}, step {}: {what} {a} and {b}", number + 1);
+            assert!(
+                (a - b).abs() <= tolerance * a.abs(),
+                "{case}: {what}: {a} and {b}"
+            );
+        }
+    }
+}
+
+/// One of each kind of attention, norm, activation and block.
+const CASES: [&str; 6] = [
+    "qwen2_tied",
+    "qwen3_qknorm",
+    "gemma2_gqa3",
+    "granite",
+    "olmo2",
+    "mixtral",
+];
+
+#[test]
+fn a_step_on_a_device_computes_what_the_cpu_does() {
+    for case in CASES {
+        compare(case, Precision::fp32(), 2e-4);
+    }
+}
+
+#[test]
+fn so_does_one_in_half_precision() {
+    // bf16 has 8 bits; what differs are roundings in sums that the fused kernels keep in fp32.
+    compare("qwen2_tied", Precision::bf16(), 3e-2);
+}
+
+/// Where the host waits in a step: for what the ranks agree on before it, the loss and the gradient's norm.
+#[test]
+fn the_host_waits_for_a_step_a_few_times_however_large_it_is() {
+    let device = Device::Cuda(0);
+    let _pretended = pretend::cuda();
+    let mut engine = engine("qwen2_tied", Precision::bf16(), device);
+    step(&mut engine, 1, device);
+    let (_, recorded) = pretend::record(|| step(&mut engine, 2, device));
+    let mut kinds = BTreeMap::<&str, (usize, u64)>::new();
+    for call in &recorded {
+        let kind = kinds.entry(&call.operator).or_default();
+        kind.0 += 1;
+        kind.1 += call.bytes;
+    }
+    for (operator, (calls, bytes)) in &kinds {
+        println!("{operator}: {calls} calls, {bytes} bytes");
+    }
+    let waits = recorded.iter().filter(|call| call.host_waits).count();
+    println!("the host waits {waits} times");
+    assert!(recorded.len() > 100, "only {} operators", recorded.len());
+    assert!(waits <= MOST_WAITS, "{waits} waits");
+}
+
+/// For what the row agrees on before the step, and what the column does; for the loss; and for the gradient's norm.
+const MOST_WAITS: usize = 4;
+
+#[test]
+#[should_panic(expected = "the host cannot access")]
+#[cfg(debug_assertions)]
+fn an_access_of_the_host_is_noticed() {
+    let _pretended = pretend::cuda();
+    let there = Tensor::zeros([4], (Kind::Float, Device::Cuda(0)));
+    let _address = there.host_ptr();
+}
