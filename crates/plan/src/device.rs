@@ -368,7 +368,7 @@ impl DataSheet {
         let (products, attention) = match self.name {
             // Turing's units know fp16 and no bf16: those products run at the rate of fp32.
             "t4" => (0.1, [0.05, 0.05]),
-            // Power is the limit, and this one has 500 of 700 W. Fitted to the first row of the table in docs/plan.md.
+            // Power is the limit, and this one has 500 of 700 W. Set by hand with the table in docs/plan.md in sight.
             "h100-96-hbm2e" => (0.52, [0.27, 0.215]),
             _ => (0.7, [0.38, 0.3]),
         };
