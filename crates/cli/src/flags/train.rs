@@ -681,6 +681,7 @@ mod tests {
             "eval_split",
             "eval_steps",
             "eval_strategy",
+            "expert_parallel_size",
             "gradient_accumulation_steps",
             "hang_timeout_s",
             "init",

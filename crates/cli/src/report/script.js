@@ -185,7 +185,9 @@
     if (!Number.isFinite(low)) [low, high] = [0, 1];
     const log = state.log.has(chart.id) && low > 0;
     if (chart.zero && !log) low = Math.min(0, low);
-    if (low === high) [low, high] = log ? [low / 2, high * 2] : [low - Math.abs(low) * 0.1 - 1e-9, high + Math.abs(high) * 0.1 + 1e-9];
+    // Smoothing rounds, so a level curve may have a last digit's ups and downs.
+    const level = high - low <= 1e-9 * Math.max(Math.abs(low), Math.abs(high));
+    if (level) [low, high] = log ? [low / 2, high * 2] : [low - Math.abs(low) * 0.1 - 1e-9, high + Math.abs(high) * 0.1 + 1e-9];
     const room = log ? Math.log(high / low) * 0.04 : (high - low) * 0.05;
     if (log) [low, high] = [low / Math.exp(room), high * Math.exp(room)];
     else [low, high] = [chart.zero && low === 0 ? 0 : low - room, high + room];

@@ -464,7 +464,7 @@ fn the_most_frequent_mistakes_are_two_or_three_clean_lines() {
         lines[1..],
         [
             "  use a larger --dp_size with train_fsdp, a larger --tp_size, --activation_checkpointing, a smaller --batch_size or",
-            "  --seq_length, or --num_layers"
+            "  --seq_length, or --num_layers; `tandem plan` shows what fits"
         ]
     );
 }
