@@ -271,6 +271,18 @@ fn no_size_overflows() {
     });
     let error = config("LlamaForCausalLM", together).unwrap_err();
     assert!(matches!(error, ConfigError::TooLarge { .. }), "{error}");
+    // What is written down one by one has a limit of its own.
+    for (key, value) in [
+        ("num_hidden_layers", 10_001),
+        ("num_attention_heads", 1 << 30),
+    ] {
+        let many = json!({key: value, "num_key_value_heads": 1, "hidden_size": 4, "head_dim": 2});
+        let error = config("LlamaForCausalLM", many).unwrap_err().to_string();
+        assert!(
+            error.contains(key) && error.contains("more than"),
+            "{error}"
+        );
+    }
     let thin = json!({"hidden_size": 4, "num_attention_heads": 8, "num_key_value_heads": 8});
     config("LlamaForCausalLM", thin).unwrap_err();
     // Nothing is multiplied with these.

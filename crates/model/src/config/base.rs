@@ -12,6 +12,9 @@ use super::{ConfigError, ModelConfig};
 /// Far beyond the deepest models that are published, and no list of so many layers' parameters is large.
 const MAX_LAYERS: usize = 10_000;
 
+/// Likewise of the widest: each layer has a list of its heads.
+const MAX_HEADS: usize = 4096;
+
 /// What a family takes for keys that a config does not have, as its class in transformers 5.24 does
 /// (`models/*/configuration_*.py`). Sizes that the tensors of the weights have are not made up, unless published configs
 /// of the family leave them out.
@@ -48,6 +51,18 @@ impl Defaults {
     };
 }
 
+/// Refuses a `value` of `key` beyond what is written down one by one.
+fn at_most(limit: usize, key: &'static str, value: usize) -> Result<(), ConfigError> {
+    match value > limit {
+        false => Ok(()),
+        true => Err(ConfigError::Value {
+            key,
+            value: value.to_string(),
+            expected: format!("more than {limit} are not supported"),
+        }),
+    }
+}
+
 /// The description of a model like Llama, without windows, rotary embedding and biases.
 pub(super) fn base(
     keys: &Keys<'_>,
@@ -62,13 +77,8 @@ pub(super) fn base(
     let num_kv_heads = kv_heads(keys, family, defaults, num_heads)?;
     let head_dim = head_dim(keys, defaults, hidden_size, num_heads)?;
     let num_layers = keys.size("num_hidden_layers")?;
-    if num_layers > MAX_LAYERS {
-        return Err(ConfigError::Value {
-            key: "num_hidden_layers",
-            value: num_layers.to_string(),
-            expected: format!("more than {MAX_LAYERS} are not supported"),
-        });
-    }
+    at_most(MAX_LAYERS, "num_hidden_layers", num_layers)?;
+    at_most(MAX_HEADS, "num_attention_heads", num_heads)?;
     // Also where the family has no use for them.
     keys.list("layer_types")?;
     keys.flag("use_sliding_window", false)?;
