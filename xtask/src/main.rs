@@ -5,6 +5,7 @@
 mod bench;
 mod build_time;
 mod demo;
+mod gpu;
 mod python_environment;
 mod setup;
 mod test;
@@ -37,6 +38,8 @@ Usage: cargo xtask <task>
                            with the other, and show how the loss fell.
   build-time [--features F]
                            Build with optimisation from nothing, and show which packages took how many CPU seconds.
+  gpu [ARG]...             Build with optimisation and check all that a GPU does, beside the same work in PyTorch; the arguments
+                           are those of `tandem doctor --gpu` (docs/gpu.md).
   bench NAME [ARG]...      Set up, build with optimisation and measure: step, comm, checkpoint, recovery, tokenize or ray.
 ";
 
@@ -48,6 +51,7 @@ enum Task {
     Test(test::Options),
     Demo { steps: usize },
     BuildTime { features: Option<String> },
+    Gpu(Vec<OsString>),
     Bench(Bench, Vec<OsString>),
 }
 
@@ -79,6 +83,7 @@ fn run(task: Task) -> Result<()> {
         Task::Test(options) => test::run(&workspace, &options)?,
         Task::Demo { steps } => demo::run(&workspace, steps)?,
         Task::BuildTime { features } => build_time::run(&workspace, features.as_deref())?,
+        Task::Gpu(arguments) => gpu::run(&workspace, &arguments)?,
         Task::Bench(bench, arguments) => bench::run(&workspace, bench, &arguments)?,
     }
     Ok(())
@@ -152,6 +157,7 @@ fn parse(mut arguments: lexopt::Parser) -> Result<Task, lexopt::Error> {
             }
             Ok(Task::BuildTime { features })
         }
+        "gpu" => Ok(Task::Gpu(arguments.raw_args()?.collect())),
         "bench" => {
             let name = arguments.value()?.string()?;
             let bench =
@@ -227,6 +233,8 @@ mod tests {
             parsed(&["build-time", "--features", "object-storage"]),
             Ok(task)
         );
+        let task = Task::Gpu(vec!["--device".into(), "cpu".into()]);
+        assert_eq!(parsed(&["gpu", "--device", "cpu"]), Ok(task));
         let task = Task::Bench(Bench::Comm, vec!["--ranks".into(), "2".into()]);
         assert_eq!(parsed(&["bench", "comm", "--ranks", "2"]), Ok(task));
     }

@@ -1,5 +1,6 @@
 //! `tandem bench step`: whole training steps on random tokens, against the floor of their matrix products.
 
+mod operators;
 mod shapes;
 
 use std::ffi::OsString;
@@ -23,15 +24,18 @@ use tandem_run::ranks::Ranks;
 use tandem_run::spec::{EngineSpec, HEAD_CHUNK_ROWS, Network};
 use tandem_run::start::local::{self, Supervision};
 use tandem_run::storage::write_whole;
-use tandem_tensor::{DeviceChoice, memory};
+use tandem_tensor::torch::cuda;
+use tandem_tensor::torch::recorder::{self, Detail};
+use tandem_tensor::{Device, DeviceChoice, cpu, device, memory};
 use tandem_trainer::gemm_floor::{self, LinearTime};
-use tandem_trainer::memory_floor;
 use tandem_trainer::{Engine, MicroBatch, UpdateRule, train_step};
+use tandem_trainer::{flops, memory_floor, peak};
 
 use crate::flags::choices::{Dtype, RecomputeChoice};
 use crate::replay::StrategyChoice;
 
-use shapes::Shape;
+use operators::Operators;
+pub use shapes::Shape;
 
 /// Where rank 0 leaves the result for the process that started it.
 const RESULT: &str = "bench_step.json";
@@ -105,6 +109,14 @@ pub struct BenchStepArgs {
     #[arg(long, default_value = "auto", value_parser = |text: &str| text.parse::<DeviceChoice>())]
     pub device: DeviceChoice,
 
+    /// Also run one step in which each operator of libtorch is counted and timed alone, and show the most expensive.
+    #[arg(long)]
+    pub operators: bool,
+
+    /// On a CPU, leave out the kernels that libtorch does not have: what runs then are the operators that a GPU would run.
+    #[arg(long)]
+    pub plain_operators: bool,
+
     /// Print one JSON object per mesh instead of a table.
     #[arg(long)]
     pub json: bool,
@@ -112,32 +124,40 @@ pub struct BenchStepArgs {
 
 /// What one mesh gave.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-struct Measurement {
+pub struct Measurement {
     tp: usize,
     dp: usize,
     /// Median.
-    step_time_s: f64,
+    pub step_time_s: f64,
     step_time_min_s: f64,
     step_time_max_s: f64,
     /// Tokens of the global batch per second.
-    tokens_per_s: f64,
+    pub tokens_per_s: f64,
+    /// Useful floating point operations of a step, all ranks together.
+    pub flops: f64,
+    /// The part of the devices' peak that they are, where the device is known.
+    pub mfu: Option<f64>,
     /// Processor time of all ranks in a step.
     cpu_s_per_step: f64,
     /// Page faults of all ranks in a step.
     page_faults_per_step: f64,
-    /// Per rank.
-    peak_memory_mb: Vec<f64>,
+    /// Per rank, of the host's memory.
+    pub peak_memory_mb: Vec<f64>,
+    /// Per rank, what is taken of its GPU at the end, which is the most that was; none without a GPU.
+    pub device_memory_mb: Vec<f64>,
     /// Sum over the step's matrix products, each at its measured rate; the slowest rank's.
     gemm_floor_s: f64,
     /// The bytes that the update must move, at this machine's rate; the slowest rank's.
     memory_floor_s: f64,
     /// The sum of the two.
     floor_s: f64,
-    floor_ratio: f64,
-    loss_first: f64,
-    loss_last: f64,
+    pub floor_ratio: f64,
+    pub loss_first: f64,
+    pub loss_last: f64,
     /// Name, count, tokens, inputs, outputs, GFLOP/s, of rank 0.
     gemms: Vec<(String, usize, usize, usize, usize, f64)>,
+    /// Of rank 0, with --operators.
+    pub operators: Option<Operators>,
 }
 
 impl BenchStepArgs {
@@ -225,6 +245,9 @@ fn print(args: &BenchStepArgs, m: &Measurement) -> Outcome<()> {
         m.cpu_s_per_step,
         m.page_faults_per_step
     )?;
+    if let Some(mfu) = m.mfu {
+        say!("  {:.1} % of the devices' bf16 peak (MFU)", 100.0 * mfu)?;
+    }
     say!(
         "  peak memory per rank, MB: {}   loss {:.4} -> {:.4}",
         peaks.join(" "),
@@ -233,6 +256,9 @@ fn print(args: &BenchStepArgs, m: &Measurement) -> Outcome<()> {
     )?;
     for (name, count, tokens, inputs, outputs, rate) in &m.gemms {
         say!("  {count:>3} x {name:<14} [{tokens}, {inputs}] -> {outputs:<6} {rate:>7.0} GFLOP/s")?;
+    }
+    for line in m.operators.iter().flat_map(Operators::lines) {
+        say!("  {line}")?;
     }
     Ok(())
 }
@@ -254,6 +280,13 @@ impl Usage {
 
 /// What one worker does.
 pub fn run_worker(args: &BenchStepArgs, env: &WorkerEnv, environment: &Environment) -> Outcome<()> {
+    match args.plain_operators {
+        true => cpu::without_kernels(|| measure(args, env, environment)),
+        false => measure(args, env, environment),
+    }
+}
+
+fn measure(args: &BenchStepArgs, env: &WorkerEnv, environment: &Environment) -> Outcome<()> {
     let spec = args.engine_spec()?;
     let config = args.model.config(args.layers)?;
     let tree = ModuleTree::new(&config);
@@ -310,6 +343,32 @@ pub fn run_worker(args: &BenchStepArgs, env: &WorkerEnv, environment: &Environme
         processor_s: per_step(|usage| usage.processor_s)?,
         page_faults: per_step(|usage| usage.page_faults)?,
     };
+    let operators = match args.operators {
+        true => Some(operators::of_a_step(|detail| {
+            let batch = random_batch(args, &engine);
+            let step = (args.steps + WARM_UP + 1) as u64 + u64::from(detail == Detail::Times);
+            let (result, calls) = recorder::record(detail, || {
+                train_step(&mut engine, &[batch], 1e-5, &rule(), step)
+            });
+            result.map_err(Failure::train)?;
+            Ok(calls)
+        })?),
+        false => None,
+    };
+    let device_memory_mb = match ranks.device {
+        Device::Cpu => Vec::new(),
+        Device::Cuda(index) => {
+            let taken = cuda::memory(index).map_or(0, |(free, total)| total - free);
+            gather(&ranks, taken as f64 / 1e6)?
+        }
+    };
+    let flops = flops::per_step(
+        &engine.config,
+        &tree,
+        None,
+        (args.batch * args.seq * args.dp_size) as u64,
+        args.seq as u64,
+    );
     let peaks = gather(
         &ranks,
         memory::peak_resident_bytes().unwrap_or(0) as f64 / 1e6,
@@ -324,10 +383,16 @@ pub fn run_worker(args: &BenchStepArgs, env: &WorkerEnv, environment: &Environme
     let gemm_floor_s = slowest(gather(&ranks, gemms.iter().map(LinearTime::total_s).sum())?);
     let memory_floor_s = slowest(gather(&ranks, bytes / memory_floor::rate(ranks.device, 5))?);
     if env.rank == 0 {
-        let measurement = Measurement {
+        let name = device::name(ranks.device);
+        let peak = name.as_deref().and_then(peak::of_device);
+        let mut measurement = Measurement {
             cpu_s_per_step: usage.processor_s,
             page_faults_per_step: usage.page_faults,
             peak_memory_mb: peaks,
+            device_memory_mb,
+            flops,
+            mfu: None,
+            operators,
             ..measurement(
                 args,
                 spec.mesh,
@@ -337,6 +402,10 @@ pub fn run_worker(args: &BenchStepArgs, env: &WorkerEnv, environment: &Environme
                 [gemm_floor_s, memory_floor_s],
             )
         };
+        measurement.mfu = peak.map(|peak| {
+            let peak = peak * spec.mesh.world_size() as f64;
+            measurement.flops / measurement.step_time_s / peak
+        });
         let run_dir = environment.run_dir.as_deref().unwrap_or(".");
         let text = serde_json::to_string(&measurement).map_err(Failure::other)?;
         write_whole(&Path::new(run_dir).join(RESULT), &text)?;
@@ -365,6 +434,10 @@ fn measurement(
         cpu_s_per_step: 0.0,
         page_faults_per_step: 0.0,
         peak_memory_mb: Vec::new(),
+        device_memory_mb: Vec::new(),
+        flops: 0.0,
+        mfu: None,
+        operators: None,
         gemm_floor_s,
         memory_floor_s,
         floor_s,

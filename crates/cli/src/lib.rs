@@ -10,6 +10,7 @@ mod ds_config;
 mod eval;
 mod export;
 mod flags;
+mod gpu;
 mod init;
 mod inspect;
 mod line;

@@ -4,11 +4,12 @@ pub(crate) mod element;
 
 use tandem_torch::{Device, Kind, Tensor};
 
-use element::slice_mut;
+pub use element::without_kernels;
+use element::{on_host, slice_mut};
 
 /// True when `t` is an fp32 tensor whose elements lie one after another in host memory.
 pub fn is_plain_f32(t: &Tensor) -> bool {
-    t.device() == Device::Cpu && t.kind() == Kind::Float && t.is_contiguous()
+    on_host(t) && t.kind() == Kind::Float && t.is_contiguous()
 }
 
 /// Copies `values` into the flat fp32 tensor `target`, starting at element `offset`; to any device.

@@ -53,9 +53,9 @@ mod x86 {
     use half::bf16;
     use tandem_kernels::avx512_bf16::Avx512Bf16;
     use tandem_kernels::matmul::{self, MatrixMut, MatrixView};
-    use tandem_torch::{Device, Kind, Tensor};
+    use tandem_torch::{Kind, Tensor};
 
-    use crate::cpu::element::{slice, span, span_mut};
+    use crate::cpu::element::{on_host, slice, span, span_mut};
     use tandem_kernels::Accumulate;
 
     pub(super) fn product(
@@ -107,7 +107,7 @@ mod x86 {
     }
 
     fn host(t: &Tensor) -> bool {
-        t.device() == Device::Cpu
+        on_host(t)
     }
 
     /// `None` unless it is bf16 in host memory, has elements, and one of the strides is 1, as in every matrix and every

@@ -10,6 +10,7 @@ use crate::library::device_operator;
 use crate::operators::{
     ABS, BITWISE_XOR_, DIV, ERF, EXP, LOG, MUL_, RSQRT, SIGMOID, SILU, SQRT, TANH,
 };
+use crate::recorder::{self, Action};
 use crate::scalar::Scalar;
 use crate::tensor::{Tensor, new_tensor};
 
@@ -20,10 +21,13 @@ impl Tensor {
             return self.add_integers(&(other * factor));
         }
         let add = device_operator!(self, add_Tensor);
-        expect(new_tensor("add", |out| {
+        let begun = recorder::begin(Some(self));
+        let sum = expect(new_tensor("add", |out| {
             // SAFETY: both handles are alive.
             unsafe { add(self.handle(), other.handle(), factor as f64, out) }
-        }))
+        }));
+        recorder::end(begun, "add", Action::Compute, &[self, other], &[&sum]);
+        sum
     }
 
     /// The C functions for addition take their factors and numbers as floats, which libtorch refuses beside integers, and
@@ -40,19 +44,25 @@ impl Tensor {
             return self.add_integers(&other);
         }
         let add = device_operator!(self, add_Scalar);
-        expect(new_tensor("add", |out| {
+        let begun = recorder::begin(Some(self));
+        let sum = expect(new_tensor("add", |out| {
             // SAFETY: the handle is alive.
             unsafe { add(self.handle(), scalar.as_f64(), 1.0, out) }
-        }))
+        }));
+        recorder::end(begun, "add", Action::Compute, &[self], &[&sum]);
+        sum
     }
 
     #[track_caller]
     fn multiply(&self, other: &Self) -> Self {
         let mul = device_operator!(self, mul_Tensor);
-        expect(new_tensor("mul", |out| {
+        let begun = recorder::begin(Some(self));
+        let product = expect(new_tensor("mul", |out| {
             // SAFETY: both handles are alive.
             unsafe { mul(self.handle(), other.handle(), out) }
-        }))
+        }));
+        recorder::end(begun, "mul", Action::Compute, &[self, other], &[&product]);
+        product
     }
 
     #[track_caller]
@@ -61,10 +71,13 @@ impl Tensor {
             return self.multiply(&scalar.tensor(self.kind()));
         }
         let mul = device_operator!(self, mul_Scalar);
-        expect(new_tensor("mul", |out| {
+        let begun = recorder::begin(Some(self));
+        let product = expect(new_tensor("mul", |out| {
             // SAFETY: the handle is alive.
             unsafe { mul(self.handle(), scalar.as_f64(), out) }
-        }))
+        }));
+        recorder::end(begun, "mul", Action::Compute, &[self], &[&product]);
+        product
     }
 
     #[track_caller]
@@ -174,10 +187,16 @@ impl Tensor {
             .map(|tensor| tensor.borrow().handle())
             .collect();
         let cat = device_operator!(first, cat);
-        expect(new_tensor("cat", |out| {
+        let begun = recorder::begin(Some(first));
+        let joined = expect(new_tensor("cat", |out| {
             // SAFETY: the handles are alive, and as many as is said.
             unsafe { cat(handles.as_ptr(), handles.len() as i64, dim, out) }
-        }))
+        }));
+        if begun.is_some() {
+            let parts: Vec<&Self> = tensors.iter().map(Borrow::borrow).collect();
+            recorder::end(begun, "cat", Action::Compute, &parts, &[&joined]);
+        }
+        joined
     }
 }
 

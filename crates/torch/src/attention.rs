@@ -5,6 +5,7 @@ use std::ptr::{null, null_mut};
 use crate::abi::Handle;
 use crate::error::expect;
 use crate::library::torch;
+use crate::recorder::{self, Action, Begun};
 use crate::tensor::{Tensor, new_tensor};
 
 /// Causal or masked attention on the CPU. `query` is `[batch, heads, seq, dim]`, `key` and `value` may have fewer heads;
@@ -19,6 +20,7 @@ pub fn cpu_forward(
 ) -> (Tensor, Tensor) {
     let mask_handle = mask.map(Tensor::handle);
     let (mut out, mut logsumexp) = (null_mut(), null_mut());
+    let begun = recorder::begin(Some(query));
     // SAFETY: the handles are alive; optional arguments are pointers to one, or null.
     let code = unsafe {
         (torch().cpu._scaled_dot_product_flash_attention_for_cpu)(
@@ -34,7 +36,10 @@ pub fn cpu_forward(
         )
     };
     expect(query.check(code, "attention"));
-    (Tensor::own(out), Tensor::own(logsumexp))
+    let (out, logsumexp) = (Tensor::own(out), Tensor::own(logsumexp));
+    let (read, written) = ([query, key, value], [&out, &logsumexp]);
+    recorder::end(begun, "attention", Action::Compute, &read, &written);
+    (out, logsumexp)
 }
 
 /// What the forward pass took and returned.
@@ -52,6 +57,27 @@ pub struct Saved<'a> {
     pub logsumexp: &'a Tensor,
 }
 
+impl Saved<'_> {
+    /// For who records.
+    fn note_backward(&self, begun: Option<Begun>, d_out: &Tensor, gradients: [&Tensor; 3]) {
+        let read = [
+            d_out,
+            self.query,
+            self.key,
+            self.value,
+            self.out,
+            self.logsumexp,
+        ];
+        recorder::end(
+            begun,
+            "attention's gradient",
+            Action::Compute,
+            &read,
+            &gradients,
+        );
+    }
+}
+
 /// Gradients of [`cpu_forward`] with respect to query, key and value.
 #[track_caller]
 pub fn cpu_backward(
@@ -63,6 +89,7 @@ pub fn cpu_backward(
     let mask_handle = mask.map(Tensor::handle);
     let mut gradients = [null_mut(); 3];
     let [d_query, d_key, d_value] = &mut gradients;
+    let begun = recorder::begin(Some(d_out));
     // SAFETY: as in `cpu_forward`.
     let code = unsafe {
         (torch()
@@ -85,6 +112,7 @@ pub fn cpu_backward(
     };
     expect(d_out.check(code, "attention's gradient"));
     let [d_query, d_key, d_value] = gradients.map(Tensor::own);
+    saved.note_backward(begun, d_out, [&d_query, &d_key, &d_value]);
     (d_query, d_key, d_value)
 }
 
@@ -127,6 +155,7 @@ pub fn cuda_forward(
     let seq = documents.map_or_else(|| query.size()[1], |documents| documents.longest);
     let mut results = [null_mut(); 5];
     let [out, logsumexp, random_state, unused, debug_mask] = &mut results;
+    let begun = recorder::begin(Some(query));
     // SAFETY: as in `cpu_forward`.
     let code = unsafe {
         let functions = &expect(torch().cuda()).functions;
@@ -156,6 +185,8 @@ pub fn cuda_forward(
     expect(query.check(code, "flash attention"));
     // The last three only matter with dropout or for debugging; they are released here.
     let [out, logsumexp, _, _, _] = results.map(Tensor::own);
+    let (read, written) = ([query, key, value], [&out, &logsumexp]);
+    recorder::end(begun, "attention", Action::Compute, &read, &written);
     (out, logsumexp)
 }
 
@@ -176,6 +207,7 @@ pub fn cuda_backward(
     let bounds = documents.map_or(&undefined, |documents| documents.bounds);
     let mut gradients = [null_mut(); 3];
     let [d_query, d_key, d_value] = &mut gradients;
+    let begun = recorder::begin(Some(d_out));
     // SAFETY: as in `cpu_forward`.
     let code = unsafe {
         let functions = &expect(torch().cuda()).functions;
@@ -204,6 +236,7 @@ pub fn cuda_backward(
     };
     expect(d_out.check(code, "flash attention's gradient"));
     let [d_query, d_key, d_value] = gradients.map(Tensor::own);
+    saved.note_backward(begun, d_out, [&d_query, &d_key, &d_value]);
     (d_query, d_key, d_value)
 }
 

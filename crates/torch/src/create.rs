@@ -4,6 +4,7 @@ use crate::device::Device;
 use crate::error::expect;
 use crate::kind::Kind;
 use crate::library::torch;
+use crate::recorder::{self, Action};
 use crate::scalar::Scalar;
 use crate::tensor::{Shape, Tensor, new_tensor};
 
@@ -89,19 +90,23 @@ impl Tensor {
     /// Overwrites all elements with 0.
     #[track_caller]
     pub fn zero_(&self) {
+        let begun = recorder::begin(Some(self));
         // SAFETY: the handle is alive.
         let code = unsafe { (torch().functions.aoti_torch_zero_)(self.handle()) };
         expect(self.check(code, "zero_"));
+        recorder::end(begun, "zero_", Action::Compute, &[], &[self]);
     }
 
     /// Overwrites all elements with `value`.
     #[track_caller]
     pub fn fill_(&self, value: impl Into<Scalar>) {
         let value = value.into().as_f64();
+        let begun = recorder::begin(Some(self));
         // SAFETY: the handle is alive.
         let code =
             unsafe { (torch().functions.aoti_torch_aten_fill__Scalar)(self.handle(), value) };
         expect(self.check(code, "fill_"));
+        recorder::end(begun, "fill_", Action::Compute, &[], &[self]);
     }
 
     /// Overwrites the elements with those of `source`, whose kind and device may be others. CUDA: the host does not wait, and
@@ -111,10 +116,17 @@ impl Tensor {
     /// When the sizes of `source` do not fit.
     #[track_caller]
     pub fn copy_(&self, source: &Self) {
+        let begun = recorder::begin(Some(self));
         // SAFETY: both handles are alive.
         let code =
             unsafe { (torch().functions.aoti_torch_copy_)(self.handle(), source.handle(), 0) };
         expect(self.check(code, "copy_"));
+        let action = match (source.device(), self.device()) {
+            (Device::Cpu, Device::Cuda(_)) => Action::ToDevice,
+            // The host waits, and so it does where it reads what came: that is noted there.
+            _ => Action::Compute,
+        };
+        recorder::end(begun, "copy_", action, &[source], &[self]);
     }
 
     /// A copy with memory of its own.

@@ -8,6 +8,7 @@ use crate::abi::{Handle, StackValue};
 use crate::error::TorchError;
 use crate::kind::Kind;
 use crate::library::torch;
+use crate::recorder::{self, Action};
 use crate::tensor::Tensor;
 
 /// An argument, in the type that the operator's schema says. Schemas with `Scalar` cannot be called this way.
@@ -19,14 +20,22 @@ pub(crate) enum Arg<'a> {
     Int(i64),
     /// `int?`, given
     SomeInt(i64),
+    /// `float`
+    Float(f64),
+    /// `float?`, given
+    SomeFloat(f64),
     /// `bool`
     Bool(bool),
+    /// `bool[]`
+    Bools(&'a [bool]),
     /// `ScalarType?`, given
     SomeKind(Kind),
     /// `int[]`
     Ints(&'a [i64]),
     /// `int[]?`, given
     SomeInts(&'a [i64]),
+    /// `Tensor?`, given
+    SomeTensor(&'a Tensor),
     /// `Tensor[]`
     Tensors(&'a [&'a Tensor]),
     /// `Tensor?[]`
@@ -46,23 +55,27 @@ pub(crate) struct Operator {
 }
 
 /// Values of the longest stack.
-const STACK: usize = 8;
+const STACK: usize = 15;
 
 impl Operator {
     /// Calls the operator, whose only result is a tensor.
     #[inline]
+    #[track_caller]
     pub(crate) fn call(&self, arguments: &[Arg<'_>]) -> Result<Tensor, TorchError> {
         let [result] = self.call_for(arguments)?;
         Ok(result)
     }
 
     /// Calls the operator, which has `N` results, all of them tensors.
+    #[track_caller]
     pub(crate) fn call_for<const N: usize>(
         &self,
         arguments: &[Arg<'_>],
     ) -> Result<[Tensor; N], TorchError> {
         debug_assert_eq!(N, self.results);
+        debug_assert!(arguments.len() <= STACK);
         let torch = torch();
+        let begun = recorder::begin(first(arguments));
         let mut stack: [StackValue; STACK] = [0; STACK];
         for (place, argument) in stack.iter_mut().zip(arguments) {
             *place = argument.lower()?;
@@ -78,7 +91,48 @@ impl Operator {
             )
         };
         torch.check(code, &display(self.name, self.overload))?;
-        Ok(std::array::from_fn(|i| Tensor::own(stack[i] as Handle)))
+        let results = std::array::from_fn(|i| Tensor::own(stack[i] as Handle));
+        if begun.is_some() && N > 0 {
+            self.note(begun, arguments, &results);
+        }
+        Ok(results)
+    }
+
+    /// For who records. A result in the memory of the first argument is that argument, written in place, or a view of it. An
+    /// operator without results is noted by its caller, who knows what it writes.
+    #[cold]
+    fn note(&self, begun: Option<recorder::Begun>, arguments: &[Arg<'_>], results: &[Tensor]) {
+        let name = display(self.name, self.overload);
+        let is_first =
+            |it: &Tensor| first(arguments).is_some_and(|t| t.data_ptr() == it.data_ptr());
+        if !self.writes_in_place() && results.iter().all(is_first) {
+            return;
+        }
+        let read: Vec<&Tensor> = tensors(arguments).collect();
+        let written: Vec<&Tensor> = results.iter().collect();
+        recorder::end(begun, &name, Action::Compute, &read, &written);
+    }
+
+    /// As libtorch names them.
+    fn writes_in_place(&self) -> bool {
+        self.name.to_bytes().ends_with(b"_")
+    }
+}
+
+fn tensors<'a>(arguments: &'a [Arg<'_>]) -> impl Iterator<Item = &'a Tensor> {
+    arguments.iter().flat_map(|argument| match argument {
+        Arg::Tensor(tensor) | Arg::SomeTensor(tensor) => vec![*tensor],
+        Arg::Tensors(tensors) => tensors.to_vec(),
+        Arg::OptionalTensors(tensors) => tensors.iter().flatten().copied().collect(),
+        _ => Vec::new(),
+    })
+}
+
+fn first<'a>(arguments: &'a [Arg<'_>]) -> Option<&'a Tensor> {
+    match arguments.first()? {
+        Arg::Tensor(tensor) => Some(tensor),
+        Arg::Tensors(tensors) => tensors.first().copied(),
+        _ => None,
     }
 }
 
@@ -96,10 +150,14 @@ impl Arg<'_> {
             Self::Tensor(tensor) => handed_over(tensor)?,
             Self::Int(value) => value.cast_unsigned(),
             Self::SomeInt(value) => boxed(value.cast_unsigned())?,
+            Self::Float(value) => value.to_bits(),
+            Self::SomeFloat(value) => boxed(value.to_bits())?,
             Self::Bool(value) => u64::from(value),
+            Self::Bools(values) => list(values.iter().map(|value| Ok(u64::from(*value))))?,
             Self::SomeKind(kind) => boxed(u64::from(torch().codes.of_kind(kind).cast_unsigned()))?,
             Self::Ints(values) => ints(values)?,
             Self::SomeInts(values) => boxed(ints(values)?)?,
+            Self::SomeTensor(tensor) => boxed(handed_over(tensor)?)?,
             Self::Tensors(tensors) => list(tensors.iter().map(|tensor| handed_over(tensor)))?,
             Self::OptionalTensors(tensors) => list(tensors.iter().map(|tensor| match tensor {
                 Some(tensor) => boxed(handed_over(tensor)?),

@@ -4,6 +4,7 @@ use half::{bf16, f16};
 
 use crate::device::Device;
 use crate::kind::Kind;
+use crate::recorder::{self, Action};
 use crate::tensor::Tensor;
 
 /// A type of numbers on the host that tensors can be filled from and read into.
@@ -66,6 +67,8 @@ impl Tensor {
             "{numel} elements are not in {self:?}, or too many for {}",
             target.len()
         );
+        let begun = recorder::begin(Some(self));
+        recorder::end(begun, "a read", Action::HostReads, &[self], &[]);
         let plain = self.contiguous();
         // SAFETY: the elements are there, one after another, of this width, and `target` has room for them.
         unsafe {

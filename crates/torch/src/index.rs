@@ -6,6 +6,7 @@ use crate::dispatch::Arg;
 use crate::error::expect;
 use crate::library::device_operator;
 use crate::operators::{GATHER, INDEX_PUT_, INDEX_SELECT, REPEAT_INTERLEAVE, SCATTER_ADD_, STACK};
+use crate::recorder::{self, Action};
 use crate::tensor::{Tensor, new_tensor};
 
 impl Tensor {
@@ -54,10 +55,14 @@ impl Tensor {
     #[track_caller]
     pub fn nonzero(&self) -> Self {
         let nonzero = device_operator!(self, nonzero);
-        expect(new_tensor("nonzero", |out| {
+        let begun = recorder::begin(Some(self));
+        let found = expect(new_tensor("nonzero", |out| {
             // SAFETY: the handle is alive.
             unsafe { nonzero(self.handle(), out) }
-        }))
+        }));
+        // Its number is the result's size.
+        recorder::end(begun, "nonzero", Action::HostReads, &[self], &[&found]);
+        found
     }
 
     /// Every index of dimension `dim`, `times` times in a row.

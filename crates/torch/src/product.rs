@@ -5,6 +5,7 @@ use crate::error::expect;
 use crate::kind::Kind;
 use crate::library::{device_operator, torch};
 use crate::operators::MATMUL;
+use crate::recorder::{self, Action};
 use crate::tensor::Tensor;
 
 impl Tensor {
@@ -24,9 +25,11 @@ impl Tensor {
         // libtorch would resize it.
         assert_eq!(out.size(), [m, n], "the product's sizes");
         let mm = device_operator!(self, mm_out);
+        let begun = recorder::begin(Some(self));
         // SAFETY: the handles are alive, and the result has the product's sizes.
         let code = unsafe { mm(out.handle(), self.handle(), b.handle()) };
         expect(self.check(code, "mm"));
+        recorder::end(begun, "mm", Action::Compute, &[self, b], &[out]);
     }
 
     /// `self + a [m, k] . b [k, n]`, where `self` is `[m, n]` or `[n]`.
@@ -66,9 +69,11 @@ impl Tensor {
         let (m, n) = product_size(self, b);
         assert_eq!(out.size(), [m, n], "the product's sizes");
         let kind = torch.codes.of_kind(Kind::Float);
+        let begun = recorder::begin(Some(self));
         // SAFETY: as in `mm_out`.
         let code = unsafe { mm(out.handle(), self.handle(), b.handle(), kind) };
         expect(self.check(code, "mm with an fp32 result"));
+        recorder::end(begun, "mm", Action::Compute, &[self, b], &[out]);
         true
     }
 }
@@ -84,7 +89,9 @@ fn product_size(a: &Tensor, b: &Tensor) -> (i64, i64) {
 #[track_caller]
 fn add_product(out: &Tensor, to: &Tensor, a: &Tensor, b: &Tensor) {
     let addmm = device_operator!(a, addmm_out);
+    let begun = recorder::begin(Some(a));
     // SAFETY: the handles are alive, and the result has the product's sizes.
     let code = unsafe { addmm(out.handle(), to.handle(), a.handle(), b.handle(), 1.0, 1.0) };
     expect(out.check(code, "addmm"));
+    recorder::end(begun, "addmm", Action::Compute, &[to, a, b], &[out]);
 }

@@ -7,6 +7,7 @@ use crate::error::expect;
 use crate::kind::Kind;
 use crate::library::{device_operator, torch};
 use crate::operators::{FLATTEN, VIEW};
+use crate::recorder::{self, Action};
 use crate::tensor::{Shape, Tensor, new_tensor};
 
 impl Tensor {
@@ -141,10 +142,16 @@ impl Tensor {
             return self.view(&size);
         }
         let reshape = device_operator!(self, reshape);
-        expect(new_tensor("reshape", |out| {
+        let begun = recorder::begin(Some(self));
+        let shaped = expect(new_tensor("reshape", |out| {
             // SAFETY: the list has the length that is given with it.
             unsafe { reshape(self.handle(), size.as_ptr(), size.len() as i64, out) }
-        }))
+        }));
+        // A view where the strides allow one.
+        if begun.is_some() && shaped.data_ptr() != self.data_ptr() {
+            recorder::end(begun, "reshape", Action::Compute, &[self], &[&shaped]);
+        }
+        shaped
     }
 
     /// The sizes with -1 replaced by what is left.

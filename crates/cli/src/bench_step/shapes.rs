@@ -14,6 +14,9 @@ pub enum Shape {
     Smollm2,
     /// Gemma 2 2B (arXiv 2408.00118), a quarter as wide: four norms a layer, GeGLU, soft caps, windows.
     Gemma2,
+    /// Llama 2 7B (arXiv 2307.09288): wide layers, whose products are large enough for any GPU.
+    #[value(name = "llama2-7b")]
+    Llama2,
 }
 
 const QWEN2: &str = r#"{
@@ -34,6 +37,12 @@ const GEMMA2: &str = r#"{
     "max_position_embeddings": 8192, "sliding_window": 256, "query_pre_attn_scalar": 64, "initializer_range": 0.02
 }"#;
 
+const LLAMA2: &str = r#"{
+    "architectures": ["LlamaForCausalLM"], "hidden_size": 4096, "num_attention_heads": 32, "num_key_value_heads": 32,
+    "num_hidden_layers": 32, "intermediate_size": 11008, "vocab_size": 32000, "max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": false, "initializer_range": 0.02
+}"#;
+
 impl Shape {
     /// The model, cut to its first `layers` layers.
     pub fn config(self, layers: usize) -> Outcome<ModelConfig> {
@@ -41,6 +50,7 @@ impl Shape {
             Self::Qwen2 => QWEN2,
             Self::Smollm2 => SMOLLM2,
             Self::Gemma2 => GEMMA2,
+            Self::Llama2 => LLAMA2,
         };
         let json: Map<String, Value> = serde_json::from_str(text).map_err(Failure::other)?;
         ModelConfig::from_json(&json)

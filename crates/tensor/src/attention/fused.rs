@@ -3,10 +3,10 @@
 use half::bf16;
 use tandem_kernels::attention::{self, Gradients, Heads, Inputs, Saved, Spec};
 use tandem_kernels::avx512_bf16::Avx512Bf16;
-use tandem_torch::{Device, Kind, Tensor};
+use tandem_torch::{Kind, Tensor};
 
 use super::{AttentionOutput, AttentionSpec, Documents};
-use crate::cpu::element::{is_plain, slice, slice_mut, span};
+use crate::cpu::element::{is_plain, on_host, slice, slice_mut, span};
 use crate::matmul;
 
 /// As [`super::forward`]; `None` where these kernels do not apply.
@@ -112,7 +112,7 @@ fn heads(t: &Tensor) -> Option<Heads<'_>> {
     let [batch, position, head, 1] = <[i64; 4]>::try_from(t.stride()).ok()? else {
         return None;
     };
-    let suits = t.device() == Device::Cpu && t.kind() == Kind::BFloat16;
+    let suits = on_host(t) && t.kind() == Kind::BFloat16;
     let strides = [batch, position, head].map(|n| n as usize);
     suits.then(|| Heads::new(span::<bf16>(t), size.map(|n| n as usize), strides))
 }

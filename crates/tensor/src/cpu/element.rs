@@ -1,5 +1,7 @@
 //! The kinds of numbers that kernels read and write in place, and tensors as slices of them.
 
+use std::cell::Cell;
+
 use half::bf16;
 pub(crate) use tandem_kernels::Element;
 use tandem_torch::{Device, Kind, Tensor};
@@ -22,9 +24,33 @@ impl Stored for i64 {
     const KIND: Kind = Kind::Int64;
 }
 
-/// True when the elements of `t` are `T`s, one after another in host memory.
+thread_local! {
+    /// Whether this thread's operations may take our kernels.
+    static KERNELS: Cell<bool> = const { Cell::new(true) };
+}
+
+/// Runs `body` on this thread with libtorch's operators alone, also where our kernels for the CPU would do: these are the
+/// operators that run on a GPU, to be counted or compared where there is none.
+pub fn without_kernels<R>(body: impl FnOnce() -> R) -> R {
+    /// Puts back what was before, also where `body` panics.
+    struct Before(bool);
+    impl Drop for Before {
+        fn drop(&mut self) {
+            KERNELS.set(self.0);
+        }
+    }
+    let _before = Before(KERNELS.replace(false));
+    body()
+}
+
+/// Whether our kernels may work on `t`, as far as where it lies is concerned.
+pub(crate) fn on_host(t: &Tensor) -> bool {
+    t.device() == Device::Cpu && KERNELS.get()
+}
+
+/// True when the elements of `t` are `T`s, one after another in host memory, and our kernels may work on them.
 pub(crate) fn is_plain<T: Stored>(t: &Tensor) -> bool {
-    t.device() == Device::Cpu && t.kind() == T::KIND && t.is_contiguous()
+    on_host(t) && t.kind() == T::KIND && t.is_contiguous()
 }
 
 /// The elements of `t`.

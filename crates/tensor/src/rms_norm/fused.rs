@@ -4,7 +4,7 @@ use tandem_kernels::rms_norm::{self, Gradients, Norm};
 use tandem_torch::{Device, Kind, Tensor};
 
 use super::{Branch, NormSpec, Residual};
-use crate::cpu::element::{Stored, is_plain, slice, slice_mut, with_element};
+use crate::cpu::element::{Stored, is_plain, on_host, slice, slice_mut, with_element};
 
 /// As [`super::forward_residual`], or (with no `delta`, where the sum is `x` itself) as [`super::forward`]; `None`
 /// where the kernels do not apply.
@@ -141,13 +141,12 @@ pub(super) fn backward(
 
 /// `x` with its elements one after another: a copy where they were not.
 fn rows<X: Stored>(x: &Tensor) -> Option<Tensor> {
-    let suits = x.device() == Device::Cpu && x.kind() == X::KIND && x.numel() > 0 && x.dim() > 0;
+    let suits = on_host(x) && x.kind() == X::KIND && x.numel() > 0 && x.dim() > 0;
     suits.then(|| x.contiguous())
 }
 
 fn same_rows<X: Stored>(other: &Tensor, x: &Tensor) -> Option<Tensor> {
-    let suits =
-        other.device() == Device::Cpu && other.kind() == X::KIND && other.size() == x.size();
+    let suits = on_host(other) && other.kind() == X::KIND && other.size() == x.size();
     suits.then(|| other.contiguous())
 }
 
@@ -161,7 +160,7 @@ fn one_per_row(x: &Tensor) -> Vec<i64> {
 
 /// What multiplies the rows of `x`, as fp32: it is short, and every row reads it.
 fn host_factor(weight: &Tensor, x: &Tensor, spec: NormSpec) -> Option<Tensor> {
-    let suits = weight.device() == Device::Cpu && x.size().ends_with(weight.size());
+    let suits = on_host(weight) && x.size().ends_with(weight.size());
     (suits && weight.dim() == 1).then(|| spec.factor(weight).contiguous())
 }
 

@@ -1,9 +1,9 @@
 //! The rotation as a kernel over tokens, in place.
 
 use tandem_kernels::rope::{self, Table, TokensMut};
-use tandem_torch::{Device, Tensor};
+use tandem_torch::Tensor;
 
-use crate::cpu::element::{Stored, is_plain, slice, span_mut, with_element};
+use crate::cpu::element::{Stored, is_plain, on_host, slice, span_mut, with_element};
 
 /// As [`super::aten::rotate_`]; `None`, with nothing written, where the kernel does not apply.
 pub(super) fn rotate_(x: &Tensor, cos: &Tensor, sin: &Tensor, direction: f32) -> Option<()> {
@@ -32,7 +32,7 @@ fn tokens<T: Stored>(x: &Tensor) -> Option<TokensMut<'_, T>> {
     let even = batch == 1 || batch_stride == seq * stride;
     let together = heads == 1 || head_stride == head_dim;
     let apart = stride >= width;
-    let suits = x.device() == Device::Cpu && x.kind() == T::KIND && x.numel() > 0;
+    let suits = on_host(x) && x.kind() == T::KIND && x.numel() > 0;
     (suits && even && together && apart).then(|| {
         // SAFETY: the rotation is the only operation on this storage meanwhile (the tables are tensors of their own).
         let data = unsafe { span_mut::<T>(x) };

@@ -1,0 +1,76 @@
+//! Recorded training against PyTorch's numbers: on one device, and cut over two ranks each way.
+
+use tandem_run::failure::Outcome;
+
+use crate::gpu::finding::Finding;
+use crate::gpu::golden::CASES;
+use crate::gpu::program;
+use crate::gpu::stage::Context;
+
+/// Strategy, ranks in a row, rows.
+const RUNS: [(&str, usize, usize); 4] = [
+    ("fsdp", 1, 1),
+    ("fsdp", 2, 1),
+    ("fsdp", 1, 2),
+    ("deepspeed", 1, 2),
+];
+
+pub(super) fn run(context: &Context) -> Outcome<Finding> {
+    let (mut problems, mut impossible, mut rows) = (Vec::new(), None, Vec::new());
+    for case in &CASES {
+        let folder = case.unpack(&context.scratch)?;
+        for (strategy, tp, dp) in RUNS.into_iter().take(context.sized(3, RUNS.len())) {
+            let mut row = vec![
+                case.name.to_owned(),
+                strategy.to_owned(),
+                format!("{tp}x{dp}"),
+            ];
+            if let Err(why) = context.can_run(tp * dp) {
+                row.push("not possible".to_owned());
+                rows.push(row);
+                impossible = Some(why);
+                continue;
+            }
+            let output = context
+                .scratch
+                .join(format!("{}-{strategy}-{tp}x{dp}", case.name));
+            let (tp, dp) = (tp.to_string(), dp.to_string());
+            let args = [
+                "replay",
+                "--check",
+                "--device",
+                context.device_name,
+                "--strategy",
+                strategy,
+                "--tp_size",
+                &tp,
+                "--dp_size",
+                &dp,
+            ];
+            let mut command = program::own(&args)?;
+            command
+                .arg("--case")
+                .arg(&folder)
+                .arg("--output")
+                .arg(&output);
+            let result = program::output(&mut command);
+            row.push(match &result {
+                Ok(_) => "within tolerance".to_owned(),
+                Err(failure) => failure.message.clone(),
+            });
+            if let Err(failure) = result {
+                problems.push(format!(
+                    "{} {strategy} {tp}x{dp}: {}",
+                    case.name, failure.message
+                ));
+            }
+            rows.push(row);
+        }
+    }
+    let columns = ["case", "strategy", "tp x dp", "loss, gradients, parameters"];
+    let finding = Finding::without(&problems).table("fp32, against transformers", &columns, rows);
+    Ok(match impossible {
+        Some(why) => finding.noting(format!("on one rank only: {why}")),
+        None => finding,
+    })
+}
