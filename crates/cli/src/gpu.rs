@@ -47,13 +47,13 @@ pub fn run(flags: &GpuFlags, environment: &Environment) -> Outcome<i32> {
     fs::create_dir_all(&flags.output)
         .map_err(|error| Failure::usage(format!("--output {}: {error}", flags.output.display())))?;
     let chosen = chosen(&flags.only)?;
-    let begin = Instant::now();
     let (machine, problems) = doctor::sections(environment);
     for problem in problems {
         tell!("problem: {problem}");
     }
     let scratch = tempfile::tempdir().map_err(Failure::other)?;
     let mut findings = Vec::new();
+    let begin = Instant::now();
     for stage in chosen {
         let left = Duration::from_secs(flags.limit).saturating_sub(begin.elapsed());
         let finding = in_its_process(flags, stage, device, scratch.path(), left)?;

@@ -108,7 +108,15 @@ impl Operator {
         if !self.writes_in_place() && results.iter().all(is_first) {
             return;
         }
-        let read: Vec<&Tensor> = tensors(arguments).collect();
+        // A tensor that is given to be filled is not read.
+        let is_filled = |it: &Tensor| {
+            results
+                .iter()
+                .any(|result| result.data_ptr() == it.data_ptr())
+        };
+        let read: Vec<&Tensor> = tensors(arguments)
+            .filter(|it| self.writes_in_place() || !is_filled(it))
+            .collect();
         let written: Vec<&Tensor> = results.iter().collect();
         recorder::end(begun, &name, Action::Compute, &read, &written);
     }

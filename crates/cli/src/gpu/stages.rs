@@ -25,7 +25,7 @@ const fn stage(name: &'static str, seconds: u64, run: fn(&Context) -> Outcome<Fi
 }
 
 /// All of them.
-pub(super) const ALL: [Stage; 11] = [
+pub(super) static ALL: [Stage; 11] = [
     stage("floor", 60, floor::run),
     stage("operations", 90, operations::run),
     stage("replays", 150, replays::run),

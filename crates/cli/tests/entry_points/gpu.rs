@@ -95,7 +95,7 @@ fn a_stage_that_hangs_is_killed_and_what_it_started_is_gone() {
         "--only",
         "peer",
         "--limit",
-        "3",
+        "20",
         "--python",
         python.to_str().unwrap(),
     ];
