@@ -34,6 +34,8 @@ struct Pool {
 /// One step over the units, as `train_step` walks.
 struct Walk<'a> {
     units: &'a [Unit],
+    /// By unit: that of its layer's experts, where these are spread over ranks.
+    experts: Vec<Option<usize>>,
     settings: &'a Settings,
     pool: Pool,
     held: Vec<[bool; 2]>,
@@ -41,8 +43,15 @@ struct Walk<'a> {
 
 /// The buffers of a step.
 pub(crate) fn borrowed(share: &Share, settings: &Settings) -> Borrowed {
+    let mut experts = vec![None; share.units.len()];
+    for (index, unit) in share.units.iter().enumerate() {
+        if let Some((layer, _)) = unit.spread {
+            experts[1 + layer] = Some(index);
+        }
+    }
     let mut walk = Walk {
         units: &share.units,
+        experts,
         settings,
         pool: Pool::default(),
         held: vec![[false; 2]; share.units.len()],
@@ -156,8 +165,7 @@ impl Walk<'_> {
     /// For a layer's unit, and for that of its experts where they are spread.
     fn with_experts(&mut self, unit: usize, each: impl Fn(&mut Self, usize)) {
         each(self, unit);
-        let is_of_layer = |it: &Unit| it.spread.is_some_and(|(layer, _)| layer + 1 == unit);
-        if let Some(experts) = self.units.iter().position(is_of_layer) {
+        if let Some(experts) = self.experts.get(unit).copied().flatten() {
             each(self, experts);
         }
     }

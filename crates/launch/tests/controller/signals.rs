@@ -1,6 +1,6 @@
 //! Signals at a controller in a process of its own.
 
-use crate::bench::{Bench, wait_until};
+use crate::bench::{Bench, ControllerProcess, wait_until};
 use crate::script::FaultKind;
 use rustix::process::Signal;
 use std::fs;
@@ -25,9 +25,8 @@ fn a_graceful_stop_saves_and_says_so() {
     }
 }
 
-#[test]
-fn a_second_signal_does_not_wait() {
-    let bench = Bench::new();
+/// A controller whose workers do not hear that they were asked to stop.
+fn asked_once(bench: &Bench) -> ControllerProcess {
     let mut controller = bench.start_controller(|script| {
         script.worker.stubborn = true;
         script.worker.deaf = true;
@@ -35,6 +34,13 @@ fn a_second_signal_does_not_wait() {
     controller.wait_for_steps(3);
     controller.signal(Signal::INT);
     controller.read_until("StopRequested");
+    controller
+}
+
+#[test]
+fn a_second_signal_does_not_wait() {
+    let bench = Bench::new();
+    let controller = asked_once(&bench);
     controller.signal(Signal::INT);
     let (output, _, status) = controller.finish();
     assert_eq!(status.code(), Some(130), "{output}");
@@ -47,13 +53,7 @@ fn a_second_signal_does_not_wait() {
 #[test]
 fn signals_after_the_second_change_nothing() {
     let bench = Bench::new();
-    let mut controller = bench.start_controller(|script| {
-        script.worker.stubborn = true;
-        script.worker.deaf = true;
-    });
-    controller.wait_for_steps(3);
-    controller.signal(Signal::INT);
-    controller.read_until("StopRequested");
+    let mut controller = asked_once(&bench);
     while controller.child.try_wait().unwrap().is_none() {
         // Of several kinds: equal ones that come at once are one.
         for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
