@@ -135,6 +135,16 @@ impl Storage {
         self.watch.as_ref()?.lost()
     }
 
+    /// Gives up a folder in which the last state cannot be saved, for the reason `why`: it goes to `--local_path` then. Says
+    /// whether there is such a place; object storage has none.
+    pub fn leave(&self, why: &str) -> bool {
+        let Some(watch) = &self.watch else {
+            return false;
+        };
+        watch.leave(format!("could not be written to: {why}"));
+        true
+    }
+
     /// The experiment's checkpoints.
     pub fn run(&self, retention: Retention) -> Outcome<RunDir> {
         RunDir::open(Arc::clone(&self.store), retention).map_err(Failure::other)

@@ -256,6 +256,7 @@ impl Worker<'_> {
                 stop: self.control.stop_requested() || look.is_lost(),
                 save_now: self.control.take_save_now(),
             },
+            leave_storage: &|why| storage.leave(why),
         };
         let end = train_loop(
             engine,
@@ -268,10 +269,9 @@ impl Worker<'_> {
         );
         match (storage.lost(), end) {
             (None, end) => end.map_err(Failure::train),
-            (Some(lost), Ok(_)) => Err(folder_lost(lost, true)),
             // A peer's failure is the peer's to explain.
             (Some(_), Err(error)) if error.comm_error().is_some() => Err(Failure::train(error)),
-            (Some(lost), Err(_)) => Err(folder_lost(lost, false)),
+            (Some(lost), _) => Err(folder_lost(lost, checkpoints.has_saved(self.step.get()))),
         }
     }
 

@@ -325,6 +325,11 @@ impl Checkpointer {
         Some(TrainError::Save { step, problem })
     }
 
+    /// Whether the state after `step` is a checkpoint.
+    pub fn has_saved(&self, step: u64) -> bool {
+        self.begun == Some(step) && self.in_flight.is_none() && self.problem.is_none()
+    }
+
     /// Rank 0 names the checkpoint for all.
     fn begin(&self, engine: &Engine) -> Result<NewCheckpoint, TrainError> {
         let own = match &self.committer {

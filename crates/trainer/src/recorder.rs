@@ -1,8 +1,10 @@
 //! What rank 0 writes down of a run: `metrics.jsonl`, a line for each step and for each evaluation; the same as curves for
 //! TensorBoard; `events.jsonl`; and the loss history.
 
+mod lines;
+
 use std::fs::{File, OpenOptions};
-use std::io::{ErrorKind, Write};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -12,10 +14,11 @@ use crate::error::TrainError;
 use crate::events::{EvalMetrics, StepMetrics};
 use crate::journal::{Happening, Journal, now};
 use crate::tensorboard::Curves;
+use lines::Lines;
 
 /// Writes what rank 0 records of a run.
 pub struct Recorder {
-    metrics: Option<(PathBuf, File)>,
+    metrics: Option<(PathBuf, Lines<File>)>,
     /// For people; what cannot be written of these two ends no run.
     curves: Option<Curves>,
     journal: Option<Journal>,
@@ -79,7 +82,7 @@ impl Recorder {
             std::fs::create_dir_all(dir).map_err(|source| write_error(dir, source))?;
         }
         Ok(Self {
-            metrics: Some((path, file)),
+            metrics: Some((path, Lines::new(file))),
             curves: unless_told(
                 Curves::create(run_dir, done, now()),
                 "there are no curves for TensorBoard",
@@ -94,7 +97,7 @@ impl Recorder {
     /// Takes note of a step.
     ///
     /// # Errors
-    /// When the line cannot be written.
+    /// When it cannot be a line.
     pub fn step(&mut self, metrics: &StepMetrics) -> Result<(), TrainError> {
         if self.metrics.is_some() {
             self.line(metrics)?;
@@ -114,7 +117,7 @@ impl Recorder {
     /// saved.
     ///
     /// # Errors
-    /// When the line cannot be written.
+    /// When it cannot be a line.
     pub fn evaluation(&mut self, metrics: &EvalMetrics) -> Result<(), TrainError> {
         match self.evaluated.replace(metrics.step) {
             Some(step) if step == metrics.step => Ok(()),
@@ -128,14 +131,11 @@ impl Recorder {
     }
 
     fn line(&mut self, metrics: &impl Serialize) -> Result<(), TrainError> {
-        let Some((path, file)) = &mut self.metrics else {
+        let Some((path, lines)) = &mut self.metrics else {
             return Ok(());
         };
-        let mut line = serde_json::to_string(metrics).map_err(|e| write_error(path, e.into()))?;
-        line.push('\n');
-        // One write per line: whoever follows the file never sees half of one.
-        file.write_all(line.as_bytes())
-            .map_err(|source| write_error(path, source))
+        lines.add(&serde_json::to_string(metrics).map_err(|e| write_error(path, e.into()))?);
+        Ok(())
     }
 
     /// Takes note of something that is no step.
@@ -145,11 +145,14 @@ impl Recorder {
         }
     }
 
-    /// Writes the loss history.
+    /// Writes the loss history, and what could not be written of the metrics before.
     ///
     /// # Errors
-    /// When the file cannot be written.
-    pub fn finish(&self) -> Result<(), TrainError> {
+    /// When a file cannot be written.
+    pub fn finish(&mut self) -> Result<(), TrainError> {
+        if let Some((path, lines)) = &mut self.metrics {
+            lines.flush().map_err(|source| write_error(path, source))?;
+        }
         let Some(path) = &self.history else {
             return Ok(());
         };

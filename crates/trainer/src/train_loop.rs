@@ -65,6 +65,9 @@ pub struct Watcher<'a> {
     pub on_step: &'a dyn Fn(u64),
     /// What this rank was asked for since the last call.
     pub requests: &'a dyn Fn() -> Requests,
+    /// Gives up a storage that cannot be written to, for the reason that it is given: what is written from now on goes elsewhere.
+    /// Says whether there is such a place, the same on all ranks.
+    pub leave_storage: &'a dyn Fn(&str) -> bool,
 }
 
 /// Trains on from `counters` to the last step or the end of the data, and saves when it is due, when it is asked for, and
@@ -97,7 +100,7 @@ pub fn train_loop(
         loss: None,
         stopped: false,
         ends_early: false,
-        unsaved: None,
+        point: None,
     };
     training.begin()?;
     while let Some(step) = training.next_step() {
@@ -139,8 +142,8 @@ struct Training<'a, 'w> {
     stopped: bool,
     /// Whether evaluations have shown that more steps are of no use.
     ends_early: bool,
-    /// Where it stands, if no save of that has begun.
-    unsaved: Option<ResumePoint>,
+    /// Where it stands, after the first step.
+    point: Option<ResumePoint>,
 }
 
 /// This rank's part of a step's global batch, on the device.
@@ -357,10 +360,8 @@ impl Training<'_, '_> {
             let begun = Instant::now();
             self.save(&point, self.is_end(step).then_some(step))?;
             self.meter.add_saving(begun.elapsed());
-            self.unsaved = None;
-        } else {
-            self.unsaved = Some(point);
         }
+        self.point = Some(point);
         Ok(())
     }
 
@@ -414,18 +415,16 @@ impl Training<'_, '_> {
 
     /// Saves what is not saved, and waits for the last save.
     fn end(mut self) -> Result<LoopEnd, TrainError> {
-        let end = Some(self.counters.step);
-        if let Some(point) = self.unsaved.take() {
-            self.save(&point, end)?;
+        let step = self.counters.step;
+        let point = self.point.take();
+        let unsaved = point.as_ref();
+        if let Some(point) = unsaved.filter(|_| self.checkpoints.is_due(step, true)) {
+            self.save(point, Some(step))?;
         }
-        let sink = &mut *self.watcher.sink;
-        sink.event(TrainEvent::Saving);
-        let alive = &mut || sink.event(TrainEvent::Saving);
-        let last = self.checkpoints.finish(self.engine, alive)?;
-        self.tell(last, end);
+        self.finish_saving()?;
         // Without a checkpoint of its last step, the work since the one before would be lost.
-        if let Some(error) = self.checkpoints.last_problem(self.counters.step) {
-            return Err(error);
+        if let Some(error) = self.checkpoints.last_problem(step) {
+            self.save_elsewhere(point, error)?;
         }
         self.watcher.recorder.note(Happening::Ended {
             step: self.counters.step,
@@ -439,6 +438,32 @@ impl Training<'_, '_> {
             loss: self.loss,
             evaluation: self.evaluation,
         })
+    }
+
+    /// Waits for the save under way, the last one.
+    fn finish_saving(&mut self) -> Result<(), TrainError> {
+        let sink = &mut *self.watcher.sink;
+        sink.event(TrainEvent::Saving);
+        let alive = &mut || sink.event(TrainEvent::Saving);
+        let last = self.checkpoints.finish(self.engine, alive)?;
+        self.tell(last, Some(self.counters.step));
+        Ok(())
+    }
+
+    /// Saves the last step, which its storage did not take for the reason `error`, where there is room.
+    fn save_elsewhere(
+        &mut self,
+        point: Option<ResumePoint>,
+        error: TrainError,
+    ) -> Result<(), TrainError> {
+        let step = self.counters.step;
+        let leaves = |_: &ResumePoint| (self.watcher.leave_storage)(&error.to_string());
+        let Some(point) = point.filter(leaves) else {
+            return Err(error);
+        };
+        self.save(&point, Some(step))?;
+        self.finish_saving()?;
+        self.checkpoints.last_problem(step).map_or(Ok(()), Err)
     }
 }
 

@@ -136,6 +136,11 @@ impl WatchedStore {
         self.lost.get().map(|(lost, _)| lost)
     }
 
+    /// Takes the folder for lost because of a `problem` that nobody sees from outside: it is full, or read only.
+    pub fn leave(&self, problem: String) {
+        self.lost.get_or_init(|| self.moved(problem));
+    }
+
     /// What is wrong with the folder. A file system that does not answer at the moment has not lost it.
     fn problem(&self) -> Option<String> {
         let is_gone = |error: &io::Error| {

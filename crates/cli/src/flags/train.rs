@@ -274,8 +274,8 @@ pub struct CommonFlags {
     #[arg(long, default_value = DEFAULT_PATH, help_heading = "Output")]
     pub storage_path: String,
 
-    /// Where logs, metrics and token caches are kept when the storage path is object storage; and where the state is saved when
-    /// a storage path that is a folder vanishes (unmounted, removed) while training.
+    /// Where logs, metrics and token caches are kept when the storage path is object storage; and where the last state is saved when
+    /// a storage path that is a folder vanishes while training (unmounted, removed), or does not take it (full, read only).
     #[arg(long, default_value = "./runs", help_heading = "Output")]
     pub local_path: PathBuf,
 

@@ -59,7 +59,12 @@ impl WorkerLog {
         let mut bytes = Vec::new();
         file.take(TAIL_BYTES).read_to_end(&mut bytes)?;
         let text = String::from_utf8_lossy(&bytes);
-        let lines: Vec<_> = text.lines().filter(|line| !is_note(line)).collect();
+        // What begins in the middle of a line is left out, unless the line is all there is.
+        let whole = match text.split_once('\n') {
+            Some((_, rest)) if start > self.start && !rest.is_empty() => rest,
+            _ => &text,
+        };
+        let lines: Vec<_> = whole.lines().filter(|line| !is_note(line)).collect();
         let first = lines.len().saturating_sub(TAIL_LINES);
         Ok(lines[first..]
             .iter()
@@ -101,5 +106,11 @@ mod tests {
         }
         let tail = log.tail();
         assert_eq!((tail.len(), tail[19].as_str()), (20, "line 9999"));
+        // Nine of these lines do not fit into what is read; the first is left out, for it would begin in its middle.
+        for number in 0..9 {
+            writeln!(file, "{number}{}", "x".repeat(1000)).unwrap();
+        }
+        let tail = log.tail();
+        assert_eq!((tail.len(), &tail[0][..2]), (8, "1x"));
     }
 }
