@@ -14,6 +14,7 @@ use tandem_trainer::ExpertRanks;
 
 use crate::failure::{Failure, Outcome};
 use crate::libtorch::{Libtorch, workers};
+use crate::limits;
 use crate::spec::{EngineSpec, Network};
 
 /// A rank's connections.
@@ -45,6 +46,7 @@ impl Ranks {
                 env.world_size
             )));
         }
+        limits::check_own(env)?;
         // A worker looks at its own device only.
         let workers = workers(env.local_world_size, network.transport);
         let libtorch = Libtorch::ready(DeviceChoice::Auto, workers)?;

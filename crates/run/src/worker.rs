@@ -47,6 +47,7 @@ pub fn run(
             .set_by_hang_up()
             .map_err(cannot_handle)?;
     }
+    // Again when ranks meet, which is after all that takes long.
     limits::check_own(env)?;
     let mut reporter = Reporter::new(control, env.rank, spec, environment.checkpoint.is_none());
     reporter.event(TrainEvent::Phase("preparing".to_owned()));

@@ -1,5 +1,8 @@
 //! What cannot work is refused with a sentence that says what to change, the right exit code, and nothing left behind.
 
+use std::ffi::OsString;
+use std::process::Command;
+
 use crate::demo::{Run, demo, train};
 
 /// A copy of the demo model with one file changed.
@@ -322,7 +325,7 @@ fn more_than_the_limit_of_address_space() {
     });
     let run = base().args(["--model_name", dir.path().to_str().unwrap()]);
     let program = train(&run);
-    let output = std::process::Command::new("sh")
+    let output = Command::new("sh")
         .args(["-c", "ulimit -v 4000000 && exec \"$0\" \"$@\""])
         .arg(program.get_program())
         .args(program.get_args())
@@ -333,6 +336,52 @@ fn more_than_the_limit_of_address_space() {
     assert_eq!(output.status.code(), Some(1), "{text}");
     for words in ["not enough memory", "ulimit -v", "GB"] {
         assert!(text.contains(words), "{text}");
+    }
+}
+
+/// `ulimit -n` limits every process that starts ranks or is one: each looks before it begins, and raises what it may.
+#[test]
+fn fewer_open_files_than_a_run_needs() {
+    let tandem = env!("CARGO_BIN_EXE_tandem");
+    let case = crate::tiny::golden("qwen2_untied");
+    let case = case.to_str().unwrap();
+    let training = train(&base());
+    let name = [OsString::from("train_fsdp")];
+    let training = name
+        .into_iter()
+        .chain(training.get_args().map(OsString::from));
+    let training: Vec<OsString> = training.collect();
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("replayed");
+    let replay = [
+        "replay --device cpu --strategy fsdp --tp_size 1 --case",
+        case,
+        "--output",
+        output.to_str().unwrap(),
+    ];
+    let replay = replay.join(" ");
+    let words = |line: &str| line.split(' ').map(OsString::from).collect();
+    let lines: [Vec<OsString>; 3] = [
+        training,
+        words(&replay),
+        words("plan --measure --devices 1"),
+    ];
+    for line in &lines {
+        for is_worker in [false, true] {
+            let mut command = Command::new("sh");
+            command.args(["-c", "ulimit -n 60 && exec \"$0\" \"$@\"", tandem]);
+            command.args(line);
+            if is_worker {
+                let variables = crate::workers::torchrun(1, 1, "127.0.0.1", 1);
+                command.envs(variables(0));
+            }
+            let ended = command.output().unwrap();
+            let text = String::from_utf8_lossy(&ended.stderr);
+            assert_eq!(ended.status.code(), Some(2), "{line:?}: {text}");
+            let words =
+                "open files and connections in one process, and the limit is 60 (`ulimit -n`";
+            assert!(text.contains(words), "{line:?}: {text}");
+        }
     }
 }
 
@@ -493,7 +542,7 @@ fn folders_of_the_process_that_do_not_serve() {
     let place = tempfile::tempdir().unwrap();
     let gone = place.path().join("gone");
     let run = base();
-    let mut command = std::process::Command::new("bash");
+    let mut command = Command::new("bash");
     let inner = train(&run);
     command
         .args([

@@ -12,13 +12,17 @@ pub struct Tiny {
     folder: tempfile::TempDir,
 }
 
+/// The golden case `name`.
+pub fn golden(name: &str) -> PathBuf {
+    let all = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests-data/golden");
+    all.join(name)
+}
+
 impl Tiny {
     /// The golden case `name`, with its weights.
     pub fn new(name: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let golden = Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("../../tests-data/golden")
-            .join(name);
+        let golden = golden(name);
         let model = folder.path().join("model");
         fs::create_dir(&model).unwrap();
         for file in ["config.json", "model.safetensors"] {

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use crate::meet::secret::{RunSecret, SECRET_BYTES, random_bytes};
 
 /// What a connection of ours begins with: the name and the version of what follows.
-const MAGIC: [u8; 8] = *b"TANDEM\0\x02";
+const MAGIC: [u8; 8] = *b"TANDEM\0\x03";
 
 const NONCE_AT: usize = MAGIC.len();
 const NUMBER_AT: usize = NONCE_AT + SECRET_BYTES;

@@ -57,7 +57,8 @@ impl MeetingPoint {
             group: "all ranks".into(),
             step: None,
         };
-        if let Err(missing) = client.wait_for_all(config.world_size, &site)? {
+        let everyone: Vec<usize> = (0..config.world_size).collect();
+        if let Err(missing) = client.gather("met", (config.rank, &everyone), &[], &site)? {
             return Err(failed(format!(
                 "ranks {missing:?} did not come within {} s; check that they were started",
                 config.timeout.as_secs_f64()

@@ -10,8 +10,8 @@
 mod collectives;
 mod join;
 mod meeting;
-mod members;
 mod negotiate;
+mod neighbour;
 mod segment;
 mod shared_memory;
 

@@ -275,6 +275,46 @@ fn a_rank_that_has_finished_may_leave() {
     }
 }
 
+/// Process descriptors of this process.
+fn watched() -> usize {
+    let open = std::fs::read_dir("/proc/self/fd").unwrap();
+    let links = open.flatten().flat_map(|entry| entry.path().read_link());
+    let is_process = |link: &std::path::PathBuf| link.to_string_lossy().contains("pidfd");
+    links.filter(is_process).count()
+}
+
+/// Each member watches one other. When two in a row are killed, and rank 0 with its store has left, the member before them tells
+/// those that watch somebody else.
+#[test]
+fn a_death_is_noticed_by_all_though_each_watches_one() {
+    const TEST: &str = "failures::a_death_is_noticed_by_all_though_each_watches_one";
+    let setup = Setup::new(TEST, 6, Transport::Shm).victims(&[2, 3]);
+    show(&setup.run(|world| {
+        let all = everyone(&world);
+        assert_eq!(watched(), 1, "of five others");
+        if world.rank() == 0 {
+            reduce(&*all, &tensor(10)).unwrap();
+            return;
+        }
+        let group = world.new_group("others", &[1, 2, 3, 4, 5]).unwrap();
+        assert_eq!(watched(), 2, "one for each group");
+        reduce(&*all, &tensor(10)).unwrap();
+        reduce(&*group, &tensor(10)).unwrap();
+        if matches!(world.rank(), 2 | 3) {
+            // Rank 0 is gone by then, and the others are in the collective.
+            std::thread::sleep(Duration::from_millis(500));
+            kill_process(getpid(), Signal::KILL).unwrap();
+        }
+        let error = failure(|| reduce(&*group, &tensor(10)));
+        assert!(
+            error.to_string().starts_with("rank 2 left during"),
+            "{error}"
+        );
+        // Not before the others have seen it, or this one's end would count as another.
+        std::thread::sleep(Duration::from_millis(500));
+    }));
+}
+
 /// What two ranks do differently, and what the message must say of each.
 type Disagreement = (
     fn(&dyn ProcessGroup, bool) -> Result<Work, CommError>,

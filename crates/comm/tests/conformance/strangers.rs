@@ -11,7 +11,7 @@ use tandem_comm::{CommError, ReduceOp, RunSecret, Transport, Work, World, WorldC
 use tandem_tensor::Tensor;
 
 /// What a connection of ours begins with.
-const MAGIC: &[u8; 8] = b"TANDEM\0\x02";
+const MAGIC: &[u8; 8] = b"TANDEM\0\x03";
 
 /// Nothing here takes as long; it only keeps a test from hanging.
 const PATIENCE: Duration = Duration::from_secs(120);

@@ -26,6 +26,7 @@ pub fn run(spec: &RunSpec, args: &[OsString], environment: &Environment) -> Outc
     let num_workers = spec.compute.engine.mesh.world_size();
     let workers = libtorch::workers(num_workers, spec.cluster.network.transport);
     let libtorch = Libtorch::ready(spec.compute.engine.device, workers)?;
+    // Again when workers are started, which is after all that takes long.
     limits::check_all(num_workers)?;
     let checked = Checked::new(spec, environment, Some(num_workers))?;
     let _lease = Lease::take(&checked.storage)?;

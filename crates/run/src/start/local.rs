@@ -8,6 +8,7 @@ use tandem_launch::controller::{Controller, ControllerEvent, LaunchSpec, RunEnd}
 
 use crate::failure::{Failure, Outcome};
 use crate::libtorch::Libtorch;
+use crate::limits;
 use crate::show::screen;
 
 /// How patiently workers are looked after.
@@ -40,6 +41,7 @@ pub fn run_workers(
     supervision: Supervision,
     on_event: &mut dyn FnMut(&ControllerEvent),
 ) -> Outcome<i32> {
+    limits::check_all(num_workers)?;
     let mut spec = LaunchSpec::new(own_file()?, args, num_workers, run_dir);
     spec.env = env
         .iter()

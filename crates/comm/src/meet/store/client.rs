@@ -1,6 +1,6 @@
 //! A rank's side of the store.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::io::{self, ErrorKind};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
@@ -16,10 +16,14 @@ use crate::error::{CommError, Result};
 use crate::meet::config::WorldConfig;
 use crate::meet::handshake::{self, Unanswered, until};
 use crate::meet::health::{Fate, Health};
+use crate::meet::store::parts::unpack;
 use crate::meet::store::wire::{Message, PURPOSE};
 
 /// How long to wait between looks at the health of the others.
 const LOOK_AROUND: Duration = Duration::from_millis(50);
+
+/// How long rank 0 may take to say who is missing.
+const PARTIAL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long a server may take to answer the first message.
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(5);
@@ -48,8 +52,33 @@ struct Shared {
 #[derive(Default)]
 struct Inbox {
     values: HashMap<u64, Vec<u8>>,
-    joined: BTreeSet<usize>,
+    gathered: HashMap<u64, Gathered>,
     disconnected: bool,
+}
+
+/// The parts of a gathering that have arrived.
+struct Gathered {
+    members: usize,
+    /// In order, from the first on. `None` is one that rank 0 does not have.
+    parts: Vec<Option<Vec<u8>>>,
+}
+
+impl Gathered {
+    fn is_complete(&self) -> bool {
+        self.parts.len() == self.members
+    }
+
+    /// Takes the next parts; those that nobody asked for are left.
+    fn take(&mut self, first: u64, packed: &[u8]) {
+        if first != self.parts.len() as u64 {
+            tracing::debug!(first, "parts out of order");
+            return;
+        }
+        let room = self.members - self.parts.len();
+        let parts = unpack(packed).take(room);
+        self.parts
+            .extend(parts.map(|part| part.map(<[u8]>::to_vec)));
+    }
 }
 
 /// Why a connection did not become one.
@@ -100,27 +129,6 @@ impl Client {
         self.stream.lock().local_addr()
     }
 
-    /// Waits until all ranks are connected. The error is the ranks that are missing after the timeout, or whatever
-    /// ended one of them meanwhile.
-    pub(crate) fn wait_for_all(
-        &self,
-        world_size: usize,
-        site: &Site,
-    ) -> Result<Result<(), Vec<usize>>> {
-        let everyone: Vec<usize> = (0..world_size).collect();
-        let complete = self.wait_until(&everyone, site, |inbox| {
-            (inbox.joined.len() == world_size).then_some(())
-        })?;
-        if complete.is_some() {
-            return Ok(Ok(()));
-        }
-        let inbox = self.shared.inbox.lock();
-        let missing = everyone
-            .into_iter()
-            .filter(|rank| !inbox.joined.contains(rank));
-        Ok(Err(missing.collect()))
-    }
-
     /// Publishes a value.
     ///
     /// # Errors
@@ -137,6 +145,52 @@ impl Client {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         self.send(&Message::Get { id, key }, site)?;
         self.answer(id, owner, site)
+    }
+
+    /// Gives this rank's `part`, that of number `place` of `ranks`, and waits for those of all, in that order. All of it is one
+    /// request and its answer. The inner error is the ranks that have not given theirs within the timeout.
+    ///
+    /// # Errors
+    /// When one of them leaves, or anybody fails.
+    pub(crate) fn gather(
+        &self,
+        key: &str,
+        (place, ranks): (usize, &[usize]),
+        part: &[u8],
+        site: &Site,
+    ) -> Result<Result<Vec<Vec<u8>>, Vec<usize>>> {
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let members = ranks.len();
+        let empty = Gathered {
+            members,
+            parts: Vec::new(),
+        };
+        self.shared.inbox.lock().gathered.insert(id, empty);
+        let (place, members) = (place as u64, members as u64);
+        let request = Message::Gather {
+            id,
+            key,
+            place,
+            members,
+            part,
+        };
+        self.send(&request, site)?;
+        let mut parts = self.parts(id, ranks, self.timeout, site)?;
+        if parts.is_none() {
+            self.send(&Message::GiveUp { id, key }, site)?;
+            parts = self.parts(id, ranks, PARTIAL_TIMEOUT, site)?;
+        }
+        let Some(parts) = parts else {
+            // Who does not even say that is the one who is missing.
+            return Ok(Err(vec![0]));
+        };
+        let is_there = parts.iter().map(Option::is_some);
+        let missing = ranks.iter().zip(is_there).filter(|(_, is_there)| !is_there);
+        let missing: Vec<usize> = missing.map(|(rank, _)| *rank).collect();
+        Ok(match missing.is_empty() {
+            true => Ok(parts.into_iter().flatten().collect()),
+            false => Err(missing),
+        })
     }
 
     /// Asks for the value of `key`, which may never be published, and does not wait for the answer.
@@ -156,29 +210,54 @@ impl Client {
         self.shared.inbox.lock().values.remove(&question.0)
     }
 
+    /// The error for ranks that did not answer in time.
+    pub(crate) fn timed_out(&self, ranks: Vec<usize>, site: &Site) -> CommError {
+        CommError::Timeout {
+            ranks,
+            timeout: self.timeout,
+            site: site.clone(),
+        }
+    }
+
     /// Tells everyone how this rank ends.
     pub(crate) fn end(&self, fate: Fate) {
         // The rank is in the connection; the server ignores the field. Nobody is left to tell if this fails.
         let _sent = Message::ended(0, &fate).write(&mut *self.stream.lock());
     }
 
+    /// What has been gathered, once it is here.
+    fn parts(
+        &self,
+        id: u64,
+        ranks: &[usize],
+        timeout: Duration,
+        site: &Site,
+    ) -> Result<Option<Vec<Option<Vec<u8>>>>> {
+        let parts = self.wait_until(ranks, timeout, site, |inbox| {
+            let gathered = inbox.gathered.get(&id);
+            if !gathered.is_some_and(Gathered::is_complete) {
+                return None;
+            }
+            inbox.gathered.remove(&id)
+        })?;
+        Ok(parts.map(|gathered| gathered.parts))
+    }
+
     fn answer(&self, id: u64, owner: usize, site: &Site) -> Result<Vec<u8>> {
-        self.wait_until(&[owner], site, |inbox| inbox.values.remove(&id))?
-            .ok_or_else(|| CommError::Timeout {
-                ranks: vec![owner],
-                timeout: self.timeout,
-                site: site.clone(),
-            })
+        let found = |inbox: &mut Inbox| inbox.values.remove(&id);
+        self.wait_until(&[owner], self.timeout, site, found)?
+            .ok_or_else(|| self.timed_out(vec![owner], site))
     }
 
     /// `None` after the timeout.
     fn wait_until<T>(
         &self,
         awaited: &[usize],
+        timeout: Duration,
         site: &Site,
         mut found: impl FnMut(&mut Inbox) -> Option<T>,
     ) -> Result<Option<T>> {
-        let deadline = Instant::now() + self.timeout;
+        let deadline = Instant::now() + timeout;
         let mut inbox = self.shared.inbox.lock();
         loop {
             if let Some(value) = found(&mut inbox) {
@@ -224,9 +303,10 @@ impl Shared {
                 Ok(Message::Value { id, value }) => {
                     inbox.values.insert(id, value.to_vec());
                 }
-                Ok(Message::Joined { rank }) => {
-                    inbox.joined.insert(rank as usize);
-                }
+                Ok(Message::Parts { id, first, packed }) => match inbox.gathered.get_mut(&id) {
+                    Some(gathered) => gathered.take(first, packed),
+                    None => tracing::debug!(id, "parts that nobody waits for"),
+                },
                 Ok(Message::Ended { rank, fate }) => self.health.report(rank as usize, fate),
                 Ok(other) => tracing::debug!(?other, "an unexpected message"),
                 Err(error) => {

@@ -15,6 +15,7 @@ use crate::meet::door::{Admitted, Door};
 use crate::meet::handshake::is_temporary;
 use crate::meet::health::Fate;
 use crate::meet::secret::RunSecret;
+use crate::meet::store::gathering::Gathering;
 use crate::meet::store::quota::Quota;
 use crate::meet::store::wire::{Message, PURPOSE, first_message};
 
@@ -44,9 +45,19 @@ struct State {
     values: HashMap<String, Vec<u8>>,
     /// Who waits for a key: rank and request.
     waiting: HashMap<String, Vec<(usize, u64)>>,
+    /// Those that are not complete, by key.
+    gatherings: HashMap<String, Gathering>,
     connections: BTreeMap<usize, Connection>,
     ended: Vec<(usize, Fate)>,
+    traffic: Traffic,
     closing: bool,
+}
+
+/// Messages so far, of all ranks together.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Traffic {
+    pub(crate) received: u64,
+    pub(crate) sent: u64,
 }
 
 struct Connection {
@@ -106,6 +117,12 @@ impl Server {
         Ok(own)
     }
 
+    /// What was said so far.
+    #[cfg(test)]
+    pub(crate) fn traffic(&self) -> Traffic {
+        self.shared.state.lock().traffic
+    }
+
     /// Where the server listens.
     ///
     /// # Errors
@@ -124,6 +141,8 @@ impl Drop for Server {
             // Already closed is closed.
             let _closed = connection.stream.shutdown(Shutdown::Both);
         }
+        let Traffic { received, sent } = state.traffic;
+        tracing::debug!(received, sent, "messages of the store that closes");
         drop(state);
         // Wakes the thread at the door.
         let _shut = rustix::net::shutdown(&self.listener, rustix::net::Shutdown::Both);
@@ -267,15 +286,17 @@ impl Shared {
             let rest = peer.arrived.split_off(len);
             let bytes = std::mem::replace(&mut peer.arrived, rest);
             let message = Message::read(&mut bytes.as_slice(), &mut buffer)?;
+            self.state.lock().traffic.received += 1;
             match (peer.who, message) {
                 (Who::Caller { number, .. }, hello) => {
                     peer.who = Who::Rank(self.welcome(&peer.stream, number, &hello)?);
                 }
                 (Who::Rank(_), Message::Ended { fate, .. }) => return Ok(Some(fate)),
                 (Who::Rank(rank), message) => {
-                    if let Err(excess) = self.state.lock().handle(rank, &message) {
+                    let handled = self.state.lock().handle(rank, self.world_size, &message);
+                    if let Err(wrong) = handled {
                         return Ok(Some(Fate::Aborted(format!(
-                            "its connection to rank 0's store was closed: {excess}"
+                            "its connection to rank 0's store was closed: {wrong}"
                         ))));
                     }
                 }
@@ -319,18 +340,14 @@ impl Shared {
         }
         let rank = rank as usize;
         Message::Welcome.write(&mut &**stream)?;
+        state.traffic.sent += 1;
         let connection = Connection {
             stream: stream.clone(),
             quota: Quota::default(),
         };
         state.connections.insert(rank, connection);
-        state.broadcast(&Message::Joined { rank: rank as u64 });
-        let known: Vec<usize> = state.connections.keys().copied().collect();
-        for other in known {
-            state.send(rank, &Message::Joined { rank: other as u64 });
-        }
-        for (ended, fate) in &state.ended {
-            state.send(rank, &Message::ended(*ended, fate));
+        for (ended, fate) in state.ended.clone() {
+            state.send(rank, &Message::ended(ended, &fate));
         }
         Ok(rank)
     }
@@ -341,8 +358,13 @@ impl State {
         self.connections.contains_key(&rank) || self.ended.iter().any(|(ended, _)| *ended == rank)
     }
 
-    /// Does what `rank` asks for. The error says what it wants too much of.
-    fn handle(&mut self, rank: usize, message: &Message<'_>) -> Result<(), String> {
+    /// Does what `rank`, of `world_size`, asks for. The error says what it wants too much of, or what cannot be.
+    fn handle(
+        &mut self,
+        rank: usize,
+        world_size: usize,
+        message: &Message<'_>,
+    ) -> Result<(), String> {
         // One that has ended in the meantime has no connection any more.
         let Some(connection) = self.connections.get_mut(&rank) else {
             return Ok(());
@@ -353,13 +375,31 @@ impl State {
                 self.set(key, value);
             }
             Message::Get { id, key } => match self.values.get(key) {
-                Some(value) => self.send(rank, &Message::Value { id, value }),
+                Some(value) => {
+                    let sent = Message::Value { id, value }.write(&mut &*connection.stream);
+                    self.traffic.note(&sent);
+                }
                 None => {
                     connection.quota.wait()?;
                     let waiting = self.waiting.entry(key.to_owned()).or_default();
                     waiting.push((rank, id));
                 }
             },
+            Message::Gather {
+                id,
+                key,
+                place,
+                members,
+                part,
+            } => {
+                if members > world_size as u64 {
+                    return Err(format!("it gathers {members} values of {world_size} ranks"));
+                }
+                connection.quota.set(key, part)?;
+                connection.quota.wait()?;
+                self.gather(key, (place, members), part, (rank, id))?;
+            }
+            Message::GiveUp { id, key } => self.give_up(key, (rank, id)),
             // A client sends nothing else.
             ref other => tracing::debug!(rank, ?other, "an unexpected message"),
         }
@@ -368,12 +408,64 @@ impl State {
 
     fn set(&mut self, key: &str, value: &[u8]) {
         for (rank, id) in self.waiting.remove(key).unwrap_or_default() {
-            if let Some(connection) = self.connections.get_mut(&rank) {
-                connection.quota.answered();
-            }
+            self.answered(rank);
             self.send(rank, &Message::Value { id, value });
         }
         self.values.insert(key.to_owned(), value.to_vec());
+    }
+
+    fn gather(
+        &mut self,
+        key: &str,
+        (place, members): (u64, u64),
+        part: &[u8],
+        asker: (usize, u64),
+    ) -> Result<(), String> {
+        let gathering = self.gatherings.entry(key.to_owned());
+        let gathering = gathering.or_insert_with(|| Gathering::new(members));
+        gathering.add((place, members), part, asker)?;
+        if gathering.is_complete()
+            && let Some(mut complete) = self.gatherings.remove(key)
+        {
+            let waiting = complete.take_waiting();
+            self.send_parts(&complete, &waiting);
+        }
+        Ok(())
+    }
+
+    /// Answers `asker` with what is there, unless it has its answer.
+    fn give_up(&mut self, key: &str, asker: (usize, u64)) {
+        // Out of the map while it is read: sending is noted beside it.
+        if let Some(mut gathering) = self.gatherings.remove(key) {
+            if gathering.forget(asker) {
+                self.send_parts(&gathering, &[asker]);
+            }
+            self.gatherings.insert(key.to_owned(), gathering);
+        }
+    }
+
+    fn send_parts(&mut self, gathering: &Gathering, askers: &[(usize, u64)]) {
+        let pieces = match gathering.packed() {
+            Ok(pieces) => pieces,
+            Err(error) => {
+                tracing::warn!(%error, "the store has no answer");
+                return;
+            }
+        };
+        for &(rank, id) in askers {
+            self.answered(rank);
+            for (first, packed) in &pieces {
+                let first = *first;
+                self.send(rank, &Message::Parts { id, first, packed });
+            }
+        }
+    }
+
+    /// `rank` waits for one thing less.
+    fn answered(&mut self, rank: usize) {
+        if let Some(connection) = self.connections.get_mut(&rank) {
+            connection.quota.answered();
+        }
     }
 
     fn end(&mut self, rank: usize, fate: Fate) {
@@ -381,20 +473,24 @@ impl State {
             return;
         }
         self.connections.remove(&rank);
-        self.broadcast(&Message::ended(rank, &fate));
+        let message = Message::ended(rank, &fate);
+        let others: Vec<usize> = self.connections.keys().copied().collect();
+        for other in others {
+            self.send(other, &message);
+        }
         self.ended.push((rank, fate));
     }
 
-    fn broadcast(&self, message: &Message<'_>) {
-        for rank in self.connections.keys() {
-            self.send(*rank, message);
+    fn send(&mut self, rank: usize, message: &Message<'_>) {
+        if let Some(connection) = self.connections.get(&rank) {
+            self.traffic.note(&message.write(&mut &*connection.stream));
         }
     }
+}
 
-    fn send(&self, rank: usize, message: &Message<'_>) {
-        if let Some(connection) = self.connections.get(&rank) {
-            // A broken connection is read from next, which then tells everyone.
-            let _sent = message.write(&mut &*connection.stream);
-        }
+impl Traffic {
+    /// A message that was sent. A broken connection is read from next, which then tells everyone.
+    fn note(&mut self, sent: &io::Result<()>) {
+        self.sent += u64::from(sent.is_ok());
     }
 }

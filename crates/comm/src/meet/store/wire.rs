@@ -6,6 +6,8 @@ use std::io::{self, Read, Write};
 use serde::{Deserialize, Serialize};
 
 use crate::meet::health::Fate;
+#[cfg(feature = "testing")]
+use crate::meet::store::parts::unpack;
 
 /// What connections to the store are for, in their handshake.
 pub(super) const PURPOSE: &str = "store";
@@ -53,13 +55,35 @@ pub(super) enum Message<'a> {
         #[serde(borrow)]
         reason: &'a str,
     },
-    /// `rank` has connected.
-    Joined { rank: u64 },
     /// The answer to `Get`.
     Value {
         id: u64,
         #[serde(borrow)]
         value: &'a [u8],
+    },
+    /// Gives the part number `place` of the `members` that are gathered under `key`, and asks for all of them.
+    Gather {
+        id: u64,
+        #[serde(borrow)]
+        key: &'a str,
+        place: u64,
+        members: u64,
+        #[serde(borrow)]
+        part: &'a [u8],
+    },
+    /// Asks for those that are there, of a rank that will not wait for the others any longer.
+    GiveUp {
+        id: u64,
+        #[serde(borrow)]
+        key: &'a str,
+    },
+    /// The answer to `Gather`, in as many messages as it takes: the parts from number `first` on, packed
+    /// ([`parts`](super::parts)).
+    Parts {
+        id: u64,
+        first: u64,
+        #[serde(borrow)]
+        packed: &'a [u8],
     },
 }
 
@@ -88,7 +112,8 @@ impl<'a> Message<'a> {
         let too_long = || io::Error::other("the message is too long for the store");
         let is_short = match self {
             Self::Set { key, value } => key.len() <= MAX_KEY && value.len() <= MAX_VALUE,
-            Self::Get { key, .. } => key.len() <= MAX_KEY,
+            Self::Get { key, .. } | Self::GiveUp { key, .. } => key.len() <= MAX_KEY,
+            Self::Gather { key, part, .. } => key.len() <= MAX_KEY && part.len() <= MAX_VALUE,
             _ => true,
         };
         if !is_short {
@@ -158,6 +183,10 @@ pub(crate) fn read_all(mut input: &[u8]) -> (usize, usize) {
     let (mut count, mut largest) = (0, 0);
     loop {
         let read = Message::read(&mut input, &mut buffer).map(|message| {
+            if let Message::Parts { packed, .. } = message {
+                let count = unpack(packed).count();
+                assert!(count <= packed.len(), "{count} parts of nothing");
+            }
             let mut wire = Vec::new();
             // Keys and values may be longer than a sender may make them; then they are not written.
             let written = message.write(&mut wire);
@@ -183,7 +212,7 @@ pub(crate) fn read_all(mut input: &[u8]) -> (usize, usize) {
 
 /// One message of every kind, and then some.
 #[cfg(any(test, feature = "testing"))]
-fn samples() -> [Message<'static>; 9] {
+fn samples() -> [Message<'static>; 11] {
     [
         Message::Hello {
             world_size: 4,
@@ -204,8 +233,21 @@ fn samples() -> [Message<'static>; 9] {
         },
         Message::Welcome,
         Message::Refused { reason: "no" },
-        Message::Joined { rank: 1 },
         Message::Value { id: 9, value: &[] },
+        Message::Gather {
+            id: 10,
+            key: "k",
+            place: 1,
+            members: 3,
+            part: b"part",
+        },
+        Message::GiveUp { id: 10, key: "k" },
+        Message::Parts {
+            id: 10,
+            first: 0,
+            // None, and one of four bytes.
+            packed: b"\0\x01\x04part",
+        },
     ]
 }
 
@@ -226,6 +268,7 @@ pub(crate) const LARGEST_BUFFER: usize = MAX_MESSAGE;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::meet::store::parts::pack;
 
     #[test]
     fn messages_survive_the_wire_and_nonsense_is_refused() {
@@ -257,6 +300,18 @@ mod tests {
     }
 
     #[test]
+    fn the_longest_part_goes_into_a_message_of_its_own() {
+        let part = vec![7; MAX_VALUE];
+        let pieces = pack([Some(&part[..]), None, Some(&part[..])].into_iter()).unwrap();
+        assert_eq!(pieces.len(), 3);
+        for (first, packed) in &pieces {
+            let (id, first) = (u64::MAX, *first);
+            let message = Message::Parts { id, first, packed };
+            message.write(&mut Vec::new()).unwrap();
+        }
+    }
+
+    #[test]
     fn what_is_too_long_is_cut_or_refused_before_it_is_sent() {
         let mut wire = Vec::new();
         let reason = "ä".repeat(MAX_REASON);
@@ -279,11 +334,20 @@ mod tests {
             ("k".to_owned(), MAX_VALUE + 1),
         ] {
             let value = vec![0; len];
-            let message = Message::Set {
+            let set = Message::Set {
                 key: &key,
                 value: &value,
             };
-            assert!(message.write(&mut Vec::new()).is_err());
+            let gather = Message::Gather {
+                id: 1,
+                key: &key,
+                place: 0,
+                members: 2,
+                part: &value,
+            };
+            for message in [set, gather] {
+                assert!(message.write(&mut Vec::new()).is_err());
+            }
         }
     }
 }

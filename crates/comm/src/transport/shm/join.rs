@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::error::{CommError, Result};
 use crate::group::context::GroupContext;
 use crate::meet::membership::Membership;
-use crate::transport::shm::negotiate::{Offer, accept, host_identity, offer};
+use crate::transport::shm::negotiate::{Offer, Process, accept, offer};
 use crate::transport::shm::shared_memory::SharedMemory;
 
 /// Why there is no shared memory where nobody could expect it.
@@ -24,11 +24,10 @@ impl SharedMemory {
             group: context.name.clone(),
             reason: reason.strip_prefix(NO).unwrap_or(reason).to_owned(),
         };
-        let hosts = membership.exchange("host", &host_identity().unwrap_or_default())?;
-        if hosts
-            .iter()
-            .any(|host| host.is_empty() || *host != hosts[0])
-        {
+        let own = Process::own();
+        let processes = membership.exchange("process", &own.encode())?;
+        let processes: Vec<Process> = processes.iter().map(|text| Process::decode(text)).collect();
+        if processes.iter().any(|process| !process.shares_host(&own)) {
             return Ok(Err(DIFFERENT_HOSTS.to_owned()));
         }
         let size = context.size();
@@ -56,7 +55,6 @@ impl SharedMemory {
             }
         }
         let seen = membership.exchange("seen", if leads { "" } else { &answer })?;
-        let pids = membership.exchange("pid", &std::process::id().to_string())?;
         if let Some(reason) = seen.into_iter().find(|reason| !reason.is_empty()) {
             return Ok(Err(format!(
                 "the ranks share a host, but not its processes' memory ({reason})"
@@ -66,9 +64,7 @@ impl SharedMemory {
             return Ok(Err("the segment is gone".to_owned()));
         };
         segment.close_file();
-        // A process that cannot be watched is still watched by the store.
-        let pids: Vec<u32> = pids.iter().map(|pid| pid.parse().unwrap_or(0)).collect();
-        Ok(Ok(Self::new(context.clone(), segment, &pids)))
+        Ok(Ok(Self::new(context.clone(), segment, &processes)))
     }
 }
 

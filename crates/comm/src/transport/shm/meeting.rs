@@ -15,7 +15,7 @@ use crate::collective::Signature;
 use crate::error::{CommError, Result};
 use crate::group::context::GroupContext;
 use crate::group::queue::Place;
-use crate::transport::shm::members::Members;
+use crate::transport::shm::neighbour::Neighbour;
 use crate::transport::shm::segment::Segment;
 
 /// How long to sleep before looking whether the peers are still there.
@@ -33,20 +33,24 @@ const LOOKS: u32 = 64;
 pub(super) struct Meeting {
     context: Arc<GroupContext>,
     segment: Arc<Segment>,
-    members: Members,
+    neighbour: Neighbour,
     /// Meetings that this rank has arrived at.
     arrived: u32,
     has_own_core: bool,
 }
 
 impl Meeting {
-    pub(super) fn new(context: Arc<GroupContext>, segment: Arc<Segment>, members: Members) -> Self {
+    pub(super) fn new(
+        context: Arc<GroupContext>,
+        segment: Arc<Segment>,
+        neighbour: Neighbour,
+    ) -> Self {
         let has_own_core =
             context.ranks_on_host <= std::thread::available_parallelism().map_or(1, usize::from);
         Self {
             context,
             segment,
-            members,
+            neighbour,
             arrived: 0,
             has_own_core,
         }
@@ -86,8 +90,13 @@ impl Meeting {
 
     /// Tells the others that this rank will not come any more.
     pub(super) fn leave(&self) {
-        let own = self.segment.member(self.context.rank);
-        own.closed.store(1, Ordering::SeqCst);
+        self.close(self.context.rank);
+    }
+
+    /// Tells all that `member` will not come any more.
+    fn close(&self, member: usize) {
+        let line = self.segment.member(member);
+        line.closed.store(1, Ordering::SeqCst);
         wake_all(self.segment.arrivals());
     }
 
@@ -130,12 +139,12 @@ impl Meeting {
         let late: Vec<usize> = self.late().collect();
         let ranks: Vec<usize> = late.iter().map(|&m| self.context.ranks[m]).collect();
         self.context.check_waiting(&ranks, signature)?;
-        let gone = self
-            .members
-            .ended()
-            .find(|member| late.contains(member))
-            .or_else(|| late.iter().copied().find(|&member| self.has_closed(member)));
-        if let Some(member) = gone {
+        if let Some(member) = self.neighbour.ended()
+            && !self.has_closed(member)
+        {
+            self.close(member);
+        }
+        if let Some(member) = late.into_iter().find(|&member| self.has_closed(member)) {
             return Err(self.context.peer_left(member, signature));
         }
         if begin.elapsed() < self.context.timeout {

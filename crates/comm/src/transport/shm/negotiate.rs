@@ -4,6 +4,43 @@ use std::io;
 
 use crate::transport::shm::segment::Segment;
 
+/// What each member publishes of its process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Process {
+    /// As its own process namespace has it; 0 where it did not say.
+    pub(super) pid: u32,
+    /// See [`host_identity`]; empty where it is unknown.
+    host: String,
+}
+
+impl Process {
+    /// This one.
+    pub(super) fn own() -> Self {
+        Self {
+            pid: std::process::id(),
+            host: host_identity().unwrap_or_default(),
+        }
+    }
+
+    pub(super) fn encode(&self) -> String {
+        format!("{} {}", self.pid, self.host)
+    }
+
+    /// The reverse of [`Process::encode`].
+    pub(super) fn decode(text: &str) -> Self {
+        let (pid, host) = text.split_once(' ').unwrap_or_default();
+        Self {
+            pid: pid.parse().unwrap_or(0),
+            host: host.to_owned(),
+        }
+    }
+
+    /// Whether one kernel is known to run both.
+    pub(super) fn shares_host(&self, other: &Self) -> bool {
+        !self.host.is_empty() && self.host == other.host
+    }
+}
+
 /// What the group's first member publishes: where its segment is to be found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Offer {
@@ -80,6 +117,19 @@ mod tests {
         for bad in ["", "1 2", "1 2 x", "1 2 3 4"] {
             assert_eq!(Offer::decode(bad), None, "{bad:?}");
         }
+    }
+
+    #[test]
+    fn hosts_are_the_same_only_where_both_are_known() {
+        let own = Process::own();
+        assert_eq!(Process::decode(&own.encode()), own);
+        assert!(own.shares_host(&own), "this host has an identity");
+        for other in ["", "12", "12 ", "12 another host"] {
+            let other = Process::decode(other);
+            assert!(!other.shares_host(&own) && !own.shares_host(&other));
+        }
+        let unknown = Process::decode("12 ");
+        assert!(!unknown.shares_host(&unknown));
     }
 
     #[test]

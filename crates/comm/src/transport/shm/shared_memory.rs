@@ -8,7 +8,8 @@ use crate::group::context::GroupContext;
 use crate::group::operation::Operation;
 use crate::group::queue::{Backend, Place};
 use crate::transport::shm::meeting::Meeting;
-use crate::transport::shm::members::Members;
+use crate::transport::shm::negotiate::Process;
+use crate::transport::shm::neighbour::Neighbour;
 use crate::transport::shm::segment::Segment;
 
 /// The transport of one group.
@@ -21,10 +22,10 @@ pub(crate) struct SharedMemory {
 }
 
 impl SharedMemory {
-    pub(super) fn new(context: Arc<GroupContext>, segment: Segment, pids: &[u32]) -> Self {
+    pub(super) fn new(context: Arc<GroupContext>, segment: Segment, processes: &[Process]) -> Self {
         let segment = Arc::new(segment);
-        let members = Members::open(context.clone(), pids);
-        let meeting = Meeting::new(context.clone(), segment.clone(), members);
+        let neighbour = Neighbour::open(&context, processes);
+        let meeting = Meeting::new(context.clone(), segment.clone(), neighbour);
         Self {
             context,
             segment,
