@@ -15,8 +15,8 @@ const USAGE: &str = "\
 Usage: cargo xtask bench plan [--config NAME]... [--steps N] [--memory] [--binary FILE]
 
   --config NAME   only this configuration; may be repeated
-  --steps N       steps that count (5)
-  --memory        memory alone: two steps, and no measuring of the machine's rates
+  --steps N       steps that count (5; 2 with --memory)
+  --memory        memory alone, without measuring the machine's rates
   --binary FILE   measure this build of `tandem` instead of making one
 ";
 
@@ -75,9 +75,18 @@ const CONFIGURATIONS: [Configuration; 13] = [
 
 struct Options {
     configurations: Vec<Configuration>,
-    steps: usize,
+    /// `None`: as many as it takes.
+    steps: Option<usize>,
     memory_only: bool,
     binary: Option<PathBuf>,
+}
+
+impl Options {
+    fn steps(&self) -> usize {
+        // A peak is there after the second.
+        let usual = if self.memory_only { 2 } else { 5 };
+        self.steps.unwrap_or(usual)
+    }
 }
 
 /// Of one configuration: what was said, and what was.
@@ -115,7 +124,7 @@ pub fn run(workspace: &Workspace, arguments: &[OsString]) -> Result<()> {
         let words: Vec<&str> = flags.split_whitespace().collect();
         let mut line = vec!["bench", "step", "--json"];
         line.extend(&words);
-        let steps = options.steps.to_string();
+        let steps = options.steps().to_string();
         line.extend(["--steps", &steps]);
         let path;
         if !options.memory_only {
@@ -220,14 +229,14 @@ fn tandem(binary: &Path, libtorch: &Libtorch, words: &[&str]) -> Result<String> 
 fn parse(mut parser: lexopt::Parser) -> Result<Option<Options>> {
     let mut options = Options {
         configurations: Vec::new(),
-        steps: 5,
+        steps: None,
         memory_only: false,
         binary: None,
     };
     while let Some(argument) = parser.next()? {
         match argument {
             Long("help") => return Ok(None),
-            Long("steps") => options.steps = parser.value()?.parse()?,
+            Long("steps") => options.steps = Some(parser.value()?.parse()?),
             Long("memory") => options.memory_only = true,
             Long("binary") => options.binary = Some(parser.value()?.into()),
             Long("config") => {
@@ -240,7 +249,7 @@ fn parse(mut parser: lexopt::Parser) -> Result<Option<Options>> {
             other => return Err(other.unexpected().into()),
         }
     }
-    ensure!(options.steps > 0, "--steps is 0");
+    ensure!(options.steps() > 0, "--steps is 0");
     if options.configurations.is_empty() {
         options.configurations = CONFIGURATIONS.to_vec();
     }
@@ -264,6 +273,19 @@ mod tests {
         assert!(held(100.0, ",\"planned_step_s\":0.79").is_off());
         assert_eq!(held(95.0, "").row(), "| x | 95 | 100 | 0.95 | - | - | - |");
         assert!(Held::of("x", "{}").is_err());
+    }
+
+    #[test]
+    fn memory_alone_takes_two_steps_unless_more_are_asked_for() {
+        for (words, steps) in [
+            (&[][..], 5),
+            (&["--memory"][..], 2),
+            (&["--memory", "--steps", "3"][..], 3),
+        ] {
+            let parsed = parse(lexopt::Parser::from_args(words)).expect("good");
+            assert_eq!(parsed.expect("no help").steps(), steps, "{words:?}");
+        }
+        assert!(parse(lexopt::Parser::from_args(["--steps", "0"])).is_err());
     }
 
     #[test]
