@@ -93,6 +93,10 @@ pub struct PlanArgs {
     #[arg(long, value_name = "N")]
     pub tp_size: Option<usize>,
 
+    /// Only with the experts of a mixture spread over so many ranks; 1 is every expert cut over the row.
+    #[arg(long, value_name = "E")]
+    pub expert_parallel_size: Option<usize>,
+
     /// Only with, or without, sequence parallelism.
     #[arg(long)]
     pub sequence_parallel: Option<bool>,
@@ -164,6 +168,7 @@ pub fn run(args: &PlanArgs, line: &[OsString]) -> Outcome<i32> {
         head_chunk_rows: HEAD_CHUNK_ROWS,
         cuts: &args.cuts(),
         tp_size: args.tp_size,
+        expert_parallel: args.expert_parallel_size,
         sequence_parallel: args.sequence_parallel,
         recompute: args.recompute.map(Into::into),
         batch_size: args.batch_size,

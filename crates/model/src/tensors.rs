@@ -53,6 +53,13 @@ pub struct ExpertsDims {
     pub intermediate: usize,
 }
 
+impl ExpertsDims {
+    /// Whether experts are spread over ranks, each whole on one of them.
+    pub fn is_spread(&self) -> bool {
+        self.here < self.rule.experts
+    }
+}
+
 /// The blocks of a layer that every rank of a row computes whole, instead of a slice of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct WholeBlocks {

@@ -18,15 +18,15 @@ pub(crate) struct Moment {
 }
 
 /// Sizes that all layers share.
-struct Sizes {
+struct Sizes<'a> {
     /// Tokens of a micro-batch, and this rank's of the residual stream.
     all: u128,
     own: u128,
     hidden: u128,
+    settings: &'a Settings,
     /// Bytes of a number in products, and in the residual stream.
     c: u128,
     r: u128,
-    tp: u128,
     cuts_tokens: bool,
     recompute: Recompute,
     place: Place,
@@ -38,8 +38,8 @@ struct Sizes {
 /// their bend, the probabilities, and two of the gradients on their way.
 const SCORES: u128 = 5;
 
-impl Sizes {
-    fn of(share: &Share, settings: &Settings, place: Place) -> Self {
+impl<'a> Sizes<'a> {
+    fn of(share: &Share, settings: &'a Settings, place: Place) -> Self {
         let matmul = settings.precision.matmul;
         let is_in_kernel = place == Place::Cpu && attention::bends_in_kernel(matmul);
         Self {
@@ -50,9 +50,9 @@ impl Sizes {
             all: settings.tokens(),
             own: settings.own_tokens(),
             hidden: share.hidden as u128,
+            settings,
             c: settings.product_bytes(),
             r: settings.residual_bytes(),
-            tp: settings.tp() as u128,
             cuts_tokens: settings.cuts_tokens(),
             recompute: settings.recompute,
             place,
@@ -98,7 +98,7 @@ impl LayerKept {
 }
 
 /// What forward keeps of a layer if it keeps what `recompute` says.
-fn kept(layer: &Layer, s: &Sizes, recompute: Recompute) -> LayerKept {
+fn kept(layer: &Layer, s: &Sizes<'_>, recompute: Recompute) -> LayerKept {
     let dims = &layer.dims;
     let norms = &dims.layer_norms;
     let keeps_all = recompute == Recompute::None;
@@ -111,6 +111,13 @@ fn kept(layer: &Layer, s: &Sizes, recompute: Recompute) -> LayerKept {
     let input = |has_norm: bool| match keeps_all && (has_norm || s.cuts_tokens || s.c != s.r) {
         true => s.block_input(),
         false => 0,
+    };
+    // Whoever chooses for a share of the tokens gathers none.
+    let is_spread = dims.experts.is_some_and(|it| it.is_spread());
+    let mlp_input = match (is_spread, norms.before_mlp.is_some()) {
+        (false, has_norm) => input(has_norm),
+        (true, has_norm) if keeps_all && (has_norm || s.c != s.r) => s.own * s.hidden * s.c,
+        (true, _) => 0,
     };
     let attention = s.all * (qkv + q_width) * s.c
         + 4 * s.all * heads
@@ -127,45 +134,55 @@ fn kept(layer: &Layer, s: &Sizes, recompute: Recompute) -> LayerKept {
                 rows,
                 inner,
                 tables,
+                ..
             } = Routed::of(experts, s);
-            rows * inner * s.c * if keeps_all { 3 } else { 2 } + tables
+            // Of experts that are spread, the rows that came are kept.
+            let came = if is_spread { rows * s.hidden * s.c } else { 0 };
+            rows * inner * s.c * if keeps_all { 3 } else { 2 } + tables + came
         }
     };
     LayerKept {
         attention,
         middle: s.stream(),
-        mlp: mlp + s.rstd() + input(norms.before_mlp.is_some()) + branch(norms.after_mlp.is_some()),
+        mlp: mlp + s.rstd() + mlp_input + branch(norms.after_mlp.is_some()),
     }
 }
 
 /// Rows of a mixture of experts.
 struct Routed {
+    /// Tokens that this rank chooses experts for.
+    tokens: u128,
     rows: u128,
     inner: u128,
-    /// What is written down of the choice.
+    /// Of all experts, for these tokens.
+    probabilities: u128,
+    /// What is written down of the choice, with these.
     tables: u128,
 }
 
 impl Routed {
-    fn of(experts: &ExpertsDims, s: &Sizes) -> Self {
-        // Spread over ranks, the row's tokens are shared out over it, and each rank gets as many as it sends.
-        let all = match experts.here < experts.rule.experts {
-            true => s.all.div_ceil(s.tp),
-            false => s.all,
+    fn of(experts: &ExpertsDims, s: &Sizes<'_>) -> Self {
+        // Spread over ranks, each gets as many as it sends.
+        let tokens = s.settings.routed_tokens(experts);
+        let rows = tokens * experts.rule.top_k as u128;
+        let probabilities = tokens * 4 * experts.rule.experts as u128;
+        // Per row the choice, its weight, its factor, and twice where it comes from and where it is; the same of those that came.
+        let places = match experts.is_spread() {
+            true => 4 * 16,
+            false => 2 * 16,
         };
-        let rows = all * experts.rule.top_k as u128;
-        // Probabilities; per row the choice, its weight, its factor, and twice where it comes from and where it is.
-        let tables = all * 4 * experts.rule.experts as u128 + rows * (4 + 4 + 4 + 2 * 16);
         Self {
+            tokens,
             rows,
             inner: experts.intermediate as u128,
-            tables,
+            probabilities,
+            tables: probabilities + rows * (4 + 4 + 4 + places),
         }
     }
 }
 
 /// What the backward pass of a layer has at most beside what is kept of all layers, its output's gradient included.
-fn backward(layer: &Layer, s: &Sizes, share: &Share) -> u128 {
+fn backward(layer: &Layer, s: &Sizes<'_>, share: &Share) -> u128 {
     let dims = &layer.dims;
     let norms = &dims.layer_norms;
     let light = s.recompute == Recompute::Light;
@@ -208,17 +225,41 @@ fn backward(layer: &Layer, s: &Sizes, share: &Share) -> u128 {
             first.max(second)
         }
         Some(experts) => {
-            let Routed { rows, inner, .. } = Routed::of(experts, s);
+            let Routed {
+                tokens,
+                rows,
+                inner,
+                probabilities,
+                ..
+            } = Routed::of(experts, s);
             let (wide, narrow) = (rows * s.hidden * s.c, rows * inner * s.c);
             let product = if light { narrow } else { 0 };
             // The rows' gradients, those of the weighted product and of gate|up, and the product both ways.
             let first = wide + 4 * narrow + product;
-            let second = 2 * wide + 3 * narrow + s.block_input();
-            let third = 2 * wide + 3 * narrow + s.block_input() + input_again + gathered;
-            first.max(second).max(third) + 2 * s.all * 4 * experts.rule.experts as u128
+            let rest = match experts.is_spread() {
+                false => {
+                    let second = 2 * wide + 3 * narrow + s.block_input();
+                    second + input_again + gathered
+                }
+                // What goes back to where it came from is there sorted, as it came, and as it is when it arrives; then it is summed
+                // for a share of the tokens, and joined.
+                true => {
+                    let second = 4 * wide + 3 * narrow;
+                    let shares = tokens * s.hidden * s.c + s.block_input();
+                    let own_again = if light { s.own * s.hidden * s.c } else { 0 };
+                    second.max(wide + 3 * narrow + shares + own_again)
+                }
+            };
+            first.max(rest) + 2 * probabilities
         }
     };
-    let mlp = d_out + d_branch + after(norms.after_mlp.is_some()) + mlp;
+    let is_spread = dims.experts.is_some_and(|it| it.is_spread());
+    let d_mlp_branch = match (is_spread, s.c == s.r) {
+        (false, _) => d_branch,
+        (true, true) => 0,
+        (true, false) => s.own * s.hidden * s.c,
+    };
+    let mlp = d_out + d_mlp_branch + after(norms.after_mlp.is_some()) + mlp;
     let (heads, qkv) = (dims.q_heads as u128, dims.qkv_width() as u128);
     let q_width = heads * dims.head_dim as u128;
     // Sums of fp32 for each query head: of keys and values where kernels are our own, of queries in FlashAttention.
@@ -235,7 +276,7 @@ fn backward(layer: &Layer, s: &Sizes, share: &Share) -> u128 {
 }
 
 /// The chunk of logits, which stays, and what else there is while it becomes a loss and a gradient.
-fn head(share: &Share, settings: &Settings, s: &Sizes) -> (u128, u128) {
+fn head(share: &Share, settings: &Settings, s: &Sizes<'_>) -> (u128, u128) {
     let rows = s.all.min(settings.head_chunk_rows.max(1) as u128);
     let vocab = share.vocab as u128;
     let logits = rows * vocab * s.c;

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use tandem_parallel::ShardingLevel;
 
 use crate::settings::Settings;
-use crate::share::{Share, Unit};
+use crate::share::Share;
 
 /// Bytes of the buffers that exist after a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,9 +33,7 @@ struct Pool {
 
 /// One step over the units, as `train_step` walks.
 struct Walk<'a> {
-    units: &'a [Unit],
-    /// By unit: that of its layer's experts, where these are spread over ranks.
-    experts: Vec<Option<usize>>,
+    share: &'a Share,
     settings: &'a Settings,
     pool: Pool,
     held: Vec<[bool; 2]>,
@@ -43,20 +41,13 @@ struct Walk<'a> {
 
 /// The buffers of a step.
 pub(crate) fn borrowed(share: &Share, settings: &Settings) -> Borrowed {
-    let mut experts = vec![None; share.units.len()];
-    for (index, unit) in share.units.iter().enumerate() {
-        if let Some((layer, _)) = unit.spread {
-            experts[1 + layer] = Some(index);
-        }
-    }
     let mut walk = Walk {
-        units: &share.units,
-        experts,
+        share,
         settings,
         pool: Pool::default(),
         held: vec![[false; 2]; share.units.len()],
     };
-    walk.step(share);
+    walk.step();
     let bytes = |purpose: Purpose, each: u128| {
         let made = walk.pool.made.iter();
         let own = made.filter(|((its, _), _)| *its == purpose);
@@ -74,8 +65,9 @@ pub(crate) fn borrowed(share: &Share, settings: &Settings) -> Borrowed {
 }
 
 impl Walk<'_> {
-    fn step(&mut self, share: &Share) {
+    fn step(&mut self) {
         const EMBEDDING: usize = 0;
+        let share = self.share;
         let trains = !share.is_frozen();
         let layers = share.layers.len();
         let head = if share.tied { EMBEDDING } else { layers + 1 };
@@ -117,7 +109,7 @@ impl Walk<'_> {
 
     fn borrows(&self, unit: usize, purpose: Purpose) -> bool {
         let settings = self.settings;
-        let level = self.units[unit].level(settings);
+        let level = self.share.units[unit].level(settings);
         match purpose {
             Purpose::Gathering => level == ShardingLevel::Parameters,
             Purpose::Gradient => level >= ShardingLevel::Gradients,
@@ -125,14 +117,11 @@ impl Walk<'_> {
     }
 
     fn take(&mut self, unit: usize, purpose: Purpose) {
-        if unit >= self.units.len()
-            || !self.borrows(unit, purpose)
-            || self.held[unit][purpose as usize]
-        {
+        if !self.borrows(unit, purpose) || self.held[unit][purpose as usize] {
             return;
         }
         self.held[unit][purpose as usize] = true;
-        let key = (purpose, self.units[unit].capacity);
+        let key = (purpose, self.share.units[unit].capacity);
         match self.pool.free.get_mut(&key) {
             Some(free) if *free > 0 => *free -= 1,
             _ => *self.pool.made.entry(key).or_default() += 1,
@@ -140,8 +129,8 @@ impl Walk<'_> {
     }
 
     fn give(&mut self, unit: usize, purpose: Purpose) {
-        if unit < self.units.len() && std::mem::take(&mut self.held[unit][purpose as usize]) {
-            let key = (purpose, self.units[unit].capacity);
+        if std::mem::take(&mut self.held[unit][purpose as usize]) {
+            let key = (purpose, self.share.units[unit].capacity);
             *self.pool.free.entry(key).or_default() += 1;
         }
     }
@@ -162,11 +151,10 @@ impl Walk<'_> {
         self.with_experts(unit, |walk, unit| walk.give(unit, Purpose::Gradient));
     }
 
-    /// For a layer's unit, and for that of its experts where they are spread.
+    /// For a layer's unit, and for that of its experts where they are spread; for nothing behind the last unit.
     fn with_experts(&mut self, unit: usize, each: impl Fn(&mut Self, usize)) {
-        each(self, unit);
-        if let Some(experts) = self.experts.get(unit).copied().flatten() {
-            each(self, experts);
+        for unit in self.share.with_experts(unit) {
+            each(self, unit);
         }
     }
 }

@@ -8,10 +8,14 @@ use crate::time::StepTime;
 /// One choice that a candidate makes.
 type Axis = fn(&Candidate) -> String;
 
-const AXES: [Axis; 5] = [
+const AXES: [Axis; 6] = [
     |it| {
         let mesh = it.settings.mesh;
         format!("tp {} x dp {}", mesh.tp_size(), mesh.dp_size())
+    },
+    |it| match it.expert_parallel {
+        1 => "experts cut over the row".to_owned(),
+        ranks => format!("experts spread over {ranks} ranks"),
     },
     |it| match it.cut.zero_stage() {
         Some(stage) => format!("DeepSpeed, ZeRO {stage}"),
@@ -77,12 +81,15 @@ fn difference(best: &Candidate, other: &Candidate, memory_bytes: f64) -> String 
         let more = other.memory.total() as f64 / best.memory.total() as f64;
         return format!("is as fast, with {more:.2} times the memory");
     }
-    let parts: [(&str, Seconds); 5] = [
+    let parts: [(&str, Seconds); 6] = [
         ("products", |it| it.products_s),
         ("attention", |it| it.attention_s),
         ("memory-bound work", |it| it.memory_bound_s),
         ("what the row says", |it| it.tp.exposed_s),
         ("what the column says", |it| it.dp.exposed_s),
+        ("rows on their way to experts and back", |it| {
+            it.ep.exposed_s
+        }),
     ];
     let more = parts.map(|(name, of)| (name, of(b) - of(a)));
     let largest = more.into_iter().max_by(|x, y| x.1.total_cmp(&y.1));

@@ -19,7 +19,7 @@
 //! let found = search(&Question {
 //!     config: &config, plan: &Plan::declared(&ModuleTree::new(&config)), adapters: None, devices: 8, device: &device, kernels: Kernels::Fused,
 //!     precision: Precision::bf16(), seq_length: 8192, rows: 16, head_chunk_rows: 512,
-//!     cuts: &CutChoice::ALL, tp_size: None, sequence_parallel: None, recompute: None, batch_size: None,
+//!     cuts: &CutChoice::ALL, tp_size: None, expert_parallel: None, sequence_parallel: None, recompute: None, batch_size: None,
 //! })?;
 //! // 8 billion parameters with their optimizer's states fit into 8 x 80 GB where they are cut, and into none of them whole.
 //! assert!(found[0].fits && found[0].memory.total() < 80_000_000_000);
@@ -32,6 +32,8 @@ mod buffers;
 mod device;
 mod explain;
 pub mod flops;
+mod group;
+mod links;
 mod memory;
 mod place;
 mod search;
@@ -43,10 +45,11 @@ mod work;
 
 pub use device::{Device, DeviceError, Link};
 pub use explain::{duration, reasons, recompute_name};
+pub use group::Group;
 pub use memory::Memory;
 pub use place::Place;
 pub use search::{Candidate, CutChoice, NoCandidate, Question, search};
 pub use settings::Settings;
 pub use share::Share;
-pub use talk::{Collective, Group, Verb, of_step};
+pub use talk::{Collective, Verb, of_step};
 pub use time::{Conversation, Kernels, StepTime};

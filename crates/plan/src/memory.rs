@@ -45,8 +45,12 @@ const SLOTS: u128 = 2 << 20;
 const NCCL: u128 = 256 << 20;
 
 /// Groups of more than one rank that carry tensors.
-fn groups(settings: &Settings) -> impl Iterator<Item = u128> {
-    let sizes = [settings.tp(), settings.dp()].into_iter();
+fn groups(share: &Share, settings: &Settings) -> impl Iterator<Item = u128> {
+    let experts = match share.expert_ranks {
+        1 => [1, 1],
+        ranks => [ranks, settings.mesh.world_size() / ranks],
+    };
+    let sizes = [settings.tp(), settings.dp()].into_iter().chain(experts);
     sizes.filter(|size| *size > 1).map(|size| size as u128)
 }
 
@@ -96,7 +100,7 @@ impl Memory {
         let kept = Kept::of(share, settings);
         let pool = borrowed(share, settings);
         let wire = wire(share, settings);
-        let transport: u128 = groups(settings)
+        let transport: u128 = groups(share, settings)
             .map(|size| match place {
                 Place::Cpu => size * SLOTS,
                 Place::Cuda => NCCL,
@@ -185,9 +189,11 @@ impl Kept {
 /// What carries a gradient of a narrow kind: at most two are under way.
 fn wire(share: &Share, settings: &Settings) -> u128 {
     let each = settings.precision.reduce.elt_size_in_bytes() as u128;
-    if each == 4 || settings.dp() == 1 || share.is_frozen() {
+    if each == 4 || share.is_frozen() {
         return 0;
     }
-    let largest = share.units.iter().map(|unit| unit.numel as u128).max();
+    let units = share.units.iter();
+    let reduced = units.filter(|unit| unit.replicas(settings) > 1);
+    let largest = reduced.map(|unit| unit.numel as u128).max();
     2 * each * largest.unwrap_or(0)
 }

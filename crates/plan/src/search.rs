@@ -1,9 +1,9 @@
 //! Every way to train a model on so many devices, best first.
 
-use tandem_mesh::DeviceMesh;
+use tandem_mesh::{DeviceMesh, MeshError};
 use tandem_model::lora::LoraConfig;
 use tandem_model::{ModelConfig, ModuleTree, Recompute};
-use tandem_parallel::{Plan, Precision, ShardingLevel};
+use tandem_parallel::{Plan, PlanError, Precision, ShardingLevel};
 
 use crate::device::Device;
 use crate::flops;
@@ -18,7 +18,7 @@ use crate::time::{Kernels, StepTime};
 pub struct Question<'a> {
     /// The model.
     pub config: &'a ModelConfig,
-    /// How a row cuts it.
+    /// How a row cuts it, experts included.
     pub plan: &'a Plan,
     /// What is trained in its place, if anything, and its modules.
     pub adapters: Option<(&'a LoraConfig, &'a ModuleTree)>,
@@ -40,6 +40,8 @@ pub struct Question<'a> {
     pub cuts: &'a [CutChoice],
     /// Ranks of a row.
     pub tp_size: Option<usize>,
+    /// Ranks over which the experts of a mixture are spread.
+    pub expert_parallel: Option<usize>,
     /// Whether the residual stream is cut.
     pub sequence_parallel: Option<bool>,
     /// What backward computes again.
@@ -90,7 +92,7 @@ impl CutChoice {
 pub struct Candidate {
     /// What is cut over the column.
     pub cut: CutChoice,
-    /// Ranks that share the experts of a mixture; 1 is every rank its own.
+    /// Ranks over which the experts of a mixture are spread; with 1, a row cuts each.
     pub expert_parallel: usize,
     /// All else.
     pub settings: Settings,
@@ -128,6 +130,12 @@ pub enum NoCandidate {
         /// Heads of the model.
         heads: usize,
     },
+    /// The model's experts cannot be spread as asked for.
+    #[error(transparent)]
+    Experts(#[from] PlanError),
+    /// The devices are no such groups.
+    #[error(transparent)]
+    Groups(#[from] MeshError),
 }
 
 /// All candidates: first those that fit, the fastest first; then the others, the smallest first.
@@ -136,7 +144,7 @@ pub enum NoCandidate {
 /// [`NoCandidate`].
 pub fn search(question: &Question<'_>) -> Result<Vec<Candidate>, NoCandidate> {
     let tree = ModuleTree::new(question.config);
-    let (plan, adapters) = (question.plan, question.adapters);
+    let adapters = question.adapters;
     let flops = flops::per_step(
         question.config,
         &tree,
@@ -144,6 +152,7 @@ pub fn search(question: &Question<'_>) -> Result<Vec<Candidate>, NoCandidate> {
         question.rows as u64 * question.seq_length as u64,
         question.seq_length as u64,
     );
+    let plans = plans(question, &tree)?;
     let mut candidates = Vec::new();
     for tp_size in divisors(question.devices) {
         let dp_size = question.devices / tp_size;
@@ -158,9 +167,6 @@ pub fn search(question: &Question<'_>) -> Result<Vec<Candidate>, NoCandidate> {
             if sequence_parallel && tp_size == 1 && question.sequence_parallel.is_none() {
                 continue;
             }
-            let share = Share::new(question.config, plan, tp_size, sequence_parallel, adapters);
-            // A row may have more ranks than the model can be cut for.
-            let Ok(share) = share else { continue };
             let base = Settings {
                 mesh,
                 level: ShardingLevel::Parameters,
@@ -173,8 +179,13 @@ pub fn search(question: &Question<'_>) -> Result<Vec<Candidate>, NoCandidate> {
                 micro_batches: 1,
                 head_chunk_rows: question.head_chunk_rows,
             };
-            for settings in all_settings(question, base) {
-                candidates.push(question.evaluate(&share, settings, flops));
+            for plan in &plans {
+                let share = Share::new(question.config, plan, tp_size, sequence_parallel, adapters);
+                // A row may have more ranks than the model can be cut for.
+                let Ok(share) = share else { continue };
+                for settings in all_settings(question, base, &share) {
+                    candidates.push(question.evaluate(&share, settings, flops));
+                }
             }
         }
     }
@@ -208,18 +219,45 @@ fn divisors(of: usize) -> impl Iterator<Item = usize> {
     (1..=of).filter(move |it| of.is_multiple_of(*it))
 }
 
+/// The plan for each number of ranks over which experts may be spread: all that share them and the devices out evenly, or the one that
+/// is asked for.
+fn plans(question: &Question<'_>, tree: &ModuleTree) -> Result<Vec<Plan>, NoCandidate> {
+    let config = question.config;
+    let mut layers = 0..config.num_layers;
+    let experts = layers.find_map(|layer| Some(config.experts_of(layer)?.rule.experts));
+    let sizes: Vec<usize> = match question.expert_parallel {
+        Some(asked) => {
+            DeviceMesh::new(1, question.devices)?.check_expert_groups(asked)?;
+            vec![asked]
+        }
+        None => {
+            let experts = experts.unwrap_or(1);
+            divisors(question.devices)
+                .filter(|size| experts.is_multiple_of(*size))
+                .collect()
+        }
+    };
+    let plan = |size| {
+        question
+            .plan
+            .clone()
+            .with_spread_experts(config, tree, size)
+    };
+    Ok(sizes.into_iter().map(plan).collect::<Result<_, _>>()?)
+}
+
 /// What a mesh leaves to choose.
-fn all_settings(question: &Question<'_>, base: Settings) -> Vec<Settings> {
+fn all_settings(question: &Question<'_>, base: Settings, share: &Share) -> Vec<Settings> {
     let rows = question.rows / base.dp();
     let sizes: Vec<usize> = match question.batch_size {
         Some(asked) => vec![asked],
         None => divisors(rows).take_while(|it| *it <= MOST_ROWS).collect(),
     };
     let recompute = [Recompute::None, Recompute::Light, Recompute::Full];
-    // With one rank there is nothing to cut.
-    let cuts = match base.dp() {
-        1 => &question.cuts[..question.cuts.len().min(1)],
-        _ => question.cuts,
+    // Where every rank has something else there is nothing to cut.
+    let cuts = match share.has_replicas(&base) {
+        false => &question.cuts[..question.cuts.len().min(1)],
+        true => question.cuts,
     };
     let mut all = Vec::new();
     for cut in cuts {
@@ -254,7 +292,7 @@ impl Question<'_> {
                 level: settings.level,
                 reshard_after_forward: settings.reshard_after_forward,
             },
-            expert_parallel: 1,
+            expert_parallel: share.expert_ranks,
             settings,
             memory,
             fits: needed as f64 <= FILLED * self.device.memory_bytes,

@@ -1,7 +1,7 @@
 //! How a model is trained, in numbers: what memory and time depend on besides the model and the device.
 
 use tandem_mesh::DeviceMesh;
-use tandem_model::Recompute;
+use tandem_model::{ExpertsDims, Recompute};
 use tandem_parallel::{Precision, ShardingLevel};
 
 /// How a step is computed.
@@ -48,9 +48,22 @@ impl Settings {
     /// Of them, those of a rank in the residual stream; of uneven parts, the largest.
     pub(crate) fn own_tokens(&self) -> u128 {
         match self.sequence_parallel {
-            true => self.tokens().div_ceil(self.tp() as u128),
+            true => self.shared_tokens(),
             false => self.tokens(),
         }
+    }
+
+    /// Tokens for which a rank chooses experts: all of the row, or its share of them where experts are spread over ranks.
+    pub(crate) fn routed_tokens(&self, experts: &ExpertsDims) -> u128 {
+        match experts.is_spread() {
+            true => self.shared_tokens(),
+            false => self.tokens(),
+        }
+    }
+
+    /// A rank's part of the tokens of its row; of uneven ones, the largest.
+    fn shared_tokens(&self) -> u128 {
+        self.tokens().div_ceil(self.tp() as u128)
     }
 
     /// Whether the residual stream is cut.

@@ -1,6 +1,8 @@
 //! What the first rank of a row holds and computes of a model: sizes alone, from the model's description and the plan's table.
 //! Where parts are uneven, the first rank's are the largest.
 
+use std::ops::Range;
+
 use tandem_mesh::partition;
 use tandem_model::lora::LoraConfig;
 use tandem_model::{LayerDims, ModelConfig, ModuleTree};
@@ -8,13 +10,19 @@ use tandem_parallel::{
     Plan, ShardingLevel, TpSlices, TpSlicesError, UnitLayout, buffer_capacity, layouts,
 };
 
+use crate::group::Group;
 use crate::settings::Settings;
 
 /// A rank's share of a model, for rows of one width.
 #[derive(Debug, Clone)]
 pub struct Share {
-    /// The embedding, the layers, and the head where it is not tied.
+    /// The embedding, the layers, and the head where it is not tied; behind them the experts of layers, where these are spread
+    /// over ranks.
     pub(crate) units: Vec<Unit>,
+    /// For each of these but the experts: the unit of its layer's experts.
+    experts_of: Vec<Option<usize>>,
+    /// Ranks over which experts are spread; 1 where they are not.
+    pub(crate) expert_ranks: usize,
     /// The adapters of the layers that have some.
     pub(crate) adapters: Vec<Unit>,
     /// What is trained in the place of the model, if anything.
@@ -71,6 +79,14 @@ impl Unit {
         match self.spread {
             None => settings.dp(),
             Some((_, ranks)) => settings.mesh.world_size() / ranks,
+        }
+    }
+
+    /// Those ranks.
+    pub fn column(&self) -> Group {
+        match self.spread {
+            None => Group::Dp,
+            Some(_) => Group::Edp,
         }
     }
 
@@ -145,14 +161,14 @@ impl Share {
         }
         let experts = config.experts.as_ref();
         let sparse = experts.map_or(0, |it| it.sparse.iter().filter(|is| **is).count());
+        let units = units.iter().zip(levels).map(|(layout, level)| {
+            Unit::of(layout, level < ShardingLevel::Parameters, expert_ranks)
+        });
+        let units: Vec<Unit> = units.collect();
         Ok(Self {
-            units: units
-                .iter()
-                .zip(levels)
-                .map(|(layout, level)| {
-                    Unit::of(layout, level < ShardingLevel::Parameters, expert_ranks)
-                })
-                .collect(),
+            experts_of: experts_of(&units),
+            units,
+            expert_ranks,
             adapters: adapters
                 .iter()
                 .filter(|layout| layout.numel > 0)
@@ -171,10 +187,40 @@ impl Share {
         })
     }
 
+    /// The embedding, the layers, and the head where it is not tied: by these numbers a step walks through the units.
+    pub(crate) fn walked(&self) -> Range<usize> {
+        0..self.experts_of.len()
+    }
+
+    /// A unit by such a number, and that of its layer's experts where they are spread; nothing behind the last.
+    pub(crate) fn with_experts(&self, unit: usize) -> impl Iterator<Item = usize> + use<> {
+        let own = self.walked().contains(&unit).then_some(unit);
+        let experts = self.experts_of.get(unit).copied().flatten();
+        own.into_iter().chain(experts)
+    }
+
+    /// Whether several ranks have the same of anything.
+    pub(crate) fn has_replicas(&self, settings: &Settings) -> bool {
+        self.units.iter().any(|unit| unit.replicas(settings) > 1)
+    }
+
     /// Whether the model is frozen, and its adapters are trained.
     pub(crate) fn is_frozen(&self) -> bool {
         self.lora.is_some()
     }
+}
+
+/// For each unit but those of experts, the unit of its layer's experts.
+fn experts_of(units: &[Unit]) -> Vec<Option<usize>> {
+    let walked = units.iter().filter(|unit| unit.spread.is_none()).count();
+    let mut experts = vec![None; walked];
+    for (index, unit) in units.iter().enumerate() {
+        if let Some((layer, _)) = unit.spread {
+            // The embedding is before the layers.
+            experts[1 + layer] = Some(index);
+        }
+    }
+    experts
 }
 
 /// The last words of the paths of modules that have an adapter.

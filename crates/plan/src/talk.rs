@@ -1,20 +1,12 @@
 //! What a rank says to the others in a step: the collectives of the table at the top of `tandem_trainer`'s `train_step.rs`, less
-//! those of a few bytes. A test there holds this list against what ranks are recorded to say.
+//! those of a few bytes and those of all ranks. A test there holds this list against what ranks are recorded to say.
 
-use tandem_model::{QkNormDims, Recompute};
+use tandem_model::{ExpertsDims, QkNormDims, Recompute};
 use tandem_parallel::ShardingLevel;
 
+use crate::group::Group;
 use crate::settings::Settings;
 use crate::share::{Layer, Share, Unit};
-
-/// Whom it is said to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Group {
-    /// The row.
-    Tp,
-    /// The column.
-    Dp,
-}
 
 /// What is done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -25,6 +17,8 @@ pub enum Verb {
     AllGather,
     /// Every rank gets its part of the sum.
     ReduceScatter,
+    /// Every rank gets what each has for it.
+    AllToAll,
 }
 
 /// One collective.
@@ -34,13 +28,14 @@ pub struct Collective {
     pub group: Group,
     /// What is done.
     pub verb: Verb,
-    /// Bytes of the whole tensor.
+    /// Bytes of the whole tensor; of what is sent from each to each, of all ranks together.
     pub bytes: u128,
 }
 
-/// What the row says in the forward and the backward pass of a part, and how often.
+/// What is said in the forward and the backward pass of a part, and how often: by the row, and by the ranks over which experts are
+/// spread.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Row {
+pub(crate) struct Said {
     pub forward: Vec<(Collective, u128)>,
     pub backward: Vec<(Collective, u128)>,
     /// Of the backward pass, those that run while the gradients of weights are computed: the attention's, and the MLP's.
@@ -75,16 +70,72 @@ impl Tokens<'_> {
         };
         self.say(verb, self.settings.tokens() * self.hidden * each)
     }
+
+    /// Of the shares of a row whose tokens its ranks share out, all.
+    fn join(&self, each: u128) -> Option<Collective> {
+        let bytes = self.settings.tokens() * self.hidden * each;
+        self.say(Verb::AllGather, bytes)
+            .filter(|_| !self.settings.cuts_tokens())
+    }
 }
 
-/// What the row says in one layer.
-pub(crate) fn layer(layer: &Layer, share: &Share, settings: &Settings) -> Row {
+/// The conversations of ranks over which a layer's experts are spread, about the rows of a micro-batch that go to experts.
+struct Experts {
+    ranks: u128,
+    /// Of a layer.
+    experts: u128,
+    /// Those of all ranks.
+    rows: u128,
+    row_bytes: u128,
+}
+
+impl Experts {
+    fn of(dims: &ExpertsDims, share: &Share, settings: &Settings) -> Self {
+        let ranks = share.expert_ranks as u128;
+        Self {
+            ranks,
+            experts: dims.rule.experts as u128,
+            rows: ranks * settings.routed_tokens(dims) * dims.rule.top_k as u128,
+            row_bytes: share.hidden as u128 * settings.product_bytes(),
+        }
+    }
+
+    fn say(verb: Verb, bytes: u128) -> Collective {
+        Collective {
+            group: Group::Ep,
+            verb,
+            bytes,
+        }
+    }
+
+    /// The rows, there or back.
+    fn rows(&self) -> Collective {
+        Self::say(Verb::AllToAll, self.rows * self.row_bytes)
+    }
+
+    /// A number for each row, there or back.
+    fn weights(&self) -> Collective {
+        Self::say(Verb::AllToAll, 4 * self.rows)
+    }
+
+    fn forward(&self) -> [Collective; 4] {
+        let counts = Self::say(Verb::AllGather, 8 * self.ranks * self.experts);
+        [counts, self.rows(), self.weights(), self.rows()]
+    }
+
+    fn backward(&self) -> [Collective; 3] {
+        [self.rows(), self.weights(), self.rows()]
+    }
+}
+
+/// What is said in one layer.
+pub(crate) fn layer(layer: &Layer, share: &Share, settings: &Settings) -> Said {
     let tokens = Tokens {
         settings,
         hidden: share.hidden as u128,
     };
     let c = settings.product_bytes();
-    let mut row = Row::default();
+    let mut said = Said::default();
     let (attends, computes) = (layer.cuts_attention, layer.cuts_mlp);
     let across = match layer.dims.qk_norm {
         Some(QkNormDims::AcrossHeads { .. }) if attends => {
@@ -92,29 +143,44 @@ pub(crate) fn layer(layer: &Layer, share: &Share, settings: &Settings) -> Row {
         }
         _ => None,
     };
+    let spread = layer.dims.experts.as_ref().filter(|it| it.is_spread());
+    let spread = spread.map(|it| Experts::of(it, share, settings));
     let reduce = |is_cut: bool| tokens.reduce(c).filter(|_| is_cut);
     let mut forward = Vec::new();
     forward.extend(tokens.gather(c));
     forward.extend(across);
     forward.extend(reduce(attends));
-    forward.extend(tokens.gather(c));
-    forward.extend(reduce(computes));
+    match &spread {
+        Some(experts) => {
+            forward.extend(experts.forward());
+            forward.extend(tokens.join(c));
+        }
+        None => {
+            forward.extend(tokens.gather(c));
+            forward.extend(reduce(computes));
+        }
+    }
     let mut backward = Vec::new();
     if settings.recompute == Recompute::Full {
         backward.extend(forward.clone());
     }
     let needs_input = |place: usize| !share.is_frozen() || layer.adapted[place] > 0;
     for (index, is_cut, place) in [(1, computes, 2), (0, attends, 0)] {
+        if let (1, Some(experts)) = (index, &spread) {
+            backward.extend(experts.backward());
+            said.beside[index] = tokens.join(c);
+            continue;
+        }
         backward.extend(tokens.gather(c));
-        row.beside[index] = reduce(is_cut);
+        said.beside[index] = reduce(is_cut);
         if settings.recompute == Recompute::Light && needs_input(place) {
             backward.extend(tokens.gather(c));
         }
     }
     backward.extend(across);
-    row.forward = once(forward);
-    row.backward = once(backward);
-    row
+    said.forward = once(forward);
+    said.backward = once(backward);
+    said
 }
 
 fn once(collectives: impl IntoIterator<Item = Collective>) -> Vec<(Collective, u128)> {
@@ -122,22 +188,22 @@ fn once(collectives: impl IntoIterator<Item = Collective>) -> Vec<(Collective, u
 }
 
 /// What the row says about the embedding.
-pub(crate) fn embedding(share: &Share, settings: &Settings) -> Row {
+pub(crate) fn embedding(share: &Share, settings: &Settings) -> Said {
     let tokens = Tokens {
         settings,
         hidden: share.hidden as u128,
     };
     let r = settings.residual_bytes();
     let back = tokens.gather(r).filter(|_| !share.is_frozen());
-    Row {
+    Said {
         forward: once(tokens.reduce(r)),
         backward: once(back),
-        ..Row::default()
+        ..Said::default()
     }
 }
 
 /// What the row says in the head.
-pub(crate) fn head(share: &Share, settings: &Settings) -> Row {
+pub(crate) fn head(share: &Share, settings: &Settings) -> Said {
     let tokens = Tokens {
         settings,
         hidden: share.hidden as u128,
@@ -151,9 +217,9 @@ pub(crate) fn head(share: &Share, settings: &Settings) -> Row {
     let rest = stats(all % rows).filter(|it| it.bytes > 0);
     backward.extend(once(rest));
     backward.extend(once(tokens.reduce(c)));
-    Row {
+    Said {
         backward,
-        ..Row::default()
+        ..Said::default()
     }
 }
 
@@ -165,7 +231,7 @@ pub(crate) fn gather(unit: &Unit, share: &Share, settings: &Settings) -> Option<
         false => settings.precision.param,
     };
     cuts.then_some(Collective {
-        group: Group::Dp,
+        group: unit.column(),
         verb: Verb::AllGather,
         bytes: param.elt_size_in_bytes() as u128 * unit.numel as u128,
     })
@@ -187,7 +253,7 @@ pub(crate) fn reduction(unit: &Unit, settings: &Settings) -> Reduction {
     let level = unit.level(settings);
     let numel = unit.numel as u128;
     let column = |verb, each: usize| Collective {
-        group: Group::Dp,
+        group: unit.column(),
         verb,
         bytes: each as u128 * numel,
     };
@@ -203,7 +269,7 @@ pub(crate) fn reduction(unit: &Unit, settings: &Settings) -> Reduction {
             verb: Verb::AllReduce,
             bytes: 4 * unit.partial as u128,
         }),
-        column: (settings.dp() > 1).then(|| column(verb, reduce.elt_size_in_bytes())),
+        column: (unit.replicas(settings) > 1).then(|| column(verb, reduce.elt_size_in_bytes())),
         every_time: level >= ShardingLevel::Gradients,
         refresh: refreshes.then(|| column(Verb::AllGather, param.elt_size_in_bytes())),
     }
@@ -221,32 +287,33 @@ pub fn of_step(share: &Share, settings: &Settings) -> Vec<(Collective, u128)> {
     let mut add = |collectives: &[(Collective, u128)], times: u128| {
         said.extend(collectives.iter().map(|(it, each)| (*it, each * times)));
     };
-    let rows = share.layers.iter().map(|it| layer(it, share, settings));
-    let rows = rows.chain([embedding(share, settings), head(share, settings)]);
-    for row in rows {
-        add(&row.forward, micro + ahead);
-        add(&row.backward, micro);
-        add(&once(row.beside.into_iter().flatten()), micro);
+    let parts = share.layers.iter().map(|it| layer(it, share, settings));
+    let parts = parts.chain([embedding(share, settings), head(share, settings)]);
+    for part in parts {
+        add(&part.forward, micro + ahead);
+        add(&part.backward, micro);
+        add(&once(part.beside.into_iter().flatten()), micro);
     }
     let last_layer = share.layers.len();
-    for (index, unit) in share.units.iter().enumerate() {
-        let is_layer = (1..=last_layer).contains(&index);
-        let again = match settings.reshard_after_forward && is_layer && index < last_layer {
+    for index in share.walked() {
+        let again = match settings.reshard_after_forward && (1..last_layer).contains(&index) {
             true => micro,
             false => 0,
         };
-        // The head is not looked ahead at, but gathered behind the last layer all the same.
-        let gathered = gather(unit, share, settings);
-        add(&once(gathered), micro + ahead + again);
-        if share.is_frozen() {
-            continue;
+        for unit in share.with_experts(index).map(|unit| &share.units[unit]) {
+            // The head is not looked ahead at, but gathered behind the last layer all the same.
+            let gathered = gather(unit, share, settings);
+            add(&once(gathered), micro + ahead + again);
+            if !share.is_frozen() {
+                reduce(unit, settings, micro, &mut add);
+            }
         }
-        reduce(unit, settings, micro, &mut add);
     }
     for unit in &share.adapters {
         reduce(unit, settings, micro, &mut add);
     }
-    if share.experts > 0 && settings.dp() > 1 {
+    // Of experts that are spread, the load goes to all ranks.
+    if share.experts > 0 && share.expert_ranks == 1 && settings.dp() > 1 {
         let load = Collective {
             group: Group::Dp,
             verb: Verb::AllReduce,

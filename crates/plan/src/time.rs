@@ -4,10 +4,12 @@ use std::ops::AddAssign;
 
 use serde::Serialize;
 
-use crate::device::{Device, Link};
+use crate::device::Device;
+use crate::group::Group;
+use crate::links;
 use crate::settings::Settings;
 use crate::share::{Layer, Share, Unit};
-use crate::talk::{self, Collective, Group, Reduction, Row, Verb};
+use crate::talk::{self, Collective, Reduction, Said};
 use crate::work::{self, AsTensors, Operation, Part};
 
 /// How passes over memory are computed.
@@ -40,8 +42,10 @@ pub struct StepTime {
     pub memory_bound_s: f64,
     /// What the row says.
     pub tp: Conversation,
-    /// What the column says.
+    /// What the columns say: the rank's own, and that of its experts where they are spread over ranks.
     pub dp: Conversation,
+    /// What ranks over which experts are spread say: rows of tokens to where their experts are, and back.
+    pub ep: Conversation,
 }
 
 /// What a group says in a step.
@@ -58,7 +62,7 @@ pub struct Conversation {
 impl StepTime {
     /// Seconds from one step to the next.
     pub fn total_s(&self) -> f64 {
-        self.computing_s() + self.tp.exposed_s + self.dp.exposed_s
+        self.computing_s() + self.tp.exposed_s + self.dp.exposed_s + self.ep.exposed_s
     }
 
     fn computing_s(&self) -> f64 {
@@ -69,6 +73,7 @@ impl StepTime {
     pub fn of(share: &Share, settings: &Settings, device: &Device, kernels: Kernels) -> Self {
         let clock = Clock {
             settings,
+            expert_ranks: share.expert_ranks,
             device,
             kernels,
         };
@@ -76,11 +81,29 @@ impl StepTime {
         for (collective, times) in talk::of_step(share, settings) {
             let said = match collective.group {
                 Group::Tp => &mut time.tp,
-                Group::Dp => &mut time.dp,
+                Group::Dp | Group::Edp => &mut time.dp,
+                Group::Ep => &mut time.ep,
             };
             said.bytes += collective.bytes as f64 * times as f64;
         }
         time
+    }
+}
+
+/// What is said about the tokens of a part.
+#[derive(Clone, Copy, Default)]
+struct Talk {
+    row: Conversation,
+    /// Of the ranks over which experts are spread.
+    experts: Conversation,
+}
+
+impl Talk {
+    fn add(&mut self, group: Group, said: Conversation) {
+        match group {
+            Group::Ep => self.experts.add(said),
+            _ => self.row.add(said),
+        }
     }
 }
 
@@ -111,15 +134,16 @@ impl AddAssign for Computing {
 struct Times {
     forward: Computing,
     backward: Computing,
-    /// Of the row: in forward, and in backward, each exposed and hidden.
-    row: Conversation,
-    /// The forward's part of what the row has exposed.
-    row_forward: Conversation,
+    /// In forward and backward.
+    said: Talk,
+    /// The forward's part of that.
+    said_forward: Talk,
 }
 
 /// Whose time is counted.
 struct Clock<'a> {
     settings: &'a Settings,
+    expert_ranks: usize,
     device: &'a Device,
     kernels: Kernels,
 }
@@ -185,42 +209,16 @@ impl Clock<'_> {
         sum
     }
 
-    /// Seconds of a collective that nothing disturbs: rings for large tensors (each byte goes round once, or twice for a sum that
-    /// all get), trees for small ones.
+    /// Seconds of a collective that nothing disturbs.
     fn collective(&self, collective: &Collective) -> f64 {
-        let (tp, dp) = (self.settings.tp(), self.settings.dp());
-        let per_node = self.device.devices_per_node;
-        // Members in one node, of a group whose neighbours are `stride` ranks apart.
-        let (members, stride) = match collective.group {
-            Group::Tp => (tp, 1),
-            Group::Dp => (dp, tp),
-        };
-        if members < 2 {
-            return 0.0;
-        }
-        let here = (per_node / stride).clamp(1, members);
-        let (n, bytes) = (members as f64, collective.bytes as f64);
-        let rounds = match collective.verb {
-            Verb::AllReduce => 2.0,
-            Verb::AllGather | Verb::ReduceScatter => 1.0,
-        };
-        let moved = rounds * bytes * (n - 1.0) / n;
-        let Link { latency_s, .. } = self.device.link;
-        let within = moved / self.device.link.rate();
-        if here == members {
-            return within + rounds * latency_s * n.log2().ceil();
-        }
-        // The groups beside this one use the same adapters, so that a group has those of its members.
-        let network = self.device.network;
-        let own = network.rate() * here as f64 / per_node as f64;
-        let hops = rounds * (network.latency_s * (n / here as f64).log2().ceil());
-        let within = if here > 1 { within } else { 0.0 };
-        (moved / own).max(within) + hops + rounds * latency_s * (here as f64).log2().ceil()
+        let members = collective.group.members(self.settings, self.expert_ranks);
+        links::seconds(collective, members, self.device)
     }
 
     /// Collectives, of which up to `beside` seconds of computing hide what they can.
-    fn say(&self, collective: Option<Collective>, beside: f64) -> Conversation {
-        let seconds: f64 = collective.iter().map(|it| self.collective(it)).sum();
+    fn say(&self, collectives: impl IntoIterator<Item = Collective>, beside: f64) -> Conversation {
+        let all = collectives.into_iter();
+        let seconds: f64 = all.map(|it| self.collective(&it)).sum();
         let hidden = seconds.min(self.device.overlap * beside);
         Conversation {
             exposed_s: seconds - hidden,
@@ -229,28 +227,35 @@ impl Clock<'_> {
         }
     }
 
-    /// Collectives that computing waits for.
-    fn say_all(&self, said: &[(Collective, u128)]) -> Conversation {
-        let mut all = Conversation::default();
-        for (collective, times) in said {
-            all.add(self.say(Some(*collective), 0.0).times(*times as f64));
-        }
-        all
+    /// Of `beside` seconds of computing, those beside which there is room when what takes `taken` seconds has been said.
+    fn left(&self, beside: f64, taken: f64) -> f64 {
+        (beside - taken / self.device.overlap.max(1e-9)).max(0.0)
     }
 
-    fn part(&self, part: &Part, row: &Row) -> Times {
-        let row_forward = self.say_all(&row.forward);
-        let mut said = row_forward;
-        said.add(self.say_all(&row.backward));
-        for (beside, collective) in part.beside.iter().zip(&row.beside) {
+    fn part(&self, part: &Part, said: &Said) -> Times {
+        let mut all = Talk::default();
+        // Computing waits for these.
+        let mut wait_for = |said: &[(Collective, u128)]| {
+            for (collective, times) in said {
+                let once = self.say([*collective], 0.0);
+                all.add(collective.group, once.times(*times as f64));
+            }
+            all
+        };
+        let said_forward = wait_for(&said.forward);
+        wait_for(&said.backward);
+        for (beside, collective) in part.beside.iter().zip(said.beside) {
+            let Some(collective) = collective else {
+                continue;
+            };
             let computing = self.operations(beside).all();
-            said.add(self.say(*collective, computing));
+            all.add(collective.group, self.say([collective], computing));
         }
         Times {
             forward: self.operations(&part.forward),
             backward: self.operations(&part.backward),
-            row: said,
-            row_forward,
+            said: all,
+            said_forward,
         }
     }
 
@@ -284,6 +289,7 @@ impl Clock<'_> {
 
         let mut computing = Computing::default();
         let mut tp = Conversation::default();
+        let mut ep = Conversation::default();
         for times in layers.iter().chain([&embedding, &head]) {
             for (time, count) in [(times.forward, micro + ahead), (times.backward, micro)] {
                 computing += Computing {
@@ -292,8 +298,10 @@ impl Clock<'_> {
                     memory_bound: count * time.memory_bound,
                 };
             }
-            tp.add(times.row.times(micro));
-            tp.add(times.row_forward.times(ahead));
+            for (said, count) in [(times.said, micro), (times.said_forward, ahead)] {
+                tp.add(said.row.times(count));
+                ep.add(said.experts.times(count));
+            }
         }
         computing += self.operations(&work::update(share, settings));
 
@@ -313,6 +321,7 @@ impl Clock<'_> {
             memory_bound_s: computing.memory_bound,
             tp,
             dp,
+            ep,
         }
     }
 }
@@ -326,8 +335,16 @@ struct Columns<'a> {
 }
 
 impl Columns<'_> {
-    fn gather(&self, unit: &Unit) -> Option<Collective> {
-        talk::gather(unit, self.share, self.clock.settings)
+    /// A unit of the walk, and its layer's experts where they are spread over ranks.
+    fn units(&self, index: usize) -> impl Iterator<Item = &Unit> {
+        let all = self.share.with_experts(index);
+        all.map(|unit| &self.share.units[unit])
+    }
+
+    /// The gathering of these.
+    fn gather(&self, index: usize) -> impl Iterator<Item = Collective> {
+        let gather = |unit| talk::gather(unit, self.share, self.clock.settings);
+        self.units(index).filter_map(gather)
     }
 
     /// Beside which computing a unit is gathered for forward: that of the unit before.
@@ -343,9 +360,8 @@ impl Columns<'_> {
     /// Before its first use in the forward pass, every unit.
     fn gathering_ahead(&self) -> Conversation {
         let mut said = Conversation::default();
-        for (index, unit) in self.share.units.iter().enumerate() {
-            let collective = self.gather(unit);
-            said.add(self.clock.say(collective, self.before(index)));
+        for index in self.share.walked() {
+            said.add(self.clock.say(self.gather(index), self.before(index)));
         }
         said
     }
@@ -356,9 +372,8 @@ impl Columns<'_> {
         let mut said = self.gathering_ahead();
         if self.clock.settings.reshard_after_forward {
             for layer in 0..self.layers.len().saturating_sub(1) {
-                let collective = self.gather(&self.share.units[1 + layer]);
                 let beside = self.layers[layer + 1].backward.all();
-                said.add(self.clock.say(collective, beside));
+                said.add(self.clock.say(self.gather(1 + layer), beside));
             }
         }
         said
@@ -369,18 +384,7 @@ impl Columns<'_> {
         let settings = self.clock.settings;
         let micro = settings.micro_batches as f64;
         let mut said = Conversation::default();
-        let trained: Vec<(usize, &Unit)> = match self.share.is_frozen() {
-            true => self.share.adapters.iter().enumerate().collect(),
-            false => self.share.units.iter().enumerate().collect(),
-        };
-        for (index, unit) in trained {
-            let Reduction {
-                partial,
-                column,
-                every_time,
-                ..
-            } = talk::reduction(unit, settings);
-            let times = if every_time { micro } else { 1.0 };
+        for (index, units) in self.trained().into_iter().enumerate() {
             // Of adapters, each layer has one, as good as.
             let layer = match self.share.is_frozen() {
                 true => index,
@@ -398,31 +402,49 @@ impl Columns<'_> {
             };
             let taken = match self.clock.settings.reshard_after_forward {
                 true => {
-                    let gathered = layer
-                        .checked_sub(2)
-                        .and_then(|layer| self.gather(self.share.units.get(1 + layer)?));
-                    gathered.map_or(0.0, |it| self.clock.collective(&it))
+                    let two_below = layer.checked_sub(2);
+                    let gathered = two_below.into_iter().flat_map(|it| self.gather(1 + it));
+                    gathered.map(|it| self.clock.collective(&it)).sum()
                 }
                 false => 0.0,
             };
-            let beside = (below - taken / self.clock.device.overlap.max(1e-9)).max(0.0);
-            said.add(self.clock.say(column, beside).times(times));
-            tp.add(self.clock.say(partial, 0.0).times(times));
+            let mut beside = self.clock.left(below, taken);
+            for unit in units {
+                let Reduction {
+                    partial,
+                    column,
+                    every_time,
+                    ..
+                } = talk::reduction(unit, settings);
+                let times = if every_time { micro } else { 1.0 };
+                let column = self.clock.say(column, beside);
+                beside = self.clock.left(beside, column.hidden_s);
+                said.add(column.times(times));
+                tp.add(self.clock.say(partial, 0.0).times(times));
+            }
         }
         said
     }
 
+    /// What is reduced together, in the order of the walk: units with their experts, or adapters in their place.
+    fn trained(&self) -> Vec<Vec<&Unit>> {
+        match self.share.is_frozen() {
+            true => self.share.adapters.iter().map(|unit| vec![unit]).collect(),
+            false => {
+                let walked = self.share.walked();
+                walked.map(|index| self.units(index).collect()).collect()
+            }
+        }
+    }
+
     /// Updated parameters are gathered beside the next step, until each is needed.
     fn refreshing(&self) -> Conversation {
-        let trained = match self.share.is_frozen() {
-            true => &self.share.adapters,
-            false => &self.share.units,
-        };
         let mut said = Conversation::default();
         let (mut until, mut busy) = (0.0, 0.0);
-        for (index, unit) in trained.iter().enumerate() {
-            let refresh = talk::reduction(unit, self.clock.settings).refresh;
-            let seconds: f64 = refresh.iter().map(|it| self.clock.collective(it)).sum();
+        for (index, units) in self.trained().into_iter().enumerate() {
+            let refresh = |unit: &Unit| talk::reduction(unit, self.clock.settings).refresh;
+            let refreshes = units.into_iter().filter_map(refresh);
+            let seconds: f64 = refreshes.map(|it| self.clock.collective(&it)).sum();
             until += self.before(index);
             let hidden = seconds.min((self.clock.device.overlap * until - busy).max(0.0));
             busy += hidden;

@@ -67,8 +67,7 @@ struct Sizes<'a> {
     share: &'a Share,
     all: u128,
     stream: f64,
-    /// The normed stream of all tokens, and of this rank's, in the kind of products.
-    normed: f64,
+    /// The normed stream of this rank's tokens, in the kind of products.
     own_normed: f64,
     c: f64,
     r: f64,
@@ -82,13 +81,12 @@ impl<'a> Sizes<'a> {
             settings.residual_bytes() as f64,
         );
         let hidden = share.hidden as f64;
-        let (all, own) = (settings.tokens() as f64, settings.own_tokens() as f64);
+        let own = settings.own_tokens() as f64;
         Self {
             settings,
             share,
             all: settings.tokens(),
             stream: own * hidden * r,
-            normed: all * hidden * c,
             own_normed: own * hidden * c,
             c,
             r,
@@ -229,12 +227,12 @@ fn mlp(layer: &Layer, s: &Sizes<'_>, part: &mut Part) {
     let (rows, inner, experts) = match &layer.dims.experts {
         None => (s.all, layer.dims.intermediate, 1),
         Some(experts) => {
-            let (count, top_k) = (experts.rule.experts, experts.rule.top_k);
-            let rows = s.all * top_k as u128;
+            let tokens = s.settings.routed_tokens(experts);
+            let rows = tokens * experts.rule.top_k as u128;
             let router = Operation::Product {
-                rows: s.all,
+                rows: tokens,
                 inner: hidden as u128,
-                columns: count as u128,
+                columns: experts.rule.experts as u128,
                 count: 1,
                 kind: Kind::Float,
             };
@@ -242,15 +240,21 @@ fn mlp(layer: &Layer, s: &Sizes<'_>, part: &mut Part) {
                 rows as f64 * hidden as f64 * s.c,
                 rows as f64 * experts.intermediate as f64 * s.c,
             );
+            let normed = tokens as f64 * hidden as f64 * s.c;
             // To fp32 and the router; rows to the experts and back; each times its weight.
-            forward.push(pass(s.normed * (1.0 + 4.0 / s.c), ONCE));
+            forward.push(pass(normed * (1.0 + 4.0 / s.c), ONCE));
             forward.push(router);
-            forward.push(pass(3.0 * wide + 2.0 * s.normed, tensors(1.0, 3.0)));
+            forward.push(pass(3.0 * wide + 2.0 * normed, tensors(1.0, 3.0)));
             forward.push(pass(2.0 * narrow, ONCE));
             backward.extend(gradients(router));
-            backward.push(pass(5.0 * wide + 3.0 * s.normed, tensors(1.0, 4.0)));
+            backward.push(pass(5.0 * wide + 3.0 * normed, tensors(1.0, 4.0)));
             backward.push(pass(7.0 * narrow, tensors(1.5, 4.0)));
-            (rows, experts.intermediate, count)
+            if experts.is_spread() {
+                // Rows that came are sorted, and put back as they came; backward has those of forward.
+                forward.push(pass(4.0 * wide, tensors(1.0, 2.0)));
+                backward.push(pass(2.0 * wide, ONCE));
+            }
+            (rows, experts.intermediate, experts.here)
         }
     };
     // Experts in balance: each multiplies as many rows.

@@ -3,7 +3,9 @@
 use tandem_data::{Hub, Weights};
 use tandem_model::ModelConfig;
 use tandem_model::ModuleTree;
-use tandem_plan::{Candidate, CutChoice, Device, Kernels, Place, Question, duration, search};
+use tandem_plan::{
+    Candidate, CutChoice, Device, Kernels, NoCandidate, Place, Question, duration, search,
+};
 use tandem_tensor::torch::cuda;
 use tandem_tensor::{Device as Here, device, memory};
 
@@ -43,7 +45,7 @@ pub fn choose(spec: &RunSpec, num_workers: usize) -> Outcome<AutoMesh> {
         engine, training, ..
     } = &spec.compute;
     let tree = ModuleTree::new(&config);
-    let strategy = engine.strategy.for_model(engine.dtype, &tree)?;
+    let strategy = engine.strategy_for(&config, &tree)?;
     let adapter = adapter(selection, &config)?;
     let device = devices(spec, num_workers)?;
     let mut candidates: Vec<Candidate> = Vec::new();
@@ -65,12 +67,17 @@ pub fn choose(spec: &RunSpec, num_workers: usize) -> Outcome<AutoMesh> {
                 reshard_after_forward: strategy.reshard_after_forward,
             }],
             tp_size: Some(tp_size),
+            expert_parallel: Some(engine.expert_parallel_size),
             sequence_parallel: Some(engine.sequence_parallel),
             recompute: Some(engine.recompute()),
             batch_size: Some(training.batch_size),
         };
-        // A row may have more ranks than the model can be cut for.
-        candidates.extend(search(&question).unwrap_or_default());
+        match search(&question) {
+            Ok(found) => candidates.extend(found),
+            // A row may have more ranks than the model can be cut for.
+            Err(NoCandidate::NoMesh { .. }) => {}
+            Err(error) => return Err(Failure::usage(error.to_string())),
+        }
     }
     decide(&candidates, &device)
 }

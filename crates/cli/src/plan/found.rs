@@ -63,8 +63,17 @@ impl Found<'_> {
             }
         ));
         lines.push(format!(
-            "  {:<15} {:<10} {:<3} {:<9} {:>11} {:>9} {:>9} {:>10} {:>5}",
-            "mesh", "strategy", "sp", "recompute", "batch", "memory", "step", "tokens/s", "MFU"
+            "  {:<15} {:<3} {:<10} {:<3} {:<9} {:>11} {:>9} {:>9} {:>10} {:>5}",
+            "mesh",
+            "ep",
+            "strategy",
+            "sp",
+            "recompute",
+            "batch",
+            "memory",
+            "step",
+            "tokens/s",
+            "MFU"
         ));
         let shown = self.candidates.iter().take(self.args.top);
         lines.extend(shown.map(row));
@@ -169,8 +178,11 @@ impl Found<'_> {
         if mesh.tp_size() > 1 {
             lines.push(said("rows say   ", link(mesh.tp_size()), &time.tp));
         }
-        if mesh.dp_size() > 1 {
+        if time.dp.bytes > 0.0 {
             lines.push(said("columns say", link(mesh.world_size()), &time.dp));
+        }
+        if best.expert_parallel > 1 {
+            lines.push(said("to experts ", link(best.expert_parallel), &time.ep));
         }
         lines
     }
@@ -285,7 +297,8 @@ fn row(it: &Candidate) -> String {
         settings.mesh.dp_size()
     );
     format!(
-        "  {mesh:<15} {:<10} {:<3} {:<9} {:>11} {:>9} {:>9} {:>10} {:>5.3}",
+        "  {mesh:<15} {:<3} {:<10} {:<3} {:<9} {:>11} {:>9} {:>9} {:>10} {:>5.3}",
+        it.expert_parallel,
         strategy(it),
         if settings.sequence_parallel {
             "yes"

@@ -11,13 +11,21 @@ use crate::table::Collectives;
 /// What the first rank of a row says in a step of `case`.
 pub fn step(case: &Case) -> Collectives {
     let config = case.config();
-    let plan = Plan::declared(&ModuleTree::new(&config));
+    let tree = ModuleTree::new(&config);
+    let plan = Plan::declared(&tree).with_spread_experts(&config, &tree, case.ep);
     let lora = step::adapters(&config);
     let adapters = case
         .lora
         .then(|| ModuleTree::adapters(&config, &lora).unwrap());
     let adapters = adapters.as_ref().map(|tree| (&lora, tree));
-    let share = Share::new(&config, &plan, case.tp, case.sequence_parallel, adapters).unwrap();
+    let share = Share::new(
+        &config,
+        &plan.unwrap(),
+        case.tp,
+        case.sequence_parallel,
+        adapters,
+    )
+    .unwrap();
     let settings = Settings {
         mesh: DeviceMesh::new(case.tp, case.dp).unwrap(),
         level: case.level,
@@ -36,11 +44,14 @@ pub fn step(case: &Case) -> Collectives {
         let group = match group {
             Group::Tp => "tp",
             Group::Dp => "dp",
+            Group::Ep => "ep",
+            Group::Edp => "edp",
         };
         let verb = match verb {
             Verb::AllReduce => "all_reduce",
             Verb::AllGather => "all_gather",
             Verb::ReduceScatter => "reduce_scatter",
+            Verb::AllToAll => "all_to_all",
         };
         let key = (group.to_owned(), verb.to_owned(), bytes as usize);
         if times > 0 {
