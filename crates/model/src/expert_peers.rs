@@ -5,6 +5,7 @@ use std::ops::Range;
 use tandem_tensor::Tensor;
 
 use crate::error::TpError;
+use crate::tp_context::PendingTensor;
 
 /// Ranks that together have each expert of a layer once and whole, in the order of the ranks (expert parallelism: GShard,
 /// arXiv 2006.16668). Rows of tokens are sent to where their experts are, and what these make of them is sent back.
@@ -27,4 +28,14 @@ pub trait ExpertPeers {
     /// # Errors
     /// When a peer fails.
     fn exchange(&self, x: &Tensor, counts: &[usize]) -> Result<Tensor, TpError>;
+
+    /// [`ExpertPeers::exchange`] that runs while the caller computes something else.
+    ///
+    /// # Errors
+    /// When a peer fails.
+    fn start_exchange(
+        &self,
+        x: &Tensor,
+        counts: &[usize],
+    ) -> Result<Box<dyn PendingTensor>, TpError>;
 }

@@ -3,12 +3,13 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use tandem_comm::{CommError, ProcessGroup, Work, all_gather_numbers};
+use tandem_comm::{CommError, ProcessGroup, all_gather_numbers};
 use tandem_mesh::partition;
-use tandem_model::{ExpertPeers, TpError};
+use tandem_model::{ExpertPeers, PendingTensor, TpError};
 use tandem_tensor::{Device, Tensor};
 
 use crate::error::tp_error;
+use crate::pending::Joining;
 
 /// Ranks that together have every expert.
 pub struct ExpertGroup {
@@ -28,6 +29,22 @@ impl ExpertGroup {
     /// What ended the group.
     pub fn check(&self) -> Result<(), CommError> {
         self.group.check()
+    }
+
+    fn submit(&self, x: &Tensor, counts: &[usize]) -> Result<Joining, TpError> {
+        let (own, features) = (self.group.rank(), x.size()[1]);
+        let to_this_rank = counts.iter().skip(own).step_by(self.group.size());
+        let rows: usize = to_this_rank.sum();
+        let result = Tensor::empty([rows as i64, features], (x.kind(), x.device()));
+        let elements: Vec<usize> = counts.iter().map(|n| n * features as usize).collect();
+        let work = self
+            .group
+            .all_to_all_into(&result, &x.contiguous(), &elements)
+            .map_err(tp_error)?;
+        Ok(Joining {
+            work: Some(work),
+            result,
+        })
     }
 }
 
@@ -53,15 +70,14 @@ impl ExpertPeers for ExpertGroup {
     }
 
     fn exchange(&self, x: &Tensor, counts: &[usize]) -> Result<Tensor, TpError> {
-        let (own, features) = (self.group.rank(), x.size()[1]);
-        let to_this_rank = counts.iter().skip(own).step_by(self.group.size());
-        let rows: usize = to_this_rank.sum();
-        let came = Tensor::empty([rows as i64, features], (x.kind(), x.device()));
-        let elements: Vec<usize> = counts.iter().map(|n| n * features as usize).collect();
-        self.group
-            .all_to_all_into(&came, &x.contiguous(), &elements)
-            .and_then(Work::wait)
-            .map_err(tp_error)?;
-        Ok(came)
+        self.submit(x, counts)?.finish()
+    }
+
+    fn start_exchange(
+        &self,
+        x: &Tensor,
+        counts: &[usize],
+    ) -> Result<Box<dyn PendingTensor>, TpError> {
+        Ok(self.submit(x, counts)?.started())
     }
 }

@@ -39,6 +39,7 @@ mod flat_unit;
 mod fsdp;
 mod grad_norm;
 mod layout;
+mod pending;
 mod plan;
 mod replicas;
 mod sharding;

@@ -10,6 +10,7 @@ use tandem_tensor::Tensor;
 
 use crate::error::tp_error;
 use crate::expert_group::ExpertGroup;
+use crate::pending::Joining;
 
 /// A row of the mesh.
 #[derive(Clone)]
@@ -129,11 +130,7 @@ impl TpContext for TpTokens {
     }
 
     fn start_reduce_tokens(&self, partial: Tensor) -> Result<Box<dyn PendingTensor>, TpError> {
-        let mut reducing = self.start(partial)?;
-        if let Some(work) = &mut reducing.work {
-            work.start();
-        }
-        Ok(Box::new(reducing))
+        Ok(self.start(partial)?.started())
     }
 
     fn own_tokens(&self, all: Tensor) -> Tensor {
@@ -154,11 +151,7 @@ impl TpContext for TpTokens {
         if self.cuts_tokens || self.group.size() == 1 {
             return Ok(Box::new(share));
         }
-        let mut gathering = self.start_gather(&share)?;
-        if let Some(work) = &mut gathering.work {
-            work.start();
-        }
-        Ok(Box::new(gathering))
+        Ok(self.start_gather(&share)?.started())
     }
 
     fn expert_peers(&self) -> Option<&dyn ExpertPeers> {
@@ -194,25 +187,4 @@ impl TpContext for TpTokens {
 fn narrow(all: &Tensor, rows: Range<usize>) -> Tensor {
     all.narrow(0, rows.start as i64, rows.len() as i64)
         .contiguous()
-}
-
-/// What the row was asked to add up, or to put together.
-struct Joining {
-    work: Option<Work>,
-    result: Tensor,
-}
-
-impl Joining {
-    fn finish(self) -> Result<Tensor, TpError> {
-        if let Some(work) = self.work {
-            work.wait().map_err(tp_error)?;
-        }
-        Ok(self.result)
-    }
-}
-
-impl PendingTensor for Joining {
-    fn wait(self: Box<Self>) -> Result<Tensor, TpError> {
-        (*self).finish()
-    }
 }

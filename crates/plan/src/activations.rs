@@ -241,13 +241,13 @@ fn backward(layer: &Layer, s: &Sizes<'_>, share: &Share) -> u128 {
                     let second = 2 * wide + 3 * narrow + s.block_input();
                     second + input_again + gathered
                 }
-                // What goes back to where it came from is there sorted, as it came, and as it is when it arrives; then it is summed
-                // for a share of the tokens, and joined.
+                // What goes back to where it came from is there as it came, and as it is when it arrives, while the gradients of
+                // weights are computed; then it is summed for a share of the tokens, and joined.
                 true => {
-                    let second = 4 * wide + 3 * narrow;
+                    let second = 3 * wide + 3 * narrow;
                     let shares = tokens * s.hidden * s.c + s.block_input();
                     let own_again = if light { s.own * s.hidden * s.c } else { 0 };
-                    second.max(wide + 3 * narrow + shares + own_again)
+                    second.max(wide + shares + own_again)
                 }
             };
             first.max(rest) + 2 * probabilities

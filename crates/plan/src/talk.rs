@@ -38,8 +38,9 @@ pub struct Collective {
 pub(crate) struct Said {
     pub forward: Vec<(Collective, u128)>,
     pub backward: Vec<(Collective, u128)>,
-    /// Of the backward pass, those that run while the gradients of weights are computed: the attention's, and the MLP's.
-    pub beside: [Option<Collective>; 2],
+    /// Of the backward pass, those that run while the gradients of weights are computed: about the attention's input, about the
+    /// MLP's, and about rows on their way back from experts. Each are of one group.
+    pub beside: [Vec<Collective>; 3],
 }
 
 /// The conversations of a row about the tokens of a micro-batch.
@@ -122,10 +123,6 @@ impl Experts {
         let counts = Self::say(Verb::AllGather, 8 * self.ranks * self.experts);
         [counts, self.rows(), self.weights(), self.rows()]
     }
-
-    fn backward(&self) -> [Collective; 3] {
-        [self.rows(), self.weights(), self.rows()]
-    }
 }
 
 /// What is said in one layer.
@@ -167,12 +164,13 @@ pub(crate) fn layer(layer: &Layer, share: &Share, settings: &Settings) -> Said {
     let needs_input = |place: usize| !share.is_frozen() || layer.adapted[place] > 0;
     for (index, is_cut, place) in [(1, computes, 2), (0, attends, 0)] {
         if let (1, Some(experts)) = (index, &spread) {
-            backward.extend(experts.backward());
-            said.beside[index] = tokens.join(c);
+            backward.push(experts.rows());
+            said.beside[2] = vec![experts.weights(), experts.rows()];
+            said.beside[index].extend(tokens.join(c));
             continue;
         }
         backward.extend(tokens.gather(c));
-        said.beside[index] = reduce(is_cut);
+        said.beside[index].extend(reduce(is_cut));
         if settings.recompute == Recompute::Light && needs_input(place) {
             backward.extend(tokens.gather(c));
         }

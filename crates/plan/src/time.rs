@@ -244,12 +244,13 @@ impl Clock<'_> {
         };
         let said_forward = wait_for(&said.forward);
         wait_for(&said.backward);
-        for (beside, collective) in part.beside.iter().zip(said.beside) {
-            let Some(collective) = collective else {
+        for (beside, collectives) in part.beside.iter().zip(&said.beside) {
+            let Some(first) = collectives.first() else {
                 continue;
             };
             let computing = self.operations(beside).all();
-            all.add(collective.group, self.say([collective], computing));
+            let said = self.say(collectives.iter().copied(), computing);
+            all.add(first.group, said);
         }
         Times {
             forward: self.operations(&part.forward),

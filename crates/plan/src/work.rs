@@ -57,8 +57,8 @@ pub(crate) struct Part {
     pub forward: Vec<Operation>,
     pub backward: Vec<Operation>,
     /// Of the backward pass, the gradients of weights that are computed while the attention's, and the MLP's, input's gradient is
-    /// summed over the row.
-    pub beside: [Vec<Operation>; 2],
+    /// summed over the row; and those while rows are on their way back from experts.
+    pub beside: [Vec<Operation>; 3],
 }
 
 /// Sizes of a micro-batch as numbers for sums of bytes.
@@ -253,6 +253,10 @@ fn mlp(layer: &Layer, s: &Sizes<'_>, part: &mut Part) {
                 // Rows that came are sorted, and put back as they came; backward has those of forward.
                 forward.push(pass(4.0 * wide, tensors(1.0, 2.0)));
                 backward.push(pass(2.0 * wide, ONCE));
+                if trains {
+                    let [_, d_router] = gradients(router);
+                    part.beside[1].push(d_router);
+                }
             }
             (rows, experts.intermediate, experts.here)
         }
@@ -294,7 +298,8 @@ fn mlp(layer: &Layer, s: &Sizes<'_>, part: &mut Part) {
     ]);
     if trains {
         backward.extend([d_down, d_gate_up]);
-        part.beside[1].extend([d_down, d_gate_up]);
+        let is_spread = layer.dims.experts.is_some_and(|it| it.is_spread());
+        part.beside[if is_spread { 2 } else { 1 }].extend([d_down, d_gate_up]);
     }
     norm_backward(s, light, backward);
     adapters(s, part, layer.adapted[2], hidden, 2 * inner);

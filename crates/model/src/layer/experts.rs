@@ -19,6 +19,7 @@ use super::LayerAccumulate;
 use crate::error::TpError;
 use crate::expert_peers::ExpertPeers;
 use crate::tensors::ExpertsTensors;
+use crate::tp_context::PendingTensor;
 use dispatch::Dispatch;
 
 /// What the experts' backward needs.
@@ -36,13 +37,30 @@ pub(super) struct ExpertsSaved {
     product: Option<Tensor>,
 }
 
+/// Gradients on their way from this rank's experts to the tokens that their rows are of.
+pub(super) struct ExpertsReturning {
+    routing: Routing,
+    /// Of the rows' weights.
+    d_factors: Box<dyn PendingTensor>,
+    /// Of the rows, sorted.
+    d_sorted: Box<dyn PendingTensor>,
+    /// The rows, where they came from other ranks.
+    came: Option<Tensor>,
+    experts: OfExperts,
+}
+
 /// Gradients on their way from the input's to the weights'.
 pub(super) struct ExpertsBackward {
     routing: Routing,
-    dispatch: Dispatch,
-    rows: Option<Tensor>,
-    d_rows: Tensor,
     d_logits: Tensor,
+    /// Until they are computed.
+    experts: Option<OfExperts>,
+}
+
+/// What the gradients of the experts' weights are products of.
+struct OfExperts {
+    dispatch: Dispatch,
+    d_rows: Tensor,
     d_gate_up: Tensor,
     /// What the down projections multiplied.
     weighted: Tensor,
@@ -132,15 +150,14 @@ impl ExpertsSaved {
         }
     }
 
-    /// The gradient of the block's input from that of its output; each rank of the row has a part of it, or that of its tokens.
-    pub(super) fn backward_input(
+    /// The gradients of the rows that experts computed from that of the block's output, on their way back.
+    pub(super) fn backward_rows(
         self,
         weights: &ExpertsTensors,
         d_branch: &Tensor,
         activation: Activation,
-        balance: Option<Balance<'_>>,
         peers: Option<&dyn ExpertPeers>,
-    ) -> Result<(Tensor, ExpertsBackward), TpError> {
+    ) -> Result<ExpertsReturning, TpError> {
         let Self {
             routing,
             dispatch,
@@ -154,46 +171,91 @@ impl ExpertsSaved {
         let d_weighted = by_expert(&d_rows, &weights.down, &dispatch, into, 1);
         let product = product.unwrap_or_else(|| glu::forward(activation, &gate_up));
         let d_factors = experts::row_dots(&d_weighted, &product);
+        let d_factors = dispatch.start_back(d_factors.unsqueeze(1), peers)?;
         let d_product = experts::scale(&d_weighted, &factors);
         drop(d_weighted);
         let d_gate_up = glu::backward(activation, &d_product, &gate_up);
         let weighted = experts::scale(&product, &factors);
         drop((d_product, gate_up, product));
         let d_sorted = by_expert(&d_gate_up, &weights.gate_up, &dispatch, into, 1);
+        let d_sorted = dispatch.start_back(d_sorted, peers)?;
+        Ok(ExpertsReturning {
+            routing,
+            d_factors,
+            d_sorted,
+            came: rows,
+            experts: OfExperts {
+                dispatch,
+                d_rows,
+                d_gate_up,
+                weighted,
+            },
+        })
+    }
+}
 
-        let d_factors = dispatch.send_back(d_factors.unsqueeze(1), peers)?;
+impl ExpertsReturning {
+    /// The gradient of the block's input; each rank of the row has a part of it, or that of its tokens. While rows are on their way
+    /// from other ranks, the gradients of the experts' weights are computed, where they are wanted.
+    pub(super) fn arrive(
+        self,
+        weights: &ExpertsTensors,
+        gradients: Option<&ExpertsTensors>,
+        accumulate: LayerAccumulate,
+        balance: Option<Balance<'_>>,
+    ) -> Result<(Tensor, ExpertsBackward), TpError> {
+        let Self {
+            routing,
+            d_factors,
+            d_sorted,
+            came,
+            experts,
+        } = self;
+        let experts = match came {
+            Some(rows) => {
+                if let Some(gradients) = gradients {
+                    experts.weights(gradients, &rows, accumulate.experts);
+                }
+                None
+            }
+            // Nothing is on its way yet: they are computed during the sum over the row.
+            None => Some(experts),
+        };
+        let d_factors = d_factors.wait()?;
         let d_logits = routing.backward(&d_factors.view([-1]), balance);
         let through_router = linear::backward_input(&d_logits, &weights.router);
-        let d_sorted = dispatch.send_back(d_sorted, peers)?;
-        let d_normed = experts::combine(&d_sorted, Some(&through_router), &routing);
+        let d_normed = experts::combine(&d_sorted.wait()?, Some(&through_router), &routing);
         let rest = ExpertsBackward {
             routing,
-            dispatch,
-            rows,
-            d_rows,
             d_logits,
-            d_gate_up,
-            weighted,
+            experts,
         };
         Ok((d_normed, rest))
     }
 }
 
 impl ExpertsBackward {
-    /// Writes or adds the gradients of the weights; `normed` is the block's input.
+    /// Writes or adds the gradients of the weights that have none yet; `normed` is the block's input.
     pub(super) fn weights(
         self,
         gradients: &ExpertsTensors,
         normed: &Tensor,
         accumulate: LayerAccumulate,
     ) {
-        let rows = match self.rows {
-            Some(rows) => rows,
-            None => experts::gather(normed, &self.routing),
-        };
+        if let Some(of_experts) = self.experts {
+            let rows = experts::gather(normed, &self.routing);
+            of_experts.weights(gradients, &rows, accumulate.experts);
+        }
+        let (normed, accumulate) = (normed.to_kind(Kind::Float), accumulate.layer);
+        linear::backward_weight(&gradients.router, &self.d_logits, &normed, accumulate);
+    }
+}
+
+impl OfExperts {
+    /// Writes or adds the gradients of the weights of this rank's experts, which have computed `rows`.
+    fn weights(self, gradients: &ExpertsTensors, rows: &Tensor, accumulate: Accumulate) {
         for (expert, range) in self.dispatch.experts.iter().enumerate() {
             let (down, gate_up) = (&gradients.down[expert], &gradients.gate_up[expert]);
-            let accumulate = accumulate.experts;
             if range.is_empty() {
                 // Nobody's gradient is zero, not what happens to be in the buffer.
                 if accumulate == Accumulate::First {
@@ -204,10 +266,8 @@ impl ExpertsBackward {
             }
             let part = |x: &Tensor| part(x, range);
             linear::backward_weight(down, &part(&self.d_rows), &part(&self.weighted), accumulate);
-            linear::backward_weight(gate_up, &part(&self.d_gate_up), &part(&rows), accumulate);
+            linear::backward_weight(gate_up, &part(&self.d_gate_up), &part(rows), accumulate);
         }
-        let (normed, accumulate) = (normed.to_kind(Kind::Float), accumulate.layer);
-        linear::backward_weight(&gradients.router, &self.d_logits, &normed, accumulate);
     }
 }
 

@@ -142,9 +142,9 @@ impl DecoderLayer {
             }
             (Computed::Experts(saved), MlpTensors::Experts(experts)) => {
                 let peers = tp.expert_peers();
-                let (d_input, rest) =
-                    saved.backward_input(experts, &d_branch, activation, balance, peers)?;
+                let returning = saved.backward_rows(experts, &d_branch, activation, peers)?;
                 let own = own.and_then(|own| own.mlp.experts());
+                let (d_input, rest) = returning.arrive(experts, own, accumulate, balance)?;
                 (d_input, Pending::Experts(own, Box::new(rest)))
             }
             _ => unreachable!("weights and what is saved are of one layer"),

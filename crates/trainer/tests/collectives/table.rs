@@ -179,7 +179,7 @@ impl Row {
                 "tp.gather_stats(",
                 "peers.gather_counts(",
             ],
-            "all_to_all" => &["peers.exchange("],
+            "all_to_all" => &["peers.exchange(", "peers.start_exchange("],
             "join_shares" => &[".start_join_shares("],
             other => panic!("{other} is no operation"),
         }

@@ -7,6 +7,7 @@ use tandem_tensor::experts::{Arrivals, Routing};
 
 use crate::error::TpError;
 use crate::expert_peers::ExpertPeers;
+use crate::tp_context::PendingTensor;
 
 /// Which rows this rank's experts compute.
 #[derive(Debug)]
@@ -93,6 +94,22 @@ impl Dispatch {
                 peers.exchange(&way.arrivals.as_they_came(&rows), &way.back)
             }
             _ => Ok(rows),
+        }
+    }
+
+    /// [`Self::send_back`] that runs while the caller computes something else.
+    pub(super) fn start_back(
+        &self,
+        rows: Tensor,
+        peers: Option<&dyn ExpertPeers>,
+    ) -> Result<Box<dyn PendingTensor>, TpError> {
+        match (&self.way, peers) {
+            (Some(way), Some(peers)) => {
+                let sent = way.arrivals.as_they_came(&rows);
+                drop(rows);
+                peers.start_exchange(&sent, &way.back)
+            }
+            _ => Ok(Box::new(rows)),
         }
     }
 }
