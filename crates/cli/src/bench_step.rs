@@ -55,6 +55,10 @@ pub struct BenchStepArgs {
     #[arg(long, visible_alias = "dp", default_value_t = 1)]
     pub dp_size: usize,
 
+    /// Ranks over which the experts of a mixture are spread, as in training.
+    #[arg(long, default_value_t = 1, value_name = "E")]
+    pub expert_parallel_size: usize,
+
     /// Whose sizes.
     #[arg(long, value_enum, default_value_t = Shape::Qwen2)]
     pub model: Shape,
@@ -121,6 +125,8 @@ pub struct BenchStepArgs {
 struct Measurement {
     tp: usize,
     dp: usize,
+    /// Ranks over which experts are spread.
+    ep: usize,
     /// Median.
     step_time_s: f64,
     step_time_min_s: f64,
@@ -157,12 +163,12 @@ struct Measurement {
 }
 
 impl BenchStepArgs {
-    fn engine_spec(&self) -> Outcome<EngineSpec> {
-        let mesh = DeviceMesh::new(self.tp_size.unwrap_or(1), self.dp_size)
-            .map_err(|error| Failure::usage(error.to_string()))?;
+    /// How `tp` x `dp` ranks train.
+    fn engine_spec(&self, tp: usize, dp: usize) -> Outcome<EngineSpec> {
+        let mesh = DeviceMesh::new(tp, dp).map_err(|error| Failure::usage(error.to_string()))?;
         Ok(EngineSpec {
             mesh,
-            expert_parallel_size: 1,
+            expert_parallel_size: self.expert_parallel_size,
             strategy: self.strategy.spec(self.zero_stage, true),
             device: self.device,
             dtype: self.dtype.into(),
@@ -181,8 +187,14 @@ pub fn run(args: &BenchStepArgs, line: &[OsString]) -> Outcome<i32> {
         Some(tp_size) => vec![(tp_size, args.dp_size)],
         None => vec![(2, 1), (1, 2), (2, 2)],
     };
+    let config = args.model.config(args.layers)?;
+    let tree = ModuleTree::new(&config);
+    for (tp, dp) in &meshes {
+        let spec = args.engine_spec(*tp, *dp)?;
+        spec.check_expert_groups()?;
+        spec.strategy_for(&config, &tree)?;
+    }
     for (tp, dp) in meshes {
-        DeviceMesh::new(tp, dp).map_err(|error| Failure::usage(error.to_string()))?;
         let libtorch = Libtorch::ready(args.device, libtorch::workers(tp * dp, Transport::Auto))?;
         let scratch = tempfile::tempdir().map_err(Failure::other)?;
         let mesh = [format!("--tp_size={tp}"), format!("--dp_size={dp}")];
@@ -212,7 +224,7 @@ pub fn run(args: &BenchStepArgs, line: &[OsString]) -> Outcome<i32> {
 
 fn print(args: &BenchStepArgs, m: &Measurement) -> Outcome<()> {
     say!(
-        "{:?}, {} layers, seq {}, batch {}, {:?}, tp {} x dp {}, {:?}",
+        "{:?}, {} layers, seq {}, batch {}, {:?}, tp {} x dp {}{}, {:?}",
         args.model,
         args.layers,
         args.seq,
@@ -220,6 +232,10 @@ fn print(args: &BenchStepArgs, m: &Measurement) -> Outcome<()> {
         args.dtype,
         m.tp,
         m.dp,
+        match m.ep {
+            1 => String::new(),
+            ranks => format!(", experts over {ranks}"),
+        },
         args.strategy
     )?;
     say!(
@@ -272,7 +288,7 @@ impl Usage {
 
 /// What one worker does.
 pub fn run_worker(args: &BenchStepArgs, env: &WorkerEnv, environment: &Environment) -> Outcome<()> {
-    let spec = args.engine_spec()?;
+    let spec = args.engine_spec(args.tp_size.unwrap_or(1), args.dp_size)?;
     let config = args.model.config(args.layers)?;
     let tree = ModuleTree::new(&config);
     let ranks = Ranks::join(env, &spec, &Network::default())?;
@@ -418,6 +434,7 @@ fn measurement(
     Measurement {
         tp: mesh.tp_size(),
         dp: mesh.dp_size(),
+        ep: args.expert_parallel_size,
         step_time_s: median,
         step_time_min_s: times[0],
         step_time_max_s: times[times.len() - 1],

@@ -24,7 +24,7 @@ Usage: cargo xtask bench plan [--config NAME]... [--steps N] [--memory] [--binar
 type Configuration = (&'static str, &'static str);
 
 /// Two models with 2 and 24 layers, all levels, all that recomputing can be, sequence parallelism, adapters, and experts.
-const CONFIGURATIONS: [Configuration; 13] = [
+const CONFIGURATIONS: [Configuration; 15] = [
     ("tp2", "--model qwen2 --layers 2 --tp_size 2"),
     (
         "dp2-fsdp",
@@ -70,6 +70,14 @@ const CONFIGURATIONS: [Configuration; 13] = [
     (
         "deep-experts",
         "--model qwen3-moe --layers 24 --tp_size 1 --dp_size 2",
+    ),
+    (
+        "experts-ep2",
+        "--model qwen3-moe --layers 2 --tp_size 2 --batch 2 --expert_parallel_size 2",
+    ),
+    (
+        "deep-experts-ep2",
+        "--model qwen3-moe --layers 24 --tp_size 1 --dp_size 2 --expert_parallel_size 2",
     ),
 ];
 

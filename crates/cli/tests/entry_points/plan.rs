@@ -5,6 +5,7 @@ use std::process::{Command, Output};
 use serde_json::Value;
 
 use crate::demo::{Run, demo, metrics, train};
+use crate::tiny::Tiny;
 
 fn tandem(args: &[&str]) -> Output {
     let output = Command::new(env!("CARGO_BIN_EXE_tandem"))
@@ -86,6 +87,48 @@ fn a_plan_lists_what_fits_best_first_with_commands_that_are_understood() {
 }
 
 #[test]
+fn experts_are_spread_in_some_of_the_candidates_of_a_mixture() {
+    let tiny = Tiny::new("qwen3_moe_aux");
+    let model = tiny.model();
+    let devices = ["--devices", "4", "--devices_per_node", "2"];
+    let line = ["plan", "--model_name", model.to_str().unwrap()];
+    let line = [&line[..], &devices].concat();
+    let plan = json(&[&line[..], &["--json"]].concat());
+    // Six experts are not shared out evenly by all four devices.
+    for size in [1, 2] {
+        let candidates = plan["candidates"].as_array().unwrap().iter();
+        let mut of_size = candidates.filter(|it| it["expert_parallel_size"] == size);
+        let best = of_size.next().unwrap();
+        let command = best["command"].as_str().unwrap();
+        let flag = format!("--expert_parallel_size {size}");
+        assert_eq!(command.contains(&flag), size > 1, "{command}");
+        let words: Vec<&str> = command
+            .split_whitespace()
+            .chain(["--check_flags", "flags"])
+            .collect();
+        assert!(tandem(&words).status.success(), "{command}");
+        let said = &best["step"]["ep"];
+        let number = |key: &str| said[key].as_f64().unwrap();
+        assert_eq!(number("bytes") > 0.0, size > 1, "{said}");
+        assert_eq!(number("exposed_s") > 0.0, size > 1, "{said}");
+    }
+    let text = |size: &str| {
+        let flag = ["--expert_parallel_size", size];
+        String::from_utf8(tandem(&[&line[..], &flag].concat()).stdout).unwrap()
+    };
+    let said = |size: &str| {
+        let text = text(size);
+        let line = text.lines().find(|line| line.contains("to experts "));
+        line.map(str::to_owned)
+    };
+    assert_eq!(said("1"), None);
+    for (size, link) in [("2", "within nodes"), ("4", "between nodes")] {
+        let said = said(size).unwrap();
+        assert!(said.contains(link) && said.contains("exposed"), "{said}");
+    }
+}
+
+#[test]
 fn what_cannot_be_planned_is_refused_with_what_to_do() {
     let model = demo("model");
     let scratch = tempfile::tempdir().unwrap();
@@ -100,6 +143,16 @@ fn what_cannot_be_planned_is_refused_with_what_to_do() {
         (&["--device_file", file], 2, "missing field"),
         (&["--device_file", "/no/such/file"], 2, "--device_file"),
         (&["--zero_stage", "1"], 2, "--strategy deepspeed"),
+        (
+            &["--expert_parallel_size", "0"],
+            2,
+            "expert_parallel_size is 0",
+        ),
+        (
+            &["--devices", "2", "--expert_parallel_size", "2"],
+            2,
+            "this model has none",
+        ),
         (
             &["--lora_r", "4", "--lora_target_modules", "x"],
             2,
@@ -167,6 +220,7 @@ fn a_mesh_that_is_not_said_is_chosen_and_shown_before_anything_starts() {
     );
     for (more, words) in [
         (&["--dp_size", "2"][..], "leave --dp_size out"),
+        (&["--expert_parallel_size", "2"], "this model has none"),
         (&["--cluster", "ray"], "--accelerator_type"),
         (&["--batch_size", "4000000"], "tandem plan"),
     ] {
@@ -188,6 +242,7 @@ fn the_memory_of_a_step_is_what_was_predicted() {
         "--layers 6 --tp_size 2 --seq 128 --batch 2 --sequence_parallel",
         "--layers 2 --tp_size 1 --seq 128 --dp_size 2 --recompute full",
         "--layers 2 --tp_size 1 --seq 128 --dp_size 2 --strategy deepspeed --zero_stage 0",
+        "--model qwen3-moe --layers 2 --tp_size 2 --seq 512 --batch 2 --expert_parallel_size 2",
     ] {
         let words: Vec<&str> = line.split(' ').collect();
         let measured = json(&[&["bench", "step"], &of_model[..], &words].concat());

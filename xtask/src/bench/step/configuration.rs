@@ -20,6 +20,8 @@ pub struct Configuration {
     pub batch: usize,
     pub tp: usize,
     pub dp: usize,
+    /// Ranks over which the experts of a mixture are spread; with 1, a row cuts each.
+    pub ep: usize,
 }
 
 impl Configuration {
@@ -45,6 +47,9 @@ impl fmt::Display for Configuration {
             "{}: {}, {} layers, seq {}, batch {}, tp {} x dp {}",
             self.name, self.model, self.layers, self.seq, self.batch, self.tp, self.dp
         )?;
+        if self.ep > 1 {
+            write!(f, ", experts over {} ranks", self.ep)?;
+        }
         match self.lora_r {
             0 => Ok(()),
             r => write!(f, ", adapters of rank {r}"),
@@ -70,6 +75,7 @@ const fn row(
         batch,
         tp,
         dp,
+        ep: 1,
     }
 }
 
@@ -82,7 +88,7 @@ const fn of(model: &'static str, name: &'static str, columns: [usize; 5]) -> Con
 }
 
 /// Columns: layers, seq, batch, tp, dp.
-const CONFIGURATIONS: [Configuration; 24] = [
+const CONFIGURATIONS: [Configuration; 25] = [
     row("matrix", "tp2", [2, 512, 1, 2, 1]),
     row("matrix", "dp2", [2, 512, 1, 1, 2]),
     row("matrix", "tp2-dp2", [2, 512, 1, 2, 2]),
@@ -105,6 +111,10 @@ const CONFIGURATIONS: [Configuration; 24] = [
     of("smollm2", "smollm2", [30, 512, 1, 1, 2]),
     of("gemma2", "gemma2", [26, 512, 1, 2, 1]),
     of("qwen3-moe", "moe", [8, 512, 1, 1, 2]),
+    Configuration {
+        ep: 2,
+        ..of("qwen3-moe", "moe-spread", [8, 512, 1, 1, 2])
+    },
     // Beside deep-tp2, which trains the same model itself.
     Configuration {
         lora_r: 16,

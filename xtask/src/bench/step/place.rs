@@ -134,6 +134,11 @@ impl Place {
                     .args(variant.flags())
                     .args(["--model", configuration.model, "--lora_r"])
                     .arg(configuration.lora_r.to_string());
+                // Builds from before the flag are measured too.
+                if configuration.ep > 1 {
+                    let ranks = configuration.ep.to_string();
+                    command.args(["--expert_parallel_size", &ranks]);
+                }
                 command
             }
             Contender::Peer(peer) => {

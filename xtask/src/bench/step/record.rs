@@ -55,6 +55,7 @@ fn json(options: &Options, machine: &Machine, results: &[(Configuration, Vec<Sum
                 "batch": configuration.batch,
                 "tp": configuration.tp,
                 "dp": configuration.dp,
+                "ep": configuration.ep,
             },
             "contenders": summaries.iter().map(Summary::to_json).collect::<Vec<_>>(),
         })
