@@ -1,12 +1,20 @@
 //! libtorch's fused attention: one kernel for the CPU, another for CUDA.
 
+mod pretended;
+
 use std::ptr::{null, null_mut};
 
-use crate::abi::Handle;
-use crate::error::expect;
+use crate::abi::{Code, Handle};
+use crate::error::{TorchError, expect};
 use crate::library::torch;
-use crate::pretend;
-use crate::tensor::{Tensor, new_tensor};
+use crate::recorder::{Action, Writes};
+use crate::tensor::{Tensor, called, new_tensor};
+
+/// FlashAttention on a GPU, for people.
+const FORWARD: &str = "flash attention";
+
+/// Its gradient.
+const GRADIENT: &str = "flash attention's gradient";
 
 /// Causal or masked attention on the CPU. `query` is `[batch, heads, seq, dim]`, `key` and `value` may have fewer heads;
 /// without a `mask` (additive, of the kind of `query`) it is causal. Returns the output and the log-sum-exp of the scores.
@@ -34,7 +42,7 @@ pub fn cpu_forward(
             &mut logsumexp,
         )
     };
-    expect(query.check(code, "attention"));
+    expect(ran(code, "attention"));
     (Tensor::own(out), Tensor::own(logsumexp))
 }
 
@@ -84,7 +92,7 @@ pub fn cpu_backward(
             d_value,
         )
     };
-    expect(d_out.check(code, "attention's gradient"));
+    expect(ran(code, "attention's gradient"));
     let [d_query, d_key, d_value] = gradients.map(Tensor::own);
     (d_query, d_key, d_value)
 }
@@ -121,7 +129,7 @@ pub fn cuda_forward(
     masked: Masked<'_>,
 ) -> (Tensor, Tensor) {
     if query.pretends() {
-        return pretended_forward(query, key, value, masked);
+        return pretended::forward(query, key, value, masked);
     }
     let Masked {
         scale, documents, ..
@@ -157,7 +165,7 @@ pub fn cuda_forward(
             debug_mask,
         )
     };
-    expect(query.check(code, "flash attention"));
+    expect(ran(code, FORWARD));
     // The last three only matter with dropout or for debugging; they are released here.
     let [out, logsumexp, _, _, _] = results.map(Tensor::own);
     (out, logsumexp)
@@ -171,7 +179,7 @@ pub fn cuda_backward(
     masked: Masked<'_>,
 ) -> (Tensor, Tensor, Tensor) {
     if d_out.pretends() {
-        return pretended_backward(d_out, saved, masked);
+        return pretended::backward(d_out, saved, masked);
     }
     let Masked {
         scale, documents, ..
@@ -209,74 +217,14 @@ pub fn cuda_backward(
             d_value,
         )
     };
-    expect(d_out.check(code, "flash attention's gradient"));
+    expect(ran(code, GRADIENT));
     let [d_query, d_key, d_value] = gradients.map(Tensor::own);
     (d_query, d_key, d_value)
 }
 
-/// What [`cuda_forward`] computes, with the CPU's kernel; causal and no more.
-fn pretended_forward(
-    query: &Tensor,
-    key: &Tensor,
-    value: &Tensor,
-    masked: Masked<'_>,
-) -> (Tensor, Tensor) {
-    masked.assert_only_causal();
-    let swap = |tensor: &Tensor| tensor.transpose(1, 2);
-    let (out, logsumexp) = pretend::unrecorded(|| {
-        let (out, logsumexp) =
-            cpu_forward(&swap(query), &swap(key), &swap(value), None, masked.scale);
-        (swap(&out).contiguous(), logsumexp)
-    });
-    let _touched = [query, key, value, &out, &logsumexp].map(Tensor::handle);
-    expect(query.check(0, "flash attention"));
-    (out, logsumexp)
-}
-
-/// What [`cuda_backward`] computes, as above.
-fn pretended_backward(
-    d_out: &Tensor,
-    saved: Saved<'_>,
-    masked: Masked<'_>,
-) -> (Tensor, Tensor, Tensor) {
-    masked.assert_only_causal();
-    let swap = |tensor: &Tensor| tensor.transpose(1, 2);
-    let Saved {
-        query,
-        key,
-        value,
-        out,
-        logsumexp,
-    } = saved;
-    let gradients = pretend::unrecorded(|| {
-        let swapped = [query, key, value, out].map(swap);
-        let [query, key, value, out] = &swapped;
-        let saved = Saved {
-            query,
-            key,
-            value,
-            out,
-            logsumexp,
-        };
-        let (d_query, d_key, d_value) = cpu_backward(&swap(d_out), saved, None, masked.scale);
-        [d_query, d_key, d_value].map(|gradient| swap(&gradient).contiguous())
-    });
-    let _touched = [d_out, query, key, value, out, logsumexp].map(Tensor::handle);
-    let _made = gradients.each_ref().map(Tensor::handle);
-    expect(d_out.check(0, "flash attention's gradient"));
-    let [d_query, d_key, d_value] = gradients;
-    (d_query, d_key, d_value)
-}
-
-impl Masked<'_> {
-    /// # Panics
-    /// When a query sees less than all before it.
-    fn assert_only_causal(&self) {
-        assert!(
-            self.window_left.is_none() && self.documents.is_none(),
-            "a pretended device has neither windows nor documents in its attention"
-        );
-    }
+/// The outcome of an operator with new tensors.
+fn ran(code: Code, operator: &str) -> Result<(), TorchError> {
+    called(code, operator, Writes::Results, || Action::Compute)
 }
 
 /// A causal window has nothing to the right.

@@ -1,12 +1,15 @@
 //! New tensors: empty, filled, converted, copied.
 
+use std::panic::Location;
+
 use crate::device::Device;
 use crate::error::expect;
 use crate::kind::Kind;
 use crate::library::torch;
 use crate::pretend;
+use crate::recorder::{Action, Writes};
 use crate::scalar::Scalar;
-use crate::tensor::{Shape, Tensor, new_tensor};
+use crate::tensor::{Shape, Tensor, called, new_tensor};
 
 /// Dimensions of the widest tensor that is made.
 const MOST_DIMENSIONS: usize = 8;
@@ -94,7 +97,7 @@ impl Tensor {
     pub fn zero_(&self) {
         // SAFETY: the handle is alive.
         let code = unsafe { (torch().functions.aoti_torch_zero_)(self.handle()) };
-        expect(self.check(code, "zero_"));
+        expect(self.overwritten(code, "zero_"));
     }
 
     /// Overwrites all elements with `value`.
@@ -104,7 +107,7 @@ impl Tensor {
         // SAFETY: the handle is alive.
         let code =
             unsafe { (torch().functions.aoti_torch_aten_fill__Scalar)(self.handle(), value) };
-        expect(self.check(code, "fill_"));
+        expect(self.overwritten(code, "fill_"));
     }
 
     /// Overwrites the elements with those of `source`, whose kind and device may be others. CUDA: the host does not wait, and
@@ -114,13 +117,17 @@ impl Tensor {
     /// When the sizes of `source` do not fit.
     #[track_caller]
     pub fn copy_(&self, source: &Self) {
-        if source.pretends() && !self.pretends() {
-            pretend::host_waits("a copy to the host");
-        }
         // SAFETY: both handles are alive.
         let code =
             unsafe { (torch().functions.aoti_torch_copy_)(self.handle(), source.handle(), 0) };
-        expect(self.check(code, "copy_"));
+        let line = Location::caller();
+        expect(called(code, "copy_", Writes::Over(self), || {
+            match (source.device().is_cuda(), self.device().is_cuda()) {
+                (true, false) => Action::ToHost(line),
+                (false, true) => Action::ToDevice,
+                _ => Action::Compute,
+            }
+        }));
     }
 
     /// A copy with memory of its own.

@@ -9,6 +9,7 @@ use crate::error::TorchError;
 use crate::kind::Kind;
 use crate::library::torch;
 use crate::pretend;
+use crate::recorder::{self, Action, Writes};
 use crate::tensor::Tensor;
 
 /// An argument, in the type that the operator's schema says. Schemas with `Scalar` cannot be called this way.
@@ -20,14 +21,22 @@ pub(crate) enum Arg<'a> {
     Int(i64),
     /// `int?`, given
     SomeInt(i64),
+    /// `float`
+    Float(f64),
+    /// `float?`, given
+    SomeFloat(f64),
     /// `bool`
     Bool(bool),
+    /// `bool[]`
+    Bools(&'a [bool]),
     /// `ScalarType?`, given
     SomeKind(Kind),
     /// `int[]`
     Ints(&'a [i64]),
     /// `int[]?`, given
     SomeInts(&'a [i64]),
+    /// `Tensor?`, given
+    SomeTensor(&'a Tensor),
     /// `Tensor[]`
     Tensors(&'a [&'a Tensor]),
     /// `Tensor?[]`
@@ -47,7 +56,7 @@ pub(crate) struct Operator {
 }
 
 /// Values of the longest stack.
-const STACK: usize = 8;
+const STACK: usize = 15;
 
 impl Operator {
     /// Calls the operator, whose only result is a tensor.
@@ -63,8 +72,10 @@ impl Operator {
         arguments: &[Arg<'_>],
     ) -> Result<[Tensor; N], TorchError> {
         debug_assert_eq!(N, self.results);
+        debug_assert!(arguments.len() <= STACK);
         let torch = torch();
         let mut stack: [StackValue; STACK] = [0; STACK];
+        arguments.iter().for_each(Arg::touch);
         for (place, argument) in stack.iter_mut().zip(arguments) {
             *place = argument.lower()?;
         }
@@ -78,26 +89,37 @@ impl Operator {
                 torch.abi_version,
             )
         };
-        arguments.iter().for_each(Arg::touch);
-        let name = display(self.name, self.overload);
-        pretend::called(&name);
-        torch.check(code, &name)?;
+        pretend::called();
+        if recorder::is_on() {
+            recorder::called(&self.full_name(), self.writes(), Action::Compute);
+        }
+        if code != 0 {
+            torch.check(code, &self.full_name())?;
+        }
         Ok(std::array::from_fn(|i| Tensor::own(stack[i] as Handle)))
     }
-}
 
-fn display(name: &CStr, overload: &CStr) -> String {
-    let name = name.to_string_lossy();
-    match overload.to_bytes() {
-        [] => name.into_owned(),
-        overload => format!("{name}.{}", String::from_utf8_lossy(overload)),
+    fn full_name(&self) -> String {
+        let name = self.name.to_string_lossy();
+        match self.overload.to_bytes() {
+            [] => name.into_owned(),
+            overload => format!("{name}.{}", String::from_utf8_lossy(overload)),
+        }
+    }
+
+    /// By libtorch's convention for names.
+    fn writes(&self) -> Writes<'static> {
+        match self.name.to_bytes().ends_with(b"_") {
+            true => Writes::First,
+            false => Writes::Results,
+        }
     }
 }
 
 impl Arg<'_> {
     fn touch(&self) {
         match *self {
-            Self::Tensor(tensor) => tensor.touch(),
+            Self::Tensor(tensor) | Self::SomeTensor(tensor) => tensor.touch(),
             Self::Tensors(tensors) => tensors.iter().for_each(|tensor| tensor.touch()),
             Self::OptionalTensors(tensors) => {
                 tensors.iter().flatten().for_each(|tensor| tensor.touch());
@@ -111,10 +133,14 @@ impl Arg<'_> {
             Self::Tensor(tensor) => handed_over(tensor)?,
             Self::Int(value) => value.cast_unsigned(),
             Self::SomeInt(value) => boxed(value.cast_unsigned())?,
+            Self::Float(value) => value.to_bits(),
+            Self::SomeFloat(value) => boxed(value.to_bits())?,
             Self::Bool(value) => u64::from(value),
+            Self::Bools(values) => list(values.iter().map(|value| Ok(u64::from(*value))))?,
             Self::SomeKind(kind) => boxed(u64::from(torch().codes.of_kind(kind).cast_unsigned()))?,
             Self::Ints(values) => ints(values)?,
             Self::SomeInts(values) => boxed(ints(values)?)?,
+            Self::SomeTensor(tensor) => boxed(handed_over(tensor)?)?,
             Self::Tensors(tensors) => list(tensors.iter().map(|tensor| handed_over(tensor)))?,
             Self::OptionalTensors(tensors) => list(tensors.iter().map(|tensor| match tensor {
                 Some(tensor) => boxed(handed_over(tensor)?),

@@ -27,6 +27,10 @@ enum Sample {
     Plain(Arg<'static>),
     /// A list of two fp32 `[0, 2]`.
     List,
+    /// fp32 `[2]`, where it may be missing.
+    SomeFloats,
+    /// A list of two fp32 numbers.
+    Numbers,
     /// No tensor, then an index.
     SecondIndex,
 }
@@ -34,8 +38,13 @@ enum Sample {
 /// An operator, and the arguments that it must accept.
 type Trial = (&'static Operator, &'static [Sample]);
 
-use Arg::{Bool, Int, Ints, None as Nothing, SomeInt, SomeInts, SomeKind};
-use Sample::{Floats, Index, Indices, Integer, List, Mask, Number, Plain, SecondIndex, Square};
+use Arg::{
+    Bool, Float, Int, Ints, None as Nothing, SomeFloat, SomeInt, SomeInts, SomeKind, Tensors,
+};
+use Sample::{
+    Floats, Index, Indices, Integer, List, Mask, Number, Numbers, Plain, SecondIndex, SomeFloats,
+    Square,
+};
 
 macro_rules! operators {
     ($($operator:ident = $name:literal $overload:literal ($($sample:expr),*) -> $results:literal;)*) => {
@@ -90,8 +99,22 @@ operators! {
     STACK = c"aten::stack" c"" (List, Plain(Int(0))) -> 1;
     MATMUL = c"aten::matmul" c"" (Floats, Square) -> 1;
     VIEW = c"aten::view" c"" (Floats, Plain(Ints(&[2, 0]))) -> 1;
+    MUL_OUT = c"aten::mul" c"out" (Floats, Floats, Floats) -> 1;
+    SILU_BACKWARD_OUT = c"aten::silu_backward" c"grad_input" (Floats, Floats, Floats) -> 1;
+    FUSED_RMS_NORM = c"aten::_fused_rms_norm" c""
+        (Floats, Plain(Ints(&[2])), SomeFloats, Plain(SomeFloat(1e-6))) -> 2;
+    FUSED_ADAMW_ = c"aten::_fused_adamw_" c""
+        (List, List, List, List, Plain(Tensors(&[])), Numbers, Plain(Float(1e-3)), Plain(Float(0.9)), Plain(Float(0.99)),
+         Plain(Float(0.1)), Plain(Float(1e-8)), Plain(Bool(false)), Plain(Bool(false)), Plain(Nothing), Plain(Nothing)) -> 0;
     FLATTEN = c"aten::flatten" c"using_ints" (Floats, Plain(Int(0)), Plain(Int(-1))) -> 1;
 }
+
+/// Not tried: it has kernels for GPUs only. A test says that it is called as its schema has it.
+pub(crate) const FUSED_RMS_NORM_BACKWARD: Operator = Operator {
+    name: c"aten::_fused_rms_norm_backward",
+    overload: c"",
+    results: 2,
+};
 
 /// The names of operators that this libtorch does not have, or not as they are called here.
 pub(crate) fn broken() -> Vec<String> {
@@ -104,6 +127,8 @@ fn broken_among(trials: &[Trial]) -> Vec<String> {
     let square = Tensor::zeros([2, 2], on(Kind::Float));
     let index = Tensor::from_slice(&[0i64, 1]);
     let number = Tensor::ones([], on(Kind::Float));
+    let two = Tensor::ones([2], on(Kind::Float));
+    let numbers = [&number, &number];
     let integer = Tensor::ones([], on(Kind::Int64));
     let mask = Tensor::zeros([0, 2], on(Kind::Bool));
     let indices = Tensor::zeros([0, 2], on(Kind::Int64));
@@ -129,10 +154,13 @@ fn broken_among(trials: &[Trial]) -> Vec<String> {
                 Sample::Integer => Arg::Tensor(&integer),
                 Sample::Plain(argument) => *argument,
                 Sample::List => Arg::Tensors(&list),
+                Sample::SomeFloats => Arg::SomeTensor(&two),
+                Sample::Numbers => Arg::Tensors(&numbers),
                 Sample::SecondIndex => Arg::OptionalTensors(&second_index),
             })
             .collect();
         let result = match operator.results {
+            0 => operator.call_for::<0>(&arguments).map(drop),
             2 => operator.call_for::<2>(&arguments).map(drop),
             _ => operator.call(&arguments).map(drop),
         };

@@ -10,6 +10,7 @@ use crate::error::{TorchError, expect};
 use crate::kind::Kind;
 use crate::library::torch;
 use crate::pretend;
+use crate::recorder::{self, Action, Writes};
 
 /// An array of numbers of one [`Kind`] on one [`Device`]. It is a handle: clones and views share the elements, which is why
 /// operations that write take `&self`.
@@ -79,12 +80,11 @@ impl Tensor {
     /// Takes over a handle that libtorch has just handed out.
     #[inline]
     pub(crate) fn own(handle: Handle) -> Self {
-        let tensor = Self { tagged: handle };
-        if !pretend::is_result() {
-            return tensor;
+        let tensor = Self { tagged: handle }.on(pretend::is_result());
+        if recorder::is_on() {
+            recorder::made(&tensor);
         }
-        pretend::made(tensor.bytes());
-        tensor.on(true)
+        tensor
     }
 
     /// For an operator that is about to be called.
@@ -104,7 +104,10 @@ impl Tensor {
     #[inline]
     pub(crate) fn touch(&self) {
         if self.pretends() {
-            pretend::touched(self.bytes());
+            pretend::touched();
+        }
+        if recorder::is_on() {
+            recorder::given(self);
         }
     }
 
@@ -122,18 +125,12 @@ impl Tensor {
         }
     }
 
-    /// Bytes of all elements.
-    pub(crate) fn bytes(&self) -> u64 {
-        let is_defined = self.numel_if_defined();
-        is_defined.map_or(0, |numel| (numel * self.kind().elt_size_in_bytes()) as u64)
-    }
-
-    /// `None` for a tensor that stands for none.
-    fn numel_if_defined(&self) -> Option<usize> {
+    /// False for a tensor that stands for none.
+    pub(crate) fn is_defined(&self) -> bool {
         let mut numel = 0;
         // SAFETY: the handle is alive; for an undefined tensor the function has an error.
         let code = unsafe { (torch().functions.aoti_torch_get_numel)(self.raw(), &mut numel) };
-        (code == 0).then_some(numel as usize)
+        code == 0
     }
 
     /// Another handle on the same tensor.
@@ -269,11 +266,23 @@ impl Tensor {
         answer
     }
 
-    /// The outcome of an operator.
+    /// The outcome of an operator that has overwritten this tensor.
     #[inline]
-    pub(crate) fn check(&self, code: Code, operator: &str) -> Result<(), TorchError> {
-        pretend::called(operator);
-        torch().check(code, operator)
+    pub(crate) fn overwritten(&self, code: Code, operator: &str) -> Result<(), TorchError> {
+        called(code, operator, Writes::Over(self), || Action::Compute)
+    }
+
+    /// A tensor over the same elements, whose handle `call` writes. It is no operator.
+    #[inline]
+    pub(crate) fn view_by(
+        &self,
+        what: &str,
+        call: impl FnOnce(Handle, *mut Handle) -> Code,
+    ) -> Result<Self, TorchError> {
+        let mut handle = null_mut();
+        let code = call(self.raw(), &mut handle);
+        torch().check(code, what)?;
+        Ok(Self { tagged: handle }.on(self.pretends()))
     }
 
     /// The number of a dimension that may be counted from the end.
@@ -288,6 +297,21 @@ impl Tensor {
     }
 }
 
+/// The outcome of an operator, which tells whoever records.
+#[inline]
+pub(crate) fn called(
+    code: Code,
+    operator: &str,
+    writes: Writes<'_>,
+    action: impl FnOnce() -> Action,
+) -> Result<(), TorchError> {
+    pretend::called();
+    if recorder::is_on() {
+        recorder::called(operator, writes, action());
+    }
+    torch().check(code, operator)
+}
+
 /// A tensor that an operator, `call`, writes a handle of.
 #[inline]
 pub(crate) fn new_tensor(
@@ -296,7 +320,6 @@ pub(crate) fn new_tensor(
 ) -> Result<Tensor, TorchError> {
     let mut handle = null_mut();
     let code = call(&mut handle);
-    pretend::called(operator);
-    torch().check(code, operator)?;
+    called(code, operator, Writes::Results, || Action::Compute)?;
     Ok(Tensor::own(handle))
 }

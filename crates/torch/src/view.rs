@@ -24,11 +24,11 @@ impl Tensor {
                     || offset + span(size, stride) <= span(self.size(), self.stride())),
             "{size:?} with strides {stride:?} from {offset} on leaves {self:?}"
         );
-        expect(new_tensor("a view", |out| {
+        expect(self.view_by("a view", |whole, out| {
             // SAFETY: both lists have as many numbers as the view has dimensions, and it stays within this tensor.
             unsafe {
                 (torch().functions.aoti_torch__reinterpret_tensor)(
-                    self.handle(),
+                    whole,
                     size.len() as i64,
                     size.as_ptr(),
                     stride.as_ptr(),
@@ -176,9 +176,9 @@ impl Tensor {
     pub fn view_dtype(&self, kind: Kind) -> Self {
         let code = torch().codes.of_kind(kind);
         let view = device_operator!(self, view_dtype);
-        expect(new_tensor("view_dtype", |out| {
+        expect(self.view_by("view_dtype", |whole, out| {
             // SAFETY: the handle is alive.
-            unsafe { view(self.handle(), code, out) }
+            unsafe { view(whole, code, out) }
         }))
     }
 }

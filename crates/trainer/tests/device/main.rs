@@ -13,6 +13,7 @@ use tandem_mesh::DeviceMesh;
 use tandem_model::{ModelConfig, ModuleTree, Recompute};
 use tandem_parallel::{Fsdp, Precision, RandomInit};
 use tandem_tensor::torch::pretend;
+use tandem_tensor::torch::recorder::{self, Detail};
 use tandem_tensor::{Device, Kind, Tensor};
 use tandem_trainer::{
     Engine, EngineSetup, MicroBatch, StepReport, UpdateRule, WeightDecayOn, train_step,
@@ -126,17 +127,17 @@ fn the_host_waits_for_a_step_a_few_times_however_large_it_is() {
     let _pretended = pretend::cuda();
     let mut engine = engine("qwen2_tied", Precision::bf16(), device);
     step(&mut engine, 1, device);
-    let (_, recorded) = pretend::record(|| step(&mut engine, 2, device));
+    let (_, recorded) = recorder::record(Detail::Counts, || step(&mut engine, 2, device));
     let mut kinds = BTreeMap::<&str, (usize, u64)>::new();
     for call in &recorded {
-        let kind = kinds.entry(&call.operator).or_default();
+        let kind = kinds.entry(&call.name).or_default();
         kind.0 += 1;
-        kind.1 += call.bytes;
+        kind.1 += call.bytes();
     }
     for (operator, (calls, bytes)) in &kinds {
         println!("{operator}: {calls} calls, {bytes} bytes");
     }
-    let waits = recorded.iter().filter(|call| call.host_waits).count();
+    let waits = recorded.iter().filter(|call| call.host_waits()).count();
     println!("the host waits {waits} times");
     assert!(recorded.len() > 100, "only {} operators", recorded.len());
     assert!(waits <= MOST_WAITS, "{waits} waits");
