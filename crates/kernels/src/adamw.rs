@@ -84,26 +84,26 @@ pub fn step<C: Element>(state: State<'_>, compute: Option<&mut [C]>, step: &Adam
 
 /// The constants of an update in fp32.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Coefficients {
+struct Coefficients {
     /// What is left of a parameter after weight decay.
-    pub decay: f32,
+    decay: f32,
     /// Decay of the first moment.
-    pub beta1: f32,
+    beta1: f32,
     /// Decay of the second moment.
-    pub beta2: f32,
+    beta2: f32,
     /// Added to the root of the second moment.
-    pub eps: f32,
+    eps: f32,
     /// The learning rate over the bias correction of the first moment.
-    pub step_size: f32,
+    step_size: f32,
     /// What the root of the second moment is multiplied by to correct its bias.
-    pub inverse_root_correction2: f32,
+    inverse_root_correction2: f32,
     /// Multiplies every gradient first.
-    pub scale: f32,
+    scale: f32,
 }
 
 impl Coefficients {
     /// Computed in fp64, then rounded.
-    pub fn new(step: &AdamWStep) -> Self {
+    fn new(step: &AdamWStep) -> Self {
         let correction1 = 1.0 - step.beta1.powf(step.step as f64);
         let correction2 = 1.0 - step.beta2.powf(step.step as f64);
         Self {

@@ -4,7 +4,6 @@ pub mod aten;
 mod fused;
 
 pub use tandem_kernels::adamw::AdamWStep;
-use tandem_kernels::adamw::Coefficients;
 use tandem_torch::Tensor;
 
 use crate::cpu::element::with_element;

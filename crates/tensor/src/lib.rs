@@ -26,6 +26,7 @@
 
 pub mod adamw;
 pub mod attention;
+pub mod check;
 pub mod cpu;
 pub mod cross_entropy;
 pub mod device;

@@ -1,19 +1,26 @@
-//! The update as tensor operations: for any device and layout, and the yardstick of the fused kernel.
+//! The update through libtorch's fused operator: for any device and layout, and the yardstick of our kernel.
 
-use super::{AdamWState, AdamWStep, Coefficients};
+use tandem_torch::AdamW;
+
+use super::{AdamWState, AdamWStep};
 
 /// As [`super::step`].
 pub fn step(state: &AdamWState<'_>, step: &AdamWStep) {
-    let c = Coefficients::new(step);
-    let gradient = state.gradient * f64::from(c.scale);
-    let (p, m, v) = (state.master, state.exp_avg, state.exp_avg_sq);
-    m.mul_scalar_(step.beta1);
-    m.add_(&(&gradient * (1.0 - step.beta1)));
-    v.mul_scalar_(step.beta2);
-    v.add_(&(gradient.square() * (1.0 - step.beta2)));
-    let denominator = v.sqrt() * f64::from(c.inverse_root_correction2) + step.eps;
-    p.mul_scalar_(f64::from(c.decay));
-    p.sub_(&(m / denominator * f64::from(c.step_size)));
+    let settings = AdamW {
+        learning_rate: step.learning_rate,
+        beta1: step.beta1,
+        beta2: step.beta2,
+        weight_decay: step.weight_decay,
+        eps: step.eps,
+        step: step.step,
+    };
+    // The operator would write the scaled gradient back, which is only to be read.
+    let scaled = (step.gradient_scale != 1.0).then(|| state.gradient * step.gradient_scale);
+    let gradient = scaled.as_ref().unwrap_or(state.gradient);
+    let (exp_avg, exp_avg_sq) = (state.exp_avg, state.exp_avg_sq);
+    state
+        .master
+        .adamw_(gradient, exp_avg, exp_avg_sq, &settings);
     if let Some(out) = state.compute {
         out.copy_(state.master);
     }
