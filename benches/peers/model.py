@@ -16,7 +16,7 @@ IGNORED = -100  # a target that has no loss
 
 @dataclass(frozen=True)
 class Qwen2Config:
-    """Sizes of Qwen2-0.5B; only the number of layers varies."""
+    """Sizes of Qwen2-0.5B, unless told otherwise: models like Llama differ in these numbers only."""
 
     layers: int
     hidden: int = 896
@@ -28,6 +28,8 @@ class Qwen2Config:
     rope_theta: float = 1e6
     rms_eps: float = 1e-6
     init_std: float = 0.02
+    attention_bias: bool = True
+    tied: bool = True
 
 
 class Attention(nn.Module):
@@ -35,9 +37,9 @@ class Attention(nn.Module):
         super().__init__()
         self.head_dim = config.head_dim
         self.queries_per_kv = config.heads // config.kv_heads
-        self.q_proj = nn.Linear(config.hidden, config.heads * config.head_dim)
-        self.k_proj = nn.Linear(config.hidden, config.kv_heads * config.head_dim)
-        self.v_proj = nn.Linear(config.hidden, config.kv_heads * config.head_dim)
+        self.q_proj = nn.Linear(config.hidden, config.heads * config.head_dim, config.attention_bias)
+        self.k_proj = nn.Linear(config.hidden, config.kv_heads * config.head_dim, config.attention_bias)
+        self.v_proj = nn.Linear(config.hidden, config.kv_heads * config.head_dim, config.attention_bias)
         self.o_proj = nn.Linear(config.heads * config.head_dim, config.hidden, bias=False)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -76,7 +78,7 @@ class Layer(nn.Module):
 
 
 class Qwen2(nn.Module):
-    """`[batch, seq]` token ids to `[batch, seq, vocabulary]` logits, with the output head tied to the embedding."""
+    """`[batch, seq]` token ids to `[batch, seq, vocabulary]` logits, with the output head tied to the embedding where the config says so."""
 
     def __init__(self, config: Qwen2Config) -> None:
         super().__init__()
@@ -89,7 +91,8 @@ class Qwen2(nn.Module):
 
     def tie_head(self) -> None:
         """To be called again after something has replaced the parameters of one of the two modules."""
-        self.lm_head.weight = self.embed_tokens.weight
+        if self.config.tied:
+            self.lm_head.weight = self.embed_tokens.weight
 
     def forward(self, ids: Tensor) -> Tensor:
         x = self.embed_tokens(ids)

@@ -5,6 +5,7 @@
 mod bench;
 mod build_time;
 mod demo;
+mod gpu;
 mod metrics;
 mod python_environment;
 mod real_model;
@@ -42,6 +43,8 @@ Usage: cargo xtask <task>
                            memory and 10 GB of disk.
   build-time [--features F]
                            Build with optimisation from nothing, and show which packages took how many CPU seconds.
+  gpu [ARG]...             Build with optimisation and check all that a GPU does, beside the same work in PyTorch; the arguments
+                           are those of `tandem doctor --gpu` (docs/gpu.md).
   bench NAME [ARG]...      Set up, build with optimisation and measure: step, comm, checkpoint, recovery, tokenize, plan or ray.
 ";
 
@@ -54,6 +57,7 @@ enum Task {
     Demo { steps: usize },
     RealModel,
     BuildTime { features: Option<String> },
+    Gpu(Vec<OsString>),
     Bench(Bench, Vec<OsString>),
 }
 
@@ -86,6 +90,7 @@ fn run(task: Task) -> Result<()> {
         Task::Demo { steps } => demo::run(&workspace, steps)?,
         Task::RealModel => real_model::run(&workspace)?,
         Task::BuildTime { features } => build_time::run(&workspace, features.as_deref())?,
+        Task::Gpu(arguments) => gpu::run(&workspace, &arguments)?,
         Task::Bench(bench, arguments) => bench::run(&workspace, bench, &arguments)?,
     }
     Ok(())
@@ -163,6 +168,7 @@ fn parse(mut arguments: lexopt::Parser) -> Result<Task, lexopt::Error> {
             }
             Ok(Task::BuildTime { features })
         }
+        "gpu" => Ok(Task::Gpu(arguments.raw_args()?.collect())),
         "bench" => {
             let name = arguments.value()?.string()?;
             let bench =
@@ -239,6 +245,8 @@ mod tests {
             parsed(&["build-time", "--features", "object-storage"]),
             Ok(task)
         );
+        let task = Task::Gpu(vec!["--device".into(), "cpu".into()]);
+        assert_eq!(parsed(&["gpu", "--device", "cpu"]), Ok(task));
         let task = Task::Bench(Bench::Comm, vec!["--ranks".into(), "2".into()]);
         assert_eq!(parsed(&["bench", "comm", "--ranks", "2"]), Ok(task));
     }

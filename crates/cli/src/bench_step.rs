@@ -1,5 +1,6 @@
 //! `tandem bench step`: whole training steps on random tokens, against the floor of their matrix products.
 
+mod operators;
 mod shapes;
 
 use std::ffi::OsString;
@@ -15,8 +16,8 @@ use tandem_mesh::DeviceMesh;
 use tandem_model::lora::{LoraConfig, LoraTargets};
 use tandem_model::{ModelConfig, ModuleTree};
 use tandem_parallel::{RandomInit, Strategy};
-use tandem_plan::{Kernels, Memory, Settings, Share, StepTime};
-use tandem_run::engine::{Lora, Purpose, engine};
+use tandem_plan::{self as plan, Kernels, Memory, Settings, Share, StepTime, flops};
+use tandem_run::engine::{Purpose, engine};
 use tandem_run::environment::Environment;
 use tandem_run::failure::{Failure, Outcome};
 use tandem_run::libtorch::{self, Libtorch};
@@ -25,7 +26,9 @@ use tandem_run::ranks::Ranks;
 use tandem_run::spec::{EngineSpec, HEAD_CHUNK_ROWS, Network};
 use tandem_run::start::local::{self, Supervision};
 use tandem_run::storage::write_whole;
-use tandem_tensor::{DeviceChoice, memory};
+use tandem_tensor::torch::recorder::{self, Detail};
+use tandem_tensor::torch::{cuda, pretend};
+use tandem_tensor::{Device, DeviceChoice, Kind, device, memory};
 use tandem_trainer::gemm_floor::{self, LinearTime};
 use tandem_trainer::memory_floor;
 use tandem_trainer::{Engine, MicroBatch, UpdateRule, train_step};
@@ -34,7 +37,8 @@ use crate::flags::choices::{Dtype, RecomputeChoice};
 use crate::plan::device_in;
 use crate::replay::StrategyChoice;
 
-use shapes::Shape;
+use operators::Operators;
+pub use shapes::Shape;
 
 /// Where rank 0 leaves the result for the process that started it.
 const RESULT: &str = "bench_step.json";
@@ -115,6 +119,14 @@ pub struct BenchStepArgs {
     #[arg(long, value_name = "FILE")]
     pub device_file: Option<PathBuf>,
 
+    /// Also run two steps in which each operator is counted, and timed alone, and show the most expensive.
+    #[arg(long)]
+    pub operators: bool,
+
+    /// Compute on the CPU as if it were a GPU: with the operators that one would run. One rank; times say nothing then.
+    #[arg(long)]
+    pub pretend_gpu: bool,
+
     /// Print one JSON object per mesh instead of a table.
     #[arg(long)]
     pub json: bool,
@@ -122,25 +134,31 @@ pub struct BenchStepArgs {
 
 /// What one mesh gave.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-struct Measurement {
+pub struct Measurement {
     tp: usize,
     dp: usize,
     /// Ranks over which experts are spread.
     ep: usize,
     /// Median.
-    step_time_s: f64,
+    pub step_time_s: f64,
     step_time_min_s: f64,
     step_time_max_s: f64,
     /// Tokens of the global batch per second.
-    tokens_per_s: f64,
+    pub tokens_per_s: f64,
+    /// Useful floating point operations of a step, all ranks together.
+    pub flops: f64,
+    /// The part of the devices' peak that they are, where the device is known.
+    pub mfu: Option<f64>,
     /// Processor time of all ranks in a step.
     cpu_s_per_step: f64,
     /// Page faults of all ranks in a step.
     page_faults_per_step: f64,
-    /// Per rank.
-    peak_memory_mb: Vec<f64>,
+    /// Per rank, of the host's memory.
+    pub peak_memory_mb: Vec<f64>,
+    /// Per rank, what is taken of its GPU at the end, which is the most that was; none without a GPU.
+    pub device_memory_mb: Vec<f64>,
     /// What `tandem plan` says of a rank's memory.
-    planned_memory_mb: f64,
+    pub planned_memory_mb: f64,
     /// The same by kind, in bytes.
     planned_memory: Memory,
     /// What it says of the step, where a device file is given.
@@ -151,15 +169,17 @@ struct Measurement {
     memory_floor_s: f64,
     /// The sum of the two.
     floor_s: f64,
-    floor_ratio: f64,
-    loss_first: f64,
-    loss_last: f64,
+    pub floor_ratio: f64,
+    pub loss_first: f64,
+    pub loss_last: f64,
     /// Whose sizes.
     model: String,
     /// Rank of the adapters; 0 where the model is trained.
     lora_r: usize,
     /// Name, count, tokens, inputs, outputs, GFLOP/s, of rank 0.
     gemms: Vec<(String, usize, usize, usize, usize, f64)>,
+    /// Of rank 0, with --operators.
+    pub operators: Option<Operators>,
 }
 
 impl BenchStepArgs {
@@ -170,7 +190,10 @@ impl BenchStepArgs {
             mesh,
             expert_parallel_size: self.expert_parallel_size,
             strategy: self.strategy.spec(self.zero_stage, true),
-            device: self.device,
+            device: match self.pretend_gpu {
+                true => DeviceChoice::Cuda,
+                false => self.device,
+            },
             dtype: self.dtype.into(),
             sequence_parallel: self.sequence_parallel,
             activation_checkpointing: false,
@@ -187,6 +210,11 @@ pub fn run(args: &BenchStepArgs, line: &[OsString]) -> Outcome<i32> {
         Some(tp_size) => vec![(tp_size, args.dp_size)],
         None => vec![(2, 1), (1, 2), (2, 2)],
     };
+    if args.pretend_gpu && (meshes != [(1, 1)] || args.device == DeviceChoice::Cuda) {
+        return Err(Failure::usage(
+            "--pretend_gpu is for one rank on the CPU: give --tp_size 1 --dp_size 1 with it, and no --device cuda",
+        ));
+    }
     let config = args.model.config(args.layers)?;
     let tree = ModuleTree::new(&config);
     for (tp, dp) in &meshes {
@@ -258,6 +286,9 @@ fn print(args: &BenchStepArgs, m: &Measurement) -> Outcome<()> {
         m.cpu_s_per_step,
         m.page_faults_per_step
     )?;
+    if let Some(mfu) = m.mfu {
+        say!("  {:.1} % of the devices' bf16 peak (MFU)", 100.0 * mfu)?;
+    }
     say!(
         "  peak memory per rank, MB: {}, planned {:.0}   loss {:.4} -> {:.4}",
         peaks.join(" "),
@@ -267,6 +298,9 @@ fn print(args: &BenchStepArgs, m: &Measurement) -> Outcome<()> {
     )?;
     for (name, count, tokens, inputs, outputs, rate) in &m.gemms {
         say!("  {count:>3} x {name:<14} [{tokens}, {inputs}] -> {outputs:<6} {rate:>7.0} GFLOP/s")?;
+    }
+    for line in m.operators.iter().flat_map(Operators::lines) {
+        say!("  {line}")?;
     }
     Ok(())
 }
@@ -288,6 +322,7 @@ impl Usage {
 
 /// What one worker does.
 pub fn run_worker(args: &BenchStepArgs, env: &WorkerEnv, environment: &Environment) -> Outcome<()> {
+    let _pretended = args.pretend_gpu.then(pretend::cuda);
     let spec = args.engine_spec(args.tp_size.unwrap_or(1), args.dp_size)?;
     let config = args.model.config(args.layers)?;
     let tree = ModuleTree::new(&config);
@@ -301,7 +336,13 @@ pub fn run_worker(args: &BenchStepArgs, env: &WorkerEnv, environment: &Environme
         targets: LoraTargets::AllLinear,
     };
     let lora = (args.lora_r > 0).then_some((lora, 0));
-    let planned = planned(args, &spec, &config, &strategy, lora.as_ref())?;
+    let adapters = lora
+        .as_ref()
+        .map(|(lora, _)| ModuleTree::adapters(&config, lora))
+        .transpose()
+        .map_err(|error| Failure::usage(error.to_string()))?;
+    let adapters_of = lora.as_ref().map(|(lora, _)| lora).zip(adapters.as_ref());
+    let planned = planned(args, &spec, &config, &strategy, adapters_of)?;
     let mut engine = engine(
         &spec,
         &config,
@@ -345,6 +386,33 @@ pub fn run_worker(args: &BenchStepArgs, env: &WorkerEnv, environment: &Environme
         processor_s: per_step(|usage| usage.processor_s)?,
         page_faults: per_step(|usage| usage.page_faults)?,
     };
+    let operators = match args.operators {
+        true => Some(operators::of_a_step(|detail| {
+            let batch = random_batch(args, &engine);
+            let step = (args.steps + WARM_UP + 1) as u64 + u64::from(detail == Detail::Times);
+            let (result, mut calls) = recorder::record(detail, || {
+                train_step(&mut engine, &[batch], 1e-5, &rule(), step)
+            });
+            result.map_err(Failure::train)?;
+            calls.retain(|call| call.device == ranks.device);
+            Ok(calls)
+        })?),
+        false => None,
+    };
+    let device_memory_mb = match ranks.device {
+        Device::Cpu => Vec::new(),
+        Device::Cuda(index) => match cuda::memory(index) {
+            None => Vec::new(),
+            Some((free, total)) => gather(&ranks, (total - free) as f64 / 1e6)?,
+        },
+    };
+    let flops = flops::per_step(
+        &engine.config,
+        &tree,
+        adapters.as_ref(),
+        (args.batch * args.seq * args.dp_size) as u64,
+        args.seq as u64,
+    );
     let peaks = gather(
         &ranks,
         memory::peak_resident_bytes().unwrap_or(0) as f64 / 1e6,
@@ -359,13 +427,18 @@ pub fn run_worker(args: &BenchStepArgs, env: &WorkerEnv, environment: &Environme
     let gemm_floor_s = slowest(gather(&ranks, gemms.iter().map(LinearTime::total_s).sum())?);
     let memory_floor_s = slowest(gather(&ranks, bytes / memory_floor::rate(ranks.device, 5))?);
     if env.rank == 0 {
-        let measurement = Measurement {
+        let kind = plan::Device::of_driver(&device::name(ranks.device).unwrap_or_default());
+        let mut measurement = Measurement {
             cpu_s_per_step: usage.processor_s,
             page_faults_per_step: usage.page_faults,
             peak_memory_mb: peaks,
             planned_memory_mb: planned.0.total() as f64 / 1e6,
             planned_memory: planned.0,
             planned_step_s: planned.1,
+            device_memory_mb,
+            flops,
+            mfu: None,
+            operators,
             ..measurement(
                 args,
                 spec.mesh,
@@ -375,6 +448,10 @@ pub fn run_worker(args: &BenchStepArgs, env: &WorkerEnv, environment: &Environme
                 [gemm_floor_s, memory_floor_s],
             )
         };
+        measurement.mfu = kind.map(|kind| {
+            let peak = kind.peak(Kind::BFloat16) * spec.mesh.world_size() as f64;
+            measurement.flops / measurement.step_time_s / peak
+        });
         let run_dir = environment.run_dir.as_deref().unwrap_or(".");
         let text = serde_json::to_string(&measurement).map_err(Failure::other)?;
         write_whole(&Path::new(run_dir).join(RESULT), &text)?;
@@ -388,16 +465,11 @@ fn planned(
     spec: &EngineSpec,
     config: &ModelConfig,
     strategy: &Strategy,
-    lora: Option<&Lora>,
+    adapters: Option<(&LoraConfig, &ModuleTree)>,
 ) -> Outcome<(Memory, Option<f64>)> {
-    let usage = |error: &dyn std::fmt::Display| Failure::usage(error.to_string());
-    let adapters = lora
-        .map(|(lora, _)| ModuleTree::adapters(config, lora))
-        .transpose()
-        .map_err(|error| usage(&error))?;
-    let adapters = lora.map(|(lora, _)| lora).zip(adapters.as_ref());
     let (tp, sp) = (spec.mesh.tp_size(), spec.sequence_parallel);
-    let share = Share::new(config, &strategy.plan, tp, sp, adapters).map_err(|e| usage(&e))?;
+    let share = Share::new(config, &strategy.plan, tp, sp, adapters)
+        .map_err(|error| Failure::usage(error.to_string()))?;
     let settings = Settings {
         mesh: spec.mesh,
         level: strategy.level,
@@ -445,6 +517,10 @@ fn measurement(
         planned_memory_mb: 0.0,
         planned_memory: Memory::default(),
         planned_step_s: None,
+        device_memory_mb: Vec::new(),
+        flops: 0.0,
+        mfu: None,
+        operators: None,
         gemm_floor_s,
         memory_floor_s,
         floor_s,

@@ -14,12 +14,18 @@ use tandem_run::failure::{Failure, Outcome};
 use tandem_tensor::memory;
 use tandem_tensor::torch::{self, Surroundings, Torch, TorchError, cuda};
 
+use crate::flags::gpu::GpuFlags;
+
 /// Show which libtorch is used and what this machine offers: what a bug report needs.
 #[derive(Debug, Clone, Args)]
+#[command(rename_all = "snake_case")]
 pub struct DoctorArgs {
     /// As JSON, for programs.
     #[arg(long)]
     json: bool,
+
+    #[command(flatten)]
+    pub gpu: GpuFlags,
 }
 
 /// What was found, and what is wrong with it.
@@ -32,15 +38,16 @@ struct Report {
 
 /// Facts about one thing.
 #[derive(Debug, Serialize)]
-struct Section {
-    name: &'static str,
-    facts: Vec<Fact>,
+pub struct Section {
+    pub name: &'static str,
+    pub facts: Vec<Fact>,
 }
 
+/// One of them.
 #[derive(Debug, Serialize)]
-struct Fact {
-    name: String,
-    value: String,
+pub struct Fact {
+    pub name: String,
+    pub value: String,
 }
 
 impl Section {
@@ -68,8 +75,8 @@ impl Section {
     }
 }
 
-/// Prints to standard output. Returns the exit code: 2 when training cannot run here.
-pub fn run(args: &DoctorArgs, environment: &Environment) -> Outcome<i32> {
+/// The facts, and sentences about what keeps training from running here.
+pub fn sections(environment: &Environment) -> (Vec<Section>, Vec<String>) {
     let opened = torch::open(&Surroundings::read());
     let mut problems: Vec<String> = opened
         .as_ref()
@@ -87,6 +94,12 @@ pub fn run(args: &DoctorArgs, environment: &Environment) -> Outcome<i32> {
         system(),
         variables(environment),
     ];
+    (sections, problems)
+}
+
+/// Prints to standard output. Returns the exit code: 2 when training cannot run here.
+pub fn run(args: &DoctorArgs, environment: &Environment) -> Outcome<i32> {
+    let (sections, problems) = sections(environment);
     let code = match problems.as_slice() {
         [] => exit_code::OK,
         _ => exit_code::USAGE,

@@ -6,6 +6,7 @@ pub mod choices;
 pub mod cluster;
 pub mod data;
 pub mod eval;
+pub mod gpu;
 pub mod lora;
 pub mod train;
 

@@ -11,6 +11,7 @@ mod ds_config;
 mod eval;
 mod export;
 mod flags;
+mod gpu;
 mod init;
 mod inspect;
 mod line;

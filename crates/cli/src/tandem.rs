@@ -18,6 +18,7 @@ use crate::data::{self, DataCommand};
 use crate::doctor::{self, DoctorArgs};
 use crate::eval::{self, EvalArgs};
 use crate::export::{self, ExportArgs};
+use crate::gpu;
 use crate::init::{self, InitArgs};
 use crate::inspect::{self, InspectArgs};
 use crate::plan::{self, PlanArgs};
@@ -70,15 +71,15 @@ pub fn main(args: &[OsString], environment: &Environment) -> ExitCode {
                 Command::Init(_)
                 | Command::Export(_)
                 | Command::Inspect(_)
-                | Command::Doctor(_)
                 | Command::Report(_)
                 | Command::Data(_)
                 | Command::Schema => Err(Failure::usage(
-                    "init, export, inspect, doctor, report, data and schema are single processes; start them without RANK and WORLD_SIZE",
+                    "init, export, inspect, report, data and schema are single processes; start them without RANK and WORLD_SIZE",
                 )),
                 Command::Eval(args) => eval::run_worker(args, &env, &control, environment),
                 Command::Replay(args) => replay::run_worker(args, &env),
                 Command::Plan(args) => plan::run_worker(args, &env, environment),
+                Command::Doctor(args) => gpu::run_worker(&args.gpu, &env, environment),
                 Command::Bench(Bench::Step(args)) => {
                     bench_step::run_worker(args, &env, environment)
                 }
@@ -95,6 +96,7 @@ pub fn main(args: &[OsString], environment: &Environment) -> ExitCode {
             Command::Init(args) => init::run(args),
             Command::Export(args) => export::run(args, environment),
             Command::Inspect(args) => inspect::run(args, environment),
+            Command::Doctor(args) if args.gpu.gpu => gpu::run(&args.gpu, environment),
             Command::Doctor(args) => doctor::run(args, environment),
             Command::Report(args) => report::run(args),
             Command::Plan(own) => plan::run(own, args),

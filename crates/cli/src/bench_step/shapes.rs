@@ -16,6 +16,9 @@ pub enum Shape {
     Gemma2,
     /// Qwen3-30B-A3B (arXiv 2505.09388), a quarter as wide, with a quarter of its experts: 32, of which a token goes to 8.
     Qwen3Moe,
+    /// Llama 2 7B (arXiv 2307.09288): wide layers, whose products are large enough for any GPU.
+    #[value(name = "llama2-7b")]
+    Llama2,
 }
 
 const QWEN2: &str = r#"{
@@ -43,6 +46,12 @@ const QWEN3_MOE: &str = r#"{
     "max_position_embeddings": 32768, "rms_norm_eps": 1e-6, "rope_theta": 1000000.0, "initializer_range": 0.02
 }"#;
 
+const LLAMA2: &str = r#"{
+    "architectures": ["LlamaForCausalLM"], "hidden_size": 4096, "num_attention_heads": 32, "num_key_value_heads": 32,
+    "num_hidden_layers": 32, "intermediate_size": 11008, "vocab_size": 32000, "max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": false, "initializer_range": 0.02
+}"#;
+
 impl Shape {
     /// The model, cut to its first `layers` layers.
     pub fn config(self, layers: usize) -> Outcome<ModelConfig> {
@@ -51,6 +60,7 @@ impl Shape {
             Self::Smollm2 => SMOLLM2,
             Self::Gemma2 => GEMMA2,
             Self::Qwen3Moe => QWEN3_MOE,
+            Self::Llama2 => LLAMA2,
         };
         let json: Map<String, Value> = serde_json::from_str(text).map_err(Failure::other)?;
         ModelConfig::from_json(&json)

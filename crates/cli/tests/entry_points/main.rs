@@ -16,6 +16,7 @@ mod experts;
 mod export;
 mod fine_tune;
 mod full_disk;
+mod gpu;
 mod hang_up;
 // The fuzz tests use more of it.
 #[allow(dead_code)]
