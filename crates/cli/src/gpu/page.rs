@@ -103,7 +103,7 @@ fn row(number: &Number) -> Vec<String> {
 /// A number with as many digits as one reads.
 pub(super) fn shown(value: f64) -> String {
     match value.abs() {
-        size if size >= 100.0 || size == 0.0 => format!("{value:.0}"),
+        size if size >= 100.0 || size.fract() == 0.0 => format!("{value:.0}"),
         size if size >= 1.0 => format!("{value:.2}"),
         size if size >= 1e-3 => format!("{value:.4}"),
         _ => format!("{value:.1e}"),
@@ -159,7 +159,7 @@ mod tests {
 
     #[test]
     fn numbers_have_the_digits_that_one_reads() {
-        let all = [12345.6, 1.234, 0.0123, 1.2e-7, 0.0].map(shown);
-        assert_eq!(all, ["12346", "1.23", "0.0123", "1.2e-7", "0"]);
+        let all = [12345.6, 1.234, 21.0, 0.0123, 1.2e-7, 0.0].map(shown);
+        assert_eq!(all, ["12346", "1.23", "21", "0.0123", "1.2e-7", "0"]);
     }
 }

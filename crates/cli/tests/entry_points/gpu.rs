@@ -9,9 +9,13 @@ use serde_json::Value;
 
 use crate::demo::wait_until;
 
+fn quick(folder: &Path, args: &[&str]) -> (Output, Value, String) {
+    doctor(folder, &[&["--quick"], args].concat())
+}
+
 fn doctor(folder: &Path, args: &[&str]) -> (Output, Value, String) {
     let output = Command::new(env!("CARGO_BIN_EXE_tandem"))
-        .args(["doctor", "--gpu", "--device", "cpu", "--quick", "--output"])
+        .args(["doctor", "--gpu", "--device", "cpu", "--output"])
         .arg(folder)
         .args(args)
         .output()
@@ -45,7 +49,7 @@ fn script(folder: &Path, text: &str) -> PathBuf {
 #[test]
 fn every_stage_runs_on_a_processor() {
     let folder = tempfile::tempdir().unwrap();
-    let (output, json, page) = doctor(folder.path(), &["--python", "/no/such/python"]);
+    let (output, json, page) = quick(folder.path(), &["--python", "/no/such/python"]);
     let said = String::from_utf8_lossy(&output.stderr);
     println!("{said}");
     assert!(output.status.success(), "{json:#}");
@@ -104,7 +108,7 @@ fn a_stage_that_hangs_is_killed_and_what_it_started_is_gone() {
         "--python",
         python.to_str().unwrap(),
     ];
-    let (output, json, page) = doctor(folder.path(), &args);
+    let (output, json, page) = quick(folder.path(), &args);
     assert_eq!(output.status.code(), Some(1));
     let (hung, late) = (stage(&json, "peer-eager"), stage(&json, "peer-compiled"));
     assert_eq!(hung["verdict"], "failed");
@@ -136,7 +140,7 @@ fn a_stage_that_fails_says_why_and_the_next_one_runs() {
         "--python",
         python.to_str().unwrap(),
     ];
-    let (output, json, page) = doctor(folder.path(), &args);
+    let (output, json, page) = quick(folder.path(), &args);
     assert_eq!(output.status.code(), Some(1));
     let failed = stage(&json, "peer-eager");
     assert_eq!(failed["verdict"], "failed");
@@ -153,4 +157,40 @@ fn a_stage_that_fails_says_why_and_the_next_one_runs() {
         "{times} and {own}"
     );
     assert!(page.contains("no such kernel"), "{page}");
+}
+
+/// With the sizes that a GPU gets, as far as a processor can.
+#[test]
+#[ignore = "minutes: cargo xtask test --long gpu"]
+fn every_stage_runs_on_a_processor_with_its_whole_size() {
+    let folder = tempfile::tempdir().unwrap();
+    let (output, json, page) = doctor(folder.path(), &[]);
+    println!("{page}");
+    assert!(output.status.success());
+    assert!(json["seconds"].as_f64().unwrap() <= 480.0);
+    let step = stage(&json, "step-0.5b");
+    assert!(
+        number(step, "loss, last") < number(step, "loss, first"),
+        "{step}"
+    );
+}
+
+#[test]
+fn a_device_that_is_not_there_and_one_that_is_not_named_are_refused() {
+    let refused = |args: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_tandem"))
+            .args(["doctor", "--gpu"])
+            .args(args)
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(2), "{args:?}");
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let said = refused(&["--device", "auto"]);
+    assert!(said.contains("name the device"), "{said}");
+    // The tests' libtorch has no part for CUDA.
+    let said = refused(&["--device", "cuda"]);
+    assert!(said.contains("--device cpu"), "{said}");
+    let said = refused(&["--device", "cpu", "--only", "speed"]);
+    assert!(said.contains("operations"), "{said}");
 }
