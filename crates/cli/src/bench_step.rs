@@ -1,5 +1,6 @@
 //! `tandem bench step`: whole training steps on random tokens, against the floor of their matrix products.
 
+mod measurement;
 mod operators;
 mod shapes;
 
@@ -8,7 +9,6 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::Args;
-use serde::{Deserialize, Serialize};
 use tandem_comm::{Transport, all_gather_numbers};
 use tandem_launch::env::WorkerEnv;
 use tandem_launch::say;
@@ -37,7 +37,7 @@ use crate::flags::choices::{Dtype, RecomputeChoice};
 use crate::plan::device_in;
 use crate::replay::StrategyChoice;
 
-use operators::Operators;
+pub use measurement::Measurement;
 pub use shapes::Shape;
 
 /// Where rank 0 leaves the result for the process that started it.
@@ -132,56 +132,6 @@ pub struct BenchStepArgs {
     pub json: bool,
 }
 
-/// What one mesh gave.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Measurement {
-    tp: usize,
-    dp: usize,
-    /// Ranks over which experts are spread.
-    ep: usize,
-    /// Median.
-    pub step_time_s: f64,
-    step_time_min_s: f64,
-    step_time_max_s: f64,
-    /// Tokens of the global batch per second.
-    pub tokens_per_s: f64,
-    /// Useful floating point operations of a step, all ranks together.
-    pub flops: f64,
-    /// The part of the devices' peak that they are, where the device is known.
-    pub mfu: Option<f64>,
-    /// Processor time of all ranks in a step.
-    cpu_s_per_step: f64,
-    /// Page faults of all ranks in a step.
-    page_faults_per_step: f64,
-    /// Per rank, of the host's memory.
-    pub peak_memory_mb: Vec<f64>,
-    /// Per rank, what is taken of its GPU at the end, which is the most that was; none without a GPU.
-    pub device_memory_mb: Vec<f64>,
-    /// What `tandem plan` says of a rank's memory.
-    pub planned_memory_mb: f64,
-    /// The same by kind, in bytes.
-    planned_memory: Memory,
-    /// What it says of the step, where a device file is given.
-    planned_step_s: Option<f64>,
-    /// Sum over the step's matrix products, each at its measured rate; the slowest rank's.
-    gemm_floor_s: f64,
-    /// The bytes that the update must move, at this machine's rate; the slowest rank's.
-    memory_floor_s: f64,
-    /// The sum of the two.
-    floor_s: f64,
-    pub floor_ratio: f64,
-    pub loss_first: f64,
-    pub loss_last: f64,
-    /// Whose sizes.
-    model: String,
-    /// Rank of the adapters; 0 where the model is trained.
-    lora_r: usize,
-    /// Name, count, tokens, inputs, outputs, GFLOP/s, of rank 0.
-    gemms: Vec<(String, usize, usize, usize, usize, f64)>,
-    /// Of rank 0, with --operators.
-    pub operators: Option<Operators>,
-}
-
 impl BenchStepArgs {
     /// How `tp` x `dp` ranks train.
     fn engine_spec(&self, tp: usize, dp: usize) -> Outcome<EngineSpec> {
@@ -266,40 +216,7 @@ fn print(args: &BenchStepArgs, m: &Measurement) -> Outcome<()> {
         },
         args.strategy
     )?;
-    say!(
-        "  step {:.3} s median ({:.3} to {:.3})   {:.0} tokens/s   {:.2} x the floor: {:.3} s of products, {:.3} s of memory",
-        m.step_time_s,
-        m.step_time_min_s,
-        m.step_time_max_s,
-        m.tokens_per_s,
-        m.floor_ratio,
-        m.gemm_floor_s,
-        m.memory_floor_s
-    )?;
-    let peaks: Vec<String> = m
-        .peak_memory_mb
-        .iter()
-        .map(|mb| format!("{mb:.0}"))
-        .collect();
-    say!(
-        "  {:.3} s of processor time and {:.0} page faults in a step, all ranks",
-        m.cpu_s_per_step,
-        m.page_faults_per_step
-    )?;
-    if let Some(mfu) = m.mfu {
-        say!("  {:.1} % of the devices' bf16 peak (MFU)", 100.0 * mfu)?;
-    }
-    say!(
-        "  peak memory per rank, MB: {}, planned {:.0}   loss {:.4} -> {:.4}",
-        peaks.join(" "),
-        m.planned_memory_mb,
-        m.loss_first,
-        m.loss_last
-    )?;
-    for (name, count, tokens, inputs, outputs, rate) in &m.gemms {
-        say!("  {count:>3} x {name:<14} [{tokens}, {inputs}] -> {outputs:<6} {rate:>7.0} GFLOP/s")?;
-    }
-    for line in m.operators.iter().flat_map(Operators::lines) {
+    for line in m.lines() {
         say!("  {line}")?;
     }
     Ok(())

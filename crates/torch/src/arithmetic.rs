@@ -7,9 +7,7 @@ use crate::abi::Handle;
 use crate::dispatch::{Arg, Operator};
 use crate::error::expect;
 use crate::library::device_operator;
-use crate::operators::{
-    ABS, BITWISE_XOR_, DIV, ERF, EXP, LOG, MUL_, RSQRT, SIGMOID, SILU, SQRT, TANH,
-};
+use crate::operators::{ABS, BITWISE_XOR_, DIV, ERF, EXP, LOG, RSQRT, SIGMOID, SILU, SQRT, TANH};
 use crate::scalar::Scalar;
 use crate::tensor::{Tensor, new_tensor};
 
@@ -76,19 +74,6 @@ impl Tensor {
     #[track_caller]
     pub fn add_(&self, other: &Self) {
         self.copy_(&self.add_scaled(other, 1));
-    }
-
-    /// Subtracts `other` in place, as [`Self::add_`] adds.
-    #[track_caller]
-    pub fn sub_(&self, other: &Self) {
-        self.copy_(&self.add_scaled(other, -1));
-    }
-
-    /// Multiplies all elements in place.
-    #[track_caller]
-    pub fn mul_scalar_(&self, scalar: impl Into<Scalar>) {
-        let scalar = scalar.into().tensor(self.kind());
-        expect(MUL_.call(&[Arg::Tensor(self), Arg::Tensor(&scalar)]));
     }
 
     /// Flips bits of all elements in place.

@@ -7,7 +7,7 @@ use crate::error::expect;
 use crate::kind::Kind;
 use crate::library::torch;
 use crate::pretend;
-use crate::recorder::{Action, Writes};
+use crate::recorder::Action;
 use crate::scalar::Scalar;
 use crate::tensor::{Shape, Tensor, called, new_tensor};
 
@@ -121,7 +121,7 @@ impl Tensor {
         let code =
             unsafe { (torch().functions.aoti_torch_copy_)(self.handle(), source.handle(), 0) };
         let line = Location::caller();
-        expect(called(code, "copy_", Writes::Over(self), || {
+        expect(called(code, "copy_", self.over(), || {
             match (source.device().is_cuda(), self.device().is_cuda()) {
                 (true, false) => Action::ToHost(line),
                 (false, true) => Action::ToDevice,

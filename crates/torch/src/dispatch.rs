@@ -108,7 +108,7 @@ impl Operator {
     }
 
     /// By libtorch's convention for names.
-    fn writes(&self) -> Writes<'static> {
+    fn writes(&self) -> Writes {
         match self.name.to_bytes().ends_with(b"_") {
             true => Writes::First,
             false => Writes::Results,

@@ -7,6 +7,7 @@ use crate::operators::{
     FUSED_ADAMW_, FUSED_RMS_NORM, FUSED_RMS_NORM_BACKWARD, MUL_OUT, SILU_BACKWARD_OUT,
 };
 use crate::recorder::{self, Writes};
+use crate::stand_in;
 use crate::tensor::Tensor;
 
 /// What one AdamW update is told besides its tensors.
@@ -54,8 +55,8 @@ impl Tensor {
             Arg::None,
         ]));
         if recorder::is_on() {
-            recorder::made(exp_avg);
-            recorder::made(exp_avg_sq);
+            exp_avg.tell_made();
+            exp_avg_sq.tell_made();
         }
     }
 
@@ -79,7 +80,7 @@ impl Tensor {
         }
         if self.pretends() {
             let given = [d_y, self, rstd, weight];
-            let [d_x] = recorder::in_place_of(NORM_BACKWARD, Writes::Results, &given, || {
+            let [d_x] = stand_in::for_operator(NORM_BACKWARD, Writes::Results, &given, || {
                 [self.rms_norm_backward_by_formula(d_y, weight, rstd)]
             });
             return Some(d_x);

@@ -48,6 +48,7 @@ mod product;
 pub mod recorder;
 mod reduce;
 mod scalar;
+mod stand_in;
 mod tensor;
 mod version;
 mod view;

@@ -72,7 +72,6 @@ operators! {
     SIGMOID = c"aten::sigmoid" c"" (Floats) -> 1;
     TANH = c"aten::tanh" c"" (Floats) -> 1;
     DIV = c"aten::div" c"Tensor" (Floats, Floats) -> 1;
-    MUL_ = c"aten::mul_" c"Tensor" (Floats, Number) -> 1;
     BITWISE_XOR_ = c"aten::bitwise_xor_" c"Tensor" (Index, Integer) -> 1;
     EQ = c"aten::eq" c"Tensor" (Index, Integer) -> 1;
     LT = c"aten::lt" c"Tensor" (Index, Integer) -> 1;

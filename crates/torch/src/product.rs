@@ -5,7 +5,7 @@ use crate::error::expect;
 use crate::kind::Kind;
 use crate::library::{device_operator, torch};
 use crate::operators::MATMUL;
-use crate::recorder::{self, Writes};
+use crate::stand_in;
 use crate::tensor::Tensor;
 
 /// Half precision matrices, an fp32 result.
@@ -65,7 +65,7 @@ impl Tensor {
         }
         if self.pretends() {
             let wide = |tensor: &Self| tensor.to_kind(Kind::Float);
-            recorder::in_place_of(WIDENING, Writes::Over(out), &[out, self, b], || {
+            stand_in::for_operator(WIDENING, out.over(), &[out, self, b], || {
                 out.copy_(&wide(self).mm(&wide(b)));
                 []
             });

@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 use crate::cuda;
 use crate::device::Device;
 use crate::pretend;
-use crate::tensor::Tensor;
 
 /// What an operator does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,32 +65,34 @@ pub enum Detail {
 
 /// Which tensors an operator writes to.
 #[derive(Clone, Copy)]
-pub(crate) enum Writes<'a> {
+pub(crate) enum Writes {
     /// New ones, which are owned next, or one of those that it was given.
     Results,
     /// Its first, which it reads as well.
     First,
-    /// This one, of which it reads nothing.
-    Over(&'a Tensor),
+    /// The one of this address, of which it reads nothing.
+    Over(usize),
 }
 
-/// A tensor that an operator is given.
-struct Given {
-    address: usize,
-    bytes: u64,
-    sizes: Vec<i64>,
-    device: Device,
+/// A tensor that an operator is given, or makes.
+pub(crate) struct Seen {
+    /// Of its first element.
+    pub address: usize,
+    /// Of the elements that are there: a stride of 0 repeats one.
+    pub bytes: u64,
+    pub sizes: Vec<i64>,
+    pub device: Device,
 }
 
 struct Recording {
     detail: Detail,
     calls: Vec<Call>,
     /// For the operator that is called next.
-    given: Vec<Given>,
+    given: Vec<Seen>,
     /// When it was given the last of them.
     start: Instant,
     /// What the last operator was given, as long as its results may follow.
-    taken: Option<Vec<Given>>,
+    taken: Option<Vec<Seen>>,
     /// The last operator writes to its first tensor.
     in_place: bool,
 }
@@ -135,23 +136,10 @@ pub fn record<R>(detail: Detail, body: impl FnOnce() -> R) -> (R, Vec<Call>) {
     (result, calls.unwrap_or_default())
 }
 
-/// Computes with other operators what one of the device, `operator`, does with these tensors: that one is recorded.
-pub(crate) fn in_place_of<const N: usize>(
-    operator: &str,
-    writes: Writes<'_>,
-    given: &[&Tensor],
-    body: impl FnOnce() -> [Tensor; N],
-) -> [Tensor; N] {
-    given.iter().for_each(|tensor| tensor.touch());
-    let results = {
-        let _before = Before(IS_ON.replace(false));
-        body()
-    };
-    if is_on() {
-        called(operator, writes, Action::Compute);
-        results.iter().for_each(made);
-    }
-    results
+/// Does something that no device would be asked for.
+pub(crate) fn unrecorded<R>(body: impl FnOnce() -> R) -> R {
+    let _before = Before(IS_ON.replace(false));
+    body()
 }
 
 /// Whether anybody records.
@@ -162,10 +150,7 @@ pub(crate) fn is_on() -> bool {
 
 /// The next operator gets this tensor.
 #[cold]
-pub(crate) fn given(tensor: &Tensor) {
-    let Some(given) = Given::of(tensor) else {
-        return;
-    };
+pub(crate) fn given(given: Seen) {
     RECORDING.with_borrow_mut(|slot| {
         if let Some(recording) = slot {
             if recording.given.is_empty() {
@@ -179,7 +164,7 @@ pub(crate) fn given(tensor: &Tensor) {
 
 /// An operator was called with what was given.
 #[cold]
-pub(crate) fn called(operator: &str, writes: Writes<'_>, action: Action) {
+pub(crate) fn called(operator: &str, writes: Writes, action: Action) {
     RECORDING.with_borrow_mut(|slot| {
         if let Some(recording) = slot {
             recording.called(operator, writes, action);
@@ -189,19 +174,16 @@ pub(crate) fn called(operator: &str, writes: Writes<'_>, action: Action) {
 
 /// The last operator has made this tensor, or written to it.
 #[cold]
-pub(crate) fn made(tensor: &Tensor) {
-    let Some(made) = Given::of(tensor) else {
-        return;
-    };
+pub(crate) fn made(made: &Seen) {
     RECORDING.with_borrow_mut(|slot| {
         if let Some(recording) = slot {
-            recording.made(&made);
+            recording.made(made);
         }
     });
 }
 
 impl Recording {
-    fn called(&mut self, operator: &str, writes: Writes<'_>, action: Action) {
+    fn called(&mut self, operator: &str, writes: Writes, action: Action) {
         let mut given = std::mem::take(&mut self.given);
         self.taken = None;
         if given.is_empty() {
@@ -217,8 +199,7 @@ impl Recording {
         let written = match writes {
             Writes::Results => 0,
             Writes::First => given[0].bytes,
-            Writes::Over(tensor) => {
-                let address = tensor.data_ptr().addr();
+            Writes::Over(address) => {
                 let found = given.iter().position(|it| it.address == address);
                 found.map_or(0, |place| given.remove(place).bytes)
             }
@@ -237,7 +218,7 @@ impl Recording {
         self.taken = Some(given);
     }
 
-    fn made(&mut self, made: &Given) {
+    fn made(&mut self, made: &Seen) {
         let (Some(taken), Some(call)) = (&self.taken, self.calls.last_mut()) else {
             return;
         };
@@ -271,31 +252,11 @@ impl Recording {
     }
 }
 
-impl Given {
-    /// `None` for a tensor that stands for none.
-    fn of(tensor: &Tensor) -> Option<Self> {
-        tensor.is_defined().then(|| Self {
-            address: tensor.data_ptr().addr(),
-            bytes: bytes(tensor),
-            sizes: tensor.size().to_vec(),
-            device: tensor.device(),
-        })
-    }
-}
-
-/// Bytes of the elements that are there: a stride of 0 repeats one.
-fn bytes(tensor: &Tensor) -> u64 {
-    let sizes = tensor.size().iter().zip(tensor.stride());
-    let elements: i64 = sizes
-        .map(|(size, stride)| if *stride == 0 { (*size).min(1) } else { *size })
-        .product();
-    elements as u64 * tensor.kind().elt_size_in_bytes() as u64
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::kind::Kind;
+    use crate::tensor::Tensor;
 
     fn floats(shape: &[i64]) -> Tensor {
         Tensor::ones(shape, (Kind::Float, Device::Cpu))
@@ -334,12 +295,12 @@ mod tests {
     #[test]
     fn what_is_written_in_place_or_over_is_told_apart() {
         let (a, b, c) = (floats(&[2, 2]), floats(&[2, 2]), floats(&[2, 2]));
-        let row = floats(&[1, 2]);
+        let (row, indices) = (floats(&[1, 2]), Tensor::from_slice(&[1i64, 2]));
         let ((), calls) = record(Detail::Counts, || {
             a.zero_();
             a.copy_(&b);
             a.addmm_(&b, &c);
-            a.mul_scalar_(2.0);
+            indices.bitwise_xor_(1);
             a.mul_into(&b, &c);
             a.copy_(&row);
         });
@@ -347,8 +308,8 @@ mod tests {
             ("zero_", 0, 16),
             ("copy_", 16, 16),
             ("addmm", 48, 16),
-            // The number is a tensor, fp64.
-            ("aten::mul_.Tensor", 24, 16),
+            // The number is a tensor, too.
+            ("aten::bitwise_xor_.Tensor", 24, 16),
             ("aten::mul.out", 32, 16),
             ("copy_", 8, 16),
         ];

@@ -10,7 +10,7 @@ use crate::error::{TorchError, expect};
 use crate::kind::Kind;
 use crate::library::torch;
 use crate::pretend;
-use crate::recorder::{self, Action, Writes};
+use crate::recorder::{self, Action, Seen, Writes};
 
 /// An array of numbers of one [`Kind`] on one [`Device`]. It is a handle: clones and views share the elements, which is why
 /// operations that write take `&self`.
@@ -82,9 +82,37 @@ impl Tensor {
     pub(crate) fn own(handle: Handle) -> Self {
         let tensor = Self { tagged: handle }.on(pretend::is_result());
         if recorder::is_on() {
-            recorder::made(&tensor);
+            tensor.tell_made();
         }
         tensor
+    }
+
+    /// For whoever records: the last operator has made this tensor, or written to it.
+    #[cold]
+    pub(crate) fn tell_made(&self) {
+        if let Some(seen) = self.seen() {
+            recorder::made(&seen);
+        }
+    }
+
+    /// `None` for a tensor that stands for none.
+    fn seen(&self) -> Option<Seen> {
+        let mut numel = 0;
+        // SAFETY: the handle is alive; for an undefined tensor the function has an error.
+        let code = unsafe { (torch().functions.aoti_torch_get_numel)(self.raw(), &mut numel) };
+        if code != 0 {
+            return None;
+        }
+        let sizes = self.size().iter().zip(self.stride());
+        let elements: i64 = sizes
+            .map(|(size, stride)| if *stride == 0 { (*size).min(1) } else { *size })
+            .product();
+        Some(Seen {
+            address: self.data_ptr().addr(),
+            bytes: elements as u64 * self.kind().elt_size_in_bytes() as u64,
+            sizes: self.size().to_vec(),
+            device: self.device(),
+        })
     }
 
     /// For an operator that is about to be called.
@@ -106,8 +134,10 @@ impl Tensor {
         if self.pretends() {
             pretend::touched();
         }
-        if recorder::is_on() {
-            recorder::given(self);
+        if recorder::is_on()
+            && let Some(seen) = self.seen()
+        {
+            recorder::given(seen);
         }
     }
 
@@ -123,14 +153,6 @@ impl Tensor {
         Self {
             tagged: handle.map_addr(|address| address | usize::from(pretends)),
         }
-    }
-
-    /// False for a tensor that stands for none.
-    pub(crate) fn is_defined(&self) -> bool {
-        let mut numel = 0;
-        // SAFETY: the handle is alive; for an undefined tensor the function has an error.
-        let code = unsafe { (torch().functions.aoti_torch_get_numel)(self.raw(), &mut numel) };
-        code == 0
     }
 
     /// Another handle on the same tensor.
@@ -266,10 +288,19 @@ impl Tensor {
         answer
     }
 
+    /// An operator overwrites this tensor.
+    #[inline]
+    pub(crate) fn over(&self) -> Writes {
+        match recorder::is_on() {
+            true => Writes::Over(self.data_ptr().addr()),
+            false => Writes::Results,
+        }
+    }
+
     /// The outcome of an operator that has overwritten this tensor.
     #[inline]
     pub(crate) fn overwritten(&self, code: Code, operator: &str) -> Result<(), TorchError> {
-        called(code, operator, Writes::Over(self), || Action::Compute)
+        called(code, operator, self.over(), || Action::Compute)
     }
 
     /// A tensor over the same elements, whose handle `call` writes. It is no operator.
@@ -302,7 +333,7 @@ impl Tensor {
 pub(crate) fn called(
     code: Code,
     operator: &str,
-    writes: Writes<'_>,
+    writes: Writes,
     action: impl FnOnce() -> Action,
 ) -> Result<(), TorchError> {
     pretend::called();

@@ -1,7 +1,8 @@
 //! What FlashAttention computes on a GPU, with the CPU's kernel: for a pretended device.
 
 use super::{Documents, FORWARD, GRADIENT, Masked, Saved, cpu_backward, cpu_forward};
-use crate::recorder::{self, Writes};
+use crate::recorder::Writes;
+use crate::stand_in;
 use crate::tensor::Tensor;
 
 /// As [`super::cuda_forward`].
@@ -13,20 +14,21 @@ pub(super) fn forward(
     masked: Masked<'_>,
 ) -> (Tensor, Tensor) {
     let given = [query, key, value];
-    let [out, logsumexp] = recorder::in_place_of(FORWARD, Writes::Results, &given, || match masked
-        .documents
-    {
-        None => rows(query, key, value, masked),
-        Some(documents) => {
-            let found = documents.each().map(|place| {
-                let [query, key, value] = given.map(|tensor| place.row_of(tensor));
-                let [out, logsumexp] = rows(&query, &key, &value, masked);
-                (out.squeeze_dim(0), logsumexp.squeeze_dim(0))
-            });
-            let (outs, logsumexps): (Vec<Tensor>, Vec<Tensor>) = found.unzip();
-            [Tensor::cat(&outs, 0), Tensor::cat(&logsumexps, 1)]
-        }
-    });
+    let [out, logsumexp] =
+        stand_in::for_operator(FORWARD, Writes::Results, &given, || {
+            match masked.documents {
+                None => rows(query, key, value, masked),
+                Some(documents) => {
+                    let found = documents.each().map(|place| {
+                        let [query, key, value] = given.map(|tensor| place.row_of(tensor));
+                        let [out, logsumexp] = rows(&query, &key, &value, masked);
+                        (out.squeeze_dim(0), logsumexp.squeeze_dim(0))
+                    });
+                    let (outs, logsumexps): (Vec<Tensor>, Vec<Tensor>) = found.unzip();
+                    [Tensor::cat(&outs, 0), Tensor::cat(&logsumexps, 1)]
+                }
+            }
+        });
     (out, logsumexp)
 }
 
@@ -45,7 +47,7 @@ pub(super) fn backward(
         logsumexp,
     } = saved;
     let given = [d_out, query, key, value, out, logsumexp];
-    let gradients = recorder::in_place_of(GRADIENT, Writes::Results, &given, || {
+    let gradients = stand_in::for_operator(GRADIENT, Writes::Results, &given, || {
         let Some(documents) = masked.documents else {
             return rows_backward(d_out, saved, masked);
         };

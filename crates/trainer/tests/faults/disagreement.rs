@@ -33,7 +33,7 @@ fn a_bit_that_flips_in_a_replicated_parameter_is_found() {
             let at = params.iter().find(|p| p.spec.name == norm).unwrap().offset;
             let element = unit.kept_parameters().unwrap().narrow(0, at as i64 + 5, 1);
             // One unit in the last place.
-            element.mul_scalar_(1.0 + f64::from(f32::EPSILON));
+            element.copy_(&(&element * (1.0 + f64::from(f32::EPSILON))));
         }
         let error = check(&engine, 2).expect_err("rank 1 has drifted");
         println!("said {error}");
