@@ -1,31 +1,29 @@
-//! The norm of the whole model's gradient, and its clip factor.
+//! The norm of the whole model's gradient.
 
 use tandem_comm::{ProcessGroup, ReduceOp};
-use tandem_tensor::Device;
 use tandem_tensor::sum_of_squares::SumOfSquares;
+use tandem_tensor::{Device, Tensor};
 
 use crate::error::ParallelError;
 use crate::flat_unit::FlatUnit;
 
-/// L2 norm over all parameters, every element counted once whatever the mesh: one fp64 number summed over the world, which is all
-/// that the host reads.
+/// The squared L2 norm over all parameters, every element counted once whatever the mesh: fp64 `[1]` on `device`, summed over the
+/// world. Nothing waits for it, so whoever reads it asks the world then whether it is one ([`ProcessGroup::check`]).
 ///
 /// # Errors
 /// When a peer fails.
-pub fn global_grad_norm(
+pub fn global_squared_norm(
     units: &[FlatUnit],
     world: &dyn ProcessGroup,
     device: Device,
-) -> Result<f64, ParallelError> {
+) -> Result<Tensor, ParallelError> {
     let mut own = SumOfSquares::default();
     for unit in units {
         own.merge(unit.gradient_sum_of_squares());
     }
     let total = own.into_tensor(device);
     world.all_reduce(&total, ReduceOp::Sum)?.wait()?;
-    let total = total.get(0).double_value();
-    world.check()?;
-    Ok(total.sqrt())
+    Ok(total)
 }
 
 /// Whether what this rank counts of the gradient is finite.

@@ -56,7 +56,7 @@ pub use error::ParallelError;
 pub use expert_group::ExpertGroup;
 pub use flat_unit::{FlatUnit, OptimizerState, OwnedPiece, UnitSetup};
 pub use fsdp::Fsdp;
-pub use grad_norm::{global_grad_norm, own_gradient_is_finite};
+pub use grad_norm::{global_squared_norm, own_gradient_is_finite};
 pub use layout::{LocalParam, UnitLayout, layouts};
 pub use plan::{Plan, PlanError, Style};
 pub use replicas::Replica;

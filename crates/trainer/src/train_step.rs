@@ -96,7 +96,7 @@ use std::time::Duration;
 
 use tandem_comm::ReduceOp;
 use tandem_model::{LayerSaved, Recompute, TokenFacts};
-use tandem_parallel::{check_same_batch, global_grad_norm, own_gradient_is_finite};
+use tandem_parallel::{check_same_batch, global_squared_norm, own_gradient_is_finite};
 use tandem_tensor::{Accumulate, Device, Kind, Tensor};
 
 use crate::balance::{Balance, ExpertReport};
@@ -208,16 +208,23 @@ fn agree(
     // Summed over the column, since every column sees all of the batch.
     let targets: usize = micro_batches.iter().map(|micro| micro.valid_targets).sum();
     let real: usize = micro_batches.iter().map(MicroBatch::real_tokens).sum();
-    let counts = Tensor::from_slice(&[targets as i64, real as i64]).to_device(engine.device);
-    engine.dp.all_reduce(&counts, ReduceOp::Sum)?.wait()?;
-    let counts = counts.to_device(Device::Cpu);
-    engine.dp.check()?;
-    let count = |index| counts.get(index).int64_value() as u64;
-    match count(0) {
+    let own = [targets as i64, real as i64];
+    let [n_tokens, real] = match engine.dp.size() {
+        // A device need not be asked.
+        1 => own,
+        _ => {
+            let counts = Tensor::from_slice(&own).to_device(engine.device);
+            engine.dp.all_reduce(&counts, ReduceOp::Sum)?.wait()?;
+            let counts = counts.to_device(Device::Cpu);
+            engine.dp.check()?;
+            [0, 1].map(|index| counts.get(index).int64_value())
+        }
+    };
+    match n_tokens {
         0 => Err(TrainError::NoTargets { step }),
-        n_tokens => Ok(BatchSize {
-            n_tokens,
-            real: count(1),
+        _ => Ok(BatchSize {
+            n_tokens: n_tokens as u64,
+            real: real as u64,
         }),
     }
 }
@@ -428,9 +435,11 @@ fn loss_and_norm(
 ) -> Result<(f64, f64), TrainError> {
     let own_loss = loss_sum.copy();
     engine.dp.all_reduce(loss_sum, ReduceOp::Sum)?.wait()?;
-    let loss = loss_sum.double_value() * scale;
-    let grad_norm = global_grad_norm(&engine.units, engine.world.as_ref(), engine.device)?;
+    let squared_norm = global_squared_norm(&engine.units, engine.world.as_ref(), engine.device)?;
+    // Here the host waits for all that a device was given, once. What is read decides whether there is an update at all.
+    let read = Tensor::cat(&[loss_sum.view([1]), squared_norm], 0).to_vec::<f64>();
     engine.check_groups()?;
+    let (loss, grad_norm) = (read[0] * scale, read[1].sqrt());
     let loss_is_finite = || own_loss.double_value().is_finite();
     refuse_non_finite(engine, "loss", loss, loss_is_finite, step)?;
     let gradient_is_finite = || own_gradient_is_finite(&engine.units);

@@ -51,6 +51,11 @@ fn all_gather<T: HostElement>(
     counts: &[usize],
     device: Device,
 ) -> Result<Vec<Vec<T>>> {
+    if group.size() == 1 {
+        // On a device it would be written, read, and waited for.
+        group.check()?;
+        return Ok(vec![own.to_vec()]);
+    }
     let total: usize = counts.iter().sum();
     let own = Tensor::from_slice(own).to_device(device);
     let all = Tensor::zeros([total as i64], (T::KIND, device));
