@@ -1,5 +1,6 @@
 //! The loop around the step: batches in, metrics out, checks now and then.
 
+mod interface;
 mod meter;
 
 use std::time::{Duration, Instant};
@@ -13,62 +14,19 @@ use crate::checkpointer::{Checkpointer, SaveOutcome};
 use crate::engine::Engine;
 use crate::error::TrainError;
 use crate::evaluate::evaluate;
-use crate::events::{EvalMetrics, EventSink, TrainEvent};
+use crate::events::{EvalMetrics, TrainEvent};
 use crate::gemm_floor;
 use crate::journal::Happening;
 use crate::micro_batch::MicroBatch;
 use crate::profile::{Activity, Profiler};
 use crate::progress::{ResumePoint, RunCounters};
-use crate::recorder::Recorder;
-use crate::schedule::LearningRate;
 use crate::train_step::{StepReport, train_step};
-use crate::update_rule::UpdateRule;
 use crate::validation::Validation;
+pub use interface::{LoopEnd, LoopSettings, Watcher};
 use meter::{Meter, StepFacts};
-
-/// What the loop needs to know besides the engine.
-#[derive(Debug, Clone, Copy)]
-pub struct LoopSettings {
-    /// The learning rate of every step.
-    pub learning_rate: LearningRate,
-    /// How gradients become updates.
-    pub rule: UpdateRule,
-    /// The last step of the run.
-    pub last_step: u64,
-    /// Compare replicas every so many steps; 0 never.
-    pub check_interval: u64,
-}
-
-/// How a loop ended.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct LoopEnd {
-    /// How far it came.
-    pub counters: RunCounters,
-    /// Whether it was asked to stop before its end. Everything is saved.
-    pub stopped: bool,
-    /// Loss of the last step, if there was one.
-    pub loss: Option<f64>,
-    /// The last evaluation, if there was one.
-    pub evaluation: Option<EvalMetrics>,
-}
 
 /// While the model is evaluated, whoever watches hears of it this often.
 const ALIVE_INTERVAL: Duration = Duration::from_secs(5);
-
-/// Whoever reads the loop's progress and may end it.
-pub struct Watcher<'a> {
-    /// Where events go.
-    pub sink: &'a mut dyn EventSink,
-    /// Where metrics go.
-    pub recorder: &'a mut Recorder,
-    /// Labels collectives with the step, for their error messages.
-    pub on_step: &'a dyn Fn(u64),
-    /// What this rank was asked for since the last call.
-    pub requests: &'a dyn Fn() -> Requests,
-    /// Gives up a storage that cannot be written to, for the reason that it is given: what is written from now on goes elsewhere.
-    /// Says whether there is such a place, the same on all ranks.
-    pub leave_storage: &'a dyn Fn(&str) -> bool,
-}
 
 /// Trains on from `counters` to the last step or the end of the data, and saves when it is due, when it is asked for, and
 /// in the end. With `validation` the model is evaluated on the way, which changes nothing but when the run ends.
