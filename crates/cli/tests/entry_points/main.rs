@@ -22,10 +22,12 @@ mod hang_up;
 #[allow(dead_code)]
 #[path = "../fuzz/harness.rs"]
 mod harness;
+mod hosts;
 mod libtorch;
 mod log;
 mod lora;
 mod lost_folder;
+mod many_ranks;
 // That crate's tests use more of it.
 #[allow(dead_code)]
 #[path = "../../../checkpoint/tests/checkpoint/moto.rs"]

@@ -3,10 +3,11 @@
 //!
 //! Where namespaces are not permitted, the ranks talk TCP over two loopback addresses instead, and the test says so.
 
-use std::process::{Command, Output};
+use std::process::Command;
 use std::time::Duration;
 
 use crate::demo;
+use crate::hosts::Hosts;
 use crate::workers::{
     Ended, Workers, assert_as_local, assert_whole, free_port, long, plain, short, torchrun,
 };
@@ -14,97 +15,18 @@ use crate::workers::{
 /// How long ranks wait for each other. A step takes a fraction of it, also on a busy machine.
 const TIMEOUT: Duration = Duration::from_secs(8);
 
-/// Two hosts, gone when the test is over.
-struct Hosts {
-    names: [String; 2],
-    /// A file for each host, with what its kernel would say it is.
-    identities: tempfile::TempDir,
-}
-
-const ADDRESSES: [&str; 2] = ["10.77.0.1", "10.77.0.2"];
-
-fn ip(line: &str) -> std::io::Result<Output> {
-    Command::new("ip").args(line.split(' ')).output()
-}
-
-impl Hosts {
-    /// `None` where this machine does not permit namespaces.
-    fn make(test: &str) -> Option<Self> {
-        let id = std::process::id();
-        let hosts = Self {
-            names: [
-                format!("tandem-{id}-{test}-a"),
-                format!("tandem-{id}-{test}-b"),
-            ],
-            identities: tempfile::tempdir().unwrap(),
-        };
-        let [a, b] = &hosts.names;
-        let mut lines = vec![
-            format!("netns add {a}"),
-            format!("netns add {b}"),
-            format!("link add link0 netns {a} type veth peer name link0 netns {b}"),
-        ];
-        for (name, address) in hosts.names.iter().zip(ADDRESSES) {
-            std::fs::write(hosts.identities.path().join(name), format!("host {name}\n")).unwrap();
-            lines.extend([
-                format!("-n {name} addr add {address}/30 dev link0"),
-                format!("-n {name} link set lo up"),
-                format!("-n {name} link set link0 up"),
-            ]);
-        }
-        for line in lines {
-            match ip(&line) {
-                Ok(output) if output.status.success() => {}
-                refused => {
-                    println!("no namespaces here: ip {line}: {refused:?}");
-                    return None;
-                }
-            }
-        }
-        Some(hosts)
-    }
-
-    /// `command` on the host of `rank`.
-    fn wrap(&self, rank: usize, command: &Command) -> Command {
-        let name = &self.names[rank / 2];
-        let mut wrapped = Command::new("ip");
-        wrapped
-            .args(["netns", "exec", name, "sh", "-c"])
-            .arg("mount --bind \"$0\" /proc/sys/kernel/random/boot_id && exec \"$@\"")
-            .arg(self.identities.path().join(name))
-            .arg(command.get_program())
-            .args(command.get_args());
-        wrapped.stdout(std::process::Stdio::null());
-        wrapped
-    }
-
-    /// Cuts or heals the link.
-    fn link(&self, state: &str) {
-        let output = ip(&format!("-n {} link set link0 {state}", self.names[0])).unwrap();
-        assert!(output.status.success(), "{output:?}");
-    }
-}
-
-impl Drop for Hosts {
-    fn drop(&mut self) {
-        for name in &self.names {
-            // The link goes with them.
-            let _ = ip(&format!("netns del {name}"));
-        }
-    }
-}
-
 #[test]
 fn two_hosts_train_as_one() {
-    match Hosts::make("parity") {
-        Some(hosts) => {
+    match Hosts::make("parity", 2) {
+        Ok(hosts) => {
             let run = short();
-            let variables = torchrun(4, 2, ADDRESSES[0], free_port());
-            let wrap = |rank, command: Command| hosts.wrap(rank, &command);
+            let variables = torchrun(4, 2, &Hosts::address(0), free_port());
+            let wrap = |rank, command: Command| hosts.wrap(rank / 2, &command);
             Workers::start(&run, 4, variables, wrap).succeed();
             assert_as_local(&run, 4);
         }
-        None => {
+        Err(refused) => {
+            println!("{refused}");
             println!("the ranks talk over loopback addresses instead");
             let run = short().args(["--transport", "tcp"]);
             let variables = torchrun(4, 2, "127.0.0.2", free_port());
@@ -120,20 +42,21 @@ fn a_host_that_is_cut_off_is_an_error_in_time_and_a_restart_recovers() {
     let run = long().args(["--comm_timeout_s", &seconds]);
     let limit = 2 * TIMEOUT + Duration::from_secs(20);
     let port = free_port();
-    match Hosts::make("cut") {
-        Some(hosts) => {
-            let variables = torchrun(4, 2, ADDRESSES[0], port);
-            let wrap = |rank, command: Command| hosts.wrap(rank, &command);
+    match Hosts::make("cut", 2) {
+        Ok(hosts) => {
+            let variables = torchrun(4, 2, &Hosts::address(0), port);
+            let wrap = |rank, command: Command| hosts.wrap(rank / 2, &command);
             let mut workers = Workers::start(&run, 4, &variables, wrap);
             run.wait_for_steps(3);
-            hosts.link("down");
+            hosts.link(0, "down");
             assert_silence(&workers.end_within(limit));
             // The link heals, and the launcher starts all again.
-            hosts.link("up");
+            hosts.link(0, "up");
             Workers::start(&run, 4, &variables, wrap).succeed();
             assert_whole(&run);
         }
-        None => {
+        Err(refused) => {
+            println!("{refused}");
             println!("no link to cut: the workers of the second host are stopped instead");
             let run = run.args(["--transport", "tcp"]);
             let variables = torchrun(4, 2, "127.0.0.2", port);

@@ -73,6 +73,12 @@ impl Workers {
         }
     }
 
+    /// Whether one has ended badly.
+    pub fn any_failed(&mut self) -> bool {
+        let mut ends = self.ranks.iter_mut().map(|(child, _)| child.try_wait());
+        ends.any(|end| end.unwrap().is_some_and(|status| !status.success()))
+    }
+
     /// The workers from rank `first` on, apart from the others.
     pub fn split_off(&mut self, first: usize) -> Self {
         Self {
@@ -161,7 +167,7 @@ pub fn torchrun(
     each: usize,
     address: &str,
     port: u16,
-) -> impl Fn(usize) -> Vec<(&'static str, String)> {
+) -> impl Fn(usize) -> Vec<(&'static str, String)> + use<> {
     let address = address.to_owned();
     move |rank| {
         vec![

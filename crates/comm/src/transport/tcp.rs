@@ -9,6 +9,7 @@ mod connect;
 mod exchange;
 mod peer;
 mod plan;
+mod ring;
 
 use std::sync::Arc;
 

@@ -9,14 +9,12 @@ use crate::error::{CommError, Result};
 use crate::group::context::GroupContext;
 use crate::group::operation::Operation;
 use crate::transport::reduce::reduce;
-use crate::transport::tcp::peer::{Broken, HEADER_BYTES, Incoming, Outgoing, Peer, STAGE_BYTES};
+use crate::transport::tcp::peer::{Broken, HEADER_BYTES, Incoming, Outgoing, Peer};
 use crate::transport::tcp::plan::{Bytes, Plan, Reduction};
+use crate::transport::tcp::ring::{REDUCE_BYTES, ring_bytes};
 
 /// How long to wait for the sockets before looking at the health of the others.
 const LOOK_AROUND: Duration = Duration::from_millis(50);
-
-/// Less is not worth reducing while more is to come.
-const REDUCE_BYTES: usize = 64 << 10;
 
 /// Carries out `plan`.
 pub(super) fn exchange(
@@ -29,14 +27,17 @@ pub(super) fn exchange(
     for (place, word) in header.chunks_exact_mut(8).zip(operation.signature.encode()) {
         place.copy_from_slice(&word.to_le_bytes());
     }
+    let reduction = plan.reduction.as_ref();
+    let ring = reduction.map(|reduction| ring_bytes(peers.len(), reduction.result.len));
     for peer in peers.iter_mut().flatten() {
-        peer.begin(plan.reduction.is_some());
+        peer.begin(ring);
     }
     let mut exchange = Exchange {
         context,
         operation,
         plan,
         header,
+        ring: ring.unwrap_or(0),
         reduced: 0,
         verified: vec![false; peers.len()],
     };
@@ -59,6 +60,8 @@ struct Exchange<'a> {
     operation: &'a Operation,
     plan: &'a Plan,
     header: [u8; HEADER_BYTES],
+    /// Bytes of every member's ring.
+    ring: usize,
     /// Bytes of this member's result that are final.
     reduced: usize,
     /// Members whose signature was compared with this one's.
@@ -117,13 +120,13 @@ impl Exchange<'_> {
             arrived = arrived.min(staged);
         }
         let end = arrived - arrived % element.size();
-        let is_worth_it = end - self.reduced >= REDUCE_BYTES || end == len;
+        let is_worth_it = end - self.reduced >= REDUCE_BYTES.min(self.ring / 2) || end == len;
         if end == self.reduced || !is_worth_it {
             return false;
         }
         while self.reduced < end {
             // Up to the end of the rings, which are all at the same position.
-            let run = (end - self.reduced).min(STAGE_BYTES - self.reduced % STAGE_BYTES);
+            let run = (end - self.reduced).min(self.ring - self.reduced % self.ring);
             self.reduce_run(peers, reduction, element, run);
             self.reduced += run;
         }

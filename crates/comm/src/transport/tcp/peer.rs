@@ -14,15 +14,13 @@ use crate::transport::tcp::plan::Bytes;
 /// Bytes of an operation's signature on the wire.
 pub(super) const HEADER_BYTES: usize = Signature::WORDS * 8;
 
-/// Bytes of a member's contribution that may have arrived and wait for the others' to be reduced with. A multiple of all
-/// element sizes, so that no element lies across its end.
-pub(super) const STAGE_BYTES: usize = 1 << 19;
-
 /// A connected member.
 pub(super) struct Peer {
     pub(super) socket: TcpStream,
-    /// A ring of what is to be reduced; allocated by the first reduction.
+    /// What is to be reduced: a ring of its first [`Self::ring`] bytes.
     stage: Vec<u8>,
+    /// See [`ring_bytes`](super::ring::ring_bytes).
+    ring: usize,
     header: [u8; HEADER_BYTES],
     /// Bytes of this exchange that went out and came in, headers included.
     sent: usize,
@@ -58,16 +56,21 @@ impl Peer {
         Self {
             socket,
             stage: Vec::new(),
+            ring: 1,
             header: [0; HEADER_BYTES],
             sent: 0,
             received: 0,
         }
     }
 
-    pub(super) fn begin(&mut self, is_reduced: bool) {
+    /// A new exchange, with so many bytes of the ring where it reduces anything.
+    pub(super) fn begin(&mut self, ring: Option<usize>) {
         (self.sent, self.received) = (0, 0);
-        if is_reduced && self.stage.is_empty() {
-            self.stage = vec![0; STAGE_BYTES];
+        if let Some(ring) = ring {
+            self.ring = ring;
+            if self.stage.len() < ring {
+                self.stage = vec![0; ring];
+            }
         }
     }
 
@@ -89,7 +92,7 @@ impl Peer {
 
     /// Where the byte `position` of the staged contribution is.
     pub(super) fn stage_at(&self, position: usize) -> *const u8 {
-        self.stage[position % STAGE_BYTES..].as_ptr()
+        self.stage[position % self.ring..].as_ptr()
     }
 
     pub(super) fn has_sent(&self, outgoing: &Outgoing<'_>) -> bool {
@@ -109,7 +112,7 @@ impl Peer {
     pub(super) fn can_receive(&self, incoming: &Incoming, reduced: usize) -> bool {
         let in_stage = self.staged(incoming);
         !self.has_received(incoming)
-            && (in_stage == incoming.staged || in_stage < reduced + STAGE_BYTES)
+            && (in_stage == incoming.staged || in_stage < reduced + self.ring)
     }
 
     /// Sends what the socket takes. True when something went out.
@@ -157,9 +160,9 @@ impl Peer {
         while self.can_receive(incoming, reduced) {
             let in_stage = self.staged(incoming);
             let in_direct = self.received.saturating_sub(HEADER_BYTES + incoming.staged);
-            let room = (reduced + STAGE_BYTES).min(incoming.staged) - in_stage;
-            let ring_start = in_stage % STAGE_BYTES;
-            let stage_len = room.min(STAGE_BYTES - ring_start);
+            let room = (reduced + self.ring).min(incoming.staged) - in_stage;
+            let ring_start = in_stage % self.ring;
+            let stage_len = room.min(self.ring - ring_start);
             // The rest of the exchange follows the stage only once the whole contribution fits.
             let is_last = in_stage + stage_len == incoming.staged;
             let direct_len = if is_last {
