@@ -9,7 +9,7 @@ use crate::group::Group;
 use crate::links;
 use crate::settings::Settings;
 use crate::share::{Layer, Share, Unit};
-use crate::talk::{self, Collective, Reduction, Said};
+use crate::talk::{self, Collective, Reduction, Said, Verb};
 use crate::work::{self, AsTensors, Operation, Part};
 
 /// How passes over memory are computed.
@@ -51,7 +51,7 @@ pub struct StepTime {
 /// What a group says in a step.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub struct Conversation {
-    /// Bytes of the tensors.
+    /// Bytes of the tensors; of what each rank sends to each, of the rank's own.
     pub bytes: f64,
     /// Seconds that computing waits for.
     pub exposed_s: f64,
@@ -84,7 +84,12 @@ impl StepTime {
                 Group::Dp | Group::Edp => &mut time.dp,
                 Group::Ep => &mut time.ep,
             };
-            said.bytes += collective.bytes as f64 * times as f64;
+            // Of what all ranks send, a rank's own.
+            let part = match collective.verb {
+                Verb::AllToAll => share.expert_ranks as f64,
+                _ => 1.0,
+            };
+            said.bytes += collective.bytes as f64 / part * times as f64;
         }
         time
     }

@@ -209,9 +209,9 @@ fn the_way_to_experts_and_back_has_its_bytes_its_time_and_its_link() {
     let rows = 4 * 128 * 2;
     let expected = LAYERS * rows * (4 * HIDDEN * 2 + 2 * 4);
     assert_eq!(bytes, expected as u128);
-    // With the counts of rows for each expert.
+    // A rank's own, with the counts of rows for each expert.
     let counts = LAYERS * 8 * 4 * EXPERTS;
-    assert_eq!(within.ep.bytes, (expected + counts) as f64);
+    assert_eq!(within.ep.bytes, (expected / 4 + counts) as f64);
     // Those that come back in backward are two of six conversations.
     let said = |it: &StepTime| it.ep.exposed_s + it.ep.hidden_s;
     assert!(within.ep.hidden_s > 0.0 && within.ep.exposed_s > within.ep.hidden_s);
