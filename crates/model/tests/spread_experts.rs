@@ -48,7 +48,7 @@ impl ExpertPeers for Alone {
     }
 
     fn shares(&self, experts: usize) -> Vec<Range<usize>> {
-        [0..experts].into()
+        std::iter::once(0..experts).collect()
     }
 
     fn gather_counts(&self, own: &[usize]) -> Result<Vec<Vec<usize>>, TpError> {
