@@ -202,7 +202,7 @@ pub fn run(args: &BenchStepArgs, line: &[OsString]) -> Outcome<i32> {
 
 fn print(args: &BenchStepArgs, m: &Measurement) -> Outcome<()> {
     say!(
-        "{:?}, {} layers, seq {}, batch {}, {:?}, tp {} x dp {}{}, {:?}",
+        "{:?}, {} layers, seq {}, batch {}, {:?}, tp {} x dp {}, ep {}, {:?}",
         args.model,
         args.layers,
         args.seq,
@@ -210,10 +210,7 @@ fn print(args: &BenchStepArgs, m: &Measurement) -> Outcome<()> {
         args.dtype,
         m.tp,
         m.dp,
-        match m.ep {
-            1 => String::new(),
-            ranks => format!(", experts over {ranks}"),
-        },
+        m.ep,
         args.strategy
     )?;
     for line in m.lines() {

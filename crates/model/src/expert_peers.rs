@@ -5,7 +5,7 @@ use std::ops::Range;
 use tandem_tensor::Tensor;
 
 use crate::error::TpError;
-use crate::tp_context::PendingTensor;
+use crate::pending_tensor::PendingTensor;
 
 /// Ranks that together have each expert of a layer once and whole, in the order of the ranks (expert parallelism: GShard,
 /// arXiv 2006.16668). Rows of tokens are sent to where their experts are, and what these make of them is sent back.

@@ -42,6 +42,7 @@ mod head;
 mod layer;
 pub mod lora;
 mod parameters;
+mod pending_tensor;
 mod rope_table;
 mod tensors;
 mod tp_context;
@@ -56,9 +57,10 @@ pub use layer::{
     DecoderLayer, ExpertLoad, Gradients, LayerAccumulate, LayerSaved, Recompute, TokenFacts,
 };
 pub use parameters::{Cut, Init, Module, ModuleKind, ModuleTree, ParamSpec, UnitTree};
+pub use pending_tensor::PendingTensor;
 pub use rope_table::RopeTable;
 pub use tensors::{
     DenseTensors, ExpertsDims, ExpertsTensors, HeadTensors, LayerDims, LayerTensors, MlpTensors,
     QkNormDims, WholeBlocks,
 };
-pub use tp_context::{PendingTensor, SingleRank, TpContext};
+pub use tp_context::{SingleRank, TpContext};

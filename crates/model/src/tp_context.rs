@@ -4,6 +4,7 @@ use tandem_tensor::Tensor;
 
 use crate::error::TpError;
 use crate::expert_peers::ExpertPeers;
+use crate::pending_tensor::PendingTensor;
 
 /// The conversations of a tensor parallel layer (Megatron-LM, arXiv 1909.08053, and its sequence parallel form,
 /// arXiv 2205.05198).
@@ -58,24 +59,9 @@ pub trait TpContext {
     fn gather_stats(&self, stats: &Tensor) -> Result<Tensor, TpError>;
 }
 
-/// The result of a collective under way.
-pub trait PendingTensor {
-    /// Blocks until the result is there.
-    ///
-    /// # Errors
-    /// When a peer fails.
-    fn wait(self: Box<Self>) -> Result<Tensor, TpError>;
-}
-
 /// One rank holds the whole model: nothing to say to anyone.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct SingleRank;
-
-impl PendingTensor for Tensor {
-    fn wait(self: Box<Self>) -> Result<Tensor, TpError> {
-        Ok(*self)
-    }
-}
 
 impl TpContext for SingleRank {
     fn gather_tokens(&self, local: &Tensor) -> Result<Tensor, TpError> {

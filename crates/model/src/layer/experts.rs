@@ -18,8 +18,8 @@ use tandem_tensor::{Accumulate, Kind, Tensor, linear};
 use super::LayerAccumulate;
 use crate::error::TpError;
 use crate::expert_peers::ExpertPeers;
+use crate::pending_tensor::PendingTensor;
 use crate::tensors::ExpertsTensors;
-use crate::tp_context::PendingTensor;
 use dispatch::Dispatch;
 
 /// What the experts' backward needs.

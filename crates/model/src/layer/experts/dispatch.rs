@@ -7,7 +7,7 @@ use tandem_tensor::experts::{Arrivals, Routing};
 
 use crate::error::TpError;
 use crate::expert_peers::ExpertPeers;
-use crate::tp_context::PendingTensor;
+use crate::pending_tensor::PendingTensor;
 
 /// Which rows this rank's experts compute.
 #[derive(Debug)]
