@@ -8,11 +8,21 @@ use std::ops::Range;
 use super::view::MatrixView;
 use crate::avx512_bf16::Avx512Bf16;
 
-/// The widest group of rows that is packed at once.
+/// The widest group of rows that is packed at once where they lie one after another.
 pub(super) const GROUP: usize = 16;
+/// The same where their columns do: a cache line of each.
+pub(super) const WIDE_GROUP: usize = 2 * GROUP;
 
 impl MatrixView<'_> {
-    /// Packs `rows`, at most [`GROUP`], of the columns `depth`, over which products are summed: pair `p` of the row `i` of
+    /// How many rows [`Self::pack`] takes at once, of a panel `width` wide.
+    pub(super) fn group(&self, width: usize) -> usize {
+        match self.has_plain_rows() || width < WIDE_GROUP {
+            true => GROUP,
+            false => WIDE_GROUP,
+        }
+    }
+
+    /// Packs `rows`, at most [`Self::group`], of the columns `depth`, over which products are summed: pair `p` of the row `i` of
     /// these goes to `panel[p * width + i]`. The second half of an odd last pair is zero.
     pub(super) fn pack(
         &self,
@@ -24,16 +34,17 @@ impl MatrixView<'_> {
     ) {
         let (count, pairs) = (rows.len(), depth.len().div_ceil(2));
         assert!(rows.end <= self.rows() && depth.end <= self.columns());
-        assert!(count <= GROUP.min(width) && pairs * width <= panel.len() + width - count);
+        assert!(count <= self.group(width) && count <= width);
+        assert!(pairs * width <= panel.len() + width - count);
         // SAFETY: the elements exist, the last pair of the last row has a place, and the processor was asked.
         unsafe {
             let panel = panel.as_mut_ptr().cast();
-            self.pack_unchecked(
-                panel,
-                width,
-                (rows.start, count),
-                (depth.start, depth.len()),
-            );
+            let (rows, depth) = ((rows.start, count), (depth.start, depth.len()));
+            if count > GROUP {
+                self.pack_wide(panel, width, rows, depth);
+            } else {
+                self.pack_unchecked(panel, width, rows, depth);
+            }
         }
     }
 
@@ -55,6 +66,8 @@ impl MatrixView<'_> {
                 let columns = low_bits(left);
                 let mut pairs = [_mm512_setzero_si512(); GROUP];
                 for (i, pairs) in pairs.iter_mut().enumerate().take(count) {
+                    // The rows of the next group, which the processor cannot guess from so many runs at once.
+                    prefetch(self.at(first + count + i, k + done));
                     // SAFETY: the mask admits only elements of the matrix.
                     *pairs =
                         unsafe { _mm512_maskz_loadu_epi16(columns, self.at(first + i, k + done)) };
@@ -92,6 +105,58 @@ impl MatrixView<'_> {
             }
         }
     }
+
+    /// The same for more than [`GROUP`] rows, whose columns lie one after another.
+    ///
+    /// # Safety
+    /// As [`Self::pack_unchecked`].
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+    unsafe fn pack_wide(
+        &self,
+        panel: *mut u32,
+        width: usize,
+        (first, count): (usize, usize),
+        (k, depth): (usize, usize),
+    ) {
+        let rows = low_bits(count);
+        // Element i of the first column, then of the second, whose indices begin at 32.
+        let interleave = _mm512_set_epi16(
+            47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37, 5, 36,
+            4, 35, 3, 34, 2, 33, 1, 32, 0,
+        );
+        let upper = _mm512_add_epi16(interleave, _mm512_set1_epi16(GROUP as i16));
+        let stored = (rows >> GROUP) as __mmask16;
+        for done in (0..depth).step_by(2) {
+            let columns = [done, done + 1].map(|column| self.at(first, k + column));
+            for column in columns {
+                // What the next group reads.
+                prefetch(column.wrapping_add(WIDE_GROUP));
+            }
+            // SAFETY: the mask admits only elements of the matrix and of the panel, in whose row the first 16 all are; the second
+            // column is read only where there is one.
+            unsafe {
+                let low = _mm512_maskz_loadu_epi16(rows, columns[0]);
+                let high = match done + 1 < depth {
+                    true => _mm512_maskz_loadu_epi16(rows, columns[1]),
+                    false => _mm512_setzero_si512(),
+                };
+                let target = panel.add(done / 2 * width);
+                _mm512_storeu_si512(
+                    target.cast(),
+                    _mm512_permutex2var_epi16(low, interleave, high),
+                );
+                let pairs = _mm512_permutex2var_epi16(low, upper, high);
+                _mm512_mask_storeu_epi32(target.add(GROUP).cast(), stored, pairs);
+            }
+        }
+    }
+}
+
+/// Asks for the cache line of `element`, which need not exist.
+#[inline(always)]
+fn prefetch(element: *const i16) {
+    // SAFETY: a prefetch has no effect that a program could see, whatever the address.
+    unsafe { _mm_prefetch::<_MM_HINT_T1>(element.cast()) };
 }
 
 /// The lowest `count` bits.

@@ -4,7 +4,6 @@
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use super::pack::GROUP;
 use super::tile::{self, COLUMNS, Tile};
 use super::view::MatrixView;
 use crate::avx512_bf16::Avx512Bf16;
@@ -91,8 +90,9 @@ pub(super) fn pack_right(
         let mut rest = panel;
         for stretch in stretches {
             let (place, after) = rest.split_at_mut(COLUMNS * stretch.pairs());
-            for start in (column..end).step_by(GROUP) {
-                let group = start..end.min(start + GROUP);
+            let step = stretch.matrix.group(COLUMNS);
+            for start in (column..end).step_by(step) {
+                let group = start..end.min(start + step);
                 stretch.pack(cpu, &mut place[start - column..], COLUMNS, group);
             }
             rest = after;

@@ -65,6 +65,15 @@ unsafe fn by_rows(pairs: usize, a: *const u32, b: *const u32, tile: &Tile) {
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
 unsafe fn run_rows<const R: usize>(pairs: usize, a: *const u32, b: *const u32, tile: &Tile) {
     let mut sums = [[_mm512_setzero_ps(); 2]; R];
+    for i in 0..R {
+        // By the time that the sums are through, the place for them is in the cache.
+        let place: *const i8 = match tile.rounded.is_null() {
+            true => tile.sums.wrapping_add(i * tile.sums_row).cast(),
+            false => tile.rounded.wrapping_add(i * tile.rounded_row).cast(),
+        };
+        _mm_prefetch::<_MM_HINT_ET0>(place);
+        _mm_prefetch::<_MM_HINT_ET0>(place.wrapping_add(64));
+    }
     let (mut a, mut b) = (a, b);
     for _ in 0..pairs {
         // SAFETY: the panels have `pairs` steps of these sizes.
