@@ -5,6 +5,7 @@ mod operators;
 mod shapes;
 
 use std::ffi::OsString;
+use std::ops::Add;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -31,6 +32,7 @@ use tandem_tensor::torch::{cuda, pretend};
 use tandem_tensor::{Device, DeviceChoice, Kind, device, memory};
 use tandem_trainer::gemm_floor::{self, LinearTime};
 use tandem_trainer::memory_floor;
+use tandem_trainer::stopwatch::Seconds;
 use tandem_trainer::{Engine, MicroBatch, UpdateRule, train_step};
 
 use crate::flags::choices::{Dtype, RecomputeChoice};
@@ -219,21 +221,6 @@ fn print(args: &BenchStepArgs, m: &Measurement) -> Outcome<()> {
     Ok(())
 }
 
-/// What this process has used so far.
-struct Usage {
-    processor_s: f64,
-    page_faults: f64,
-}
-
-impl Usage {
-    fn now() -> Self {
-        Self {
-            processor_s: memory::processor_seconds().unwrap_or(0.0),
-            page_faults: memory::page_faults().unwrap_or(0) as f64,
-        }
-    }
-}
-
 /// What one worker does.
 pub fn run_worker(args: &BenchStepArgs, env: &WorkerEnv, environment: &Environment) -> Outcome<()> {
     let _pretended = args.pretend_gpu.then(pretend::cuda);
@@ -275,31 +262,30 @@ pub fn run_worker(args: &BenchStepArgs, env: &WorkerEnv, environment: &Environme
 
     let mut times = Vec::new();
     let mut losses = Vec::new();
-    let mut before = Usage::now();
+    let mut processor = Vec::new();
+    let page_faults = || memory::page_faults().unwrap_or(0) as f64;
+    let mut faults_before = page_faults();
     for step in 1..=args.steps + WARM_UP {
         if step == WARM_UP + 1 {
-            before = Usage::now();
+            faults_before = page_faults();
         }
         let batch = random_batch(args, &engine);
         ranks.barrier()?;
-        let start = Instant::now();
+        let (start, worked) = (Instant::now(), memory::processor_seconds());
         let report = train_step(&mut engine, &[batch], 1e-5, &rule(), step as u64)
             .map_err(Failure::train)?;
         ranks.barrier()?;
         if step > WARM_UP {
             times.push(start.elapsed().as_secs_f64());
+            processor.push(memory::processor_seconds() - worked);
             losses.push(report.loss);
         }
     }
-    let after = Usage::now();
-    let per_step = |of: fn(&Usage) -> f64| -> Outcome<f64> {
-        let all = gather(&ranks, of(&after) - of(&before))?;
-        Ok(all.iter().sum::<f64>() / args.steps as f64)
-    };
-    let usage = Usage {
-        processor_s: per_step(|usage| usage.processor_s)?,
-        page_faults: per_step(|usage| usage.page_faults)?,
-    };
+    let faults = (page_faults() - faults_before) / args.steps as f64;
+    let faults = gather(&ranks, &[faults])?.concat();
+    let processor = gather(&ranks, &processor)?;
+    let of_all = |step: usize| processor.iter().map(|of_rank| of_rank[step]).sum::<f64>();
+    let cpu_s_per_step = median((0..args.steps).map(of_all).collect());
     let operators = match args.operators {
         true => Some(operators::of_a_step(|detail| {
             let batch = random_batch(args, &engine);
@@ -317,7 +303,7 @@ pub fn run_worker(args: &BenchStepArgs, env: &WorkerEnv, environment: &Environme
         Device::Cpu => Vec::new(),
         Device::Cuda(index) => match cuda::memory(index) {
             None => Vec::new(),
-            Some((free, total)) => gather(&ranks, (total - free) as f64 / 1e6)?,
+            Some((free, total)) => gather(&ranks, &[(total - free) as f64 / 1e6])?.concat(),
         },
     };
     let flops = flops::per_step(
@@ -327,24 +313,30 @@ pub fn run_worker(args: &BenchStepArgs, env: &WorkerEnv, environment: &Environme
         (args.batch * args.seq * args.dp_size) as u64,
         args.seq as u64,
     );
-    let peaks = gather(
-        &ranks,
-        memory::peak_resident_bytes().unwrap_or(0) as f64 / 1e6,
-    )?;
+    let peak = memory::peak_resident_bytes().unwrap_or(0) as f64 / 1e6;
+    let peaks = gather(&ranks, &[peak])?.concat();
     let shapes = gemm_floor::shapes(&engine.dimensions(), args.batch * args.seq);
     let bytes = memory_floor::bytes(&engine) as f64;
     let kind = engine.strategy.precision.matmul;
     drop(engine);
     ranks.barrier()?;
     let gemms = gemm_floor::measure(&shapes, kind, ranks.device, 5);
-    let slowest = |of_ranks: Vec<f64>| of_ranks.into_iter().fold(0.0, f64::max);
-    let gemm_floor_s = slowest(gather(&ranks, gemms.iter().map(LinearTime::total_s).sum())?);
-    let memory_floor_s = slowest(gather(&ranks, bytes / memory_floor::rate(ranks.device, 5))?);
+    let products = gemms.iter().map(LinearTime::total);
+    let products = products.fold(Seconds::default(), Seconds::add);
+    let moves = memory_floor::seconds_per_byte(ranks.device, 5) * bytes;
+    let worked = products.processor + moves.processor;
+    let floors = gather(&ranks, &[products.wall, moves.wall, worked])?;
+    let slowest = |index: usize| floors.iter().map(|of| of[index]).fold(0.0, f64::max);
+    let (gemm_floor_s, memory_floor_s) = (slowest(0), slowest(1));
+    let processor_floor_s: f64 = floors.iter().map(|of| of[2]).sum();
+    let processor_floor_s = (ranks.device == Device::Cpu).then_some(processor_floor_s);
     if env.rank == 0 {
         let kind = plan::Device::of_driver(&device::name(ranks.device).unwrap_or_default());
         let mut measurement = Measurement {
-            cpu_s_per_step: usage.processor_s,
-            page_faults_per_step: usage.page_faults,
+            cpu_s_per_step,
+            processor_floor_s,
+            processor_floor_ratio: processor_floor_s.map(|floor| cpu_s_per_step / floor),
+            page_faults_per_step: faults.iter().sum(),
             peak_memory_mb: peaks,
             planned_memory_mb: planned.0.total() as f64 / 1e6,
             planned_memory: planned.0,
@@ -409,21 +401,22 @@ fn planned(
 fn measurement(
     args: &BenchStepArgs,
     mesh: DeviceMesh,
-    mut times: Vec<f64>,
+    times: Vec<f64>,
     losses: &[f64],
     gemms: &[LinearTime],
     [gemm_floor_s, memory_floor_s]: [f64; 2],
 ) -> Measurement {
-    times.sort_by(f64::total_cmp);
-    let median = times[times.len() / 2];
+    let fold = |of: fn(f64, f64) -> f64| times.iter().copied().reduce(of).unwrap_or(f64::NAN);
+    let (shortest, longest) = (fold(f64::min), fold(f64::max));
+    let median = median(times);
     let floor_s = gemm_floor_s + memory_floor_s;
     Measurement {
         tp: mesh.tp_size(),
         dp: mesh.dp_size(),
         ep: args.expert_parallel_size,
         step_time_s: median,
-        step_time_min_s: times[0],
-        step_time_max_s: times[times.len() - 1],
+        step_time_min_s: shortest,
+        step_time_max_s: longest,
         tokens_per_s: (args.batch * args.seq * mesh.dp_size()) as f64 / median,
         cpu_s_per_step: 0.0,
         page_faults_per_step: 0.0,
@@ -439,6 +432,8 @@ fn measurement(
         memory_floor_s,
         floor_s,
         floor_ratio: median / floor_s,
+        processor_floor_s: None,
+        processor_floor_ratio: None,
         loss_first: losses[0],
         loss_last: losses[losses.len() - 1],
         model: format!("{:?}", args.model).to_lowercase(),
@@ -486,8 +481,13 @@ fn rule() -> UpdateRule {
     }
 }
 
-/// One number of every rank.
-fn gather(ranks: &Ranks, own: f64) -> Outcome<Vec<f64>> {
-    let all = all_gather_numbers(ranks.everyone.as_ref(), &[own], ranks.device);
-    Ok(all.map_err(Failure::comm)?.concat())
+/// Of two in the middle, the larger.
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// The numbers of every rank.
+fn gather(ranks: &Ranks, own: &[f64]) -> Outcome<Vec<Vec<f64>>> {
+    all_gather_numbers(ranks.everyone.as_ref(), own, ranks.device).map_err(Failure::comm)
 }

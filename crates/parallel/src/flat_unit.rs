@@ -156,6 +156,16 @@ impl FlatUnit {
         self.setup.trains
     }
 
+    /// The ranks that its parameters are the same for.
+    pub fn column(&self) -> &dyn ProcessGroup {
+        self.setup.dp.as_ref()
+    }
+
+    /// Kinds of its numbers.
+    pub fn precision(&self) -> Precision {
+        self.setup.precision
+    }
+
     fn cuts(&self) -> bool {
         self.counts.len() > 1
     }

@@ -23,7 +23,7 @@ use tandem_tensor::cross_entropy::Bend;
 use tandem_tensor::scratch::Scratch;
 
 use crate::error::TrainError;
-use crate::gemm_floor::{Dimensions, LayerSizes};
+use crate::gemm_floor::{AttentionSizes, Dimensions, LayerSizes};
 use crate::profile::{self, Activity, Profiler};
 
 /// What an engine is built from.
@@ -371,6 +371,10 @@ impl Engine {
                 dims: layer.dims.clone(),
                 adapters: adapters.map_or([0; 4], |(_, dims)| dims.adapters()),
                 rank: adapters.map_or(0, |(_, dims)| dims.rank()),
+                attention: (self.device == Device::Cpu).then_some(AttentionSizes {
+                    seq: layer.seq,
+                    window: layer.attention.sliding_window.map(|keys| keys as usize),
+                }),
             };
             match layers.iter_mut().find(|(found, _)| *found == sizes) {
                 Some((_, count)) => *count += 1,

@@ -1,11 +1,11 @@
 //! The floor under a step's time: its matrix products, each at the rate that this machine reaches for exactly that
 //! shape.
 
-use std::time::Instant;
-
 use tandem_model::{ExpertsDims, LayerDims};
 use tandem_tensor::device::synchronize;
 use tandem_tensor::{Accumulate, Device, Kind, Tensor, linear};
+
+use crate::stopwatch::Seconds;
 
 /// Which products of a linear layer a step needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,23 +71,28 @@ pub struct LinearShape {
     pub products: Products,
 }
 
-/// Seconds of one linear layer's products; 0 of one that is not needed.
+/// How long one linear layer's products take; 0 of one that is not needed.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LinearTime {
     /// Which.
     pub shape: LinearShape,
     /// `x W^T`
-    pub forward_s: f64,
+    pub forward: Seconds,
     /// `d_y W`
-    pub input_gradient_s: f64,
+    pub input_gradient: Seconds,
     /// `d_y^T x`, in the kind of the matrix products: without accumulating.
-    pub weight_gradient_s: f64,
+    pub weight_gradient: Seconds,
 }
 
 impl LinearTime {
+    /// In one micro-batch.
+    pub fn total(&self) -> Seconds {
+        (self.forward + self.input_gradient + self.weight_gradient) * self.shape.count as f64
+    }
+
     /// Seconds in one micro-batch.
     pub fn total_s(&self) -> f64 {
-        self.shape.count as f64 * (self.forward_s + self.input_gradient_s + self.weight_gradient_s)
+        self.total().wall
     }
 
     /// Floating point operations per second over the products.
@@ -123,11 +128,37 @@ pub struct LayerSizes {
     pub adapters: [usize; 4],
     /// Their rank.
     pub rank: usize,
+    /// The products of its attention, where they are counted: not on a GPU, where one kernel computes all heads and there is no
+    /// product of a head alone whose rate would say anything.
+    pub attention: Option<AttentionSizes>,
+}
+
+/// What the sizes of an attention's products follow from, besides the heads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AttentionSizes {
+    /// Tokens of a row, each of which sees those before it.
+    pub seq: usize,
+    /// At most this many, itself included.
+    pub window: Option<usize>,
+}
+
+impl AttentionSizes {
+    /// Keys that a query sees, on average over a row, rounded up.
+    fn keys(self) -> usize {
+        let window = self.window.map_or(self.seq, |window| window.min(self.seq));
+        // The first queries see 1, 2, ... keys, the others as many as the window has.
+        let all = window * (window + 1) / 2 + (self.seq - window) * window;
+        all.div_ceil(self.seq)
+    }
 }
 
 /// The linear layers that a rank computes in a micro-batch of `tokens` tokens.
 ///
 /// What an adapter adds is summed with what its matrix makes (`linear::adapted_forward`): there it counts as so much more depth.
+///
+/// Of an attention, each head's products are those of two linear layers: keys are the weights that make scores of queries, and
+/// values the weights that make its output of probabilities; both have a gradient, whatever is frozen. What the mask hides is none
+/// of them.
 pub fn shapes(dimensions: &Dimensions, tokens: usize) -> Vec<LinearShape> {
     let products = match dimensions.is_frozen {
         true => Products::FROZEN,
@@ -147,6 +178,7 @@ pub fn shapes(dimensions: &Dimensions, tokens: usize) -> Vec<LinearShape> {
             dims,
             adapters,
             rank,
+            attention,
         },
         count,
     ) in &dimensions.layers
@@ -170,6 +202,16 @@ pub fn shapes(dimensions: &Dimensions, tokens: usize) -> Vec<LinearShape> {
             shape("gate|up", rows, hidden, 2 * inner, mlps),
             shape("down", rows, inner, hidden, mlps),
         ];
+        if let Some(attention) = attention {
+            let (seq, keys) = (attention.seq, attention.keys());
+            let heads = count * dims.q_heads * tokens.div_ceil(seq);
+            let of_heads = |name, inputs, outputs| LinearShape {
+                products: Products::ALL,
+                ..shape(name, seq, inputs, outputs, heads)
+            };
+            all.push(of_heads("scores", dims.head_dim, keys));
+            all.push(of_heads("values", keys, dims.head_dim));
+        }
         let names = [
             ("q|k|v A", "q|k|v B"),
             ("attention A", "attention B"),
@@ -214,7 +256,6 @@ pub fn measure(
     repeats: usize,
 ) -> Vec<LinearTime> {
     let wait = || synchronize(device);
-    let best = |run: &dyn Fn()| best(repeats, &wait, run);
     shapes
         .iter()
         .map(|shape| {
@@ -231,12 +272,15 @@ pub fn measure(
                 input_gradient,
                 weight_gradient,
             } = shape.products;
-            let best = |is_needed: bool, run: &dyn Fn()| if is_needed { best(run) } else { 0.0 };
+            let best = |is_needed: bool, run: &dyn Fn()| match is_needed {
+                true => Seconds::of_best(repeats, &wait, run),
+                false => Seconds::default(),
+            };
             LinearTime {
                 shape: shape.clone(),
-                forward_s: best(forward, &|| drop(linear::forward(&x, &w, None))),
-                input_gradient_s: best(input_gradient, &|| drop(linear::backward_input(&d_y, &w))),
-                weight_gradient_s: best(weight_gradient, &|| {
+                forward: best(forward, &|| drop(linear::forward(&x, &w, None))),
+                input_gradient: best(input_gradient, &|| drop(linear::backward_input(&d_y, &w))),
+                weight_gradient: best(weight_gradient, &|| {
                     linear::backward_weight(&d_w, &d_y, &x, Accumulate::First);
                 }),
             }
@@ -244,25 +288,9 @@ pub fn measure(
         .collect()
 }
 
-/// Seconds of the best of `repeats` runs, after one that warms up. `wait` returns when the device has done what `run` has
-/// given it to do.
-fn best(repeats: usize, wait: &dyn Fn(), run: &dyn Fn()) -> f64 {
-    run();
-    wait();
-    (0..repeats.max(1))
-        .map(|_| {
-            let start = Instant::now();
-            run();
-            wait();
-            start.elapsed().as_secs_f64()
-        })
-        .fold(f64::INFINITY, f64::min)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::cell::RefCell;
 
     use serde_json::json;
     use tandem_model::ModelConfig;
@@ -280,6 +308,7 @@ mod tests {
                     dims: LayerDims::whole(&config, 0),
                     adapters,
                     rank: 8,
+                    attention: None,
                 },
                 3,
             )],
@@ -306,19 +335,46 @@ mod tests {
         assert_eq!(found + off, 64 * (4 * weights + 6 * adapters));
     }
 
-    /// Else, the time of a launch would be taken for that of the work.
+    /// Two products forward and four backward of each query head, over the pairs of tokens of which one sees the other.
     #[test]
-    fn the_device_is_waited_for_before_the_clock_is_read() {
-        let log = RefCell::new(String::new());
-        let seconds = best(
-            2,
-            &|| {
-                std::thread::sleep(std::time::Duration::from_millis(5));
-                log.borrow_mut().push_str("wait ");
-            },
-            &|| log.borrow_mut().push_str("run "),
-        );
-        assert_eq!(log.take(), "run wait run wait run wait ");
-        assert!(seconds >= 5e-3, "{seconds}");
+    fn an_attention_multiplies_what_its_mask_leaves() {
+        let keys = |seq, window| AttentionSizes { seq, window }.keys();
+        assert_eq!(keys(1, None), 1);
+        // (1 + 2 + ... + 8) / 8, and (1 + 2 + 3 * 6) / 8.
+        assert_eq!(keys(8, None), 5);
+        assert_eq!(keys(8, Some(100)), 5);
+        assert_eq!(keys(8, Some(3)), 3);
+
+        let json = json!({"architectures": ["LlamaForCausalLM"], "hidden_size": 64, "num_attention_heads": 4,
+            "num_key_value_heads": 2, "num_hidden_layers": 3, "intermediate_size": 96, "vocab_size": 100,
+            "max_position_embeddings": 64});
+        let config = ModelConfig::from_json(json.as_object().unwrap()).unwrap();
+        let sizes = LayerSizes {
+            dims: LayerDims::whole(&config, 0),
+            adapters: [0; 4],
+            rank: 0,
+            attention: Some(AttentionSizes {
+                seq: 8,
+                window: None,
+            }),
+        };
+        let dimensions = Dimensions {
+            layers: vec![(sizes, 3)],
+            vocab: 100,
+            head_chunk_rows: 32,
+            routers: 1,
+            is_frozen: true,
+        };
+        // Two rows of 8 tokens.
+        let shapes = shapes(&dimensions, 16);
+        let of_attention = shapes
+            .iter()
+            .filter(|it| ["scores", "values"].contains(&it.name));
+        let found: Vec<_> = of_attention
+            .map(|it| (it.tokens, it.inputs, it.outputs, it.count, it.products))
+            .collect();
+        let heads = 3 * 4 * 2;
+        let all = Products::ALL;
+        assert_eq!(found, [(8, 16, 5, heads, all), (8, 5, 16, heads, all)]);
     }
 }

@@ -28,6 +28,7 @@ mod profile;
 mod progress;
 mod recorder;
 mod schedule;
+pub mod stopwatch;
 mod tensorboard;
 mod train_loop;
 mod train_step;

@@ -240,6 +240,7 @@ impl Record {
 mod tests {
     use super::*;
     use crate::gemm_floor::{LinearShape, LinearTime, Products};
+    use crate::stopwatch::Seconds;
     use std::sync::atomic::AtomicUsize;
     use tandem_comm::Collective;
 
@@ -339,6 +340,10 @@ mod tests {
 
     #[test]
     fn the_table_tells_computing_from_waiting() {
+        let seconds = |wall| Seconds {
+            wall,
+            processor: 0.0,
+        };
         let products = [LinearTime {
             shape: LinearShape {
                 name: "q|k|v",
@@ -348,9 +353,9 @@ mod tests {
                 count: 1,
                 products: Products::ALL,
             },
-            forward_s: 0.01,
-            input_gradient_s: 0.02,
-            weight_gradient_s: 0.01,
+            forward: seconds(0.01),
+            input_gradient: seconds(0.02),
+            weight_gradient: seconds(0.01),
         }];
         let text = report::lines(&sample().lock(), &products, 1).join("\n");
         let row = |name: &str| {

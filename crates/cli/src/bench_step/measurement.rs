@@ -22,7 +22,7 @@ pub struct Measurement {
     pub flops: f64,
     /// The part of the devices' peak that they are, where the device is known.
     pub mfu: Option<f64>,
-    /// Processor time of all ranks in a step.
+    /// Processor time of all ranks in a step; median.
     pub cpu_s_per_step: f64,
     /// Page faults of all ranks in a step.
     pub page_faults_per_step: f64,
@@ -43,6 +43,10 @@ pub struct Measurement {
     /// The sum of the two.
     pub floor_s: f64,
     pub floor_ratio: f64,
+    /// The floor in processor time of all ranks; none on a GPU.
+    pub processor_floor_s: Option<f64>,
+    /// Of the processor time, by which a step is judged on a busy machine.
+    pub processor_floor_ratio: Option<f64>,
     pub loss_first: f64,
     pub loss_last: f64,
     /// Whose sizes.
@@ -58,6 +62,8 @@ pub struct Measurement {
 impl Measurement {
     /// For people.
     pub fn lines(&self) -> Vec<String> {
+        let of_floor = self.processor_floor_ratio;
+        let of_floor = of_floor.map_or_else(String::new, |it| format!(" ({it:.2} x the floor's)"));
         let mut lines = vec![
             format!(
                 "step {:.3} s median ({:.3} to {:.3})   {:.0} tokens/s   {:.2} x the floor: {:.3} s of products, {:.3} s of memory",
@@ -70,7 +76,7 @@ impl Measurement {
                 self.memory_floor_s
             ),
             format!(
-                "{:.3} s of processor time and {:.0} page faults in a step, all ranks",
+                "{:.3} s of processor time{of_floor} and {:.0} page faults in a step, all ranks",
                 self.cpu_s_per_step, self.page_faults_per_step
             ),
         ];

@@ -107,7 +107,7 @@ fn measured(ranks: &Ranks, devices: usize) -> Outcome<Device> {
     let [forward, backward] = attentions(ranks);
     let (forward, backward) = (slowest(forward)?, slowest(backward)?);
     ranks.barrier()?;
-    let bandwidth = slowest(memory_floor::rate(here, REPEATS))?;
+    let bandwidth = slowest(1.0 / memory_floor::seconds_per_byte(here, REPEATS).wall)?;
     let link = match devices {
         1 => Link {
             bandwidth,
