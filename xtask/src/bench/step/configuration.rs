@@ -146,7 +146,7 @@ mod tests {
     fn a_name_is_one_configuration_and_a_group_is_several() {
         assert_eq!(named("dp2").len(), 1);
         assert_eq!(named(DEFAULT_GROUP).len(), 6);
-        assert_eq!(named("models").len(), 4);
+        assert_eq!(named("models").len(), 5);
         assert!(named("lunch").is_empty());
         for configuration in &CONFIGURATIONS {
             let same = named(configuration.name);
