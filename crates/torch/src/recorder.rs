@@ -28,6 +28,8 @@ pub enum Action {
 pub struct Call {
     /// libtorch's name for it, or that of its C function.
     pub name: String,
+    /// The part of the work that it belongs to ([`part`]); empty outside of all.
+    pub part: &'static str,
     /// What it does.
     pub action: Action,
     /// The device among those of its arguments, where one is on a device; else the CPU.
@@ -100,6 +102,7 @@ struct Recording {
 thread_local! {
     static IS_ON: Cell<bool> = const { Cell::new(false) };
     static RECORDING: RefCell<Option<Recording>> = const { RefCell::new(None) };
+    static PART: Cell<&'static str> = const { Cell::new("") };
 }
 
 /// Puts back what was before, also where the body panics.
@@ -134,6 +137,19 @@ pub fn record<R>(detail: Detail, body: impl FnOnce() -> R) -> (R, Vec<Call>) {
     let result = body();
     let calls = RECORDING.take().map(|own| own.calls);
     (result, calls.unwrap_or_default())
+}
+
+/// Runs `body`, whose operators belong to the part of this name; to an inner one where there is one.
+pub fn part<R>(name: &'static str, body: impl FnOnce() -> R) -> R {
+    /// As above, for the part.
+    struct Outer(&'static str);
+    impl Drop for Outer {
+        fn drop(&mut self) {
+            PART.set(self.0);
+        }
+    }
+    let _outer = Outer(PART.replace(name));
+    body()
 }
 
 /// Does something that no device would be asked for.
@@ -207,6 +223,7 @@ impl Recording {
         let sizes: Vec<String> = given.iter().map(|it| format!("{:?}", it.sizes)).collect();
         self.calls.push(Call {
             name: operator.to_owned(),
+            part: PART.get(),
             action,
             device,
             read: given.iter().map(|it| it.bytes).sum(),
@@ -334,6 +351,21 @@ mod tests {
         assert!(place.file().ends_with("recorder.rs"), "{place}");
         assert!(calls.iter().all(|call| call.device == Device::Cuda(0)));
         assert!(calls.iter().all(|call| !call.time.is_zero()));
+    }
+
+    #[test]
+    fn an_operator_belongs_to_the_innermost_part() {
+        let x = floats(&[8]);
+        let ((), calls) = record(Detail::Counts, || {
+            part("outer", || {
+                x.zero_();
+                part("inner", || x.zero_());
+                x.zero_();
+            });
+            x.zero_();
+        });
+        let parts: Vec<&str> = calls.iter().map(|call| call.part).collect();
+        assert_eq!(parts, ["outer", "inner", "outer", ""]);
     }
 
     #[test]

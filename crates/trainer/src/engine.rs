@@ -21,6 +21,7 @@ use tandem_tensor::Device;
 use tandem_tensor::attention::AttentionSpec;
 use tandem_tensor::cross_entropy::Bend;
 use tandem_tensor::scratch::Scratch;
+use tandem_tensor::torch::recorder;
 
 use crate::error::TrainError;
 use crate::gemm_floor::{AttentionSizes, Dimensions, LayerSizes};
@@ -393,10 +394,10 @@ impl Engine {
         }
     }
 
-    /// Does `work`, which a profiler, if there is one, writes down as `activity`.
+    /// Does `work`, which a profiler, if there is one, writes down as `activity`; so does who records operators.
     pub(crate) fn during<T>(&mut self, activity: Activity, work: impl FnOnce(&mut Self) -> T) -> T {
         let _span = profile::span(&self.profiler, activity);
-        work(self)
+        recorder::part(activity.kind(), || work(self))
     }
 }
 

@@ -46,7 +46,7 @@ pub use evaluate::{EvalSet, evaluate};
 pub use events::{EvalMetrics, EventSink, SavedCheckpoint, StepMetrics, TrainEvent};
 pub use inspect::{first_row_logits, gather_tensor};
 pub use micro_batch::MicroBatch;
-pub use profile::Profiler;
+pub use profile::{Activity, Profiler};
 pub use progress::RunCounters;
 pub use recorder::Recorder;
 pub use schedule::{LearningRate, Schedule, WarmupType};

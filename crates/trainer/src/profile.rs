@@ -49,6 +49,24 @@ pub enum Activity {
     Evaluation,
 }
 
+impl Activity {
+    /// What is reported together: as the rows of a profile, and the parts of what `tandem_tensor::torch::recorder` records.
+    pub fn kind(self) -> &'static str {
+        match self {
+            Self::Data => "data",
+            Self::Agreement => "agreement",
+            Self::Embedding | Self::EmbeddingBackward => "embedding",
+            Self::Layer(_) => "layers, forward",
+            Self::Head => "head and loss",
+            Self::LayerBackward(_) => "layers, backward",
+            Self::GradientNorm => "gradient norm",
+            Self::Optimizer => "optimizer",
+            Self::Save => "save",
+            Self::Evaluation => "evaluation",
+        }
+    }
+}
+
 /// A span of one activity.
 #[derive(Debug, Clone, Copy)]
 struct Span {

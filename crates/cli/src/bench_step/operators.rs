@@ -130,6 +130,7 @@ mod tests {
     fn call(name: &str, action: Action, ms: u64) -> Call {
         Call {
             name: name.into(),
+            part: "",
             action,
             device: Device::Cuda(0),
             read: 3_000_000,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::{Activity, Record};
+use super::Record;
 use crate::gemm_floor::LinearTime;
 
 /// Rows of the table, in the order of a step.
@@ -20,21 +20,6 @@ const KINDS: [&str; 10] = [
     "save",
     "evaluation",
 ];
-
-fn kind_of(activity: Activity) -> &'static str {
-    match activity {
-        Activity::Data => "data",
-        Activity::Agreement => "agreement",
-        Activity::Embedding | Activity::EmbeddingBackward => "embedding",
-        Activity::Layer(_) => "layers, forward",
-        Activity::Head => "head and loss",
-        Activity::LayerBackward(_) => "layers, backward",
-        Activity::GradientNorm => "gradient norm",
-        Activity::Optimizer => "optimizer",
-        Activity::Save => "save",
-        Activity::Evaluation => "evaluation",
-    }
-}
 
 /// Where the time of a step went, for programs.
 #[derive(Debug, Serialize)]
@@ -90,7 +75,7 @@ fn own_ms(record: &Record, kind: &str) -> f64 {
     let spans = record
         .spans
         .iter()
-        .filter(|span| kind_of(span.activity) == kind);
+        .filter(|span| span.activity.kind() == kind);
     let time = spans.map(|span| {
         (span.end - span.start).saturating_sub(record.waited_between(span.start, span.end))
     });
