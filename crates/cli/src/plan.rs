@@ -2,17 +2,20 @@
 
 mod found;
 mod measure;
+mod operators;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
 use tandem_files::read_small_text;
+use tandem_launch::env::WorkerEnv;
 use tandem_launch::{exit_code, say};
 use tandem_model::lora::{LoraConfig, LoraTargets};
 use tandem_model::{ModelConfig, ModuleTree};
 use tandem_parallel::{Plan, Precision, ShardingLevel};
 use tandem_plan::{CutChoice, Device, Kernels, Question, search};
+use tandem_run::environment::Environment;
 use tandem_run::facts::model_config;
 use tandem_run::failure::{Failure, Outcome};
 use tandem_run::spec::HEAD_CHUNK_ROWS;
@@ -21,8 +24,6 @@ use tandem_tensor::memory;
 use crate::flags::choices::{Dtype, RecomputeChoice};
 use crate::replay::StrategyChoice;
 use found::Found;
-
-pub use measure::run_worker;
 
 /// A device file has a few hundred bytes.
 const LONGEST_DEVICE_FILE: u64 = 64 << 10;
@@ -132,6 +133,10 @@ pub struct PlanArgs {
     /// Measure this machine's devices, --devices of them at a time, and print their device file.
     #[arg(long)]
     pub measure: bool,
+
+    /// Also count what one layer of the best launches and moves on a GPU, by computing it here, beside a compiled PyTorch layer.
+    #[arg(long, conflicts_with = "measure")]
+    pub operators: bool,
 }
 
 /// Prints the plan, or measures. Returns the exit code.
@@ -142,6 +147,11 @@ pub fn run(args: &PlanArgs, line: &[OsString]) -> Outcome<i32> {
     args.check()?;
     let config = model_config(&args.model_name, args.num_layers)?;
     let device = args.device()?;
+    if args.operators && device.cpu {
+        return Err(Failure::usage(
+            "--operators counts what a GPU runs: give a --device_type, or a --device_file, that is one",
+        ));
+    }
     let seq_length = args.seq_length(&config)?;
     let rows = args.rows(seq_length)?;
     let tree = ModuleTree::new(&config);
@@ -174,6 +184,10 @@ pub fn run(args: &PlanArgs, line: &[OsString]) -> Outcome<i32> {
         batch_size: args.batch_size,
     };
     let candidates = search(&question).map_err(|error| Failure::usage(error.to_string()))?;
+    let operators = match candidates.first() {
+        Some(best) if args.operators => Some(operators::run(args, line, &config, best)?),
+        _ => None,
+    };
     let found = Found {
         args,
         config: &config,
@@ -182,6 +196,7 @@ pub fn run(args: &PlanArgs, line: &[OsString]) -> Outcome<i32> {
         seq_length,
         rows,
         candidates: &candidates,
+        operators: operators.as_ref(),
     };
     match args.json {
         true => say!("{}", found.json())?,
@@ -195,6 +210,17 @@ pub fn run(args: &PlanArgs, line: &[OsString]) -> Outcome<i32> {
         true => exit_code::OK,
         false => exit_code::FAILURE,
     })
+}
+
+/// What a worker does that measures, or records.
+pub fn run_worker(args: &PlanArgs, env: &WorkerEnv, environment: &Environment) -> Outcome<()> {
+    match (args.measure, args.operators) {
+        (true, _) => measure::run_worker(args, env, environment),
+        (false, true) => operators::run_worker(args, env, environment),
+        (false, false) => Err(Failure::usage(
+            "plan is a single process, unless it measures or records; start it without RANK and WORLD_SIZE",
+        )),
+    }
 }
 
 /// The device that the file of `--device_file` describes.

@@ -29,6 +29,7 @@
 
 mod activations;
 mod buffers;
+mod compiled;
 mod device;
 mod explain;
 pub mod flops;
@@ -43,6 +44,7 @@ mod talk;
 mod time;
 mod work;
 
+pub use compiled::{CompiledLayer, Kernel};
 pub use device::{Device, DeviceError, Link};
 pub use explain::{duration, reasons, recompute_name};
 pub use group::Group;

@@ -5,6 +5,7 @@ use tandem_model::ModelConfig;
 use tandem_plan::{Candidate, Conversation, Device, duration, reasons, recompute_name};
 
 use super::PlanArgs;
+use super::operators::Operators;
 use crate::flags::choices::Dtype;
 
 /// The candidates of a question.
@@ -17,6 +18,8 @@ pub(super) struct Found<'a> {
     /// Rows of a step.
     pub rows: usize,
     pub candidates: &'a [Candidate],
+    /// With `--operators`.
+    pub operators: Option<&'a Operators>,
 }
 
 fn gb(bytes: u64) -> String {
@@ -50,8 +53,14 @@ fn strategy(candidate: &Candidate) -> &'static str {
 }
 
 impl Found<'_> {
-    /// The table, the best in detail, and why it is the best.
+    /// The table, the best in detail, why it is the best, and the operators of a layer of it.
     pub fn lines(&self) -> Vec<String> {
+        let mut lines = self.of_candidates();
+        lines.extend(self.operators.iter().flat_map(|it| it.lines()));
+        lines
+    }
+
+    fn of_candidates(&self) -> Vec<String> {
         let mut lines = vec![self.title()];
         let fitting = self.candidates.iter().filter(|it| it.fits).count();
         lines.push(format!(
@@ -261,6 +270,7 @@ impl Found<'_> {
             "rows_per_step": self.rows,
             "candidates": candidates,
             "reasons": reasons(self.candidates, self.device.memory_bytes),
+            "operators": self.operators,
         })
     }
 

@@ -57,12 +57,11 @@ pub(super) fn run(args: &PlanArgs, line: &[OsString]) -> Outcome<i32> {
 }
 
 /// What one worker does.
-pub fn run_worker(args: &PlanArgs, env: &WorkerEnv, environment: &Environment) -> Outcome<()> {
-    if !args.measure {
-        return Err(Failure::usage(
-            "plan is a single process, unless it measures; start it without RANK and WORLD_SIZE",
-        ));
-    }
+pub(super) fn run_worker(
+    args: &PlanArgs,
+    env: &WorkerEnv,
+    environment: &Environment,
+) -> Outcome<()> {
     let spec = EngineSpec {
         mesh: DeviceMesh::new(args.devices, 1).map_err(|e| Failure::usage(e.to_string()))?,
         strategy: Strategy::Fsdp(Fsdp {
