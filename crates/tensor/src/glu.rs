@@ -25,12 +25,8 @@ pub fn forward_and_backward(
     d_y: &Tensor,
     gate_up: &Tensor,
 ) -> (Tensor, Tensor) {
-    fused::forward_and_backward(activation, d_y, gate_up).unwrap_or_else(|| {
-        (
-            forward(activation, gate_up),
-            backward(activation, d_y, gate_up),
-        )
-    })
+    fused::forward_and_backward(activation, d_y, gate_up)
+        .unwrap_or_else(|| aten::forward_and_backward(activation, d_y, gate_up))
 }
 
 #[cfg(test)]
@@ -86,6 +82,15 @@ mod tests {
                     let (y_again, d_x_again) = forward_and_backward(activation, &d_y, &x);
                     assert_close(&label("y again"), &y_again, &y, 0.0);
                     assert_close(&label("d_gate_up again"), &d_x_again, &d_x, 0.0);
+                    let (y_again, d_x_again) = aten::forward_and_backward(activation, &d_y, &x);
+                    let of_tensors = aten::forward(activation, &x);
+                    assert_close(&label("y of tensors again"), &y_again, &of_tensors, 0.0);
+                    assert_close(
+                        &label("d_gate_up of tensors again"),
+                        &d_x_again,
+                        &expected,
+                        0.0,
+                    );
                 }
             }
         }

@@ -3,7 +3,7 @@
 pub mod aten;
 mod fused;
 
-use tandem_torch::Tensor;
+use tandem_torch::{Device, Tensor};
 
 /// Rotates `x` in place: for each position, `(a, b) -> (a cos - b sin, b cos + a sin)` where `a` and `b` are the
 /// first and second half of the head dimension.
@@ -13,9 +13,14 @@ pub fn apply_(x: &Tensor, cos: &Tensor, sin: &Tensor) {
     rotate_(x, cos, sin, 1.0);
 }
 
-/// The gradient of [`apply_`], in place: the transposed rotation.
-pub fn apply_backward_(d_x: &Tensor, cos: &Tensor, sin: &Tensor) {
-    rotate_(d_x, cos, sin, -1.0);
+/// The gradient of [`apply_`], by the transposed rotation: from `d_y` to `d_x`, which has its shape and none of its storage.
+pub fn apply_backward_into(d_x: &Tensor, d_y: &Tensor, cos: &Tensor, sin: &Tensor) {
+    if d_x.device() == Device::Cpu {
+        d_x.copy_(d_y);
+        rotate_(d_x, cos, sin, -1.0);
+    } else {
+        aten::rotate_into(d_x, d_y, cos, sin, -1.0);
+    }
 }
 
 fn rotate_(x: &Tensor, cos: &Tensor, sin: &Tensor, direction: f32) {
@@ -44,8 +49,9 @@ mod tests {
         let expected = &x * wide(&cos) + rotated * wide(&sin);
         assert_close("rope", &y, &expected, 1e-6);
 
-        apply_backward_(&y, &cos, &sin);
-        assert_close("inverse", &y, &x, 1e-5);
+        let back = y.empty_like();
+        apply_backward_into(&back, &y, &cos, &sin);
+        assert_close("inverse", &back, &x, 1e-5);
     }
 
     /// q and k as they lie in the fused q|k|v buffer, whole heads and heads that are rotated in part; and a layout that
@@ -69,6 +75,10 @@ mod tests {
                     aten::rotate_(&view(&plain), &cos, &sin, f64::from(direction));
                     let label = format!("{kind:?}, {head_dim}, {half}, {direction}");
                     assert_close(&label, &fused, &plain, tolerance);
+                    let apart = view(&qkv).empty_like();
+                    aten::rotate_into(&apart, &view(&qkv), &cos, &sin, f64::from(direction));
+                    let label = format!("to another tensor: {label}");
+                    assert_close(&label, &apart, &view(&plain), 0.0);
                 }
                 let heads_first = qkv.copy().view([batch, 5, seq, head_dim]).transpose(1, 2);
                 assert!(fused::rotate_(&heads_first, &cos, &sin, 1.0).is_none());

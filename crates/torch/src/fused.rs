@@ -4,7 +4,8 @@ use crate::dispatch::Arg;
 use crate::error::{TorchError, expect};
 use crate::kind::Kind;
 use crate::operators::{
-    FUSED_ADAMW_, FUSED_RMS_NORM, FUSED_RMS_NORM_BACKWARD, MUL_OUT, SILU_BACKWARD_OUT,
+    FOREACH_ADDCMUL_, FUSED_ADAMW_, FUSED_RMS_NORM, FUSED_RMS_NORM_BACKWARD, MUL_OUT,
+    SILU_BACKWARD_OUT,
 };
 use crate::recorder::{self, Writes};
 use crate::stand_in;
@@ -121,6 +122,19 @@ impl Tensor {
         expect(MUL_OUT.call(&arguments));
     }
 
+    /// Adds `factor * a * b` in place. They may be of other kinds, and are broadcast to the sizes of `self`.
+    #[track_caller]
+    pub fn add_product_(&self, a: &Self, b: &Self, factor: f64) {
+        // By the operator for lists: the one for tensors takes its factor in a form that the dispatcher does not. The host reads it.
+        let factors = Self::from_slice(&[factor]);
+        let [] = expect(FOREACH_ADDCMUL_.call_for(&[
+            Arg::Tensors(&[self]),
+            Arg::Tensors(&[a]),
+            Arg::Tensors(&[b]),
+            Arg::Tensor(&factors),
+        ]));
+    }
+
     /// Writes to `d_x` the gradient of [`Self::silu`] with respect to `self`, from that of its result.
     #[track_caller]
     pub fn silu_backward_into(&self, d_y: &Self, d_x: &Self) {
@@ -149,6 +163,23 @@ mod tests {
         let is_handed_out = !message.contains("has printed why");
         assert!(is_about_kernels || !is_handed_out, "{message}");
         assert!(x.rms_norm_backward(&x, &weight, &rstd).is_none());
+    }
+
+    #[test]
+    fn products_of_other_kinds_are_added_in_one_pass() {
+        let sum = Tensor::ones([3, 4], (Kind::Float, Device::Cpu));
+        let a = Tensor::full([3, 4], 2.0, (Kind::BFloat16, Device::Cpu));
+        let b = Tensor::from_slice(&[1f32, 2.0, 3.0, 0.1]);
+        let ((), calls) = recorder::record(recorder::Detail::Counts, || {
+            sum.add_product_(&a, &b, -0.5);
+        });
+        let row = [0.0, -1.0, -2.0, f64::from(1.0 - 0.1f32)];
+        assert_eq!(sum.to_vec::<f64>(), row.repeat(3));
+        let [call] = calls.as_slice() else {
+            panic!("{calls:?}");
+        };
+        // The factor is a tensor, too.
+        assert_eq!((call.read, call.written), (48 + 24 + 16 + 8, 48));
     }
 
     #[test]

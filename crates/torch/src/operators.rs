@@ -105,6 +105,7 @@ operators! {
     FUSED_ADAMW_ = c"aten::_fused_adamw_" c""
         (List, List, List, List, Plain(Tensors(&[])), Numbers, Plain(Float(1e-3)), Plain(Float(0.9)), Plain(Float(0.99)),
          Plain(Float(0.1)), Plain(Float(1e-8)), Plain(Bool(false)), Plain(Bool(false)), Plain(Nothing), Plain(Nothing)) -> 0;
+    FOREACH_ADDCMUL_ = c"aten::_foreach_addcmul_" c"Tensor" (List, List, List, Index) -> 0;
     FLATTEN = c"aten::flatten" c"using_ints" (Floats, Plain(Int(0)), Plain(Int(-1))) -> 1;
 }
 

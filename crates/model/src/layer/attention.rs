@@ -176,13 +176,13 @@ impl DecoderLayer {
 
         let d_qkv = saved.qkv.empty_like();
         let Heads { q, k, v } = self.split_heads(&d_qkv);
-        q.copy_(&d_q);
-        k.copy_(&d_k);
-        v.copy_(&d_v);
-        if let Some(rope) = &self.rope {
-            rope::apply_backward_(&q, &rope.cos, &rope.sin);
-            rope::apply_backward_(&k, &rope.cos, &rope.sin);
+        for (to, from) in [(&q, &d_q), (&k, &d_k)] {
+            match &self.rope {
+                Some(rope) => rope::apply_backward_into(to, from, &rope.cos, &rope.sin),
+                None => to.copy_(from),
+            }
         }
+        v.copy_(&d_v);
         self.qk_norms_backward(weights, gradients, accumulate, saved, &d_qkv, tp)?;
         Ok(d_qkv)
     }
@@ -196,9 +196,19 @@ impl DecoderLayer {
     ) -> Heads {
         let mut heads = self.split_heads(qkv);
         self.norm_heads(weights, qkv, across_rstd, &mut heads);
-        if let Some(rope) = &self.rope {
-            rope::apply_(&heads.q, &rope.cos, &rope.sin);
-            rope::apply_(&heads.k, &rope.cos, &rope.sin);
+        match (&self.rope, &self.dims.qk_norm) {
+            (None, _) => {}
+            // Side by side in `qkv`, so they are rotated together.
+            (Some(rope), None) => {
+                let heads = self.dims.q_heads + self.dims.kv_heads;
+                let width = (heads * self.dims.head_dim) as i64;
+                let both = self.one_group(&qkv.narrow(1, 0, width), heads);
+                rope::apply_(&both, &rope.cos, &rope.sin);
+            }
+            (Some(rope), Some(_)) => {
+                rope::apply_(&heads.q, &rope.cos, &rope.sin);
+                rope::apply_(&heads.k, &rope.cos, &rope.sin);
+            }
         }
         heads
     }

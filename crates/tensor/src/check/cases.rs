@@ -168,8 +168,9 @@ fn rotation(inputs: &Inputs) -> Vec<Output> {
     };
     let (cos, sin) = (table(f32::cos), table(f32::sin));
     rope::apply_(&x, &cos, &sin);
-    rope::apply_backward_(&d_y, &cos, &sin);
-    vec![("y", x), ("d_x", d_y)]
+    let d_x = d_y.empty_like();
+    rope::apply_backward_into(&d_x, &d_y, &cos, &sin);
+    vec![("y", x), ("d_x", d_x)]
 }
 
 fn attend(

@@ -69,22 +69,47 @@ fn value_and_slope(activation: Activation, x: &Tensor) -> (Tensor, Tensor) {
 /// As [`super::backward`]. SwiGLU has operators of libtorch, whose arithmetic is in fp32; what passes between them is rounded to the kind
 /// of `gate_up`.
 pub fn backward(activation: Activation, d_y: &Tensor, gate_up: &Tensor) -> Tensor {
+    if has_operators(activation, d_y, gate_up) {
+        let (gate, _) = halves(gate_up);
+        return silu_backward(d_y, gate_up, &gate.silu());
+    }
     let (gate, up) = halves(gate_up);
     let d_gate_up = gate_up.empty_like();
-    if activation == Activation::Silu && d_y.kind() == gate_up.kind() {
-        let (d_gate, d_up) = halves(&d_gate_up);
-        gate.silu_backward_into(&(d_y * &up), &d_gate);
-        d_y.mul_into(&gate.silu(), &d_up);
-        return d_gate_up;
-    }
-    let features = gate.size()[1];
     let (gate, up) = (gate.to_kind(Kind::Float), up.to_kind(Kind::Float));
     let d_y = d_y.to_kind(Kind::Float);
     let (value, slope) = value_and_slope(activation, &gate);
-    let d_gate = &d_y * up * slope;
-    let d_up = d_y * value;
-    d_gate_up.narrow(1, 0, features).copy_(&d_gate);
-    d_gate_up.narrow(1, features, features).copy_(&d_up);
+    let (d_gate, d_up) = halves(&d_gate_up);
+    d_gate.copy_(&(&d_y * up * slope));
+    d_up.copy_(&(d_y * value));
+    d_gate_up
+}
+
+/// As [`super::forward_and_backward`]: the activated gate, where there is an operator for it, is computed once.
+pub fn forward_and_backward(
+    activation: Activation,
+    d_y: &Tensor,
+    gate_up: &Tensor,
+) -> (Tensor, Tensor) {
+    if has_operators(activation, d_y, gate_up) {
+        let (gate, up) = halves(gate_up);
+        let activated = gate.silu();
+        let d_gate_up = silu_backward(d_y, gate_up, &activated);
+        return (activated * up, d_gate_up);
+    }
+    let y = forward(activation, gate_up);
+    (y, backward(activation, d_y, gate_up))
+}
+
+fn has_operators(activation: Activation, d_y: &Tensor, gate_up: &Tensor) -> bool {
+    activation == Activation::Silu && d_y.kind() == gate_up.kind()
+}
+
+fn silu_backward(d_y: &Tensor, gate_up: &Tensor, activated: &Tensor) -> Tensor {
+    let (gate, up) = halves(gate_up);
+    let d_gate_up = gate_up.empty_like();
+    let (d_gate, d_up) = halves(&d_gate_up);
+    gate.silu_backward_into(&(d_y * up), &d_gate);
+    d_y.mul_into(activated, &d_up);
     d_gate_up
 }
 

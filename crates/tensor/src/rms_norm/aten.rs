@@ -29,18 +29,20 @@ pub fn backward(
     spec: NormSpec,
 ) -> (Tensor, Tensor) {
     let features = x.size().last().copied().unwrap_or(0);
-    let given = d_y;
+    let summed = |products: Tensor| {
+        let products = products.view([-1, features]);
+        products.sum_dims(&[0], false, Kind::Float)
+    };
+    if suits_one_pass(x, weight, spec)
+        && d_y.kind() == x.kind()
+        && let Some(d_x) = x.rms_norm_backward(d_y, weight, rstd)
+    {
+        // fp32 as `rstd` is, so that neither `x` nor `d_y` is copied for it.
+        return (d_x, summed(d_y * (x * rstd)));
+    }
     let d_y = d_y.to_kind(Kind::Float);
     let x_hat = x.to_kind(Kind::Float) * rstd;
-    let d_weight = (&d_y * &x_hat)
-        .view([-1, features])
-        .sum_dims(&[0], false, Kind::Float);
-    if suits_one_pass(x, weight, spec)
-        && given.kind() == x.kind()
-        && let Some(d_x) = x.rms_norm_backward(given, weight, rstd)
-    {
-        return (d_x, d_weight);
-    }
+    let d_weight = summed(&d_y * &x_hat);
     let d_x_hat = d_y * spec.factor(weight);
     let projection = (&d_x_hat * &x_hat).mean_dims(&[-1], true, Kind::Float);
     let d_x = (d_x_hat - x_hat * projection) * rstd;
