@@ -128,6 +128,43 @@ fn experts_are_spread_in_some_of_the_candidates_of_a_mixture() {
     }
 }
 
+/// Llama 3 8B, a sixteenth as wide: bytes for a token go with the width.
+const NARROW: &str = r#"{
+    "architectures": ["LlamaForCausalLM"], "num_hidden_layers": 2, "hidden_size": 256, "num_attention_heads": 8,
+    "num_key_value_heads": 2, "intermediate_size": 896, "vocab_size": 2048, "max_position_embeddings": 2048
+}"#;
+
+/// What a layer launches and moves on a GPU must not grow unnoticed.
+#[test]
+fn a_layers_operators_are_counted_and_stay_few() {
+    let model = tempfile::tempdir().unwrap();
+    std::fs::write(model.path().join("config.json"), NARROW).unwrap();
+    let line = ["plan", "--operators", "--batch_size", "4", "--model_name"];
+    let line = [&line[..], &[model.path().to_str().unwrap()]].concat();
+    for (recompute, launches, compiled) in [("none", 55, 34), ("light", 58, 36), ("full", 72, 45)] {
+        let found = json(&[&line[..], &["--recompute", recompute, "--json"]].concat());
+        let found = &found["operators"];
+        println!("{recompute}: {found}");
+        assert_eq!(found["tokens"], 4 * 2048);
+        assert_eq!(found["layer"]["launches"], launches);
+        assert_eq!(found["compiled"]["launches"], compiled);
+        let bytes = |of: &str| found[of]["bytes"].as_f64().unwrap();
+        assert!(bytes("layer") <= 1.5 * bytes("compiled"), "{found}");
+        let parts = found["parts"].as_array().unwrap().iter();
+        let parts: Vec<&str> = parts.map(|it| it["name"].as_str().unwrap()).collect();
+        for part in ["embedding", "head and loss", "gradient norm", "optimizer"] {
+            assert!(parts.contains(&part), "{parts:?}");
+        }
+    }
+    let text = String::from_utf8(tandem(&line).stdout).unwrap();
+    for words in ["launches", "flash attention", "compiled  ", "besides  "] {
+        assert!(text.contains(words), "{words}: {text}");
+    }
+    let adapters = tandem(&[&line[..], &["--lora_r", "4"]].concat());
+    let text = String::from_utf8(adapters.stdout).unwrap();
+    assert!(text.contains("compiled  not counted"), "{text}");
+}
+
 #[test]
 fn what_cannot_be_planned_is_refused_with_what_to_do() {
     let model = demo("model");
@@ -159,6 +196,12 @@ fn what_cannot_be_planned_is_refused_with_what_to_do() {
             "no matrix",
         ),
         (&["--model_name", "/no/such/model"], 1, "--model_name"),
+        (
+            &["--operators", "--device_type", "cpu"],
+            2,
+            "what a GPU runs",
+        ),
+        (&["--operators", "--measure"], 2, "--measure"),
     ] {
         let output = tandem(&[&["plan", "--model_name", &model], args].concat());
         let text = String::from_utf8_lossy(&output.stderr);
