@@ -6,7 +6,7 @@ mod shapes;
 
 use std::ffi::OsString;
 use std::ops::Add;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
 use clap::Args;
@@ -21,29 +21,24 @@ use tandem_plan::{self as plan, Kernels, Memory, Settings, Share, StepTime, flop
 use tandem_run::engine::{Purpose, engine};
 use tandem_run::environment::Environment;
 use tandem_run::failure::{Failure, Outcome};
-use tandem_run::libtorch::{self, Libtorch};
 use tandem_run::place::place;
 use tandem_run::ranks::Ranks;
 use tandem_run::spec::{EngineSpec, HEAD_CHUNK_ROWS, Network};
-use tandem_run::start::local::{self, Supervision};
-use tandem_run::storage::write_whole;
 use tandem_tensor::torch::recorder::{self, Detail};
 use tandem_tensor::torch::{cuda, pretend};
 use tandem_tensor::{Device, DeviceChoice, Kind, device, memory};
 use tandem_trainer::gemm_floor::{self, LinearTime};
 use tandem_trainer::memory_floor;
 use tandem_trainer::stopwatch::Seconds;
-use tandem_trainer::{Engine, MicroBatch, UpdateRule, train_step};
+use tandem_trainer::{Engine, MicroBatch, train_step};
 
 use crate::flags::choices::{Dtype, RecomputeChoice};
+use crate::measuring::{RULE, leave, run_workers};
 use crate::plan::device_in;
 use crate::replay::StrategyChoice;
 
 pub use measurement::Measurement;
 pub use shapes::Shape;
-
-/// Where rank 0 leaves the result for the process that started it.
-const RESULT: &str = "bench_step.json";
 
 /// Steps before those that count.
 const WARM_UP: usize = 2;
@@ -175,24 +170,15 @@ pub fn run(args: &BenchStepArgs, line: &[OsString]) -> Outcome<i32> {
         spec.strategy_for(&config, &tree)?;
     }
     for (tp, dp) in meshes {
-        let libtorch = Libtorch::ready(args.device, libtorch::workers(tp * dp, Transport::Auto))?;
         let scratch = tempfile::tempdir().map_err(Failure::other)?;
         let mesh = [format!("--tp_size={tp}"), format!("--dp_size={dp}")];
         let mut line = line.to_vec();
         line.extend(mesh.map(OsString::from));
-        let code = local::run_workers(
-            libtorch,
-            &line,
-            tp * dp,
-            scratch.path(),
-            &[],
-            Supervision::NONE,
-            &mut |_| {},
-        )?;
-        if code != 0 {
-            return Ok(code);
-        }
-        let text = std::fs::read_to_string(scratch.path().join(RESULT)).map_err(Failure::other)?;
+        let place = scratch.path();
+        let text = match run_workers(tp * dp, args.device, Transport::Auto, &line, place)? {
+            Ok(text) => text,
+            Err(code) => return Ok(code),
+        };
         if args.json {
             say!("{text}")?;
         } else {
@@ -272,8 +258,8 @@ pub fn run_worker(args: &BenchStepArgs, env: &WorkerEnv, environment: &Environme
         let batch = random_batch(args, &engine);
         ranks.barrier()?;
         let (start, worked) = (Instant::now(), memory::processor_seconds());
-        let report = train_step(&mut engine, &[batch], 1e-5, &rule(), step as u64)
-            .map_err(Failure::train)?;
+        let report =
+            train_step(&mut engine, &[batch], 1e-5, &RULE, step as u64).map_err(Failure::train)?;
         ranks.barrier()?;
         if step > WARM_UP {
             times.push(start.elapsed().as_secs_f64());
@@ -291,7 +277,7 @@ pub fn run_worker(args: &BenchStepArgs, env: &WorkerEnv, environment: &Environme
             let batch = random_batch(args, &engine);
             let step = (args.steps + WARM_UP + 1) as u64 + u64::from(detail == Detail::Times);
             let (result, mut calls) = recorder::record(detail, || {
-                train_step(&mut engine, &[batch], 1e-5, &rule(), step)
+                train_step(&mut engine, &[batch], 1e-5, &RULE, step)
             });
             result.map_err(Failure::train)?;
             calls.retain(|call| call.device == ranks.device);
@@ -358,9 +344,8 @@ pub fn run_worker(args: &BenchStepArgs, env: &WorkerEnv, environment: &Environme
             let peak = kind.peak(Kind::BFloat16) * spec.mesh.world_size() as f64;
             measurement.flops / measurement.step_time_s / peak
         });
-        let run_dir = environment.run_dir.as_deref().unwrap_or(".");
         let text = serde_json::to_string(&measurement).map_err(Failure::other)?;
-        write_whole(&Path::new(run_dir).join(RESULT), &text)?;
+        leave(environment, &text)?;
     }
     ranks.barrier()
 }
@@ -468,17 +453,6 @@ fn random_batch(args: &BenchStepArgs, engine: &Engine) -> MicroBatch {
         })
         .collect();
     MicroBatch::new(&ids, &ids, args.seq, state, engine.device)
-}
-
-fn rule() -> UpdateRule {
-    UpdateRule {
-        beta1: 0.9,
-        beta2: 0.999,
-        eps: 1e-8,
-        weight_decay: 0.01,
-        weight_decay_on: tandem_trainer::WeightDecayOn::All,
-        max_grad_norm: 1.0,
-    }
 }
 
 /// Of two in the middle, the larger.

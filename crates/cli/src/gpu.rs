@@ -11,7 +11,6 @@ mod stages;
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use tandem_comm::Transport;
@@ -20,15 +19,13 @@ use tandem_launch::{exit_code, say, tell};
 use tandem_run::environment::Environment;
 use tandem_run::failure::{Failure, Outcome};
 use tandem_run::libtorch::{Libtorch, workers};
-use tandem_run::start::local::own_file;
 use tandem_run::storage::write_whole;
-use tandem_tensor::DeviceChoice;
 
 use crate::doctor;
 use crate::flags::gpu::GpuFlags;
 use finding::{Finding, Found, Verdict};
 use program::End;
-use stage::{Context, Stage};
+use stage::{Context, Stage, device_name};
 
 /// The files that are written.
 const JSON: &str = "gpu.json";
@@ -42,10 +39,7 @@ pub fn run(flags: &GpuFlags, environment: &Environment) -> Outcome<i32> {
         finding.write(folder, stage.name)?;
         return Ok(exit_code::OK);
     }
-    let device = match flags.device {
-        DeviceChoice::Cpu => "cpu",
-        _ => "cuda",
-    };
+    let device = device_name(flags.device);
     // Else every stage would say so.
     Libtorch::ready(flags.device, workers(1, Transport::Auto))?;
     fs::create_dir_all(&flags.output)
@@ -141,12 +135,10 @@ fn in_its_process(
     }
     let log = folder.join(format!("{}.log", stage.name));
     let begin = Instant::now();
-    let end = program::run_for(
-        Command::new(own_file()?).args(line(flags, stage, device, folder)),
-        limit,
-        &log,
-    )
-    .map_err(|error| Failure::other(format!("cannot start the stage {}: {error}", stage.name)))?;
+    let mut command = program::own(line(flags, stage, device, folder))?;
+    let end = program::run_for(&mut command, limit, &log).map_err(|error| {
+        Failure::other(format!("cannot start the stage {}: {error}", stage.name))
+    })?;
     let seconds = begin.elapsed().as_secs_f64();
     let finding = match end {
         End::Exited(0) => {

@@ -15,6 +15,7 @@ mod gpu;
 mod init;
 mod inspect;
 mod line;
+mod measuring;
 mod plan;
 mod replay;
 mod report;

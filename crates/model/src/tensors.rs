@@ -86,6 +86,11 @@ pub enum QkNormDims {
 }
 
 impl LayerDims {
+    /// Whether it has experts that are spread over ranks.
+    pub fn spreads_experts(&self) -> bool {
+        self.experts.is_some_and(|experts| experts.is_spread())
+    }
+
     /// The whole of layer `index`.
     pub fn whole(config: &ModelConfig, index: usize) -> Self {
         Self {

@@ -113,7 +113,7 @@ fn kept(layer: &Layer, s: &Sizes<'_>, recompute: Recompute) -> LayerKept {
         false => 0,
     };
     // Whoever chooses for a share of the tokens gathers none.
-    let is_spread = dims.experts.is_some_and(|it| it.is_spread());
+    let is_spread = dims.spreads_experts();
     let mlp_input = match (is_spread, norms.before_mlp.is_some()) {
         (false, has_norm) => input(has_norm),
         (true, has_norm) if keeps_all && (has_norm || s.c != s.r) => s.own * s.hidden * s.c,
@@ -253,7 +253,7 @@ fn backward(layer: &Layer, s: &Sizes<'_>, share: &Share) -> u128 {
             first.max(rest) + 2 * probabilities
         }
     };
-    let is_spread = dims.experts.is_some_and(|it| it.is_spread());
+    let is_spread = dims.spreads_experts();
     let d_mlp_branch = match (is_spread, s.c == s.r) {
         (false, _) => d_branch,
         (true, true) => 0,

@@ -299,7 +299,7 @@ fn mlp(layer: &Layer, s: &Sizes<'_>, part: &mut Part) {
     ]);
     if trains {
         backward.extend([d_down, d_gate_up]);
-        let is_spread = layer.dims.experts.is_some_and(|it| it.is_spread());
+        let is_spread = layer.dims.spreads_experts();
         part.beside[if is_spread { 2 } else { 1 }].extend([d_down, d_gate_up]);
     }
     norm_backward(s, light, backward);

@@ -1,6 +1,7 @@
 //! Other programs, and this one again, as processes that end: at their limit, or with the process that started them.
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -32,16 +33,11 @@ const TICK: Duration = Duration::from_millis(20);
 const GONE: Duration = Duration::from_secs(10);
 
 /// Runs a program, in a process group of its own, for `limit` at most. What it prints goes to `log`.
-///
-/// This program's own processes end with the one that started them (`die_with_parent`), so what the group does not reach
-/// ends with it.
 pub(super) fn run_for(command: &mut Command, limit: Duration, log: &Path) -> io::Result<End> {
     let file = File::create(log)?;
     let mut child = command
-        .stdin(Stdio::null())
         .stdout(file.try_clone()?)
         .stderr(file)
-        .env(CONTROLLER_PID, std::process::id().to_string())
         .process_group(0)
         .spawn()?;
     if let Some(status) = wait_for(&mut child, limit)? {
@@ -98,13 +94,20 @@ fn last_lines(text: &str) -> String {
     lines[lines.len().saturating_sub(LINES)..].join(" / ")
 }
 
-/// This program with these arguments, to end with this process.
-pub(super) fn own(args: &[&str]) -> Outcome<Command> {
-    let mut command = Command::new(own_file()?);
+/// A program that ends with this process, if it is ours or looks for that, as ours do (`die_with_parent`): also where no process
+/// group reaches it.
+pub(super) fn dependent(program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new(program);
     command
-        .args(args)
         .env(CONTROLLER_PID, std::process::id().to_string())
         .stdin(Stdio::null());
+    command
+}
+
+/// This program with these arguments, to end with this process.
+pub(super) fn own(args: impl IntoIterator<Item: AsRef<OsStr>>) -> Outcome<Command> {
+    let mut command = dependent(own_file()?);
+    command.args(args);
     Ok(command)
 }
 

@@ -59,10 +59,7 @@ impl Context {
         };
         Ok(Self {
             device,
-            device_name: match flags.device {
-                DeviceChoice::Cpu => "cpu",
-                _ => "cuda",
-            },
+            device_name: device_name(flags.device),
             devices,
             quick: flags.quick,
             python: flags.python.clone(),
@@ -93,6 +90,14 @@ impl Context {
             true => TransportChoice::Auto,
             false => TransportChoice::Staged,
         }
+    }
+}
+
+/// As flags name it; none is left to chance.
+pub(super) fn device_name(device: DeviceChoice) -> &'static str {
+    match device {
+        DeviceChoice::Cpu => "cpu",
+        DeviceChoice::Auto | DeviceChoice::Cuda => "cuda",
     }
 }
 

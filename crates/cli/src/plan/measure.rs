@@ -1,21 +1,17 @@
 //! `tandem plan --measure`: what this machine's devices reach when all of them compute at once, as a device file.
 
 use std::ffi::OsString;
-use std::path::Path;
 use std::time::Instant;
 
 use tandem_comm::{ReduceOp, Transport, all_gather_numbers};
 use tandem_launch::env::WorkerEnv;
-use tandem_launch::say;
+use tandem_launch::{exit_code, say};
 use tandem_mesh::DeviceMesh;
 use tandem_plan::{Device, Link};
 use tandem_run::environment::Environment;
 use tandem_run::failure::{Failure, Outcome};
-use tandem_run::libtorch::{self, Libtorch};
 use tandem_run::ranks::Ranks;
-use tandem_run::spec::{Dtype, EngineSpec, Fsdp, HEAD_CHUNK_ROWS, Network, Strategy};
-use tandem_run::start::local::{self, Supervision};
-use tandem_run::storage::write_whole;
+use tandem_run::spec::{Dtype, Network};
 use tandem_tensor::attention::{self, AttentionSpec};
 use tandem_tensor::device::synchronize;
 use tandem_tensor::torch::cuda;
@@ -24,9 +20,7 @@ use tandem_trainer::gemm_floor::{self, LinearShape, Products};
 use tandem_trainer::memory_floor;
 
 use super::PlanArgs;
-
-/// Where rank 0 leaves the result for the process that started it.
-const RESULT: &str = "device.json";
+use crate::measuring::{leave, run_workers, spec};
 
 /// Of each measurement, the best counts.
 const REPEATS: usize = 5;
@@ -37,23 +31,13 @@ const ELEMENTS: usize = 4 << 20;
 /// Starts a worker for each device, and prints what they measured.
 pub(super) fn run(args: &PlanArgs, line: &[OsString]) -> Outcome<i32> {
     let mesh = DeviceMesh::new(args.devices, 1).map_err(|e| Failure::usage(e.to_string()))?;
-    let workers = libtorch::workers(mesh.world_size(), Transport::Auto);
-    let libtorch = Libtorch::ready(DeviceChoice::Auto, workers)?;
     let scratch = tempfile::tempdir().map_err(Failure::other)?;
-    let code = local::run_workers(
-        libtorch,
-        line,
-        mesh.world_size(),
-        scratch.path(),
-        &[],
-        Supervision::NONE,
-        &mut |_| {},
-    )?;
-    if code == 0 {
-        let text = std::fs::read_to_string(scratch.path().join(RESULT)).map_err(Failure::other)?;
-        say!("{text}")?;
+    let (ranks, place) = (mesh.world_size(), scratch.path());
+    match run_workers(ranks, DeviceChoice::Auto, Transport::Auto, line, place)? {
+        Ok(text) => say!("{text}")?,
+        Err(code) => return Ok(code),
     }
-    Ok(code)
+    Ok(exit_code::OK)
 }
 
 /// What one worker does.
@@ -62,28 +46,12 @@ pub(super) fn run_worker(
     env: &WorkerEnv,
     environment: &Environment,
 ) -> Outcome<()> {
-    let spec = EngineSpec {
-        mesh: DeviceMesh::new(args.devices, 1).map_err(|e| Failure::usage(e.to_string()))?,
-        strategy: Strategy::Fsdp(Fsdp {
-            autocast: false,
-            reshard_after_forward: true,
-            reduce_dtype: Dtype::Fp32,
-        }),
-        device: DeviceChoice::Auto,
-        dtype: Dtype::Bf16,
-        expert_parallel_size: 1,
-        sequence_parallel: false,
-        activation_checkpointing: false,
-        recompute: None,
-        comm_timeout_s: 120,
-        head_chunk_rows: HEAD_CHUNK_ROWS,
-    };
+    let spec = spec(args.devices, DeviceChoice::Auto, Dtype::Bf16)?;
     let ranks = Ranks::join(env, &spec, &Network::default())?;
     let device = measured(&ranks, args.devices)?;
     if env.rank == 0 {
-        let run_dir = environment.run_dir.as_deref().unwrap_or(".");
         let text = serde_json::to_string_pretty(&device).map_err(Failure::other)?;
-        write_whole(&Path::new(run_dir).join(RESULT), &text)?;
+        leave(environment, &text)?;
     }
     ranks.barrier()
 }

@@ -4,36 +4,28 @@
 mod counted;
 
 use std::ffi::OsString;
-use std::path::Path;
 
 use tandem_comm::Transport;
 use tandem_launch::env::WorkerEnv;
-use tandem_mesh::DeviceMesh;
 use tandem_model::{ModelConfig, ModuleTree};
 use tandem_plan::{Candidate, CompiledLayer, recompute_name};
 use tandem_run::engine::{Purpose, engine};
 use tandem_run::environment::Environment;
 use tandem_run::facts::model_config;
 use tandem_run::failure::{Failure, Outcome};
-use tandem_run::libtorch::{self, Libtorch};
 use tandem_run::ranks::Ranks;
-use tandem_run::spec::{EngineSpec, HEAD_CHUNK_ROWS, Network};
-use tandem_run::start::local::{self, Supervision};
-use tandem_run::storage::write_whole;
+use tandem_run::spec::{EngineSpec, Network};
 use tandem_tensor::torch::pretend;
 use tandem_tensor::torch::recorder::{self, Call, Detail};
 use tandem_tensor::{DeviceChoice, memory};
-use tandem_trainer::{Engine, MicroBatch, UpdateRule, WeightDecayOn, train_step};
+use tandem_trainer::{Engine, MicroBatch, train_step};
 
 use super::PlanArgs;
 use crate::flags::choices::Dtype;
-use crate::replay::StrategyChoice;
+use crate::measuring::{RULE, leave, run_workers, spec};
 use counted::Recorded;
 
 pub(super) use counted::Operators;
-
-/// Where the worker leaves what it recorded for the process that started it.
-const RESULT: &str = "operators.json";
 
 /// Tokens of a row of the recorded steps.
 const SEQ: usize = 32;
@@ -64,26 +56,17 @@ pub(super) fn run(
             available as f64 / 1e9
         )));
     }
-    let libtorch = Libtorch::ready(DeviceChoice::Cpu, libtorch::workers(1, Transport::Auto))?;
     let scratch = tempfile::tempdir().map_err(Failure::other)?;
     let recompute = best.settings.recompute;
     let mut line = line.to_vec();
     line.push(format!("--recompute={}", recompute_name(recompute)).into());
-    let code = local::run_workers(
-        libtorch,
-        &line,
-        1,
-        scratch.path(),
-        &[],
-        Supervision::NONE,
-        &mut |_| {},
-    )?;
-    if code != 0 {
-        return Err(Failure::other(format!(
-            "the worker that records a layer ended with exit code {code}"
-        )));
-    }
-    let text = std::fs::read_to_string(scratch.path().join(RESULT)).map_err(Failure::other)?;
+    let place = scratch.path();
+    let text =
+        run_workers(1, DeviceChoice::Cpu, Transport::Auto, &line, place)?.map_err(|code| {
+            Failure::other(format!(
+                "the worker that records a layer ended with exit code {code}"
+            ))
+        })?;
     let recorded: Vec<Recorded> = serde_json::from_str(&text).map_err(Failure::other)?;
     let element_bytes = match args.dtype {
         Dtype::Fp32 => 4,
@@ -120,16 +103,8 @@ pub(super) fn run_worker(
     let _pretended = pretend::cuda();
     let config = cut(model_config(&args.model_name, args.num_layers)?)?;
     let spec = EngineSpec {
-        mesh: DeviceMesh::new(1, 1).map_err(|error| Failure::usage(error.to_string()))?,
-        expert_parallel_size: 1,
-        strategy: StrategyChoice::Fsdp.spec(1, true),
-        device: DeviceChoice::Cuda,
-        dtype: args.dtype.into(),
-        sequence_parallel: false,
-        activation_checkpointing: false,
         recompute: args.recompute.map(Into::into),
-        comm_timeout_s: 120,
-        head_chunk_rows: HEAD_CHUNK_ROWS,
+        ..spec(1, DeviceChoice::Cuda, args.dtype.into())?
     };
     let ranks = Ranks::join(env, &spec, &Network::default())?;
     let strategy = spec.strategy_for(&config, &ModuleTree::new(&config))?;
@@ -146,9 +121,8 @@ pub(super) fn run_worker(
     let one_row = step(&mut engine, 1)?;
     let two_rows = step(&mut engine, 2)?;
     let recorded = counted::by_operator(&one_row, &two_rows, SEQ as u64);
-    let run_dir = environment.run_dir.as_deref().unwrap_or(".");
     let text = serde_json::to_string(&recorded).map_err(Failure::other)?;
-    write_whole(&Path::new(run_dir).join(RESULT), &text)
+    leave(environment, &text)
 }
 
 /// The operators of a step over so many rows.
@@ -156,16 +130,8 @@ fn step(engine: &mut Engine, rows: usize) -> Outcome<Vec<Call>> {
     let vocabulary = engine.config.vocab_size;
     let ids: Vec<i64> = (0..rows * SEQ).map(|it| (it % vocabulary) as i64).collect();
     let batch = MicroBatch::new(&ids, &ids, SEQ, 0, engine.device);
-    let rule = UpdateRule {
-        beta1: 0.9,
-        beta2: 0.999,
-        eps: 1e-8,
-        weight_decay: 0.01,
-        weight_decay_on: WeightDecayOn::All,
-        max_grad_norm: 1.0,
-    };
     let (report, calls) = recorder::record(Detail::Counts, || {
-        train_step(engine, &[batch], 1e-5, &rule, rows as u64)
+        train_step(engine, &[batch], 1e-5, &RULE, rows as u64)
     });
     report.map_err(Failure::train)?;
     Ok(calls)

@@ -17,8 +17,8 @@ use proptest::sample::Index;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::{Config, RngAlgorithm, TestError, TestRng, TestRunner};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use rustix::time::{ClockId, clock_gettime};
 use serde_json::{Value, json};
+use tandem_tensor::memory::processor_seconds;
 
 /// Address space that all targets together may take beyond what the process begins with. A size that a file claims and that
 /// is believed asks for more.
@@ -311,17 +311,12 @@ fn limit_memory() {
 fn try_one(name: &str, input: &[u8], target: Target<'_>) {
     let place = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("fuzz-{name}.input"));
     fs::write(&place, input).unwrap();
-    let (begin, computed) = (Instant::now(), cpu_time());
+    let (begin, computed) = (Instant::now(), processor_seconds());
     target(input);
     // Other tests compute meanwhile, so neither says enough by itself.
-    let took = begin.elapsed().min(cpu_time() - computed);
+    let computed = Duration::from_secs_f64(processor_seconds() - computed);
+    let took = begin.elapsed().min(computed);
     assert!(took < PATIENCE, "{took:?} for {} bytes", input.len());
-}
-
-/// What all threads of this process have computed.
-fn cpu_time() -> Duration {
-    let time = clock_gettime(ClockId::ProcessCPUTime);
-    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
 /// Cases with this seed; the first that fails is made small and told.

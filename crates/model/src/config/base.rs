@@ -5,7 +5,7 @@ use tandem_tensor::glu::Activation;
 use tandem_tensor::rms_norm::NormSpec;
 
 use super::description::{EmbeddingScale, GATE_AND_UP, LayerNorms, Q_K_V};
-use super::keys::{Keys, wrong};
+use super::keys::{Keys, at_most, wrong};
 use super::rope::RopeRules;
 use super::{ConfigError, ModelConfig};
 
@@ -49,18 +49,6 @@ impl Defaults {
         tied: false,
         activation: ("hidden_act", Activation::Silu),
     };
-}
-
-/// Refuses a `value` of `key` beyond what is written down one by one.
-fn at_most(limit: usize, key: &'static str, value: usize) -> Result<(), ConfigError> {
-    match value > limit {
-        false => Ok(()),
-        true => Err(ConfigError::Value {
-            key,
-            value: value.to_string(),
-            expected: format!("more than {limit} are not supported"),
-        }),
-    }
 }
 
 /// The description of a model like Llama, without windows, rotary embedding and biases.

@@ -3,7 +3,7 @@
 use tandem_tensor::experts::Rule;
 
 use super::ConfigError;
-use super::keys::Keys;
+use super::keys::{Keys, at_most};
 
 /// Far beyond the most that are published.
 const MAX_EXPERTS: usize = 65_536;
@@ -22,13 +22,7 @@ pub(super) fn rule(
         None => "num_experts",
     };
     let experts = keys.size_or(key, experts)?;
-    if experts > MAX_EXPERTS {
-        return Err(ConfigError::Value {
-            key,
-            value: experts.to_string(),
-            expected: format!("more than {MAX_EXPERTS} are not supported"),
-        });
-    }
+    at_most(MAX_EXPERTS, key, experts)?;
     let top_k = keys.size_or("num_experts_per_tok", top_k)?;
     if top_k > experts {
         return Err(ConfigError::Value {

@@ -210,3 +210,15 @@ pub(super) fn wrong(key: &'static str, value: &Value, expected: &str) -> ConfigE
         expected: expected.to_owned(),
     }
 }
+
+/// Refuses a `value` of `key` beyond what is written down one by one.
+pub(super) fn at_most(limit: usize, key: &'static str, value: usize) -> Result<(), ConfigError> {
+    match value > limit {
+        false => Ok(()),
+        true => Err(ConfigError::Value {
+            key,
+            value: value.to_string(),
+            expected: format!("more than {limit} are not supported"),
+        }),
+    }
+}

@@ -1,32 +1,24 @@
 //! Every collective over numbers whose results are known exactly, on every number of ranks; and how fast the largest is.
 
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use tandem_comm::{ProcessGroup, ReduceOp, Result as CommResult};
 use tandem_launch::env::WorkerEnv;
-use tandem_mesh::DeviceMesh;
 use tandem_run::environment::Environment;
 use tandem_run::failure::{Failure, Outcome};
-use tandem_run::libtorch::{Libtorch, workers};
 use tandem_run::ranks::Ranks;
-use tandem_run::spec::{EngineSpec, Network};
-use tandem_run::start::local::{self, Supervision};
-use tandem_run::storage::write_whole;
+use tandem_run::spec::{Dtype, EngineSpec, Network};
 use tandem_tensor::device::synchronize;
 use tandem_tensor::{Device, Kind, Tensor};
 
-use crate::flags::choices::{Dtype, TransportChoice};
+use crate::flags::choices::TransportChoice;
 use crate::flags::gpu::GpuFlags;
 use crate::gpu::finding::Finding;
 use crate::gpu::stage::{Context, transport_name};
-use crate::replay::StrategyChoice;
+use crate::measuring::{leave, run_workers, spec};
 
 pub(in crate::gpu) const NAME: &str = "collectives";
-
-/// Where rank 0 leaves what it has measured.
-const RESULT: &str = "collectives.json";
 
 pub(super) fn run(context: &Context) -> Outcome<Finding> {
     let own = (2..=context.devices).map(|ranks| (ranks, TransportChoice::Auto));
@@ -55,16 +47,13 @@ fn of_ranks(
     let name = transport_name(transport);
     let run_dir = context.scratch.join(format!("{ranks}-{name}"));
     std::fs::create_dir_all(&run_dir).map_err(Failure::other)?;
-    let libtorch = Libtorch::ready(context.flags.device, workers(ranks, transport.into()))?;
     let mut line: Vec<OsString> = std::env::args_os().skip(1).collect();
     line.extend(["--transport", &name].map(OsString::from));
-    let none = Supervision::NONE;
-    let code = local::run_workers(libtorch, &line, ranks, &run_dir, &[], none, &mut |_| {})?;
-    if code != 0 {
-        return Ok(Err(format!("{ranks} ranks, {name}: exit code {code}")));
+    let device = context.flags.device;
+    match run_workers(ranks, device, transport.into(), &line, &run_dir)? {
+        Ok(text) => serde_json::from_str(&text).map(Ok).map_err(Failure::other),
+        Err(code) => Ok(Err(format!("{ranks} ranks, {name}: exit code {code}"))),
     }
-    let text = std::fs::read_to_string(run_dir.join(RESULT)).map_err(Failure::other)?;
-    serde_json::from_str(&text).map(Ok).map_err(Failure::other)
 }
 
 /// What one rank does.
@@ -74,16 +63,8 @@ pub(in crate::gpu) fn run_worker(
     environment: &Environment,
 ) -> Outcome<()> {
     let spec = EngineSpec {
-        mesh: DeviceMesh::new(env.world_size, 1).map_err(Failure::other)?,
-        expert_parallel_size: 1,
-        strategy: StrategyChoice::Fsdp.spec(1, true),
-        device: flags.device,
-        dtype: Dtype::Fp32.into(),
-        sequence_parallel: false,
-        activation_checkpointing: false,
-        recompute: None,
         comm_timeout_s: 60,
-        head_chunk_rows: 64,
+        ..spec(env.world_size, flags.device, Dtype::Fp32)?
     };
     let network = Network {
         transport: flags.transport.into(),
@@ -110,11 +91,7 @@ pub(in crate::gpu) fn run_worker(
     }
     let rate = rate(group, ranks.device).map_err(Failure::comm)?;
     if env.rank == 0 {
-        let run_dir = environment
-            .run_dir
-            .as_deref()
-            .map_or(PathBuf::from("."), PathBuf::from);
-        write_whole(&Path::new(&run_dir).join(RESULT), &rate.to_string())?;
+        leave(environment, &rate.to_string())?;
     }
     ranks.barrier()
 }

@@ -1,9 +1,6 @@
 //! The same step in PyTorch, as its documentation has it: FSDP2, eager and compiled.
 
-use std::process::Command;
-
 use serde::Deserialize;
-use tandem_launch::env::CONTROLLER_PID;
 use tandem_run::failure::{Failure, Outcome};
 
 use super::steps::{self, Work};
@@ -62,26 +59,11 @@ fn run(context: &Context, more: &[&str]) -> Outcome<Finding> {
         if work.layers == 0 {
             continue;
         }
-        let [layers, seq, batch, steps] =
-            [work.layers, work.seq, work.batch, work.steps].map(|number| number.to_string());
-        let mut command = python(context);
+        let mut command = program::dependent(&context.python);
         command
             .arg(context.scratch.join("gpu.py"))
             .args(more)
-            .args([
-                "--device",
-                context.device_name,
-                "--model",
-                work.model,
-                "--layers",
-                &layers,
-                "--seq",
-                &seq,
-                "--batch",
-                &batch,
-                "--steps",
-                &steps,
-            ]);
+            .args(work.flags(context));
         let peer: Peer = program::json(&mut command)?;
         let model = work.model;
         finding = finding
@@ -103,20 +85,13 @@ fn run(context: &Context, more: &[&str]) -> Outcome<Finding> {
     Ok(finding)
 }
 
-/// It ends with this process.
-fn python(context: &Context) -> Command {
-    let mut command = Command::new(&context.python);
-    command.env(CONTROLLER_PID, std::process::id().to_string());
-    command
-}
-
 /// Whether there is a Python with a torch for this device; else why not.
 fn has_torch(context: &Context) -> Result<(), String> {
     let need = match context.is_gpu() {
         true => "import torch; assert torch.cuda.is_available(), 'its torch finds no GPU'",
         false => "import torch",
     };
-    let found = program::output(python(context).args(["-c", need]));
+    let found = program::output(program::dependent(&context.python).args(["-c", need]));
     let program = context.python.display();
     found.map(drop).map_err(|failure| {
         format!(

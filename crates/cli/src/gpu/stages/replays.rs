@@ -42,7 +42,7 @@ pub(super) fn run(context: &Context) -> Outcome<Finding> {
                 "--dp_size",
                 &dp,
             ];
-            let mut command = program::own(&args)?;
+            let mut command = program::own(args)?;
             command
                 .arg("--case")
                 .arg(&folder)

@@ -109,7 +109,7 @@ impl<'a> Runs<'a> {
 
     fn start(&self, name: &str, steps: u64) -> Outcome<Command> {
         let (steps, every) = (steps.to_string(), STEPS.to_string());
-        let mut command = program::own(&[
+        let mut command = program::own([
             "train_fsdp",
             "--init",
             "random",

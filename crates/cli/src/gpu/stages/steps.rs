@@ -58,6 +58,22 @@ impl Work {
             steps: 10,
         }
     }
+
+    /// As `tandem bench step` is told, and PyTorch's program.
+    pub(super) fn flags(&self, context: &Context) -> Vec<String> {
+        let mut flags = ["--device", context.device_name, "--model", self.model]
+            .map(str::to_owned)
+            .to_vec();
+        for (flag, number) in [
+            ("--layers", self.layers),
+            ("--seq", self.seq),
+            ("--batch", self.batch),
+            ("--steps", self.steps),
+        ] {
+            flags.extend([flag.to_owned(), number.to_string()]);
+        }
+        flags
+    }
 }
 
 /// Free memory of the GPU; 0 on a processor.
@@ -87,28 +103,8 @@ pub(super) fn large(context: &Context) -> Outcome<Finding> {
 
 /// The measurement of `tandem bench step` with these flags besides.
 pub(super) fn bench(context: &Context, work: &Work, more: &[&str]) -> Outcome<Measurement> {
-    let [layers, seq, batch, steps] =
-        [work.layers, work.seq, work.batch, work.steps].map(|number| number.to_string());
-    let args = [
-        "bench",
-        "step",
-        "--json",
-        "--device",
-        context.device_name,
-        "--tp_size",
-        "1",
-        "--model",
-        work.model,
-        "--layers",
-        &layers,
-        "--seq",
-        &seq,
-        "--batch",
-        &batch,
-        "--steps",
-        &steps,
-    ];
-    program::json(program::own(&args)?.args(more))
+    let mut command = program::own(["bench", "step", "--json", "--tp_size", "1"])?;
+    program::json(command.args(work.flags(context)).args(more))
 }
 
 fn measured(context: &Context, work: &Work) -> Outcome<Finding> {
