@@ -6,6 +6,7 @@ mod faulty;
 pub mod frames;
 mod over;
 mod ranks;
+mod signs;
 #[cfg(feature = "nccl")]
 mod simulated;
 
@@ -14,3 +15,4 @@ pub use detour::touch_device_memory;
 pub use faulty::{Fault, FaultyGroup};
 pub use over::Over;
 pub use ranks::{Setup, everyone, free_port, lines};
+pub use signs::{await_sign, leave_sign, meet};

@@ -24,7 +24,11 @@ fn under(ulimit: &str, threads: &str, descriptors: &str) -> (bool, String) {
 fn a_thread_that_is_refused_is_an_error_with_all_limits() {
     let folder = tempfile::tempdir().unwrap();
     let program = folder.path().join("program");
-    std::fs::copy(env!("CARGO_BIN_EXE_tandem-fake-worker"), &program).unwrap();
+    // By another process: a program that is open for writing cannot be started, and what another test starts meanwhile would have
+    // it open for a moment.
+    let mut copy = Command::new("cp");
+    copy.arg(env!("CARGO_BIN_EXE_tandem-fake-worker"));
+    assert!(copy.arg(&program).status().unwrap().success());
     for path in [folder.path(), &program] {
         std::fs::set_permissions(path, Permissions::from_mode(0o755)).unwrap();
     }

@@ -1,11 +1,11 @@
 //! `--cluster ray` up to the driver, which a script stands in for here. What the real one does is tested in `python/`.
 
-use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use crate::demo::{self, Run, train};
+use crate::programs::write_script;
 use crate::workers::clean;
 
 /// A Python that has all that is needed, and a driver that writes its request down and then does as `script` says.
@@ -13,11 +13,10 @@ fn python(run: &Run, script: &str) -> PathBuf {
     let path = run.storage.path().join("python");
     let request = run.storage.path().join("request.json");
     let text = format!(
-        "#!/bin/sh\nif [ \"$1\" = -c ]; then echo good; exit; fi\necho \"$@\" > {0}.args\ncat > {0}.partial\nmv {0}.partial {0}\n{script}\n",
+        "if [ \"$1\" = -c ]; then echo good; exit; fi\necho \"$@\" > {0}.args\ncat > {0}.partial\nmv {0}.partial {0}\n{script}",
         request.display()
     );
-    std::fs::write(&path, text).unwrap();
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    write_script(&path, &text);
     path
 }
 

@@ -1,13 +1,13 @@
 //! `tandem doctor --gpu`, on the CPU: that each stage checks what it is for, and that none takes the others along.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use serde_json::Value;
 
 use crate::demo::wait_until;
+use crate::programs::write_script;
 
 fn quick(folder: &Path, args: &[&str]) -> (Output, Value, String) {
     doctor(folder, &[&["--quick"], args].concat())
@@ -41,8 +41,7 @@ fn number(stage: &Value, name: &str) -> f64 {
 /// A program that stands where Python is looked for.
 fn script(folder: &Path, text: &str) -> PathBuf {
     let path = folder.join("python");
-    fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    write_script(&path, text);
     path
 }
 

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::demo::{Run, train};
+use crate::programs::copy_program;
 
 fn run() -> Run {
     Run::new("fsdp", 1, 1).args(["--max_steps", "1", "--dataset_percentage", "100"])
@@ -42,7 +43,7 @@ fn none_anywhere() {
     // A copy outside of the checkout, with nothing of Python around.
     let folder = tempfile::tempdir().unwrap();
     let program = folder.path().join("tandem");
-    fs::copy(env!("CARGO_BIN_EXE_tandem"), &program).unwrap();
+    copy_program(env!("CARGO_BIN_EXE_tandem"), &program);
     let run = run();
     let mut command = Command::new(&program);
     command.arg("train_fsdp").args(train(&run).get_args());

@@ -41,6 +41,7 @@ mod output;
 mod packing;
 mod plan;
 mod profile;
+mod programs;
 mod report;
 mod reshard;
 mod resume;

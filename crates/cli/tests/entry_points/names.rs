@@ -4,6 +4,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, Output, Stdio};
 
 use crate::demo::{Run, kill, train, wait_until, workers_of};
+use crate::programs::copy_program;
 
 const TANDEM: &str = env!("CARGO_BIN_EXE_tandem");
 
@@ -34,7 +35,7 @@ fn the_name_or_the_first_argument_decides() {
 fn a_name_without_the_program_says_what_is_missing() {
     let folder = tempfile::tempdir().unwrap();
     let alone = folder.path().join("train_fsdp");
-    std::fs::copy(env!("CARGO_BIN_EXE_train_fsdp"), &alone).unwrap();
+    copy_program(env!("CARGO_BIN_EXE_train_fsdp"), &alone);
     let output = Command::new(&alone).output().unwrap();
     let text = printed(&output);
     assert_eq!(output.status.code(), Some(1), "{text}");

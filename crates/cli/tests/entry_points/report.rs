@@ -1,7 +1,6 @@
 //! `tandem report`: the page of real runs, in a real browser.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -9,6 +8,7 @@ use serde_json::{Value, json};
 
 use crate::browser::Browser;
 use crate::demo::{Run, losses, train};
+use crate::programs::write_script;
 
 const TANDEM: &str = env!("CARGO_BIN_EXE_tandem");
 
@@ -358,12 +358,10 @@ fn what_is_no_run_and_what_cannot_be_written_is_said() {
         "{text}"
     );
     let opener = bin.join("xdg-open");
-    fs::write(
+    write_script(
         &opener,
-        format!("#!/bin/sh\nprintf %s \"$1\" > '{}'\n", opened.display()),
-    )
-    .unwrap();
-    fs::set_permissions(&opener, fs::Permissions::from_mode(0o755)).unwrap();
+        &format!("printf %s \"$1\" > '{}'", opened.display()),
+    );
     assert!(open(&["--open"]).status.success());
     let path = fs::read_to_string(&opened).unwrap();
     assert_eq!(

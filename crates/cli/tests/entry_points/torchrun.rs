@@ -1,12 +1,12 @@
 //! The example for torchrun, with torchrun itself, which starts and restarts the workers.
 
 use std::ffi::OsString;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use crate::demo::{self, Run, train};
+use crate::programs::write_script;
 use crate::workers::{assert_as_local, assert_whole, clean, free_port, long, short};
 
 /// With torch's import in five processes, on a machine that is busy.
@@ -22,8 +22,7 @@ fn example(run: &Run, max_restarts: usize) -> Command {
         .map(|word| format!("'{}'", word.to_str().unwrap()))
         .collect();
     let stand_in = folder.join("train_fsdp");
-    std::fs::write(&stand_in, format!("#!/bin/sh\nexec {}\n", words.join(" "))).unwrap();
-    std::fs::set_permissions(stand_in, std::fs::Permissions::from_mode(0o755)).unwrap();
+    write_script(&stand_in, &format!("exec {}", words.join(" ")));
     // `cargo xtask test --long` installs torchrun and says where; else it is the one on PATH.
     let given = std::env::var_os("TANDEM_TORCH_BIN_DIR").into_iter();
     let path = given.chain(std::env::var_os("PATH"));

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 #[cfg(feature = "nccl")]
 use crate::testing::detour::Detour;
 use crate::testing::over::Over;
+use crate::testing::signs::SIGNS;
 #[cfg(feature = "nccl")]
 use crate::testing::simulated;
 use crate::{ProcessGroup, RunSecret, Transport, World, WorldConfig};
@@ -143,6 +144,7 @@ impl Setup {
 
     fn start(&self) -> Vec<String> {
         let port = free_port("127.0.0.1");
+        let signs = tempfile::tempdir().expect("a folder for signs");
         let children: Vec<Child> = (0..self.ranks)
             .map(|rank| {
                 let mut command =
@@ -158,6 +160,7 @@ impl Setup {
                     .env(RANK, rank.to_string())
                     .env(SET, self.set())
                     .env(PORT, port.to_string())
+                    .env(SIGNS, signs.path())
                     .env("OMP_NUM_THREADS", "1")
                     .stdout(Stdio::piped())
                     .stderr(Stdio::piped())

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use tandem_comm::testing::{Over, Setup, everyone, lines};
+use tandem_comm::testing::{Over, Setup, everyone, lines, meet};
 use tandem_comm::{CommError, ProcessGroup, ReduceOp, Transport, Work, World};
 use tandem_simulated::FAULTS;
 use tandem_tensor::Kind;
@@ -22,8 +22,9 @@ fn reduce(group: &dyn ProcessGroup) -> Result<(), CommError> {
         .and_then(Work::wait)
 }
 
-/// What the first failure of a few reductions is. (A rank may have its result before another one fails.)
-fn failure(world: &World) -> String {
+/// What the first failure of a few reductions is, of one of the ranks that go on to live. (A rank may have its result before another
+/// one fails.)
+fn failure(world: &World, living: &[usize]) -> String {
     let group = everyone(world);
     let begin = Instant::now();
     let error = (0..10).find_map(|_| reduce(&*group).err());
@@ -33,7 +34,7 @@ fn failure(world: &World) -> String {
     // The group is closed, or the device is of no more use.
     reduce(&*group).expect_err("later operations fail, too");
     // Not before the others have seen it, or this one's end would be another failure.
-    std::thread::sleep(Duration::from_millis(500));
+    meet("seen", world.rank(), living.iter().copied());
     text
 }
 
@@ -42,7 +43,7 @@ fn with_fault(test: &'static str, over: Over, fault: &str) -> [String; 3] {
     let setup = Setup::new(test, 3, over)
         .timeout(TIMEOUT)
         .variable(1, FAULTS, fault);
-    let outputs = setup.run(|world| drop(failure(&world)));
+    let outputs = setup.run(|world| drop(failure(&world, &[0, 1, 2])));
     let said = |output: &String| lines(output, "said ").join("");
     let said: Vec<String> = outputs.iter().map(said).collect();
     for (rank, text) in said.iter().enumerate() {
@@ -108,7 +109,7 @@ fn a_death_that_nccl_notices_first_is_still_named() {
         .variable(0, FAULTS, "lost:1:async=6")
         .variable(1, FAULTS, "ncclAllReduce:2:die")
         .variable(2, FAULTS, "lost:1:async=6");
-    let outputs = setup.run(|world| drop(failure(&world)));
+    let outputs = setup.run(|world| drop(failure(&world, &[0, 2])));
     for rank in [0, 2].into_iter().filter(|rank| *rank < outputs.len()) {
         let said = lines(&outputs[rank], "said ").join("");
         assert_eq!(said, "rank 1 left during all_reduce #2 of group \"all\"");

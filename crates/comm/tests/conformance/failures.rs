@@ -3,7 +3,9 @@
 use std::time::{Duration, Instant};
 
 use rustix::process::{Signal, getpid, kill_process};
-use tandem_comm::testing::{Fault, FaultyGroup, Over, Setup, everyone, lines};
+use tandem_comm::testing::{
+    Fault, FaultyGroup, Over, Setup, await_sign, everyone, leave_sign, lines, meet,
+};
 use tandem_comm::{CommError, ProcessGroup, ReduceOp, Transport, Work, World};
 use tandem_tensor::{Kind, Tensor};
 
@@ -215,8 +217,8 @@ fn everyone_names_the_rank_that_failed_first() {
                 error.to_string().starts_with("rank 3 left during"),
                 "{error}"
             );
-            // Not before the others have seen the first failure, or this one's would count as another.
-            std::thread::sleep(Duration::from_millis(500));
+            // Not before the others have seen the first failure, or this one's end would count as another.
+            meet("seen", rank, 0..3);
         }));
     }
 }
@@ -269,7 +271,7 @@ fn a_rank_that_has_finished_may_leave() {
             let error = failure(|| reduce(&*all, &tensor(10)));
             let expected = format!("rank {leaver} left during all_reduce #2 of group \"all\"");
             assert!(error.to_string().starts_with(&expected), "{error}");
-            std::thread::sleep(Duration::from_millis(500));
+            meet("seen", world.rank(), others);
         });
         show(&outputs);
     }
@@ -311,7 +313,7 @@ fn a_death_is_noticed_by_all_though_each_watches_one() {
             "{error}"
         );
         // Not before the others have seen it, or this one's end would count as another.
-        std::thread::sleep(Duration::from_millis(500));
+        meet("seen", world.rank(), [1, 4, 5]);
     }));
 }
 
@@ -456,11 +458,12 @@ fn dropping_a_group_abandons_its_work_and_tells_the_peers() {
                 drop(group);
                 let error = failure(|| work.wait());
                 assert!(matches!(error, CommError::Abandoned { .. }), "{error}");
+                leave_sign("abandoned");
                 // Alive and well: it is the group that it left.
-                std::thread::sleep(Duration::from_secs(2));
+                await_sign("told");
                 return;
             }
-            std::thread::sleep(Duration::from_millis(300));
+            await_sign("abandoned");
             let error = failure(|| reduce(&*group, &big));
             assert!(
                 error
@@ -468,6 +471,7 @@ fn dropping_a_group_abandons_its_work_and_tells_the_peers() {
                     .starts_with("rank 0 left during all_reduce #1"),
                 "{error}"
             );
+            leave_sign("told");
         });
         show(&outputs);
     }
