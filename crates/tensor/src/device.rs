@@ -1,5 +1,6 @@
 //! Which device computes.
 
+use std::cell::Cell;
 use std::str::FromStr;
 
 use tandem_torch::{Device, Surroundings, TorchError};
@@ -98,15 +99,27 @@ impl DeviceChoice {
     }
 }
 
-/// Threads that libtorch and this crate's kernels use inside one operation. Call it once, before anything computes.
+/// Threads that libtorch and this crate's kernels use inside one operation. The thread that trains calls it once, before anything
+/// computes, and is one of them: it computes its part instead of waiting for others to do all.
 pub fn set_threads(threads: usize) {
     let threads = threads.max(1);
     tandem_torch::set_num_threads(threads);
-    // Fails only when the pool exists already, which then keeps the size it has.
-    let _already_there = rayon::ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .thread_name(|index| format!("kernel-{index}"))
-        .build_global();
+    let pool = || {
+        rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .thread_name(|index| format!("kernel-{index}"))
+    };
+    // For all other threads. Fails only when that pool exists already, which then keeps the size it has.
+    let _already_there = pool().build_global();
+    // For this one, whatever size that pool has. Fails only in a thread of some pool, which then stays in that.
+    if let Ok(own) = pool().use_current_thread().build() {
+        COMPUTES_WITH.set(Some(own));
+    }
+}
+
+thread_local! {
+    /// The pool that this thread is one of. It ends with the thread.
+    static COMPUTES_WITH: Cell<Option<rayon::ThreadPool>> = const { Cell::new(None) };
 }
 
 /// Waits until a device has done all that it was given: on CUDA an operation returns when it is launched, on the CPU when
