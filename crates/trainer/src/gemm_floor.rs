@@ -1,5 +1,5 @@
 //! The floor under a step's time: its matrix products, each at the rate that this machine reaches for exactly that
-//! shape.
+//! shape, with its operands where they are in a step.
 
 use tandem_model::{ExpertsDims, LayerDims};
 use tandem_tensor::device::synchronize;
@@ -69,6 +69,22 @@ pub struct LinearShape {
     pub count: usize,
     /// What is computed of it.
     pub products: Products,
+    /// Whether its weights are the model's. All others are read between one use of them and the next, so that no cache has them.
+    pub from_memory: bool,
+}
+
+/// Bytes of weights that no cache of a core holds, and that are read from memory when they have been passed.
+const BEYOND_CACHES: usize = 64 << 20;
+
+impl LinearShape {
+    /// Different matrices of weights that are multiplied in turn when it is measured.
+    fn matrices(&self, kind: Kind) -> usize {
+        let bytes = self.inputs * self.outputs * kind.elt_size_in_bytes();
+        match self.from_memory {
+            true => BEYOND_CACHES.div_ceil(bytes.max(1)).min(self.count).max(1),
+            false => 1,
+        }
+    }
 }
 
 /// How long one linear layer's products take; 0 of one that is not needed.
@@ -171,6 +187,7 @@ pub fn shapes(dimensions: &Dimensions, tokens: usize) -> Vec<LinearShape> {
         outputs,
         count,
         products,
+        from_memory: true,
     };
     let mut all = Vec::new();
     for (
@@ -207,6 +224,7 @@ pub fn shapes(dimensions: &Dimensions, tokens: usize) -> Vec<LinearShape> {
             let heads = count * dims.q_heads * tokens.div_ceil(seq);
             let of_heads = |name, inputs, outputs| LinearShape {
                 products: Products::ALL,
+                from_memory: false,
                 ..shape(name, seq, inputs, outputs, heads)
             };
             all.push(of_heads("scores", dims.head_dim, keys));
@@ -249,6 +267,10 @@ pub fn shapes(dimensions: &Dimensions, tokens: usize) -> Vec<LinearShape> {
 
 /// Measures each shape, the best of `repeats` runs. All ranks measure at the same time, as they compute at the same
 /// time.
+///
+/// As many different weights are multiplied in turn as a micro-batch has, up to what no cache holds. Activations are there from the
+/// operation before, and stay the same; so does the weight's gradient, whose bytes are those of an update
+/// ([`crate::memory_floor`]).
 pub fn measure(
     shapes: &[LinearShape],
     kind: Kind,
@@ -266,7 +288,8 @@ pub fn measure(
             );
             let filled =
                 |rows: i64, columns: i64| Tensor::full([rows, columns], 0.01, (kind, device));
-            let (x, w, d_y, d_w) = (filled(n, i), filled(o, i), filled(n, o), filled(o, i));
+            let (x, d_y, d_w) = (filled(n, i), filled(n, o), filled(o, i));
+            let weights: Vec<Tensor> = (0..shape.matrices(kind)).map(|_| filled(o, i)).collect();
             let Products {
                 forward,
                 input_gradient,
@@ -276,10 +299,13 @@ pub fn measure(
                 true => Seconds::of_best(repeats, &wait, run),
                 false => Seconds::default(),
             };
+            let by_each = |is_needed: bool, run: &dyn Fn(&Tensor)| {
+                best(is_needed, &|| weights.iter().for_each(run)) * (1.0 / weights.len() as f64)
+            };
             LinearTime {
                 shape: shape.clone(),
-                forward: best(forward, &|| drop(linear::forward(&x, &w, None))),
-                input_gradient: best(input_gradient, &|| drop(linear::backward_input(&d_y, &w))),
+                forward: by_each(forward, &|w| drop(linear::forward(&x, w, None))),
+                input_gradient: by_each(input_gradient, &|w| drop(linear::backward_input(&d_y, w))),
                 weight_gradient: best(weight_gradient, &|| {
                     linear::backward_weight(&d_w, &d_y, &x, Accumulate::First);
                 }),
@@ -333,6 +359,27 @@ mod tests {
         // In the sums of a matrix, B's width stands for A's as well; they differ for the down projection.
         let off = 3 * 8 * 2 * 64 * (96 - 64);
         assert_eq!(found + off, 64 * (4 * weights + 6 * adapters));
+    }
+
+    #[test]
+    fn weights_of_the_model_are_not_in_a_cache() {
+        let shape = |inputs, count, from_memory| LinearShape {
+            name: "",
+            tokens: 1,
+            inputs,
+            outputs: 1 << 10,
+            count,
+            products: Products::ALL,
+            from_memory,
+        };
+        let matrices = |inputs, count| shape(inputs, count, true).matrices(Kind::BFloat16);
+        // Of 1 MiB each.
+        assert_eq!((matrices(512, 256), matrices(512, 7)), (64, 7));
+        assert_eq!(matrices(512 * 100, 7), 1);
+        // Keys have just been computed.
+        assert_eq!(shape(512, 256, false).matrices(Kind::BFloat16), 1);
+        let times = measure(&[shape(8, 3, true)], Kind::Float, Device::Cpu, 1);
+        assert!(times[0].total_s() > 0.0 && times[0].rate().is_finite());
     }
 
     /// Two products forward and four backward of each query head, over the pairs of tokens of which one sees the other.

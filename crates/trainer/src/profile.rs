@@ -370,6 +370,7 @@ mod tests {
                 outputs: 576,
                 count: 1,
                 products: Products::ALL,
+                from_memory: true,
             },
             forward: seconds(0.01),
             input_gradient: seconds(0.02),
