@@ -20,13 +20,18 @@ pub struct Device {
     pub fp32_flops: f64,
     /// What large products reach of these peaks.
     pub product_efficiency: f64,
+    /// The length of a side of a product at which half of that is left, where the other two are long: a GPU's units are idle, and a
+    /// processor copies each operand once for as many results as the other is wide. Without it, 48 on a GPU and 0 on a processor.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub short_side: Option<f64>,
     /// What attention reaches of them, over the products that its mask leaves: forward, and backward.
     pub attention_efficiency: [f64; 2],
     /// Bytes between its memory and its cores.
     pub memory_bandwidth: f64,
     /// What passes over long vectors reach of that.
     pub memory_efficiency: f64,
-    /// The shortest time that an operation takes, in seconds, whatever its size: to launch it, mostly.
+    /// The shortest time that an operation takes on a GPU, in seconds, whatever its size: to launch it, mostly. What one takes on a
+    /// processor besides its work: to hand it over to threads.
     #[serde(default)]
     pub operation_s: f64,
     /// To the other devices of its node.
@@ -273,6 +278,7 @@ impl Device {
             bf16_flops: 100e9 * cores,
             fp32_flops: 60e9 * cores,
             product_efficiency: 1.0,
+            short_side: None,
             attention_efficiency: [0.5, 0.5],
             memory_bandwidth: 8e9 * cores,
             memory_efficiency: 1.0,
@@ -340,6 +346,13 @@ impl Device {
                 return wrong(key, value, "above 0 and at most 1");
             }
         }
+        if self
+            .short_side
+            .is_some_and(|side| !(0.0..1e6).contains(&side))
+        {
+            let value = self.short_side.unwrap_or_default();
+            return wrong("short_side", value, "0 or more and below a million");
+        }
         for (key, value) in others {
             if !(0.0..1.0).contains(&value) {
                 return wrong(key, value, "0 or more and below a second");
@@ -349,6 +362,12 @@ impl Device {
             return wrong("overlap", self.overlap, "from 0 to 1");
         }
         Ok(())
+    }
+
+    /// What a product with these sides reaches of a product of long ones.
+    pub fn part_of_short_sides(&self, sides: [f64; 3]) -> f64 {
+        let short = self.short_side.unwrap_or(if self.cpu { 0.0 } else { 48.0 });
+        sides.map(|side| side / (side + short)).iter().product()
     }
 
     /// Floating point operations per second of products of this kind, at the peak.
@@ -379,6 +398,7 @@ impl DataSheet {
             bf16_flops: self.bf16_tera * 1e12,
             fp32_flops: self.fp32_tera * 1e12,
             product_efficiency: products,
+            short_side: None,
             attention_efficiency: attention,
             memory_bandwidth: self.memory_gb_per_s * 1e9,
             memory_efficiency: 0.85,

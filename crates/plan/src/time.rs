@@ -154,12 +154,13 @@ struct Clock<'a> {
 }
 
 impl Clock<'_> {
-    /// A product whose sides are short leaves units idle: half of them at this length, on GPUs.
-    const SHORT: f64 = 48.0;
-
     fn operation(&self, operation: &Operation) -> Computing {
         let device = self.device;
-        let least = device.operation_s;
+        // A GPU's launches overlap with what runs; a processor's threads have to begin and to end.
+        let at_least = |seconds: f64| match device.cpu {
+            true => seconds + device.operation_s,
+            false => seconds.max(device.operation_s),
+        };
         let memory = device.memory_bandwidth * device.memory_efficiency;
         let mut time = Computing::default();
         match *operation {
@@ -171,24 +172,18 @@ impl Clock<'_> {
                 kind,
             } => {
                 let sides = [rows as f64, inner as f64, columns as f64];
-                let full: f64 = match device.cpu {
-                    true => 1.0,
-                    false => sides
-                        .iter()
-                        .map(|side| side / (side + Self::SHORT))
-                        .product(),
-                };
+                let full = device.part_of_short_sides(sides);
                 let rate = device.peak(kind) * device.product_efficiency * full;
                 let [m, k, n] = sides;
                 let each = kind.elt_size_in_bytes() as f64;
                 let moving = each * (m * k + k * n + m * n) / memory;
-                let once = (2.0 * m * k * n / rate).max(moving).max(least);
+                let once = at_least((2.0 * m * k * n / rate).max(moving));
                 time.products = count as f64 * once;
             }
             Operation::Attention { flops, is_backward } => {
                 let efficiency = device.attention_efficiency[usize::from(is_backward)];
                 let rate = device.peak(self.settings.precision.matmul) * efficiency;
-                time.attention = (flops / rate).max(least);
+                time.attention = at_least(flops / rate);
             }
             Operation::Pass {
                 bytes,
@@ -198,8 +193,10 @@ impl Clock<'_> {
                 let AsTensors { factor, operations } = as_tensors;
                 time.memory_bound = count
                     * match self.kernels {
-                        Kernels::Fused => (bytes / memory).max(least),
-                        Kernels::Operators => (bytes * factor / memory).max(least * operations),
+                        Kernels::Fused => at_least(bytes / memory),
+                        Kernels::Operators => {
+                            (bytes * factor / memory).max(device.operation_s * operations)
+                        }
                     };
             }
         }

@@ -15,7 +15,7 @@ use tandem_run::spec::{Dtype, Network};
 use tandem_tensor::attention::{self, AttentionSpec};
 use tandem_tensor::device::synchronize;
 use tandem_tensor::torch::cuda;
-use tandem_tensor::{DeviceChoice, Kind, Tensor, memory};
+use tandem_tensor::{Accumulate, DeviceChoice, Kind, Tensor, linear, memory};
 use tandem_trainer::gemm_floor::{self, LinearShape, Products};
 use tandem_trainer::memory_floor;
 
@@ -65,11 +65,15 @@ fn measured(ranks: &Ranks, devices: usize) -> Outcome<Device> {
     };
     let slowest =
         |own: f64| -> Outcome<f64> { Ok(all(own)?.into_iter().fold(f64::INFINITY, f64::min)) };
-    let rate = |kind| -> Outcome<f64> {
+    let rate = |kind, sides| -> Outcome<f64> {
         ranks.barrier()?;
-        slowest(products(kind, ranks))
+        slowest(products(kind, sides, ranks))
     };
-    let (bf16, fp32) = (rate(Kind::BFloat16)?, rate(Kind::Float)?);
+    let (bf16, fp32) = (rate(Kind::BFloat16, LONG)?, rate(Kind::Float, LONG)?);
+    let short = rate(Kind::BFloat16, SHORT)?;
+    ranks.barrier()?;
+    // The slowest, as all of these are.
+    let operation_s = 1.0 / slowest(1.0 / operation(ranks))?;
     ranks.barrier()?;
     let [forward, backward] = attentions(ranks);
     let (forward, backward) = (slowest(forward)?, slowest(backward)?);
@@ -90,40 +94,77 @@ fn measured(ranks: &Ranks, devices: usize) -> Outcome<Device> {
         }
     };
     let is_cpu = here == tandem_tensor::Device::Cpu;
-    Ok(Device {
+    let device = Device {
         name: tandem_tensor::device::name(here).unwrap_or_else(|| "measured cpu".to_owned()),
         cpu: is_cpu,
         memory_bytes: slowest(own_memory.unwrap_or(f64::MAX))?,
         bf16_flops: bf16,
         fp32_flops: fp32,
         product_efficiency: 1.0,
+        short_side: None,
         attention_efficiency: [forward, backward].map(|rate| (rate / bf16).min(1.0)),
         memory_bandwidth: bandwidth,
         memory_efficiency: 1.0,
-        operation_s: 5e-6,
+        operation_s: operation_s.min(0.9),
         link,
         // One machine has no network; as good as none.
         network: link,
         devices_per_node: devices,
         overlap: if is_cpu { 0.0 } else { 0.9 },
+    };
+    let short_side = is_cpu.then(|| short_side(&device, short / bf16));
+    Ok(Device {
+        short_side,
+        ..device
     })
 }
 
-/// Floating point operations per second of a layer's products.
-fn products(kind: Kind, ranks: &Ranks) -> f64 {
-    let shape = |inputs, outputs| LinearShape {
+/// Floating point operations per second of products with sides of these lengths, of different weights in turn.
+fn products(kind: Kind, [tokens, inputs, outputs]: [usize; 3], ranks: &Ranks) -> f64 {
+    let shape = LinearShape {
         name: "measured",
-        tokens: 512,
+        tokens,
         inputs,
         outputs,
-        count: 1,
+        count: 256,
         products: Products::ALL,
+        from_memory: true,
     };
-    let shapes = [shape(1024, 4096), shape(4096, 1024)];
-    let times = gemm_floor::measure(&shapes, kind, ranks.device, REPEATS);
-    let flops = 6.0 * 512.0 * 1024.0 * 4096.0 * times.len() as f64;
-    let seconds: f64 = times.iter().map(gemm_floor::LinearTime::total_s).sum();
-    flops / seconds
+    let times = gemm_floor::measure(&[shape], kind, ranks.device, REPEATS);
+    times.iter().map(gemm_floor::LinearTime::rate).sum()
+}
+
+/// The sides of a wide layer's products, and of an expert's.
+const LONG: [usize; 3] = [512, 1024, 4096];
+const SHORT: [usize; 3] = [64, 512, 384];
+
+/// [`Device::short_side`] of a processor on which products of [`SHORT`] sides reach `part` of the rate of [`LONG`] ones.
+fn short_side(device: &Device, part: f64) -> f64 {
+    let of = |sides: [usize; 3], side: f64| {
+        let device = Device {
+            short_side: Some(side),
+            ..device.clone()
+        };
+        device.part_of_short_sides(sides.map(|side| side as f64))
+    };
+    let (mut low, mut high) = (0.0, 1e3);
+    for _ in 0..50 {
+        let middle = (low + high) / 2.0;
+        match of(SHORT, middle) / of(LONG, middle) > part {
+            true => low = middle,
+            false => high = middle,
+        }
+    }
+    low
+}
+
+/// Seconds that an operation of all threads takes besides its work: of one that has little.
+fn operation(ranks: &Ranks) -> f64 {
+    const TIMES: usize = 200;
+    let ones = |elements: i64| Tensor::ones([elements], (Kind::Float, ranks.device));
+    let (a, b) = (ones(64 << 10), ones(64 << 10));
+    let add = || linear::store(&a, &b, Accumulate::Add);
+    best(ranks, || (0..TIMES).for_each(|_| add())) / TIMES as f64
 }
 
 /// Seconds of the best of some runs, after one that warms up.
@@ -195,4 +236,28 @@ fn link(ranks: &Ranks, devices: usize) -> Outcome<Link> {
         efficiency: 1.0,
         latency_s: of(1).fold(0.0, f64::max).min(0.9),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_short_side_is_found_again() {
+        let device = Device::processor(1.0, 1e9, 1);
+        for side in [0.0, 3.0, 25.0, 200.0] {
+            let known = Device {
+                short_side: Some(side),
+                ..device.clone()
+            };
+            let part = |sides: [usize; 3]| known.part_of_short_sides(sides.map(|it| it as f64));
+            let found = short_side(&device, part(SHORT) / part(LONG));
+            assert!(
+                (found - side).abs() < 1e-6 * side.max(1.0),
+                "{found} {side}"
+            );
+        }
+        // Where short ones are no slower.
+        assert!(short_side(&device, 1.1) < 1e-9);
+    }
 }
