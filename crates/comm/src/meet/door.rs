@@ -72,11 +72,15 @@ impl Door {
         expected: usize,
     ) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
+        let limit = expected + STRANGERS;
+        // All of them may call before one is let in, and whoever finds the queue full is not tried again for a second. The standard
+        // library asks for 128 places; the system gives no more than it has (`net.core.somaxconn`).
+        rustix::net::listen(&listener, i32::try_from(limit).unwrap_or(i32::MAX))?;
         Ok(Self {
             listener,
             secret,
             purpose,
-            limit: expected + STRANGERS,
+            limit,
             patience: PATIENCE,
             waiting: Vec::new(),
             refused: 0,
@@ -316,6 +320,17 @@ mod tests {
         socket.bind(&from.into()).unwrap();
         socket.connect(&to.into()).unwrap();
         socket.into()
+    }
+
+    #[test]
+    fn as_many_as_are_expected_may_call_before_anybody_is_let_in() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let secret = RunSecret::guessable("a secret of this test");
+        let _door = Door::new(listener, secret, "test".to_owned(), 400).unwrap();
+        let calls = (0..400).map(|_| TcpStream::connect_timeout(&address, PATIENCE));
+        let connected: io::Result<Vec<TcpStream>> = calls.collect();
+        assert_eq!(connected.unwrap().len(), 400);
     }
 
     #[test]
