@@ -16,7 +16,7 @@ use crate::manifest::{
 use crate::names::FileName;
 use crate::piece::Role;
 use crate::shard::{ShardReport, WrittenPiece};
-use crate::store::{PutMode, Store, StoreError, StoreErrorKind, join};
+use crate::store::{MAX_READ_BYTES, PutMode, Store, StoreError, StoreErrorKind, join};
 use crate::train_state::TrainState;
 
 /// A checkpoint that is to be written: its folder, agreed on by all ranks.
@@ -69,6 +69,11 @@ pub fn commit(
     let manifest = assemble(tensors, reports, state);
 
     let manifest_json = to_json(store, &join(folder, MANIFEST_FILE), &manifest)?;
+    check_readable(
+        store,
+        &join(folder, MANIFEST_FILE),
+        manifest_json.len() as u64,
+    )?;
     let record = CommitRecord {
         format: FORMAT.to_owned(),
         format_version: FORMAT_VERSION,
@@ -86,6 +91,23 @@ pub fn commit(
     put_new(store, &join(folder, MANIFEST_FILE), &manifest_json)?;
     put_new(store, &commit_path, &record_json)?;
     Ok(manifest)
+}
+
+/// A list that nobody may read would make a checkpoint that cannot be continued from.
+fn check_readable(store: &dyn Store, path: &str, bytes: u64) -> Result<(), StoreError> {
+    if bytes <= MAX_READ_BYTES {
+        return Ok(());
+    }
+    let limit = MAX_READ_BYTES >> 20;
+    Err(StoreError {
+        operation: "write",
+        location: store.locate(path),
+        kind: StoreErrorKind::TooLarge,
+        source: format!(
+            "the list of all pieces has {bytes} bytes, and may have {limit} MiB; use fewer ranks"
+        )
+        .into(),
+    })
 }
 
 /// Writes a file that is never replaced: another checkpoint in this folder stays what it is.
@@ -221,4 +243,19 @@ fn to_json<T: Serialize>(store: &dyn Store, path: &str, value: &T) -> Result<Vec
         kind: StoreErrorKind::Other,
         source: error.into(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::LocalStore;
+
+    #[test]
+    fn a_list_that_could_not_be_read_again_is_not_written() {
+        let store = LocalStore::new(".");
+        check_readable(&store, MANIFEST_FILE, MAX_READ_BYTES).unwrap();
+        let refused = check_readable(&store, MANIFEST_FILE, MAX_READ_BYTES + 1).unwrap_err();
+        assert_eq!(refused.kind, StoreErrorKind::TooLarge);
+        assert!(refused.to_string().contains("fewer ranks"), "{refused}");
+    }
 }

@@ -29,7 +29,7 @@ pub use watched::{Lost, WatchedStore, mark_folder};
 
 /// The largest file that is read whole: the manifest of a checkpoint of 20 terabytes (70 bytes for every chunk), or ten times
 /// the largest tokenizer that is published.
-const MAX_READ_BYTES: u64 = 512 << 20;
+pub const MAX_READ_BYTES: u64 = 512 << 20;
 
 /// A tree of files. Paths are relative, with `/` between names.
 ///

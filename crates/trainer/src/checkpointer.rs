@@ -205,6 +205,8 @@ impl Checkpointer {
                 let reports = all_reports(engine, &report)?;
                 let own = match &mut self.committer {
                     Some(committer) => {
+                        let reports = reports.iter().map(|bytes| from_json(bytes));
+                        let reports = reports.collect::<Result<Vec<_>, _>>()?;
                         let tensors = Arc::clone(&self.tensors);
                         let state = save.state.clone();
                         let started = committer.start(save.new.clone(), tensors, reports, state);
@@ -374,10 +376,14 @@ impl Checkpointer {
     }
 }
 
-/// What every rank has written, on rank 0 and all others.
-fn all_reports(engine: &Engine, own: &ShardReport) -> Result<Vec<ShardReport>, TrainError> {
-    let bytes = all_gather_bytes(engine.world.as_ref(), &to_json(own)?, engine.device)?;
-    bytes.iter().map(|bytes| from_json(bytes)).collect()
+/// What every rank has written, on rank 0 and all others, as it goes from one to the other: only who commits makes anything of it.
+fn all_reports(engine: &Engine, own: &ShardReport) -> Result<Vec<Vec<u8>>, TrainError> {
+    let own = to_json(own)?;
+    Ok(all_gather_bytes(
+        engine.world.as_ref(),
+        &own,
+        engine.device,
+    )?)
 }
 
 /// What went wrong on all ranks, as one text.
