@@ -15,6 +15,9 @@ use std::sync::Arc;
 
 use tandem_tensor::Device;
 
+#[cfg(feature = "testing")]
+pub use tcp::ring_bytes;
+
 use crate::error::{CommError, Result};
 use crate::group::context::GroupContext;
 use crate::group::cpu::CpuGroup;

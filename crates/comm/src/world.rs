@@ -161,6 +161,12 @@ impl World {
         create(context, &membership)
     }
 
+    /// For tests: what was said over the store so far, on rank 0.
+    #[cfg(feature = "testing")]
+    pub(crate) fn store_traffic(&self) -> Option<crate::meet::store::Traffic> {
+        self.meeting_point.as_ref()?.traffic()
+    }
+
     /// For tests: `maker` makes groups for tensors in host memory.
     #[cfg(feature = "testing")]
     pub(crate) fn made_by(mut self, maker: Box<GroupMaker>) -> Self {

@@ -35,7 +35,7 @@ use crate::weight_decay::WeightDecayOn;
 pub use state::{OptimizerState, OwnedPiece};
 
 /// Owned ranges start at multiples of this many elements: a cache line of bf16.
-const ALIGN: usize = 32;
+pub const OWNED_ALIGN: usize = 32;
 
 /// What all units of a rank share.
 #[derive(Clone)]
@@ -92,7 +92,7 @@ impl FlatUnit {
     pub fn new(layout: UnitLayout, setup: UnitSetup) -> Self {
         let (numel, dp_size, dp_rank) = (layout.numel, setup.dp.size(), setup.dp.rank());
         let cuts = setup.level > ShardingLevel::Replicated && dp_size > 1;
-        let part = |rank: usize| partition_aligned(numel, dp_size, rank, ALIGN);
+        let part = |rank: usize| partition_aligned(numel, dp_size, rank, OWNED_ALIGN);
         let (owned, counts) = if cuts {
             (
                 part(dp_rank),
@@ -366,7 +366,7 @@ impl FlatUnit {
         }
         let dp = &self.setup.dp;
         // Where the gradient is replicated over the column, each rank counts a part all the same.
-        let share = partition_aligned(self.layout.numel, dp.size(), dp.rank(), ALIGN);
+        let share = partition_aligned(self.layout.numel, dp.size(), dp.rank(), OWNED_ALIGN);
         for param in &self.layout.params {
             let counted = param.offset + param.counted.start..param.offset + param.counted.end;
             let mine = intersect(&counted, &share);

@@ -54,7 +54,7 @@ pub use checks::{check_replicas, check_same_batch};
 pub use deepspeed::DeepSpeed;
 pub use error::ParallelError;
 pub use expert_group::ExpertGroup;
-pub use flat_unit::{FlatUnit, OptimizerState, OwnedPiece, UnitSetup};
+pub use flat_unit::{FlatUnit, OWNED_ALIGN, OptimizerState, OwnedPiece, UnitSetup};
 pub use fsdp::Fsdp;
 pub use grad_norm::{global_squared_norm, own_gradient_is_finite};
 pub use layout::{LocalParam, UnitLayout, layouts};

@@ -37,6 +37,7 @@ mod group;
 mod links;
 mod memory;
 mod place;
+pub mod scale;
 mod search;
 mod settings;
 mod share;

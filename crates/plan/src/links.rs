@@ -17,6 +17,18 @@ pub(crate) fn seconds(collective: &Collective, members: Members, device: &Device
     }
 }
 
+/// Bytes that a rank sends of `collective` among `count`: what is its own of a tensor goes to all others, and of a sum each part's sum
+/// once more.
+pub(crate) fn sent(collective: &Collective, count: usize) -> f64 {
+    let n = count.max(1) as f64;
+    let others = collective.bytes as f64 * (n - 1.0) / n;
+    match collective.verb {
+        Verb::AllReduce => 2.0 * others,
+        Verb::AllGather | Verb::ReduceScatter => others,
+        Verb::AllToAll => others / n,
+    }
+}
+
 /// Of the members, those in one node.
 fn in_node(members: Members, device: &Device) -> usize {
     (device.devices_per_node / members.stride).clamp(1, members.count)

@@ -4,15 +4,12 @@ use std::thread::available_parallelism;
 
 use tandem_launch::env::WorkerEnv;
 use tandem_launch::limits::{Need, check};
+use tandem_plan::scale::{FILES_BESIDES, descriptors_asked};
 
 use crate::failure::{Failure, Outcome};
 
 /// Threads of a worker besides those that compute: the control socket's, a group's, the loader's, a save's.
 const THREADS_BESIDES: usize = 16;
-/// Files of a worker besides its connections: data, weights, logs, libraries.
-const FILES_BESIDES: u64 = 64;
-/// Connections of a worker to each of the others, at most: the store's, and one for each group.
-const CONNECTIONS: u64 = 4;
 /// Descriptors that the controller has for a worker: its log, its process, its connection.
 const OF_CONTROLLER: u64 = 6;
 /// What a thread needs that does nothing.
@@ -33,7 +30,7 @@ pub fn check_own(env: &WorkerEnv) -> Outcome<()> {
     tried(Need {
         threads: of_worker(env.local_world_size),
         stack: None,
-        descriptors: FILES_BESIDES + CONNECTIONS * env.world_size as u64,
+        descriptors: descriptors_asked(env.world_size),
     })
 }
 

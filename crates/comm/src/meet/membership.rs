@@ -204,8 +204,7 @@ mod tests {
             assert!(exchanged.iter().all(|values| *values == expected));
             // A hello and its welcome come first.
             let each = 2 * ranks as u64;
-            let (received, sent) = (each, each);
-            assert_eq!(traffic, Traffic { received, sent });
+            assert_eq!((traffic.received, traffic.sent), (each, each));
         }
     }
 

@@ -76,6 +76,12 @@ impl MeetingPoint {
         &self.client
     }
 
+    /// What was said over the store so far, on rank 0.
+    #[cfg(feature = "testing")]
+    pub(crate) fn traffic(&self) -> Option<crate::meet::store::Traffic> {
+        self.server.as_ref().map(Server::traffic)
+    }
+
     /// Where other hosts reach this rank.
     pub(crate) fn address(&self) -> IpAddr {
         self.address

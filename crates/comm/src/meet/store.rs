@@ -11,11 +11,12 @@ mod gathering;
 mod parts;
 mod quota;
 mod server;
+mod traffic;
 pub(crate) mod wire;
 
 #[cfg(feature = "nccl")]
 pub(crate) use client::Question;
 pub(crate) use client::{Client, Refusal};
 pub(crate) use server::Server;
-#[cfg(test)]
-pub(crate) use server::Traffic;
+#[cfg(any(test, feature = "testing"))]
+pub use traffic::Traffic;

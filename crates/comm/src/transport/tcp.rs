@@ -11,6 +11,9 @@ mod peer;
 mod plan;
 mod ring;
 
+#[cfg(feature = "testing")]
+pub use ring::ring_bytes;
+
 use std::sync::Arc;
 
 use crate::error::Result;

@@ -5,7 +5,7 @@ use std::ops::Range;
 use tandem_mesh::{ShardSlice, partition_aligned};
 use tandem_tensor::{Kind, Tensor, cpu};
 
-use super::{ALIGN, FlatUnit, intersect};
+use super::{FlatUnit, OWNED_ALIGN, intersect};
 use crate::error::ParallelError;
 use crate::layout::LocalParam;
 use crate::weights::WeightSource;
@@ -130,7 +130,7 @@ impl FlatUnit {
     /// This rank's pieces: over the mesh, every element of every parameter appears once.
     pub fn pieces(&self, state: OptimizerState) -> Vec<OwnedPiece> {
         let dp = &self.setup.dp;
-        let share = partition_aligned(self.layout.numel, dp.size(), dp.rank(), ALIGN);
+        let share = partition_aligned(self.layout.numel, dp.size(), dp.rank(), OWNED_ALIGN);
         self.layout
             .params
             .iter()

@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used)] // a failed helper is a failed test
 
 mod decay;
+mod many;
 mod planned;
 mod step;
 mod table;

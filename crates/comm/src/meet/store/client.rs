@@ -278,6 +278,7 @@ impl Client {
     fn send(&self, message: &Message<'_>, site: &Site) -> Result<()> {
         message
             .write(&mut *self.stream.lock())
+            .map(drop)
             .map_err(|_| self.shared.health.explain(0, site.clone()))
     }
 }

@@ -17,6 +17,7 @@ use crate::meet::health::Fate;
 use crate::meet::secret::RunSecret;
 use crate::meet::store::gathering::Gathering;
 use crate::meet::store::quota::Quota;
+use crate::meet::store::traffic::Traffic;
 use crate::meet::store::wire::{Message, PURPOSE, first_message};
 
 /// A connection that has proved itself says who it is within this time.
@@ -51,13 +52,6 @@ struct State {
     ended: Vec<(usize, Fate)>,
     traffic: Traffic,
     closing: bool,
-}
-
-/// Messages so far, of all ranks together.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Traffic {
-    pub(crate) received: u64,
-    pub(crate) sent: u64,
 }
 
 struct Connection {
@@ -118,7 +112,7 @@ impl Server {
     }
 
     /// What was said so far.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "testing"))]
     pub(crate) fn traffic(&self) -> Traffic {
         self.shared.state.lock().traffic
     }
@@ -141,8 +135,7 @@ impl Drop for Server {
             // Already closed is closed.
             let _closed = connection.stream.shutdown(Shutdown::Both);
         }
-        let Traffic { received, sent } = state.traffic;
-        tracing::debug!(received, sent, "messages of the store that closes");
+        state.traffic.tell();
         drop(state);
         // Wakes the thread at the door.
         let _shut = rustix::net::shutdown(&self.listener, rustix::net::Shutdown::Both);
@@ -286,7 +279,7 @@ impl Shared {
             let rest = peer.arrived.split_off(len);
             let bytes = std::mem::replace(&mut peer.arrived, rest);
             let message = Message::read(&mut bytes.as_slice(), &mut buffer)?;
-            self.state.lock().traffic.received += 1;
+            self.state.lock().traffic.hear(len);
             match (peer.who, message) {
                 (Who::Caller { number, .. }, hello) => {
                     peer.who = Who::Rank(self.welcome(&peer.stream, number, &hello)?);
@@ -339,8 +332,9 @@ impl Shared {
             return Err(io::Error::other(reason));
         }
         let rank = rank as usize;
-        Message::Welcome.write(&mut &**stream)?;
-        state.traffic.sent += 1;
+        let welcomed = Message::Welcome.write(&mut &**stream);
+        state.traffic.note(&welcomed);
+        welcomed?;
         let connection = Connection {
             stream: stream.clone(),
             quota: Quota::default(),
@@ -485,12 +479,5 @@ impl State {
         if let Some(connection) = self.connections.get(&rank) {
             self.traffic.note(&message.write(&mut &*connection.stream));
         }
-    }
-}
-
-impl Traffic {
-    /// A message that was sent. A broken connection is read from next, which then tells everyone.
-    fn note(&mut self, sent: &io::Result<()>) {
-        self.sent += u64::from(sent.is_ok());
     }
 }

@@ -106,9 +106,11 @@ impl<'a> Message<'a> {
         }
     }
 
+    /// Returns how many bytes it took.
+    ///
     /// # Errors
     /// When the connection is broken, or the message is longer than the other side would take.
-    pub(super) fn write(&self, stream: &mut impl Write) -> io::Result<()> {
+    pub(super) fn write(&self, stream: &mut impl Write) -> io::Result<usize> {
         let too_long = || io::Error::other("the message is too long for the store");
         let is_short = match self {
             Self::Set { key, value } => key.len() <= MAX_KEY && value.len() <= MAX_VALUE,
@@ -127,7 +129,8 @@ impl<'a> Message<'a> {
         }
         message[..LENGTH_BYTES].copy_from_slice(&(len as u32).to_le_bytes());
         // One call, so that two threads' messages do not mix and no half message waits for the other half.
-        stream.write_all(&message)
+        stream.write_all(&message)?;
+        Ok(message.len())
     }
 
     /// Reads the next message into `buffer`, whose capacity stays below a fixed size whatever comes.
@@ -190,7 +193,7 @@ pub(crate) fn read_all(mut input: &[u8]) -> (usize, usize) {
             let mut wire = Vec::new();
             // Keys and values may be longer than a sender may make them; then they are not written.
             let written = message.write(&mut wire);
-            written.ok().map(|()| (format!("{message:?}"), wire))
+            written.ok().map(|_| (format!("{message:?}"), wire))
         });
         largest = largest.max(buffer.capacity());
         let Ok(again) = read else {

@@ -15,7 +15,7 @@ const LEAST: usize = 4 << 10;
 /// Bytes of a ring in a group of so many members that contribute so many bytes each. A power of two and thereby a multiple of
 /// all element sizes, so that no element lies across its end; no more than is needed, and together not much, however many
 /// members there are.
-pub(super) fn ring_bytes(members: usize, contribution: usize) -> usize {
+pub fn ring_bytes(members: usize, contribution: usize) -> usize {
     let each = (ALL / members.next_power_of_two()).clamp(LEAST, MOST);
     contribution.min(each).next_power_of_two().max(LEAST)
 }
