@@ -3,6 +3,7 @@
 mod found;
 mod measure;
 mod operators;
+mod scale;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -24,6 +25,7 @@ use tandem_tensor::memory;
 use crate::flags::choices::{Dtype, RecomputeChoice};
 use crate::replay::StrategyChoice;
 use found::Found;
+use scale::ScaleTransport;
 
 /// A device file has a few hundred bytes.
 const LONGEST_DEVICE_FILE: u64 = 64 << 10;
@@ -137,6 +139,18 @@ pub struct PlanArgs {
     /// Also count what one layer of the best launches and moves on a GPU, by computing it here, beside a compiled PyTorch layer.
     #[arg(long, conflicts_with = "measure")]
     pub operators: bool,
+
+    /// Also show what the best takes with 64, 256 and 1,024 ranks, phase by phase, and which limit is met first.
+    #[arg(
+        long,
+        value_enum,
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "auto",
+        value_name = "TRANSPORT",
+        conflicts_with = "measure"
+    )]
+    pub scale: Option<ScaleTransport>,
 }
 
 /// Prints the plan, or measures. Returns the exit code.
@@ -188,6 +202,14 @@ pub fn run(args: &PlanArgs, line: &[OsString]) -> Outcome<i32> {
         Some(best) if args.operators => Some(operators::run(args, line, &config, best)?),
         _ => None,
     };
+    let scale = match (candidates.first(), args.scale) {
+        (Some(best), Some(transport)) => {
+            let model = (&config, &plan);
+            let adapters = question.adapters;
+            Some(scale::of(transport, model, adapters, &device, best)?)
+        }
+        _ => None,
+    };
     let found = Found {
         args,
         config: &config,
@@ -197,6 +219,7 @@ pub fn run(args: &PlanArgs, line: &[OsString]) -> Outcome<i32> {
         rows,
         candidates: &candidates,
         operators: operators.as_ref(),
+        scale: scale.as_ref(),
     };
     match args.json {
         true => say!("{}", found.json())?,

@@ -2,10 +2,12 @@
 
 use serde_json::{Value, json};
 use tandem_model::ModelConfig;
+use tandem_plan::scale::Scale;
 use tandem_plan::{Candidate, Conversation, Device, duration, reasons, recompute_name};
 
 use super::PlanArgs;
 use super::operators::Operators;
+use super::scale;
 use crate::flags::choices::Dtype;
 
 /// The candidates of a question.
@@ -20,6 +22,8 @@ pub(super) struct Found<'a> {
     pub candidates: &'a [Candidate],
     /// With `--operators`.
     pub operators: Option<&'a Operators>,
+    /// With `--scale`.
+    pub scale: Option<&'a Scale>,
 }
 
 fn gb(bytes: u64) -> String {
@@ -53,10 +57,11 @@ fn strategy(candidate: &Candidate) -> &'static str {
 }
 
 impl Found<'_> {
-    /// The table, the best in detail, why it is the best, and the operators of a layer of it.
+    /// The table, the best in detail, why it is the best, the operators of a layer of it, and what it takes with many ranks.
     pub fn lines(&self) -> Vec<String> {
         let mut lines = self.of_candidates();
         lines.extend(self.operators.iter().flat_map(|it| it.lines()));
+        lines.extend(self.scale.into_iter().flat_map(scale::lines));
         lines
     }
 
@@ -271,6 +276,7 @@ impl Found<'_> {
             "candidates": candidates,
             "reasons": reasons(self.candidates, self.device.memory_bytes),
             "operators": self.operators,
+            "scale": self.scale,
         })
     }
 

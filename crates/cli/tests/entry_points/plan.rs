@@ -166,6 +166,31 @@ fn a_layers_operators_are_counted_and_stay_few() {
 }
 
 #[test]
+fn many_ranks_are_shown_with_what_ends_first() {
+    let model = demo("model");
+    let line = ["plan", "--devices", "64", "--tp_size", "2", "--model_name"];
+    let line = [&line[..], &[&model, "--seq_length", "64"]].concat();
+    for (transport, over_tcp) in [("--scale", false), ("--scale=staged", true)] {
+        let plan = json(&[&line[..], &[transport, "--json"]].concat());
+        let scale = &plan["scale"];
+        assert_eq!(scale["columns"], serde_json::json!([64, 256, 1024]));
+        let rows = scale["rows"].as_array().unwrap();
+        let of = |words: &str| rows.iter().find(|row| row["what"] == words);
+        let connections = of("connections of a rank in the group of all ranks, over TCP");
+        assert_eq!(connections.is_some(), over_tcp, "{scale}");
+        let store = of("connections of rank 0's store, which one thread serves");
+        let expected = serde_json::json!([64.0, 256.0, 1024.0]);
+        assert_eq!(store.unwrap()["values"], expected);
+        assert!(scale["limits"].as_array().unwrap().len() > 4, "{scale}");
+        let text = String::from_utf8(tandem(&[&line[..], &[transport]].concat()).stdout).unwrap();
+        for words in ["  restart ", "met at ", "first     ", "a run of 64 is "] {
+            assert!(text.contains(words), "{words}: {text}");
+        }
+    }
+    assert!(json(&[&line[..], &["--json"]].concat())["scale"].is_null());
+}
+
+#[test]
 fn what_cannot_be_planned_is_refused_with_what_to_do() {
     let model = demo("model");
     let scratch = tempfile::tempdir().unwrap();
@@ -202,6 +227,8 @@ fn what_cannot_be_planned_is_refused_with_what_to_do() {
             "what a GPU runs",
         ),
         (&["--operators", "--measure"], 2, "--measure"),
+        (&["--scale", "--measure"], 2, "--measure"),
+        (&["--scale=pigeon"], 2, "staged"),
     ] {
         let output = tandem(&[&["plan", "--model_name", &model], args].concat());
         let text = String::from_utf8_lossy(&output.stderr);
