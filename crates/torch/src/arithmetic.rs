@@ -7,7 +7,9 @@ use crate::abi::Handle;
 use crate::dispatch::{Arg, Operator};
 use crate::error::expect;
 use crate::library::device_operator;
-use crate::operators::{ABS, BITWISE_XOR_, DIV, ERF, EXP, LOG, RSQRT, SIGMOID, SILU, SQRT, TANH};
+use crate::operators::{
+    ABS, BITWISE_XOR_, DIV, ERF, EXP, FLOOR_DIVIDE, LOG, RSQRT, SIGMOID, SILU, SQRT, TANH,
+};
 use crate::scalar::Scalar;
 use crate::tensor::{Tensor, new_tensor};
 
@@ -68,6 +70,13 @@ impl Tensor {
     #[track_caller]
     fn divide(&self, other: &Self) -> Self {
         expect(DIV.call(&[Arg::Tensor(self), Arg::Tensor(other)]))
+    }
+
+    /// Integers divided by `divisor` and rounded down.
+    #[track_caller]
+    pub fn floor_divide(&self, divisor: i64) -> Self {
+        let divisor = Scalar::Int(divisor).tensor(self.kind());
+        expect(FLOOR_DIVIDE.call(&[Arg::Tensor(self), Arg::Tensor(&divisor)]))
     }
 
     /// Adds `other` in place. (The C ABI has no operator for it: the sum is a tensor of its own first.)

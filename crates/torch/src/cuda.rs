@@ -47,32 +47,47 @@ pub fn memory(device: usize) -> Option<(u64, u64)> {
 pub fn name(device: usize) -> Option<String> {
     /// Longer names are cut off.
     const LENGTH: usize = 256;
-    // The driver's own library: CUDA's runtime tells a name only inside of a struct that every release changes.
-    // SAFETY: the runtime has loaded it already, so nothing of it runs now for the first time.
-    let driver = unsafe { Library::new("libcuda.so.1") }.ok()?;
-    // SAFETY: the driver's functions, with the parameters that CUDA's documentation has.
-    let (get, get_name) = unsafe {
-        (
-            driver
-                .get::<unsafe extern "C" fn(*mut c_int, c_int) -> c_int>(b"cuDeviceGet\0")
-                .ok()?,
-            driver
-                .get::<unsafe extern "C" fn(*mut c_char, c_int, c_int) -> c_int>(
-                    b"cuDeviceGetName\0",
-                )
-                .ok()?,
-        )
+    let (driver, handle) = of_driver(device)?;
+    // SAFETY: the driver's function, with the parameters that CUDA's documentation has.
+    let get = unsafe {
+        driver.get::<unsafe extern "C" fn(*mut c_char, c_int, c_int) -> c_int>(b"cuDeviceGetName\0")
     };
-    let (mut handle, mut name) = (0, [0u8; LENGTH]);
-    // SAFETY: the first writes one number; the second at most as many bytes as it is told, the last of them zero.
-    let code = unsafe {
-        match get(&mut handle, index(device)) {
-            0 => get_name(name.as_mut_ptr().cast(), LENGTH as c_int, handle),
-            code => code,
-        }
-    };
+    let (get, mut name) = (get.ok()?, [0u8; LENGTH]);
+    // SAFETY: it writes at most as many bytes as it is told, the last of them zero.
+    let code = unsafe { get(name.as_mut_ptr().cast(), LENGTH as c_int, handle) };
     let name = CStr::from_bytes_until_nul(&name).ok()?;
     (code == 0).then(|| name.to_string_lossy().into_owned())
+}
+
+/// The first number of a device's compute capability, such as 9 of an H100's 9.0, where it tells.
+pub(crate) fn major(device: usize) -> Option<i32> {
+    /// `CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR`
+    const MAJOR: c_int = 75;
+    let (driver, handle) = of_driver(device)?;
+    // SAFETY: the driver's function, with the parameters that CUDA's documentation has.
+    let get = unsafe {
+        driver.get::<unsafe extern "C" fn(*mut c_int, c_int, c_int) -> c_int>(
+            b"cuDeviceGetAttribute\0",
+        )
+    };
+    let (get, mut major) = (get.ok()?, 0);
+    // SAFETY: it writes one number.
+    let code = unsafe { get(&mut major, MAJOR, handle) };
+    (code == 0).then_some(major)
+}
+
+/// The driver's own library, and what it calls a device. (CUDA's runtime tells what is asked of it here only inside of a struct that
+/// every release changes.)
+fn of_driver(device: usize) -> Option<(Library, c_int)> {
+    // SAFETY: the runtime has loaded it already, so nothing of it runs now for the first time.
+    let driver = unsafe { Library::new("libcuda.so.1") }.ok()?;
+    let mut handle = 0;
+    // SAFETY: the driver's function, with the parameters that CUDA's documentation has; it writes one number.
+    let code = unsafe {
+        let get = driver.get::<unsafe extern "C" fn(*mut c_int, c_int) -> c_int>(b"cuDeviceGet\0");
+        get.ok()?(&mut handle, index(device))
+    };
+    (code == 0).then_some((driver, handle))
 }
 
 /// Waits until the device has done what its current stream was given.

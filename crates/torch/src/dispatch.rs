@@ -27,6 +27,8 @@ pub(crate) enum Arg<'a> {
     SomeFloat(f64),
     /// `bool`
     Bool(bool),
+    /// `bool?`, given
+    SomeBool(bool),
     /// `bool[]`
     Bools(&'a [bool]),
     /// `ScalarType?`, given
@@ -136,6 +138,7 @@ impl Arg<'_> {
             Self::Float(value) => value.to_bits(),
             Self::SomeFloat(value) => boxed(value.to_bits())?,
             Self::Bool(value) => u64::from(value),
+            Self::SomeBool(value) => boxed(u64::from(value))?,
             Self::Bools(values) => list(values.iter().map(|value| Ok(u64::from(*value))))?,
             Self::SomeKind(kind) => boxed(u64::from(torch().codes.of_kind(kind).cast_unsigned()))?,
             Self::Ints(values) => ints(values)?,

@@ -1,10 +1,12 @@
-//! Elements by their place: gathered, scattered, repeated.
+//! Elements by their place: gathered, scattered, repeated, sorted.
 
 use std::borrow::Borrow;
 
 use crate::dispatch::Arg;
 use crate::error::expect;
-use crate::operators::{GATHER, INDEX_PUT_, INDEX_SELECT, REPEAT_INTERLEAVE, SCATTER_ADD_, STACK};
+use crate::operators::{
+    GATHER, INDEX_PUT_, INDEX_SELECT, REPEAT_INTERLEAVE, SCATTER_ADD_, SORT, STACK,
+};
 use crate::tensor::Tensor;
 
 impl Tensor {
@@ -47,6 +49,20 @@ impl Tensor {
             Arg::Tensor(index),
             Arg::Tensor(source),
         ]));
+    }
+
+    /// The elements along dimension `dim` in ascending order, or descending, equals in the order in which they are; and where each one
+    /// was (i64).
+    #[track_caller]
+    pub fn sort(&self, dim: i64, descending: bool) -> (Self, Self) {
+        let arguments = [
+            Arg::Tensor(self),
+            Arg::SomeBool(true),
+            Arg::Int(dim),
+            Arg::Bool(descending),
+        ];
+        let [sorted, places] = expect(SORT.call_for(&arguments));
+        (sorted, places)
     }
 
     /// Every index of dimension `dim`, `times` times in a row.

@@ -39,7 +39,8 @@ enum Sample {
 type Trial = (&'static Operator, &'static [Sample]);
 
 use Arg::{
-    Bool, Float, Int, Ints, None as Nothing, SomeFloat, SomeInt, SomeInts, SomeKind, Tensors,
+    Bool, Float, Int, Ints, None as Nothing, SomeBool, SomeFloat, SomeInt, SomeInts, SomeKind,
+    Tensors,
 };
 use Sample::{
     Floats, Index, Indices, Integer, List, Mask, Number, Numbers, Plain, SecondIndex, SomeFloats,
@@ -72,6 +73,7 @@ operators! {
     SIGMOID = c"aten::sigmoid" c"" (Floats) -> 1;
     TANH = c"aten::tanh" c"" (Floats) -> 1;
     DIV = c"aten::div" c"Tensor" (Floats, Floats) -> 1;
+    FLOOR_DIVIDE = c"aten::floor_divide" c"" (Index, Integer) -> 1;
     BITWISE_XOR_ = c"aten::bitwise_xor_" c"Tensor" (Index, Integer) -> 1;
     EQ = c"aten::eq" c"Tensor" (Index, Integer) -> 1;
     LT = c"aten::lt" c"Tensor" (Index, Integer) -> 1;
@@ -87,6 +89,8 @@ operators! {
         (Floats, Plain(SomeInts(&[0])), Plain(Bool(true)), Plain(SomeKind(Kind::Float))) -> 1;
     MEAN_DIMS = c"aten::mean" c"dim" (Floats, Plain(SomeInts(&[-1])), Plain(Bool(true)), Plain(Nothing)) -> 1;
     MAX_DIM = c"aten::max" c"dim" (Floats, Plain(Int(1)), Plain(Bool(false))) -> 2;
+    CUMSUM = c"aten::cumsum" c"" (Floats, Plain(Int(0)), Plain(SomeKind(Kind::Int))) -> 1;
+    SORT = c"aten::sort" c"stable" (Floats, Plain(SomeBool(true)), Plain(Int(1)), Plain(Bool(true))) -> 2;
     LOGSUMEXP = c"aten::logsumexp" c"" (Floats, Plain(Ints(&[-1])), Plain(Bool(false))) -> 1;
     SOFTMAX = c"aten::softmax" c"int" (Floats, Plain(Int(-1)), Plain(SomeKind(Kind::Float))) -> 1;
     INDEX_SELECT = c"aten::index_select" c"" (Floats, Plain(Int(1)), Index) -> 1;
@@ -114,6 +118,13 @@ pub(crate) const FUSED_RMS_NORM_BACKWARD: Operator = Operator {
     name: c"aten::_fused_rms_norm_backward",
     overload: c"",
     results: 2,
+};
+
+/// Not among those that must be there: whoever needs it does without where it is not (`grouped.rs` tries it).
+pub(crate) const GROUPED_MM: Operator = Operator {
+    name: c"aten::_grouped_mm",
+    overload: c"",
+    results: 1,
 };
 
 /// The names of operators that this libtorch does not have, or not as they are called here.

@@ -3,7 +3,7 @@
 use crate::dispatch::Arg;
 use crate::error::expect;
 use crate::kind::Kind;
-use crate::operators::{LOGSUMEXP, MAX_DIM, MEAN_DIMS, SOFTMAX, SUM, SUM_DIMS};
+use crate::operators::{CUMSUM, LOGSUMEXP, MAX_DIM, MEAN_DIMS, SOFTMAX, SUM, SUM_DIMS};
 use crate::tensor::Tensor;
 
 impl Tensor {
@@ -41,6 +41,12 @@ impl Tensor {
         let arguments = [Arg::Tensor(self), Arg::Int(dim), Arg::Bool(keep)];
         let [largest, places] = expect(MAX_DIM.call_for(&arguments));
         (largest, places)
+    }
+
+    /// For each element, the sum of those along a dimension up to it, itself included, in `kind`.
+    #[track_caller]
+    pub fn cumsum(&self, dim: i64, kind: Kind) -> Self {
+        expect(CUMSUM.call(&[Arg::Tensor(self), Arg::Int(dim), Arg::SomeKind(kind)]))
     }
 
     /// The logarithm of the sum of the exponentials over some dimensions.
