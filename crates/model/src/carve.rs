@@ -30,6 +30,12 @@ impl<'a> Carve<'a> {
         )
     }
 
+    /// `[count, rows, columns]`
+    pub(crate) fn matrices(&mut self, count: usize, rows: usize, columns: usize) -> Option<Tensor> {
+        let size = [count, rows, columns].map(|size| size as i64);
+        Some(self.vector(count * rows * columns)?.view(size))
+    }
+
     /// `Some(None)` where the tensor does not exist in this model.
     pub(crate) fn optional(&mut self, exists: bool, len: usize) -> Option<Option<Tensor>> {
         if exists {

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use tandem_tensor::Accumulate;
 use tandem_tensor::attention::{AttentionSpec, Documents};
-use tandem_tensor::experts::Balance;
+use tandem_tensor::experts::{Balance, Counted};
 use tandem_tensor::glu::Activation;
 use tandem_tensor::rms_norm::NormSpec;
 use tandem_tensor::{Kind, Tensor};
@@ -23,7 +23,6 @@ use crate::tp_context::{Shares, TpContext, WholeBlock};
 
 pub use adapter::Gradients;
 use attention::AttentionSaved;
-pub use experts::ExpertLoad;
 use mlp::MlpSaved;
 use residual::{BranchSaved, Joined};
 
@@ -68,13 +67,14 @@ pub struct LayerSaved {
     input: Tensor,
     /// For computing again.
     documents: Option<Arc<Documents>>,
-    load: Option<ExpertLoad>,
+    load: Option<Tensor>,
     blocks: Option<BlocksSaved>,
 }
 
 impl LayerSaved {
-    /// What its experts got, where the layer is a mixture.
-    pub fn load(&self) -> Option<&ExpertLoad> {
+    /// What its experts got of the tokens that count, where the layer is a mixture: fp64 `[2, experts]`, for each expert the tokens that
+    /// chose it and the sum of its probabilities, on the device.
+    pub fn load(&self) -> Option<&Tensor> {
         self.load.as_ref()
     }
 }
@@ -84,8 +84,8 @@ impl LayerSaved {
 pub struct TokenFacts<'a> {
     /// Tokens see their own one of these only.
     pub documents: Option<&'a Arc<Documents>>,
-    /// Of the tokens that this rank's routers see, which count in the load of experts; empty where all do.
-    pub counted: &'a [bool],
+    /// Of the tokens that this rank's routers see, which count in the load of experts.
+    pub counted: Counted<'a>,
 }
 
 /// Whether a layer's backward writes the gradients of weights or adds to them.

@@ -53,9 +53,7 @@ pub use embedding::Embedding;
 pub use error::{ModelError, TpError};
 pub use expert_peers::ExpertPeers;
 pub use head::{Head, HeadOutput};
-pub use layer::{
-    DecoderLayer, ExpertLoad, Gradients, LayerAccumulate, LayerSaved, Recompute, TokenFacts,
-};
+pub use layer::{DecoderLayer, Gradients, LayerAccumulate, LayerSaved, Recompute, TokenFacts};
 pub use parameters::{Cut, Init, Module, ModuleKind, ModuleTree, ParamSpec, UnitTree};
 pub use pending_tensor::PendingTensor;
 pub use rope_table::RopeTable;

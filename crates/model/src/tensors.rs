@@ -289,10 +289,10 @@ impl LayerTensors {
 pub struct ExpertsTensors {
     /// `[experts, hidden]`
     pub router: Tensor,
-    /// For each expert here `[2 * intermediate, hidden]`
-    pub gate_up: Vec<Tensor>,
-    /// For each expert here `[hidden, intermediate]`
-    pub down: Vec<Tensor>,
+    /// Of the experts here `[experts, 2 * intermediate, hidden]`
+    pub gate_up: Tensor,
+    /// Of the experts here `[experts, hidden, intermediate]`
+    pub down: Tensor,
 }
 
 /// The tensors behind the last layer.
@@ -329,11 +329,7 @@ fn experts(
     let (count, inner) = (dims.here, dims.intermediate);
     Some(ExpertsTensors {
         router,
-        gate_up: (0..count)
-            .map(|_| carve.matrix(2 * inner, hidden))
-            .collect::<Option<_>>()?,
-        down: (0..count)
-            .map(|_| carve.matrix(hidden, inner))
-            .collect::<Option<_>>()?,
+        gate_up: carve.matrices(count, 2 * inner, hidden)?,
+        down: carve.matrices(count, hidden, inner)?,
     })
 }

@@ -283,7 +283,7 @@ fn check_layer(
     let d_out = randn(&[tokens, 16], 3, 1.0);
     let facts = TokenFacts {
         documents,
-        counted: &[],
+        ..TokenFacts::default()
     };
     let loss = |flat: &Tensor, x: &Tensor| {
         let weights = LayerTensors::view(flat, &layer.dims).unwrap();

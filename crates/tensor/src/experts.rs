@@ -1,75 +1,110 @@
-//! A mixture of experts: the router's choice, and rows of tokens on their way to the experts and back.
+//! A mixture of experts: the router's choice, rows of tokens on their way to the experts and back, and the experts' products.
 //!
-//! The choice is made on the host, also for tensors on another device: how many rows an expert gets is the size of its
-//! matrix product, so the host must know it anyway.
+//! How many rows an expert gets is the size of its matrix product. Where each expert is a product of its own, the host must know that,
+//! so it chooses: on the CPU, and for devices without products by groups, whose results it waits for then. Where one operator computes
+//! all experts' products by offsets that are on the device ([`products::stay_on_device`]), the choice stays there, too.
 
 pub mod aten;
 mod fused;
+mod on_device;
+mod on_host;
+pub mod products;
 
-use std::ops::Range;
-
-use tandem_kernels::experts::{self, Dispatch};
-use tandem_kernels::router;
+use tandem_kernels::experts;
 pub use tandem_kernels::router::Rule;
 use tandem_torch::{Device, Tensor};
+
+pub use products::Groups;
 
 /// What the router chose for every token, and where the tokens' rows go.
 #[derive(Debug)]
 pub struct Routing {
-    rule: Rule,
-    /// `[tokens, experts]`
-    probabilities: Vec<f32>,
-    /// `[tokens, top_k]`
-    chosen: Vec<u32>,
-    /// `[tokens, top_k]`
-    weights: Vec<f32>,
-    dispatch: Dispatch,
-    /// [`Dispatch::tokens`] on the device.
+    top_k: i64,
+    choice: Choice,
+    /// The token of each row.
     pub(crate) tokens: Tensor,
-    /// [`Dispatch::rows`] on the device.
+    /// The row of each token's choices, `[tokens * top_k]`.
     pub(crate) rows: Tensor,
     factors: Tensor,
+}
+
+#[derive(Debug)]
+enum Choice {
+    OnHost(on_host::Choice),
+    OnDevice(on_device::Choice),
+}
+
+/// Which of the tokens that a router sees are worth counting.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Counted<'a> {
+    /// For each token, whether it counts; empty where all do.
+    pub tokens: &'a [bool],
+    /// The same on the device that computes, fp32 `[tokens]`, 1 or 0, where it is there already.
+    pub on_device: Option<&'a Tensor>,
+}
+
+impl Counted<'_> {
+    /// Fp32 `[tokens]` on `device`; `None` where all count.
+    fn factors(&self, device: Device) -> Option<Tensor> {
+        if self.tokens.is_empty() {
+            return None;
+        }
+        Some(match self.on_device {
+            Some(there) => there.shallow_clone(),
+            None => counted_factors(self.tokens, device),
+        })
+    }
+}
+
+/// For [`Counted::on_device`].
+pub fn counted_factors(tokens: &[bool], device: Device) -> Tensor {
+    let factors: Vec<f32> = tokens.iter().map(|&counts| f32::from(counts)).collect();
+    Tensor::from_slice(&factors).to_device(device)
 }
 
 /// A loss that is the same function of every token's probabilities; it keeps experts in balance.
 #[derive(Debug, Clone, Copy)]
 pub struct Balance<'a> {
-    /// Its derivative for each expert's probability.
-    pub d_probabilities: &'a [f32],
-    /// The tokens that count; all where it is empty.
-    pub counted: &'a [bool],
+    /// Its derivative for each expert's probability, fp32 `[experts]`, on the logits' device.
+    pub d_probabilities: &'a Tensor,
+    /// The tokens that it is a function of.
+    pub counted: Counted<'a>,
 }
 
 impl Routing {
-    /// Chooses by fp32 `logits [tokens, experts]`.
+    /// Chooses by fp32 `logits [tokens, experts]`, on the host. CUDA: it waits for them.
     pub fn new(logits: &Tensor, rule: Rule) -> Self {
         let device = logits.device();
         let logits = logits.to_device(Device::Cpu).to_vec::<f32>();
-        let choices = logits.len() / rule.experts * rule.top_k;
-        let mut probabilities = vec![0.0; logits.len()];
-        let mut chosen = vec![0; choices];
-        let mut weights = vec![0.0; choices];
-        router::forward(&logits, rule, &mut probabilities, &mut chosen, &mut weights);
-        let dispatch = Dispatch::new(&chosen, rule.experts, rule.top_k);
-        let mut factors = vec![0.0; choices];
-        for (weight, &row) in weights.iter().zip(&dispatch.rows) {
-            factors[row as usize] = *weight;
-        }
+        let choice = on_host::Choice::new(&logits, rule);
+        let dispatch = choice.dispatch();
         Self {
-            rule,
-            probabilities,
-            chosen,
-            weights,
+            top_k: rule.top_k as i64,
             tokens: Tensor::from_slice(&dispatch.tokens).to_device(device),
             rows: Tensor::from_slice(&dispatch.rows).to_device(device),
-            factors: Tensor::from_slice(&factors).to_device(device),
-            dispatch,
+            factors: Tensor::from_slice(&choice.factors()).to_device(device),
+            choice: Choice::OnHost(choice),
+        }
+    }
+
+    /// The same choice by operators of the logits' device, for which nobody waits.
+    pub fn on_device(logits: &Tensor, rule: Rule) -> Self {
+        let (choice, places) = on_device::Choice::new(logits, rule);
+        Self {
+            top_k: rule.top_k as i64,
+            choice: Choice::OnDevice(choice),
+            tokens: places.tokens,
+            rows: places.rows,
+            factors: places.factors,
         }
     }
 
     /// The rows of each expert.
-    pub fn experts(&self) -> impl Iterator<Item = Range<usize>> {
-        self.dispatch.experts()
+    pub fn groups(&self) -> Groups {
+        match &self.choice {
+            Choice::OnHost(choice) => Groups::Known(choice.dispatch().experts().collect()),
+            Choice::OnDevice(choice) => Groups::OnDevice(choice.ends().shallow_clone()),
+        }
     }
 
     /// The weight of each row, fp32 `[rows]`, in the order of the experts.
@@ -79,53 +114,37 @@ impl Routing {
 
     /// How many experts a token goes to.
     pub(crate) fn top_k(&self) -> i64 {
-        self.rule.top_k as i64
+        self.top_k
     }
 
-    /// For each expert, the tokens that chose it and the sum of its probabilities, over those that are `counted [tokens]`, or all
-    /// where that is empty.
-    pub fn load(&self, counted: &[bool]) -> (Vec<u64>, Vec<f64>) {
-        let Rule { experts, top_k, .. } = self.rule;
-        let (mut chosen, mut sums) = (vec![0; experts], vec![0.0; experts]);
-        let rows = self.probabilities.chunks_exact(experts);
-        for (token, (of_token, choices)) in rows.zip(self.chosen.chunks_exact(top_k)).enumerate() {
-            if counted.get(token) == Some(&false) {
-                continue;
-            }
-            for &expert in choices {
-                chosen[expert as usize] += 1;
-            }
-            for (sum, &p) in sums.iter_mut().zip(of_token) {
-                *sum += f64::from(p);
-            }
+    /// Fp64 `[2, experts]`: for each expert, the tokens that chose it, and the sum of its probabilities, over those that are `counted`.
+    pub fn load(&self, counted: Counted<'_>) -> Tensor {
+        let device = self.factors.device();
+        match &self.choice {
+            Choice::OnHost(choice) => choice.load(counted.tokens).to_device(device),
+            Choice::OnDevice(choice) => choice.load(counted.factors(device).as_ref()),
         }
-        (chosen, sums)
     }
 
     /// The gradient of the logits, fp32 `[tokens, experts]`, from that of each row's weight, fp32 `[rows]`, and of the balance.
     pub fn backward(&self, d_factors: &Tensor, balance: Option<Balance<'_>>) -> Tensor {
         let device = d_factors.device();
-        let of_rows = d_factors.to_device(Device::Cpu).to_vec::<f32>();
-        let rows = self.dispatch.rows.iter();
-        let d_weights: Vec<f32> = rows.map(|&row| of_rows[row as usize]).collect();
-        let (d_probabilities, counted) = balance.map_or((&[][..], &[][..]), |balance| {
-            (balance.d_probabilities, balance.counted)
-        });
-        let mut d_logits = vec![0.0; self.probabilities.len()];
-        router::backward(
-            &d_weights,
-            self.rule,
-            &self.probabilities,
-            &self.chosen,
-            &self.weights,
-            d_probabilities,
-            counted,
-            &mut d_logits,
-        );
-        let experts = self.rule.experts as i64;
-        Tensor::from_slice(&d_logits)
-            .view([-1, experts])
-            .to_device(device)
+        match &self.choice {
+            Choice::OnHost(choice) => {
+                let of_rows = d_factors.to_device(Device::Cpu).to_vec::<f32>();
+                let of_balance = balance.map(|it| it.d_probabilities.to_vec::<f32>());
+                let counted = balance.map_or(&[][..], |it| it.counted.tokens);
+                let of_balance = of_balance.unwrap_or_default();
+                let d_logits = choice.backward(&of_rows, &of_balance, counted);
+                d_logits.to_device(device)
+            }
+            Choice::OnDevice(choice) => {
+                let d_weights = d_factors.index_select(0, &self.rows);
+                let d_weights = d_weights.view([-1, self.top_k]);
+                let of_balance = balance.map(|it| (it.d_probabilities, it.counted.factors(device)));
+                choice.backward(&d_weights, of_balance)
+            }
+        }
     }
 }
 
@@ -152,8 +171,8 @@ impl Arrivals {
     }
 
     /// The sorted rows of each expert.
-    pub fn experts(&self) -> impl Iterator<Item = Range<usize>> {
-        self.arrivals.experts()
+    pub fn groups(&self) -> Groups {
+        Groups::Known(self.arrivals.experts().collect())
     }
 
     /// The rows `x [rows, features]`, which are as they came, sorted.
@@ -177,6 +196,9 @@ fn lookup(x: &Tensor, rows: &Tensor) -> Tensor {
     let entries = x.size()[0];
     if entries == 0 {
         return x.shallow_clone();
+    }
+    if x.device().is_cuda() {
+        return x.index_select(0, rows);
     }
     // As in a table whose entries are the rows.
     crate::embedding::forward(x, rows, 0..entries, 1.0, x.kind())
@@ -202,7 +224,8 @@ pub fn row_dots(a: &Tensor, b: &Tensor) -> Tensor {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tandem_torch::Kind;
+    use tandem_torch::recorder::{Action, Detail, record};
+    use tandem_torch::{Kind, pretend};
 
     use crate::cpu::testing::{assert_close, dot, numeric_gradient, randn};
 
@@ -283,7 +306,7 @@ mod tests {
             let plus = none(6);
             assert_eq!(combine(&back, Some(&plus), &routing).size(), [0, 6]);
             assert_eq!(routing.backward(routing.factors(), None).size(), [0, 4]);
-            assert_eq!(routing.load(&[]).0, [0; 4]);
+            assert_eq!(routing.load(Counted::default()).to_vec::<f64>(), [0.0; 8]);
         }
     }
 
@@ -306,9 +329,44 @@ mod tests {
         let d_factors = row_dots(&gather(&d_y, &routing), &gather(&x, &routing));
         let d_logits = routing.backward(&d_factors, None);
         assert_close("d_logits", &d_logits, &truth, 2e-3);
-        let (chosen, sums) = routing.load(&[true, false, true, true, true]);
-        assert_eq!(chosen.iter().sum::<u64>(), 8);
+        let counted = Counted {
+            tokens: &[true, false, true, true, true],
+            on_device: None,
+        };
+        let load = routing.load(counted).to_vec::<f64>();
+        let (chosen, sums) = load.split_at(4);
+        assert_eq!(chosen.iter().sum::<f64>(), 8.0);
         assert!((sums.iter().sum::<f64>() - 4.0).abs() < 1e-5);
+    }
+
+    /// On a device the same tokens go to the same rows, also where probabilities are equal; and nothing is read or copied there.
+    #[test]
+    fn the_device_chooses_as_the_host_does() {
+        let equal = Tensor::from_slice(&[0f32, 2., 1., 2., 7., 7., 7., 7., -1., 0., 0., 3.]);
+        for logits in [randn(&[9, 4], 1), equal.view([3, 4]), randn(&[1, 4], 2)] {
+            for (top_k, normalise) in [(1, false), (2, true), (4, false)] {
+                let rule = Rule {
+                    experts: 4,
+                    top_k,
+                    normalise,
+                };
+                let host = Routing::new(&logits, rule);
+                let (tokens, rows, factors, sizes, calls) = {
+                    let _pretended = pretend::cuda();
+                    let logits = logits.to_device(Device::Cuda(0));
+                    let (routing, calls) =
+                        record(Detail::Counts, || Routing::on_device(&logits, rule));
+                    let [tokens, rows, factors] =
+                        [&routing.tokens, &routing.rows, &routing.factors]
+                            .map(|tensor| tensor.to_device(Device::Cpu));
+                    (tokens, rows, factors, routing.groups().sizes(), calls)
+                };
+                assert!(tokens.equal(&host.tokens) && rows.equal(&host.rows));
+                assert_close("factors", &factors, host.factors(), 1e-6);
+                assert_eq!(sizes, host.groups().sizes());
+                assert!(calls.iter().all(|call| call.action == Action::Compute));
+            }
+        }
     }
 
     /// As [`numeric_gradient`], of a function that computes in fp32: with its steps a hundred times as long.

@@ -5,12 +5,13 @@
 //! `N`, `P_e` the sum of its probabilities over `N`, and the loss is `E * sum over e of f_e * P_e`. The layers are pooled before
 //! the product. `f` counts as a constant for the gradient, which is therefore the same for every token's probabilities,
 //! `E * f_e / N`; but it must be known before the first backward pass. With several micro-batches that takes a forward pass of all
-//! of them ahead.
+//! of them ahead. On a device, all of this stays there until the step's end: what experts got is read beside the loss.
 
 use serde::{Deserialize, Serialize};
 use tandem_comm::ReduceOp;
-use tandem_model::{ExpertLoad, LayerSaved};
-use tandem_tensor::{Device, Tensor};
+use tandem_model::LayerSaved;
+use tandem_tensor::experts::Counted;
+use tandem_tensor::{Kind, Tensor};
 
 use crate::engine::Engine;
 use crate::error::TrainError;
@@ -21,11 +22,12 @@ pub(crate) struct Balance {
     coefficient: f64,
     /// Real tokens of the global batch.
     tokens: u64,
-    /// In the order of the mixtures, of this rank's tokens until they are [agreed](Self::agree) on.
-    loads: Vec<ExpertLoad>,
+    /// Fp64 `[mixtures, 2, experts]`: of each layer with experts what [`LayerSaved::load`] says, of this rank's tokens until it is
+    /// [agreed](Self::agree) on. `None` where there is no such layer.
+    loads: Option<Tensor>,
     is_agreed: bool,
-    /// The derivative of the loss for each expert's probability, this rank's part of it.
-    d_probabilities: Vec<f32>,
+    /// The derivative of the loss for each expert's probability, this rank's part of it: fp32 `[experts]`.
+    d_probabilities: Option<Tensor>,
 }
 
 /// What a step reports about a model's experts.
@@ -52,9 +54,9 @@ impl Balance {
         Self {
             coefficient: experts.and_then(|experts| experts.balance).unwrap_or(0.0),
             tokens,
-            loads: Vec::new(),
+            loads: None,
             is_agreed: false,
-            d_probabilities: Vec::new(),
+            d_probabilities: None,
         }
     }
 
@@ -83,100 +85,124 @@ impl Balance {
     /// `counted`.
     pub(crate) fn gradient<'a>(
         &'a self,
-        counted: &'a [bool],
+        counted: Counted<'a>,
     ) -> Option<tandem_tensor::experts::Balance<'a>> {
-        let has_loss = !self.d_probabilities.is_empty();
-        has_loss.then_some(tandem_tensor::experts::Balance {
-            d_probabilities: &self.d_probabilities,
+        let d_probabilities = self.d_probabilities.as_ref()?;
+        Some(tandem_tensor::experts::Balance {
+            d_probabilities,
             counted,
         })
     }
 
-    /// What all ranks' experts got; `None` where there are none.
-    pub(crate) fn report(mut self, engine: &Engine) -> Result<Option<ExpertReport>, TrainError> {
-        if self.loads.is_empty() {
-            return Ok(None);
-        }
-        self.agree(engine)?;
-        let over_mean = |load: &ExpertLoad| {
-            let total: u64 = load.chosen.iter().sum();
-            let most = load.chosen.iter().max().copied().unwrap_or(0);
-            (most * load.chosen.len() as u64) as f64 / total.max(1) as f64
+    /// What is to be read at the end of the step, when it is [agreed](Self::agree) on: fp64 `[numbers]`.
+    pub(crate) fn to_read(&self) -> Option<Tensor> {
+        self.loads.as_ref().map(|loads| loads.view([-1]))
+    }
+
+    /// What all ranks' experts got, from the numbers of [`Self::to_read`]; `None` where there are none.
+    pub(crate) fn report(&self, read: &[f64]) -> Option<ExpertReport> {
+        let &[_, _, experts] = self.loads.as_ref()?.size() else {
+            return None;
         };
-        let all = self.loads.iter().flat_map(|load| &load.chosen);
-        let aux_loss = self.loss();
-        Ok(Some(ExpertReport {
+        let loads = read.chunks_exact(2 * experts as usize);
+        let loads: Vec<Load<'_>> = loads.map(Load::of).collect();
+        let aux_loss = self.loss(&loads);
+        let idle = loads.iter().flat_map(|load| load.chosen);
+        Some(ExpertReport {
             aux_loss,
             added: self.coefficient * aux_loss,
-            max_over_mean: self.loads.iter().map(over_mean).collect(),
-            idle: all.filter(|chosen| **chosen == 0).count(),
-            chosen: self.loads.into_iter().map(|load| load.chosen).collect(),
-        }))
+            max_over_mean: loads.iter().map(Load::max_over_mean).collect(),
+            idle: idle.filter(|chosen| **chosen == 0.0).count(),
+            chosen: loads.iter().map(Load::counts).collect(),
+        })
     }
 
     /// Adds what a micro-batch's experts got.
     pub(crate) fn add(&mut self, saved: &[LayerSaved]) {
-        let loads = saved.iter().filter_map(LayerSaved::load);
-        if self.loads.is_empty() {
-            self.loads = loads.cloned().collect();
+        let loads: Vec<&Tensor> = saved.iter().filter_map(LayerSaved::load).collect();
+        if loads.is_empty() {
             return;
         }
-        for (sum, load) in self.loads.iter_mut().zip(loads) {
-            sum.add(load);
-        }
+        // Counts are exact in fp64 as far as anybody can count.
+        let loads = Tensor::stack(&loads, 0);
+        self.loads = Some(match self.loads.take() {
+            Some(sum) => sum + loads,
+            None => loads,
+        });
     }
 
     /// Adds what the other ranks of the column saw, which together see all of the batch; or what all ranks did, where each routes a
-    /// share of its row's tokens.
+    /// share of its row's tokens. Whoever reads it asks the groups then whether it is so.
     pub(crate) fn agree(&mut self, engine: &Engine) -> Result<(), TrainError> {
-        if self.is_agreed || self.loads.is_empty() {
+        let Some(loads) = self.loads.as_ref().filter(|_| !self.is_agreed) else {
             return Ok(());
-        }
-        // Counts are exact in fp64 as far as anybody can count.
-        let values: Vec<f64> = self.loads.iter().flat_map(ExpertLoad::values).collect();
-        let sums = Tensor::from_slice(&values).to_device(engine.device);
+        };
         let (group, parts) = match engine.tp.experts {
             Some(_) => (&engine.world, 1),
             None => (&engine.dp, engine.tp.group.size()),
         };
-        group.all_reduce(&sums, ReduceOp::Sum)?.wait()?;
-        let sums = sums.to_device(Device::Cpu).to_vec::<f64>();
-        engine.dp.check()?;
-        let each = sums.len() / self.loads.len();
-        self.loads = sums.chunks(each).map(ExpertLoad::from_values).collect();
+        group.all_reduce(&loads.view([-1]), ReduceOp::Sum)?.wait()?;
         self.is_agreed = true;
 
-        let factor = self.coefficient * self.experts() / self.pairs().powi(2);
+        let &[mixtures, _, experts] = loads.size() else {
+            return Ok(());
+        };
+        let pairs = self.pairs(mixtures as usize);
+        let factor = self.coefficient * experts as f64 / pairs.powi(2);
         if factor > 0.0 {
             // Ranks of the row that see the same tokens each add a part to the sum over the row.
             let part = factor / parts as f64;
-            let chosen = self.pooled(|load, expert| load.chosen[expert] as f64);
-            self.d_probabilities = chosen.iter().map(|count| (part * count) as f32).collect();
+            let chosen = loads.select(1, 0).sum_dims(&[0], false, Kind::Double);
+            self.d_probabilities = Some((chosen * part).to_kind(Kind::Float));
         }
         Ok(())
     }
 
-    fn loss(&self) -> f64 {
-        let chosen = self.pooled(|load, expert| load.chosen[expert] as f64);
-        let probabilities = self.pooled(|load, expert| load.probabilities[expert]);
-        let products = chosen.iter().zip(probabilities).map(|(f, p)| f * p);
-        self.experts() * products.sum::<f64>() / self.pairs().powi(2)
-    }
-
-    /// The sum over the layers, for each expert.
-    fn pooled(&self, of: impl Fn(&ExpertLoad, usize) -> f64) -> Vec<f64> {
-        let experts = 0..self.experts() as usize;
-        let sum = |expert| self.loads.iter().map(|load| of(load, expert)).sum();
-        experts.map(sum).collect()
-    }
-
-    fn experts(&self) -> f64 {
-        self.loads.first().map_or(0, |load| load.chosen.len()) as f64
+    fn loss(&self, loads: &[Load<'_>]) -> f64 {
+        let experts = loads.first().map_or(0, |load| load.chosen.len());
+        // The sum over the layers, for each expert.
+        let pooled = |of: fn(&Load<'_>, usize) -> f64, expert| {
+            loads.iter().map(|load| of(load, expert)).sum::<f64>()
+        };
+        let products = (0..experts).map(|expert| {
+            let chosen = pooled(|load, expert| load.chosen[expert], expert);
+            chosen * pooled(|load, expert| load.probabilities[expert], expert)
+        });
+        experts as f64 * products.sum::<f64>() / self.pairs(loads.len()).powi(2)
     }
 
     /// Of a layer and a token, at least one.
-    fn pairs(&self) -> f64 {
-        (self.tokens * self.loads.len() as u64).max(1) as f64
+    fn pairs(&self, mixtures: usize) -> f64 {
+        (self.tokens * mixtures as u64).max(1) as f64
+    }
+}
+
+/// What the experts of a layer got.
+struct Load<'a> {
+    /// For each expert, the tokens that chose it.
+    chosen: &'a [f64],
+    /// For each expert, the sum of its probabilities over the tokens.
+    probabilities: &'a [f64],
+}
+
+impl<'a> Load<'a> {
+    fn of(values: &'a [f64]) -> Self {
+        let (chosen, probabilities) = values.split_at(values.len() / 2);
+        Self {
+            chosen,
+            probabilities,
+        }
+    }
+
+    fn counts(&self) -> Vec<u64> {
+        self.chosen.iter().map(|&count| count as u64).collect()
+    }
+
+    fn max_over_mean(&self) -> f64 {
+        let counts = self.counts();
+        let total: u64 = counts.iter().sum();
+        let most = counts.iter().max().copied().unwrap_or(0);
+        (most * counts.len() as u64) as f64 / total.max(1) as f64
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use tandem_data::Batch;
 use tandem_tensor::attention::Documents;
 use tandem_tensor::cross_entropy::IGNORE;
+use tandem_tensor::experts::counted_factors;
 use tandem_tensor::{Device, Tensor};
 
 /// Rows of equal length.
@@ -18,6 +19,8 @@ pub struct MicroBatch {
     pub documents: Option<Arc<Documents>>,
     /// Which tokens are no padding; empty where all are.
     pub counted: Vec<bool>,
+    /// The same as [`counted_factors`] on the device, where some are padding and it is not the CPU.
+    pub counted_there: Option<Tensor>,
     /// Tokens, padding included.
     pub tokens: usize,
     /// Positions with a target.
@@ -70,6 +73,7 @@ impl MicroBatch {
             targets: Tensor::from_slice(&targets).to_device(device),
             documents: None,
             counted: Vec::new(),
+            counted_there: None,
             hash,
             epoch: 0,
             first_row: 0,
@@ -82,11 +86,17 @@ impl MicroBatch {
     /// When there are not as many tokens.
     pub fn with_mask(self, mask: &[u8]) -> Self {
         assert_eq!(mask.len(), self.tokens, "one for every token");
-        let counted = match mask.contains(&0) {
+        let counted: Vec<bool> = match mask.contains(&0) {
             true => mask.iter().map(|&bit| bit != 0).collect(),
             false => Vec::new(),
         };
-        Self { counted, ..self }
+        let device = self.ids.device();
+        let is_needed = device.is_cuda() && !counted.is_empty();
+        Self {
+            counted_there: is_needed.then(|| counted_factors(&counted, device)),
+            counted,
+            ..self
+        }
     }
 
     /// Tokens that are no padding.

@@ -162,10 +162,9 @@ pub fn train_step(
         backward(engine, &turn, saved, &balance, d_x)?;
     }
 
-    let (mut loss, grad_norm) = engine.during(Activity::GradientNorm, |engine| {
-        loss_and_norm(engine, &loss_sum, scale, step)
+    let (mut loss, grad_norm, experts) = engine.during(Activity::GradientNorm, |engine| {
+        loss_and_norm(engine, &loss_sum, &mut balance, scale, step)
     })?;
-    let experts = balance.report(engine)?;
     if let Some(experts) = &experts {
         loss += experts.added;
     }
@@ -426,23 +425,27 @@ fn start_reduce(engine: &mut Engine, unit: usize, turn: &Turn<'_>) -> Result<(),
     Ok(())
 }
 
-/// Loss and gradient norm of the global batch, both finite.
+/// Loss and gradient norm of the global batch, both finite, and what experts got of it.
 fn loss_and_norm(
     engine: &Engine,
     loss_sum: &Tensor,
+    balance: &mut Balance,
     scale: f64,
     step: u64,
-) -> Result<(f64, f64), TrainError> {
+) -> Result<(f64, f64, Option<ExpertReport>), TrainError> {
     let own_loss = loss_sum.copy();
     engine.dp.all_reduce(loss_sum, ReduceOp::Sum)?.wait()?;
+    balance.agree(engine)?;
     let squared_norm = global_squared_norm(&engine.units, engine.world.as_ref(), engine.device)?;
     // Here the host waits for all that a device was given, once. What is read decides whether there is an update at all.
-    let read = Tensor::cat(&[loss_sum.view([1]), squared_norm], 0).to_vec::<f64>();
+    let mut numbers = vec![loss_sum.view([1]), squared_norm];
+    numbers.extend(balance.to_read());
+    let read = Tensor::cat(&numbers, 0).to_vec::<f64>();
     engine.check_groups()?;
     let (loss, grad_norm) = (read[0] * scale, read[1].sqrt());
     let loss_is_finite = || own_loss.double_value().is_finite();
     refuse_non_finite(engine, "loss", loss, loss_is_finite, step)?;
     let gradient_is_finite = || own_gradient_is_finite(&engine.units);
     refuse_non_finite(engine, "gradient norm", grad_norm, gradient_is_finite, step)?;
-    Ok((loss, grad_norm))
+    Ok((loss, grad_norm, balance.report(&read[2..])))
 }

@@ -2,6 +2,7 @@
 
 use tandem_model::DropoutRows;
 use tandem_parallel::TpTokens;
+use tandem_tensor::experts::Counted;
 
 use crate::engine::Engine;
 use crate::micro_batch::MicroBatch;
@@ -31,11 +32,20 @@ impl<'a> Turn<'a> {
         }
     }
 
-    /// Of the tokens that this rank's routers see, which are no padding; empty where all are none.
-    pub(crate) fn counted(&self) -> &[bool] {
+    /// Of the tokens that this rank's routers see, which are no padding.
+    pub(crate) fn counted(&self) -> Counted<'_> {
+        let routed = self.tp.routed();
         match &self.micro.counted[..] {
-            [] => &[],
-            of_row => &of_row[self.tp.routed()],
+            [] => Counted::default(),
+            of_row => Counted {
+                // Where each rank routes a share, the host does.
+                on_device: self
+                    .micro
+                    .counted_there
+                    .as_ref()
+                    .filter(|_| routed == (0..of_row.len())),
+                tokens: &of_row[routed],
+            },
         }
     }
 

@@ -9,9 +9,7 @@
 
 mod dispatch;
 
-use std::ops::Range;
-
-use tandem_tensor::experts::{self, Balance, Routing, Rule};
+use tandem_tensor::experts::{self, Balance, Counted, Routing, Rule, products};
 use tandem_tensor::glu::{self, Activation};
 use tandem_tensor::{Accumulate, Kind, Tensor, linear};
 
@@ -79,18 +77,23 @@ pub(super) fn forward(
     peers: Option<&dyn ExpertPeers>,
 ) -> Result<(Tensor, ExpertsSaved), TpError> {
     let logits = linear::forward(&normed.to_kind(Kind::Float), &weights.router, None);
-    let routing = Routing::new(&logits, rule);
+    // Of rows that go to other ranks, the host must know how many.
+    let stays =
+        peers.is_none() && products::stay_on_device(normed, &[&weights.gate_up, &weights.down]);
+    let routing = match stays {
+        true => Routing::on_device(&logits, rule),
+        false => Routing::new(&logits, rule),
+    };
     let dispatch = Dispatch::new(&routing, peers)?;
     let rows = dispatch.send(experts::gather(normed, &routing), peers)?;
     let factors = dispatch.send(routing.factors().unsqueeze(1), peers)?;
     let factors = factors.view([-1]);
-    let into = linear::forward_into;
-    let gate_up = by_expert(&rows, &weights.gate_up, &dispatch, into, 0);
+    let gate_up = products::forward(&rows, &weights.gate_up, &dispatch.groups);
     // What came from other ranks would have to come again.
     let rows = dispatch.is_over_ranks().then_some(rows);
     let product = glu::forward(activation, &gate_up);
     let weighted = experts::scale(&product, &factors);
-    let out = by_expert(&weighted, &weights.down, &dispatch, into, 0);
+    let out = products::forward(&weighted, &weights.down, &dispatch.groups);
     let out = dispatch.send_back(out, peers)?;
     let partial = experts::combine(&out, None, &routing);
     let saved = ExpertsSaved {
@@ -104,50 +107,10 @@ pub(super) fn forward(
     Ok((partial, saved))
 }
 
-/// What the experts of a layer got of some tokens.
-#[derive(Debug, Clone, PartialEq)]
-pub struct ExpertLoad {
-    /// For each expert, the tokens that chose it.
-    pub chosen: Vec<u64>,
-    /// For each expert, the sum of its probabilities over the tokens.
-    pub probabilities: Vec<f64>,
-}
-
-impl ExpertLoad {
-    /// Of these tokens and those of `other`.
-    pub fn add(&mut self, other: &Self) {
-        for (sum, chosen) in self.chosen.iter_mut().zip(&other.chosen) {
-            *sum += chosen;
-        }
-        for (sum, p) in self.probabilities.iter_mut().zip(&other.probabilities) {
-            *sum += p;
-        }
-    }
-
-    /// As one list that can be added: the counts, then the sums.
-    pub fn values(&self) -> impl Iterator<Item = f64> {
-        let counts = self.chosen.iter().map(|&chosen| chosen as f64);
-        counts.chain(self.probabilities.iter().copied())
-    }
-
-    /// From [`Self::values`].
-    pub fn from_values(values: &[f64]) -> Self {
-        let (counts, probabilities) = values.split_at(values.len() / 2);
-        Self {
-            chosen: counts.iter().map(|&count| count as u64).collect(),
-            probabilities: probabilities.to_vec(),
-        }
-    }
-}
-
 impl ExpertsSaved {
-    /// What the experts got of the tokens that are `counted`; of all where that is empty.
-    pub(super) fn load(&self, counted: &[bool]) -> ExpertLoad {
-        let (chosen, probabilities) = self.routing.load(counted);
-        ExpertLoad {
-            chosen,
-            probabilities,
-        }
+    /// As [`super::LayerSaved::load`].
+    pub(super) fn load(&self, counted: Counted<'_>) -> Tensor {
+        self.routing.load(counted)
     }
 
     /// The gradients of the rows that experts computed from that of the block's output, on their way back.
@@ -167,8 +130,7 @@ impl ExpertsSaved {
             product,
         } = self;
         let d_rows = dispatch.send(experts::gather(d_branch, &routing), peers)?;
-        let into = linear::backward_input_into;
-        let d_weighted = by_expert(&d_rows, &weights.down, &dispatch, into, 1);
+        let d_weighted = products::backward_input(&d_rows, &weights.down, &dispatch.groups);
         let product = product.unwrap_or_else(|| glu::forward(activation, &gate_up));
         let d_factors = experts::row_dots(&d_weighted, &product);
         let d_factors = dispatch.start_back(d_factors.unsqueeze(1), peers)?;
@@ -177,7 +139,7 @@ impl ExpertsSaved {
         let d_gate_up = glu::backward(activation, &d_product, &gate_up);
         let weighted = experts::scale(&product, &factors);
         drop((d_product, gate_up, product));
-        let d_sorted = by_expert(&d_gate_up, &weights.gate_up, &dispatch, into, 1);
+        let d_sorted = products::backward_input(&d_gate_up, &weights.gate_up, &dispatch.groups);
         let d_sorted = dispatch.start_back(d_sorted, peers)?;
         Ok(ExpertsReturning {
             routing,
@@ -254,41 +216,21 @@ impl ExpertsBackward {
 impl OfExperts {
     /// Writes or adds the gradients of the weights of this rank's experts, which have computed `rows`.
     fn weights(self, gradients: &ExpertsTensors, rows: &Tensor, accumulate: Accumulate) {
-        for (expert, range) in self.dispatch.experts.iter().enumerate() {
-            let (down, gate_up) = (&gradients.down[expert], &gradients.gate_up[expert]);
-            if range.is_empty() {
-                // Nobody's gradient is zero, not what happens to be in the buffer.
-                if accumulate == Accumulate::First {
-                    down.zero_();
-                    gate_up.zero_();
-                }
-                continue;
-            }
-            let part = |x: &Tensor| part(x, range);
-            linear::backward_weight(down, &part(&self.d_rows), &part(&self.weighted), accumulate);
-            linear::backward_weight(gate_up, &part(&self.d_gate_up), &part(rows), accumulate);
-        }
+        let groups = &self.dispatch.groups;
+        let weight = products::backward_weight;
+        weight(
+            &gradients.down,
+            &self.d_rows,
+            &self.weighted,
+            groups,
+            accumulate,
+        );
+        weight(
+            &gradients.gate_up,
+            &self.d_gate_up,
+            rows,
+            groups,
+            accumulate,
+        );
     }
-}
-
-/// One product for each expert's rows of `x`, into one tensor; `dimension` is that of the weights which the result is as wide as.
-fn by_expert(
-    x: &Tensor,
-    weights: &[Tensor],
-    dispatch: &Dispatch,
-    product: impl Fn(&Tensor, &Tensor, &Tensor),
-    dimension: usize,
-) -> Tensor {
-    let width = weights.first().map_or(0, |weight| weight.size()[dimension]);
-    let out = Tensor::empty([x.size()[0], width], (x.kind(), x.device()));
-    for (range, weight) in dispatch.experts.iter().zip(weights) {
-        if !range.is_empty() {
-            product(&part(&out, range), &part(x, range), weight);
-        }
-    }
-    out
-}
-
-fn part(x: &Tensor, rows: &Range<usize>) -> Tensor {
-    x.narrow(0, rows.start as i64, rows.len() as i64)
 }

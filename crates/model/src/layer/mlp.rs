@@ -1,11 +1,11 @@
 //! The second block of a layer: norm, then a gated MLP (gate|up column-parallel, down row-parallel) or a mixture of experts.
 
-use tandem_tensor::experts::Balance;
+use tandem_tensor::experts::{Balance, Counted};
 use tandem_tensor::glu::{self, Activation};
 use tandem_tensor::{Accumulate, Tensor, linear};
 
 use super::adapter::{Gradients, Hidden, HiddenGradient};
-use super::experts::{self, ExpertLoad, ExpertsBackward, ExpertsSaved};
+use super::experts::{self, ExpertsBackward, ExpertsSaved};
 use super::residual::BranchGradient;
 use super::{DecoderLayer, LayerAccumulate};
 use crate::adapter::Place;
@@ -58,7 +58,7 @@ type OnTheWay = (Option<Hidden>, Option<HiddenGradient>);
 
 impl MlpSaved {
     /// What the experts got of the tokens that count, where the block is a mixture.
-    pub(super) fn load(&self, counted: &[bool]) -> Option<ExpertLoad> {
+    pub(super) fn load(&self, counted: Counted<'_>) -> Option<Tensor> {
         match &self.computed {
             Computed::Dense(_) => None,
             Computed::Experts(saved) => Some(saved.load(counted)),

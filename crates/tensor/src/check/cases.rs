@@ -8,7 +8,7 @@ use super::{Case, Inputs, Output};
 use crate::adamw::{self, AdamWState, AdamWStep};
 use crate::attention::{self, AttentionSpec, Documents};
 use crate::cross_entropy::{self, Bend, IGNORE, Objective};
-use crate::experts::{self, Routing, Rule};
+use crate::experts::{self, Balance, Counted, Routing, Rule, products};
 use crate::rms_norm::{self, NormSpec};
 use crate::sum_of_squares::SumOfSquares;
 use crate::{embedding, fingerprint, glu, linear, rope};
@@ -51,6 +51,7 @@ pub(super) const ALL: &[Case] = &[
     }),
     case("embedding", lookup),
     case("mixture of experts", mixture),
+    case("mixture of experts on the device", mixture_on_device),
     case("AdamW", update),
     case("sum of squares", |inputs| {
         let x = inputs.wide(&[70_001], 1);
@@ -248,6 +249,94 @@ fn mixture(inputs: &Inputs) -> Vec<Output> {
         ("combined", experts::combine(&rows, Some(&plus), &routing)),
         ("d_logits", routing.backward(&d_factors, None)),
     ]
+}
+
+/// As a layer runs it in bf16, where the device has products by groups: choice, products and their gradients, for tokens that are spread,
+/// that all choose the same experts, and of which some do not count. An expert has no token in each case.
+fn mixture_on_device(inputs: &Inputs) -> Vec<Output> {
+    let [all, same, counted] = [
+        [
+            "y, spread",
+            "d_x, spread",
+            "d_weights, spread",
+            "d_logits, spread",
+            "load, spread",
+        ],
+        [
+            "y, same",
+            "d_x, same",
+            "d_weights, same",
+            "d_logits, same",
+            "load, same",
+        ],
+        [
+            "y, counted",
+            "d_x, counted",
+            "d_weights, counted",
+            "d_logits, counted",
+            "load, counted",
+        ],
+    ];
+    let mask: Vec<bool> = (0..21).map(|token| token % 4 != 0).collect();
+    let mut outputs = routed(inputs, all, true, false, &[]);
+    outputs.extend(routed(inputs, same, false, true, &[]));
+    outputs.extend(routed(inputs, counted, true, false, &mask));
+    outputs
+}
+
+fn routed(
+    inputs: &Inputs,
+    names: [&'static str; 5],
+    normalise: bool,
+    all_same: bool,
+    mask: &[bool],
+) -> Vec<Output> {
+    let rule = Rule {
+        experts: 5,
+        top_k: 2,
+        normalise,
+    };
+    // So that nobody chooses the third, and all the first and the last where they choose the same.
+    let favours = match all_same {
+        true => [20f32, 0.0, -20.0, 0.0, 20.0],
+        false => [0.0, 0.0, -20.0, 0.0, 0.0],
+    };
+    let favours = Tensor::from_slice(&favours).to_device(inputs.device);
+    let logits = inputs.wide(&[21, 5], 1) + favours;
+    let (x, d_y) = (inputs.randn(&[21, 32], 2), inputs.randn(&[21, 24], 3));
+    let weights = inputs.scaled(&[5, 24, 32], 4, 0.2);
+    let routing = match products::stay_on_device(&x, &[&weights]) {
+        true => Routing::on_device(&logits, rule),
+        false => Routing::new(&logits, rule),
+    };
+    let groups = routing.groups();
+    let rows = experts::gather(&x, &routing);
+    let product = products::forward(&rows, &weights, &groups);
+    let y = experts::combine(&experts::scale(&product, routing.factors()), None, &routing);
+
+    let d_rows = experts::gather(&d_y, &routing);
+    let d_factors = experts::row_dots(&d_rows, &product);
+    let d_product = experts::scale(&d_rows, routing.factors());
+    let d_x = products::backward_input(&d_product, &weights, &groups);
+    let d_weights = inputs.wide(&[5, 24, 32], 5);
+    products::backward_weight(&d_weights, &d_product, &rows, &groups, Accumulate::First);
+    products::backward_weight(&d_weights, &d_product, &rows, &groups, Accumulate::Add);
+    let counted = Counted {
+        tokens: mask,
+        on_device: None,
+    };
+    let balance = Balance {
+        d_probabilities: &inputs.wide(&[5], 6),
+        counted,
+    };
+    let results = [
+        y,
+        experts::combine(&d_x, None, &routing),
+        d_weights,
+        routing.backward(&d_factors, Some(balance)),
+        routing.load(counted),
+    ];
+    names.into_iter().zip(results).collect()
 }
 
 fn update(inputs: &Inputs) -> Vec<Output> {

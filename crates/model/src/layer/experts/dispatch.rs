@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use tandem_tensor::Tensor;
-use tandem_tensor::experts::{Arrivals, Routing};
+use tandem_tensor::experts::{Arrivals, Groups, Routing};
 
 use crate::error::TpError;
 use crate::expert_peers::ExpertPeers;
@@ -13,7 +13,7 @@ use crate::pending_tensor::PendingTensor;
 #[derive(Debug)]
 pub(super) struct Dispatch {
     /// The rows of each of this rank's experts.
-    pub(super) experts: Vec<Range<usize>>,
+    pub(super) groups: Groups,
     /// How they come here, where experts are spread over ranks. Otherwise they are those of this rank's tokens.
     way: Option<Way>,
 }
@@ -30,16 +30,12 @@ struct Way {
 impl Dispatch {
     /// For the rows that `routing` makes of this rank's tokens.
     pub(super) fn new(routing: &Routing, peers: Option<&dyn ExpertPeers>) -> Result<Self, TpError> {
-        let experts = routing.experts();
+        let groups = routing.groups();
         let Some(peers) = peers else {
-            return Ok(Self {
-                experts: experts.collect(),
-                way: None,
-            });
+            return Ok(Self { groups, way: None });
         };
-        let counts: Vec<usize> = experts.map(|rows| rows.len()).collect();
         // For each rank, its rows for each of all experts.
-        let counts = peers.gather_counts(&counts)?;
+        let counts = peers.gather_counts(&groups.sizes())?;
         let shares = peers.shares(counts[0].len());
         let rows = |from: &Vec<usize>, to: &Range<usize>| from[to.clone()].iter().sum::<usize>();
         let there = counts
@@ -54,7 +50,7 @@ impl Dispatch {
         let here: Vec<&[usize]> = counts.iter().map(|from| &from[own.clone()]).collect();
         let arrivals = Arrivals::new(&here, routing.factors().device());
         Ok(Self {
-            experts: arrivals.experts().collect(),
+            groups: arrivals.groups(),
             way: Some(Way {
                 there,
                 back,
