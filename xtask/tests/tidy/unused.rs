@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use crate::{assert_none, files, text};
 
 /// Public items that no program uses, and why they stay.
-const EXCEPTIONS: [(&str, &str); 3] = [
+const EXCEPTIONS: [(&str, &str); 2] = [
     (
         "in_folder",
         "checkpoints under names that tests, examples and benchmarks choose; a run's own names come from RunDir",
@@ -17,10 +17,6 @@ const EXCEPTIONS: [(&str, &str); 3] = [
     (
         "of_text",
         "the encoder without a template, with which every test of the data starts",
-    ),
-    (
-        "zeros_like",
-        "what gradients are added to: examples and tests need it where programs have flat buffers",
     ),
 ];
 
