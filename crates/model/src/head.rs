@@ -5,7 +5,7 @@ use std::ops::Range;
 use tandem_tensor::cross_entropy::{self, Bend, Normaliser, Objective};
 use tandem_tensor::rms_norm::{self, NormSpec};
 use tandem_tensor::scratch::Scratch;
-use tandem_tensor::{Accumulate, linear};
+use tandem_tensor::{Accumulate, Factor, linear};
 use tandem_tensor::{Kind, Tensor};
 
 use crate::error::ModelError;
@@ -69,7 +69,7 @@ impl Head {
         accumulate: Accumulate,
         x: &Tensor,
         targets: &Tensor,
-        scale: f64,
+        scale: Factor<'_>,
         tp: &dyn TpContext,
     ) -> Result<HeadOutput, ModelError> {
         let (normed, rstd) = rms_norm::forward(x, &weights.norm, self.norm, self.matmul);
@@ -80,7 +80,7 @@ impl Head {
         let mut weight_gradient = accumulate;
         let weight = weights.weight.to_kind(self.matmul);
         let objective = Objective {
-            scale: scale as f32,
+            scale,
             z_loss: self.z_loss as f32,
         };
 

@@ -397,7 +397,7 @@ fn the_heads_gradients_are_the_derivative_of_its_loss_for_any_chunk() {
                     Accumulate::First,
                     x,
                     &targets,
-                    scale,
+                    scale.into(),
                     &SingleRank,
                 )
                 .unwrap();

@@ -118,7 +118,7 @@ fn cross_entropy_chunk(bench: &Bench, kind: Kind) {
     let stats = cross_entropy::local_stats(&logits, &targets, 0..VOCAB, Bend::NONE);
     let normaliser = cross_entropy::combine(&stats.unsqueeze(0), &targets);
     let objective = Objective {
-        scale: 0.01,
+        scale: 0.01.into(),
         z_loss: 0.0,
     };
     bench.compare(

@@ -4,7 +4,7 @@ pub mod aten;
 mod fused;
 
 pub use tandem_kernels::adamw::AdamWStep;
-use tandem_torch::Tensor;
+use tandem_torch::{Kind, Tensor};
 
 use crate::cpu::element::with_element;
 
@@ -17,7 +17,7 @@ pub struct AdamWState<'a> {
     pub exp_avg: &'a Tensor,
     /// fp32 second moment, updated.
     pub exp_avg_sq: &'a Tensor,
-    /// fp32 gradient, read.
+    /// fp32 gradient, read. By [`step_unread`] it is left as the update took it: clipped.
     pub gradient: &'a Tensor,
     /// Where the updated parameters go in the compute kind; `None` when `master` is what computes.
     pub compute: Option<&'a Tensor>,
@@ -35,10 +35,41 @@ pub fn step(state: &AdamWState<'_>, step: &AdamWStep) {
     }
 }
 
+/// What an update takes from the norm of the gradient, on a device, where the host has not read it: fp32, one element each.
+#[derive(Debug)]
+pub struct UnreadNorm {
+    /// Divides the gradient: at least 1. `None` where nothing is clipped.
+    pub divisor: Option<Tensor>,
+    /// 1 where there must be no update, else 0.
+    pub skip: Tensor,
+}
+
+impl UnreadNorm {
+    /// From the squared norm, fp64 `[1]`, for a gradient that is scaled down to the norm `limit`, unless that is 0. Nothing is updated
+    /// where the norm or a number of `others`, fp64 of one element each, is not finite.
+    pub fn new(squared_norm: &Tensor, limit: f64, others: &[&Tensor]) -> Self {
+        // The formula of the clip factor, the other way round.
+        let divisor = (limit > 0.0).then(|| {
+            let ratio = (squared_norm.sqrt() + 1e-6) * (1.0 / limit);
+            ratio.at_least(1.0).to_kind(Kind::Float)
+        });
+        // What is finite is 0 then, and everything else is no number.
+        let all = others
+            .iter()
+            .fold(squared_norm * 0.0, |all, other| all + other.view([1]) * 0.0);
+        let skip = Tensor::ones([1], (Kind::Float, all.device())).masked_fill(&all.eq(0.0), 0.0);
+        Self { divisor, skip }
+    }
+}
+
+/// As [`step`], with what `norm` says instead of the step's `gradient_scale`. On a device; nobody waits for it.
+pub fn step_unread(state: &AdamWState<'_>, step: &AdamWStep, norm: &UnreadNorm) {
+    aten::step_unread(state, step, norm);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tandem_torch::Kind;
 
     use crate::cpu::testing::{assert_close, randn};
 
@@ -51,6 +82,70 @@ mod tests {
             weight_decay: 0.1,
             step,
             gradient_scale: 0.5,
+        }
+    }
+
+    #[test]
+    fn a_norm_that_is_unread_clips_and_decides_whether_there_is_an_update() {
+        let n = 100;
+        let (limit, loss) = (0.25, Tensor::from_slice(&[2.5f64]).get(0));
+        let update = |squared: f64, limit: f64, others: &[&Tensor]| {
+            let squared = Tensor::from_slice(&[squared]);
+            let tensors = [1, 2, 3, 4].map(|seed| randn(&[n], seed).square());
+            let [master, exp_avg, exp_avg_sq, gradient] = &tensors;
+            let state = AdamWState {
+                master,
+                exp_avg,
+                exp_avg_sq,
+                gradient,
+                compute: None,
+            };
+            step_unread(
+                &state,
+                &settings(3),
+                &UnreadNorm::new(&squared, limit, others),
+            );
+            tensors
+        };
+        let known = |gradient_scale: f64| {
+            let tensors = [1, 2, 3, 4].map(|seed| randn(&[n], seed).square());
+            let [master, exp_avg, exp_avg_sq, gradient] = &tensors;
+            let state = AdamWState {
+                master,
+                exp_avg,
+                exp_avg_sq,
+                gradient,
+                compute: None,
+            };
+            let settings = AdamWStep {
+                gradient_scale,
+                ..settings(3)
+            };
+            step(&state, &settings);
+            tensors
+        };
+        for (squared, limit, factor) in [
+            (4.0, limit, limit / (2.0 + 1e-6)),
+            (0.01, limit, 1.0),
+            (4.0, 0.0, 1.0),
+        ] {
+            let (unread, known) = (update(squared, limit, &[&loss]), known(factor));
+            for (unread, known) in unread[..3].iter().zip(&known) {
+                assert_close(
+                    &format!("norm^2 {squared}, limit {limit}"),
+                    unread,
+                    known,
+                    2e-6,
+                );
+            }
+        }
+        let before = [1, 2, 3, 4].map(|seed| randn(&[n], seed).square());
+        let bad = Tensor::from_slice(&[f64::NEG_INFINITY]);
+        for (squared, other) in [(f64::NAN, &loss), (f64::INFINITY, &loss), (4.0, &bad)] {
+            let after = update(squared, limit, &[other]);
+            for (before, after) in before.iter().zip(&after) {
+                assert!(before.equal(after), "{squared}, {other:?}");
+            }
         }
     }
 

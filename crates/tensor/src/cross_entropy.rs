@@ -9,8 +9,19 @@ mod fused;
 
 use std::ops::Range;
 
-pub use tandem_kernels::cross_entropy::{Bend, IGNORE, Objective};
+pub use tandem_kernels::cross_entropy::{Bend, IGNORE};
 use tandem_torch::{Kind, Tensor};
+
+use crate::factor::Factor;
+
+/// What the gradient is of.
+#[derive(Debug, Clone, Copy)]
+pub struct Objective<'a> {
+    /// Multiplies the cross entropy.
+    pub scale: Factor<'a>,
+    /// Multiplies the square of a row's `logsumexp`, which is added to its cross entropy.
+    pub z_loss: f32,
+}
 
 /// What the shards agreed on for a chunk of rows.
 #[derive(Debug)]
@@ -60,7 +71,7 @@ pub fn logits_to_gradient_(
     vocab: Range<i64>,
     normaliser: &Normaliser,
     bend: Bend,
-    objective: Objective,
+    objective: Objective<'_>,
 ) {
     if fused::logits_to_gradient_(logits, targets, &vocab, normaliser, bend, objective).is_none() {
         aten::logits_to_gradient_(logits, targets, vocab, normaliser, bend, objective);
@@ -98,7 +109,7 @@ mod tests {
         let targets = Tensor::from_slice(&[0i64, 10, IGNORE, 4, 5, IGNORE]);
         for (bend, z_loss) in BENDS {
             let objective = Objective {
-                scale: 0.25,
+                scale: 0.25.into(),
                 z_loss,
             };
             let (loss, _) = cross_entropy(&logits, &targets, bend);
@@ -149,7 +160,8 @@ mod tests {
                 let targets = Tensor::from_slice(&[start, last, IGNORE, start - 1, last + 1, last]);
                 for bend in BENDS {
                     let (bend, z_loss) = bend;
-                    let objective = Objective { scale: 0.3, z_loss };
+                    let scale = 0.3.into();
+                    let objective = Objective { scale, z_loss };
                     let (logits, plain) = (logits.copy(), logits.copy());
                     let stats = local_stats(&logits, &targets, vocab.clone(), bend);
                     let expected = aten::local_stats(&plain, &targets, vocab.clone(), bend);
@@ -187,6 +199,27 @@ mod tests {
                     assert_close(&format!("d_logits, {label}"), &logits, &plain, tolerance);
                 }
             }
+        }
+    }
+
+    /// What multiplies the gradient may be on the device, where the host does not know it.
+    #[test]
+    fn a_scale_on_the_device_gives_the_gradient_of_one_that_is_known() {
+        let vocab = 0..50;
+        let targets = Tensor::from_slice(&[3i64, 49, IGNORE, 70]);
+        let number = Tensor::full([], 0.3, (Kind::Float, tandem_torch::Device::Cpu));
+        for (bend, z_loss) in BENDS {
+            let gradient = |scale: Factor<'_>| {
+                let logits = randn(&[4, 50], 1);
+                let stats = aten::local_stats(&logits, &targets, vocab.clone(), bend);
+                let agreed = combine(&stats.unsqueeze(0), &targets);
+                let objective = Objective { scale, z_loss };
+                let vocab = vocab.clone();
+                logits_to_gradient_(&logits, &targets, vocab, &agreed, bend, objective);
+                logits
+            };
+            let (known, there) = (gradient(0.3.into()), gradient(Factor::OnDevice(&number)));
+            assert_close(&format!("{bend:?}, z {z_loss}"), &there, &known, 2e-6);
         }
     }
 

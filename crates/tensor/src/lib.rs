@@ -33,6 +33,7 @@ pub mod device;
 pub mod dropout;
 pub mod embedding;
 pub mod experts;
+mod factor;
 pub mod fingerprint;
 pub mod gemm_rate;
 pub mod glu;
@@ -45,6 +46,7 @@ pub mod scratch;
 pub mod sum_of_squares;
 
 pub use device::{DeviceChoice, DeviceError};
+pub use factor::Factor;
 pub use tandem_kernels::{Accumulate, random};
 /// Which libtorch this process computes with.
 pub use tandem_torch as torch;

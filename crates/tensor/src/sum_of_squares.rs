@@ -9,49 +9,45 @@ use crate::cpu::element::{is_plain, slice};
 #[derive(Debug, Default)]
 pub struct SumOfSquares {
     host: f64,
-    /// fp64, without dimensions.
-    device: Option<Tensor>,
+    /// The norms of what is on a device: fp32, without dimensions.
+    norms: Vec<Tensor>,
 }
 
 impl SumOfSquares {
-    /// Adds the elements of a flat fp32 tensor, in fp64; the same number for any count of threads.
+    /// Adds the elements of a flat fp32 tensor: in fp64, the same number for any count of threads; on a device in fp32, in one pass.
     pub fn add(&mut self, t: &Tensor) {
         if is_plain::<f32>(t) {
             self.host += kernel::sum_of_squares(slice::<f32>(t));
         } else {
-            self.add_device(t.to_kind(Kind::Float).square().sum(Kind::Double));
+            self.norms.push(t.to_kind(Kind::Float).norm());
         }
     }
 
     /// Adds another sum.
     pub fn merge(&mut self, other: Self) {
         self.host += other.host;
-        if let Some(sum) = other.device {
-            self.add_device(sum);
-        }
+        self.norms.extend(other.norms);
     }
 
-    fn add_device(&mut self, sum: Tensor) {
-        self.device = Some(match self.device.take() {
-            Some(before) => before + sum,
-            None => sum,
-        });
+    /// What a device has, fp64 without dimensions.
+    fn on_device(&self) -> Option<Tensor> {
+        let norms: Vec<&Tensor> = self.norms.iter().collect();
+        let of_all = |norms: &[&Tensor]| Tensor::stack(norms, 0).to_kind(Kind::Double);
+        (!norms.is_empty()).then(|| of_all(&norms).square().sum(Kind::Double))
     }
 
     /// The sum as fp64 `[1]` on `device`. The host does not wait.
     pub fn into_tensor(self, device: Device) -> Tensor {
-        let host = Tensor::from_slice(&[self.host]);
-        match self.device {
-            None => host.to_device(device),
-            // Nothing came from the host, so nothing has to be copied, for which libtorch would wait.
-            Some(sum) if self.host == 0.0 => sum.view([1]).to_device(device),
-            Some(sum) => (sum.view([1]) + host.to_device(sum.device())).to_device(device),
+        let host = |device| Tensor::full([1], self.host, (Kind::Double, device));
+        match self.on_device() {
+            None => host(device),
+            Some(sum) => (sum.view([1]) + host(sum.device())).to_device(device),
         }
     }
 
     /// The sum. CUDA: the host waits for it.
     pub fn value(self) -> f64 {
-        self.host + self.device.map_or(0.0, |sum| sum.double_value())
+        self.host + self.on_device().map_or(0.0, |sum| sum.double_value())
     }
 }
 

@@ -65,7 +65,7 @@ fn results(kind: Kind) -> Vec<(&'static str, i64)> {
         soft_cap: Some(3.0),
     };
     let objective = Objective {
-        scale: 0.1,
+        scale: 0.1.into(),
         z_loss: 0.01,
     };
     let stats = cross_entropy::local_stats(&logits, &ids, 0..vocab, bend);

@@ -8,7 +8,7 @@ use crate::dispatch::{Arg, Operator};
 use crate::error::expect;
 use crate::library::device_operator;
 use crate::operators::{
-    ABS, BITWISE_XOR_, DIV, ERF, EXP, FLOOR_DIVIDE, LOG, RSQRT, SIGMOID, SILU, SQRT, TANH,
+    ABS, BITWISE_XOR_, DIV, ERF, EXP, FLOOR_DIVIDE, LOG, MAXIMUM, RSQRT, SIGMOID, SILU, SQRT, TANH,
 };
 use crate::scalar::Scalar;
 use crate::tensor::{Tensor, new_tensor};
@@ -107,6 +107,13 @@ impl Tensor {
     #[track_caller]
     pub fn exp(&self) -> Self {
         self.unary(&EXP)
+    }
+
+    /// Each element, or `least` where that is more; what is no number stays none.
+    #[track_caller]
+    pub fn at_least(&self, least: f64) -> Self {
+        let least = Scalar::Float(least).tensor(self.kind());
+        expect(MAXIMUM.call(&[Arg::Tensor(self), Arg::Tensor(&least)]))
     }
 
     /// Natural logarithms.

@@ -111,15 +111,19 @@ impl Tensor {
     }
 
     /// Overwrites the elements with those of `source`, whose kind and device may be others. CUDA: the host does not wait, and
-    /// a copy to the host waits for the device.
+    /// a copy to the host waits for the device. A copy from the host is done with `source` when this returns, since its memory is
+    /// not pinned: the driver takes the numbers along.
     ///
     /// # Panics
     /// When the sizes of `source` do not fit.
     #[track_caller]
     pub fn copy_(&self, source: &Self) {
+        // Told nothing, libtorch waits until the device has come to the copy.
+        let is_upload = self.device().is_cuda() && source.device() == Device::Cpu;
         // SAFETY: both handles are alive.
-        let code =
-            unsafe { (torch().functions.aoti_torch_copy_)(self.handle(), source.handle(), 0) };
+        let code = unsafe {
+            (torch().functions.aoti_torch_copy_)(self.handle(), source.handle(), is_upload.into())
+        };
         let line = Location::caller();
         expect(called(code, "copy_", self.over(), || {
             match (source.device().is_cuda(), self.device().is_cuda()) {

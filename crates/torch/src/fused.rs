@@ -28,14 +28,31 @@ pub struct AdamW {
     pub step: u64,
 }
 
+/// What an update is told by numbers on its device, which the host need not know: fp32 without dimensions, or of one element.
+#[derive(Debug, Clone, Copy)]
+pub struct AdamWGuard<'a> {
+    /// Divides every gradient, which is left divided.
+    pub divisor: Option<&'a Tensor>,
+    /// Where it is 1, nothing is written.
+    pub skip: &'a Tensor,
+}
+
 /// The name of the operator for the norm's gradient.
 const NORM_BACKWARD: &str = "aten::_fused_rms_norm_backward";
 
 impl Tensor {
     /// One AdamW update of these fp32 parameters and of both moments, as `torch.optim.AdamW(fused=True)`.
     #[track_caller]
-    pub fn adamw_(&self, gradient: &Self, exp_avg: &Self, exp_avg_sq: &Self, settings: &AdamW) {
+    pub fn adamw_(
+        &self,
+        gradient: &Self,
+        exp_avg: &Self,
+        exp_avg_sq: &Self,
+        settings: &AdamW,
+        guard: Option<AdamWGuard<'_>>,
+    ) {
         let step = Self::full([], settings.step as f64, (Kind::Float, self.device()));
+        let divisor = guard.and_then(|guard| guard.divisor);
         let [] = expect(FUSED_ADAMW_.call_for(&[
             Arg::Tensors(&[self]),
             Arg::Tensors(&[gradient]),
@@ -51,11 +68,13 @@ impl Tensor {
             Arg::Float(settings.eps),
             Arg::Bool(false),
             Arg::Bool(false),
-            // A factor for the gradient, which would be written back; and whether to do nothing.
-            Arg::None,
-            Arg::None,
+            divisor.map_or(Arg::None, Arg::SomeTensor),
+            guard.map_or(Arg::None, |guard| Arg::SomeTensor(guard.skip)),
         ]));
         if recorder::is_on() {
+            if divisor.is_some() {
+                gradient.tell_made();
+            }
             exp_avg.tell_made();
             exp_avg_sq.tell_made();
         }
@@ -195,11 +214,37 @@ mod tests {
             step: 1,
         };
         let ((), calls) = recorder::record(recorder::Detail::Counts, || {
-            parameters.adamw_(&gradient, &exp_avg, &exp_avg_sq, &settings);
+            parameters.adamw_(&gradient, &exp_avg, &exp_avg_sq, &settings, None);
         });
         let update = calls.last().unwrap();
         assert_eq!(update.name, "aten::_fused_adamw_");
         // The number of the step is a tensor, too.
         assert_eq!((update.read, update.written), (4 * 400 + 4, 3 * 400));
+
+        let number = |value: f64| Tensor::full([], value, (Kind::Float, Device::Cpu));
+        let before = [&parameters, &gradient, &exp_avg, &exp_avg_sq].map(Tensor::copy);
+        let update = |skip: f64| {
+            let guard = AdamWGuard {
+                divisor: Some(&number(2.0)),
+                skip: &number(skip),
+            };
+            let update = || {
+                parameters.adamw_(&gradient, &exp_avg, &exp_avg_sq, &settings, Some(guard));
+            };
+            let ((), mut calls) = recorder::record(recorder::Detail::Counts, update);
+            calls.pop().unwrap()
+        };
+        // A divided gradient is written, and two more numbers are read.
+        let skipped = update(1.0);
+        assert_eq!((skipped.read, skipped.written), (4 * 400 + 12, 4 * 400));
+        for (before, after) in before
+            .iter()
+            .zip([&parameters, &gradient, &exp_avg, &exp_avg_sq])
+        {
+            assert!(before.equal(after), "what is skipped changes nothing");
+        }
+        let _update = update(0.0);
+        assert_eq!(gradient.get(7).double_value(), 0.5);
+        assert!(!before[0].equal(&parameters));
     }
 }

@@ -56,7 +56,7 @@ mod view;
 
 pub use device::Device;
 pub use error::TorchError;
-pub use fused::AdamW;
+pub use fused::{AdamW, AdamWGuard};
 pub use grouped::has_grouped_products;
 pub use host::HostElement;
 pub use kind::Kind;

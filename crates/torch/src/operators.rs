@@ -72,6 +72,7 @@ operators! {
     SILU = c"aten::silu" c"" (Floats) -> 1;
     SIGMOID = c"aten::sigmoid" c"" (Floats) -> 1;
     TANH = c"aten::tanh" c"" (Floats) -> 1;
+    MAXIMUM = c"aten::maximum" c"" (Floats, Floats) -> 1;
     DIV = c"aten::div" c"Tensor" (Floats, Floats) -> 1;
     FLOOR_DIVIDE = c"aten::floor_divide" c"" (Index, Integer) -> 1;
     BITWISE_XOR_ = c"aten::bitwise_xor_" c"Tensor" (Index, Integer) -> 1;
@@ -88,6 +89,9 @@ operators! {
     SUM_DIMS = c"aten::sum" c"dim_IntList"
         (Floats, Plain(SomeInts(&[0])), Plain(Bool(true)), Plain(SomeKind(Kind::Float))) -> 1;
     MEAN_DIMS = c"aten::mean" c"dim" (Floats, Plain(SomeInts(&[-1])), Plain(Bool(true)), Plain(Nothing)) -> 1;
+    // Without an order it is the Euclidean one, over all elements. (Those that must be given one cannot be called: see `Arg`.)
+    NORM = c"aten::linalg_norm" c""
+        (Floats, Plain(Nothing), Plain(Nothing), Plain(Bool(false)), Plain(Nothing)) -> 1;
     MAX_DIM = c"aten::max" c"dim" (Floats, Plain(Int(1)), Plain(Bool(false))) -> 2;
     CUMSUM = c"aten::cumsum" c"" (Floats, Plain(Int(0)), Plain(SomeKind(Kind::Int))) -> 1;
     SORT = c"aten::sort" c"stable" (Floats, Plain(SomeBool(true)), Plain(Int(1)), Plain(Bool(true))) -> 2;

@@ -28,7 +28,8 @@ impl Drop for Pretended {
     }
 }
 
-pub(crate) fn is_on() -> bool {
+/// Whether this thread has a pretended device. Its memory is the host's.
+pub fn is_on() -> bool {
     IS_ON.get()
 }
 

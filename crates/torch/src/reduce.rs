@@ -3,7 +3,7 @@
 use crate::dispatch::Arg;
 use crate::error::expect;
 use crate::kind::Kind;
-use crate::operators::{CUMSUM, LOGSUMEXP, MAX_DIM, MEAN_DIMS, SOFTMAX, SUM, SUM_DIMS};
+use crate::operators::{CUMSUM, LOGSUMEXP, MAX_DIM, MEAN_DIMS, NORM, SOFTMAX, SUM, SUM_DIMS};
 use crate::tensor::Tensor;
 
 impl Tensor {
@@ -11,6 +11,18 @@ impl Tensor {
     #[track_caller]
     pub fn sum(&self, kind: Kind) -> Self {
         expect(SUM.call(&[Arg::Tensor(self), Arg::SomeKind(kind)]))
+    }
+
+    /// The root of the sum of all squares, in this tensor's kind: one pass over the elements.
+    #[track_caller]
+    pub fn norm(&self) -> Self {
+        expect(NORM.call(&[
+            Arg::Tensor(self),
+            Arg::None,
+            Arg::None,
+            Arg::Bool(false),
+            Arg::None,
+        ]))
     }
 
     /// Sums over some dimensions, which stay with size 1 if `keep`, in `kind`.

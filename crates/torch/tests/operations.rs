@@ -38,6 +38,16 @@ fn elements_are_computed_one_by_one() {
     assert_close(&(1.5 + &t), map(&|x| x + 1.5));
     assert_close(&t.square(), map(&|x| x * x));
     assert_close(&t.abs(), map(&f64::abs));
+    assert_close(&t.at_least(0.3), map(&|x| x.max(0.3)));
+    assert!(
+        (&t * f64::NAN)
+            .at_least(0.3)
+            .get(0)
+            .get(0)
+            .double_value()
+            .is_nan()
+    );
+    assert_close(&t.norm(), [v.iter().map(|x| x * x).sum::<f64>().sqrt()]);
     assert_close(&t.exp(), map(&f64::exp));
     assert_close(&t.square().log(), map(&|x| (x * x).ln()));
     assert_close(&t.square().sqrt(), map(&f64::abs));

@@ -208,7 +208,8 @@ fn entropy(inputs: &Inputs, bend: Bend, z_loss: f32) -> Vec<Output> {
     let vocab = 50..1050;
     let stats = cross_entropy::local_stats(&logits, &targets, vocab.clone(), bend);
     let normaliser = cross_entropy::combine(&stats.unsqueeze(0), &targets);
-    let objective = Objective { scale: 0.3, z_loss };
+    let scale = 0.3.into();
+    let objective = Objective { scale, z_loss };
     cross_entropy::logits_to_gradient_(&logits, &targets, vocab, &normaliser, bend, objective);
     vec![
         ("logsumexp", normaliser.logsumexp),

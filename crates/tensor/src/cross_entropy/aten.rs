@@ -5,6 +5,7 @@ use std::ops::Range;
 use tandem_torch::{Kind, Tensor};
 
 use super::{Bend, IGNORE, Normaliser, Objective};
+use crate::factor::Factor;
 
 /// As [`super::bend_`].
 pub fn bend_(logits: &Tensor, bend: Bend) {
@@ -54,26 +55,38 @@ pub fn logits_to_gradient_(
     vocab: Range<i64>,
     normaliser: &Normaliser,
     bend: Bend,
-    objective: Objective,
+    objective: Objective<'_>,
 ) {
     if vocab.is_empty() {
         return;
     }
     let ignored = targets.eq(IGNORE);
-    let scale = f64::from(objective.scale) * f64::from(bend.scale);
+    let of_device;
+    let scale = match objective.scale {
+        Factor::Number(number) => Factor::Number(f64::from(number as f32) * f64::from(bend.scale)),
+        Factor::OnDevice(_) if bend.scale == 1.0 => objective.scale,
+        Factor::OnDevice(number) => {
+            of_device = number * f64::from(bend.scale);
+            Factor::OnDevice(&of_device)
+        }
+    };
     let bent = logits.to_kind(Kind::Float);
     let softmax = (&bent - normaliser.logsumexp.unsqueeze(1)).exp();
     let gradient = match f64::from(objective.z_loss) {
-        0.0 => softmax * scale,
+        0.0 => scale.times(&softmax),
         z_loss => {
-            let factor = (&normaliser.logsumexp * (2.0 * z_loss) + 1.0) * scale;
+            let factor = scale.times(&(&normaliser.logsumexp * (2.0 * z_loss) + 1.0));
             softmax * factor.unsqueeze(1)
         }
     };
     let elsewhere = outside(targets, &vocab);
     let local = (targets - vocab.start).masked_fill(&elsewhere, 0);
-    let one_hot = Tensor::full([targets.size()[0]], -scale, (Kind::Float, logits.device()))
-        .masked_fill(&elsewhere, 0.0);
+    let options = ([targets.size()[0]], (Kind::Float, logits.device()));
+    let less = match scale {
+        Factor::Number(number) => Tensor::full(options.0, -number, options.1),
+        Factor::OnDevice(number) => Tensor::zeros(options.0, options.1) - number,
+    };
+    let one_hot = less.masked_fill(&elsewhere, 0.0);
     gradient.scatter_add_(1, &local.unsqueeze(1), &one_hot.unsqueeze(1));
     let gradient = match bend.soft_cap.map(f64::from) {
         Some(cap) => gradient * ((bent * (1.0 / cap)).square() * -1.0 + 1.0),

@@ -8,6 +8,7 @@ use tandem_torch::{Device, Kind, Tensor};
 
 use super::{Bend, Normaliser, Objective};
 use crate::cpu::element::{Stored, is_plain, slice, slice_mut, with_element};
+use crate::factor::Factor;
 
 /// As [`super::bend_`]; `None`, with nothing written, where the kernel does not apply.
 pub(super) fn bend_(logits: &Tensor, bend: Bend) -> Option<()> {
@@ -49,8 +50,15 @@ pub(super) fn logits_to_gradient_(
     vocab: &Range<i64>,
     normaliser: &Normaliser,
     bend: Bend,
-    objective: Objective,
+    objective: Objective<'_>,
 ) -> Option<()> {
+    let Factor::Number(scale) = objective.scale else {
+        return None;
+    };
+    let objective = cross_entropy::Objective {
+        scale: scale as f32,
+        z_loss: objective.z_loss,
+    };
     with_element!(logits.kind(), T => {
         let logsumexp = &normaliser.logsumexp;
         let plain = is_plain::<f32>(logsumexp) && logsumexp.numel() == targets.numel();
