@@ -22,7 +22,7 @@ use tandem_run::ranks::Ranks;
 use tandem_run::spec::{self, EngineSpec, Network};
 use tandem_run::storage::write_whole;
 use tandem_run::weights::Pretrained;
-use tandem_tensor::DeviceChoice;
+use tandem_tensor::{Device, DeviceChoice};
 use tandem_trainer::{Engine, MicroBatch, first_row_logits, gather_tensor, train_step};
 
 use crate::flags::choices::{Dtype, TransportChoice};
@@ -251,12 +251,17 @@ pub fn run_worker(args: &ReplayArgs, env: &WorkerEnv) -> Outcome<()> {
         candidate.n_tokens.push(report.n_tokens);
         if step == 0 {
             let path = is_writer.then(|| args.output.join(STEP0));
-            let gradient = (OptimizerState::Gradient, GRADIENT);
+            // A device's update leaves it clipped.
+            let clip = match engine.device {
+                Device::Cpu => 1.0,
+                Device::Cuda(_) => case.rule().clip_factor(report.grad_norm),
+            };
+            let gradient = (OptimizerState::Gradient, GRADIENT, clip);
             write_tensors(path, &engine, &tree, gradient, Some(&logits))?;
         }
     }
     let path = is_writer.then(|| args.output.join(FINAL));
-    write_tensors(path, &engine, &tree, (OptimizerState::Param, ""), None)?;
+    write_tensors(path, &engine, &tree, (OptimizerState::Param, "", 1.0), None)?;
     if is_writer {
         let text = serde_json::to_string_pretty(&candidate).map_err(Failure::other)?;
         write_whole(&args.output.join(TRAJECTORY), &text)?;
@@ -339,12 +344,13 @@ fn micro_batches(
         .collect()
 }
 
-/// Puts together every tensor of the model, one at a time, and writes them, behind `first`, to `path`, which one rank has.
+/// Puts together every tensor of the model, one at a time, and writes them, divided by `scale`, behind `first`, to `path`, which one rank
+/// has.
 fn write_tensors(
     path: Option<PathBuf>,
     engine: &Engine,
     tree: &ModuleTree,
-    (state, prefix): (OptimizerState, &str),
+    (state, prefix, scale): (OptimizerState, &str, f64),
     first: Option<&(String, Vec<usize>, Vec<f32>)>,
 ) -> Outcome<()> {
     let names: Vec<String> = tree
@@ -369,7 +375,11 @@ fn write_tensors(
         write(name, values)?;
     }
     for (spec, name) in tree.parameters().zip(&names) {
-        let values = gather_tensor(engine, spec, state).map_err(Failure::train)?;
+        let mut values = gather_tensor(engine, spec, state).map_err(Failure::train)?;
+        if scale != 1.0 {
+            let whole = |value: &mut f32| *value = (f64::from(*value) / scale) as f32;
+            values.iter_mut().for_each(whole);
+        }
         write(name, &values)?;
     }
     match file {

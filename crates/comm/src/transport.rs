@@ -14,6 +14,7 @@ mod tcp;
 use std::sync::Arc;
 
 use tandem_tensor::Device;
+use tandem_tensor::torch::pretend;
 
 #[cfg(feature = "testing")]
 pub use tcp::ring_bytes;
@@ -30,7 +31,8 @@ use crate::transport::shm::{DIFFERENT_HOSTS, SharedMemory};
 use crate::transport::staged::{HostStage, Staged};
 use crate::transport::tcp::Tcp;
 
-/// Creates this rank's end of a group of at least two ranks, for tensors in host memory or on a CUDA device.
+/// Creates this rank's end of a group of at least two ranks, for tensors in host memory or on a CUDA device. The memory of one that
+/// is pretended is the host's.
 ///
 /// # Errors
 /// See [`World::new_device_group`](crate::World::new_device_group).
@@ -41,7 +43,9 @@ pub(crate) fn create(
     wanted: Transport,
     device: Device,
 ) -> Result<Arc<dyn ProcessGroup>> {
-    if let Device::Cuda(ordinal) = device {
+    if let Device::Cuda(ordinal) = device
+        && !pretend::is_on()
+    {
         return on_cuda(context, point, membership, wanted, ordinal);
     }
     let mut backend = on_host(&context, membership, wanted)?;

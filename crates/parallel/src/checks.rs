@@ -1,7 +1,7 @@
 //! Run-time checks that ranks which must agree do agree: silent drift is the worst bug that parallel training has.
 
 use tandem_comm::{ProcessGroup, all_gather_numbers};
-use tandem_tensor::{Device, fingerprint};
+use tandem_tensor::{Device, Kind, Tensor, fingerprint};
 
 use crate::error::ParallelError;
 use crate::flat_unit::FlatUnit;
@@ -17,11 +17,40 @@ pub fn check_same_batch(
     device: Device,
 ) -> Result<(), ParallelError> {
     let hashes = all_gather_numbers(tp, &[hash as i64], device)?;
-    if hashes.iter().any(|other| other != &hashes[0]) {
+    compare_batches(tp, &hashes.concat(), step)
+}
+
+/// The row's hashes of the batch, i64 `[ranks of the row]` on `device`, for [`compare_batches`] when they are read. Nothing waits
+/// for them.
+///
+/// # Errors
+/// When a peer fails.
+pub fn gather_batches(
+    tp: &dyn ProcessGroup,
+    hash: u64,
+    device: Device,
+) -> Result<Tensor, ParallelError> {
+    let own = Tensor::from_slice(&[hash as i64]).to_device(device);
+    let all = Tensor::zeros([tp.size() as i64], (Kind::Int64, device));
+    tp.all_gather_into(&all, &own, &vec![1; tp.size()])?
+        .wait()?;
+    Ok(all)
+}
+
+/// Whether the row's hashes are one.
+///
+/// # Errors
+/// As [`check_same_batch`].
+pub fn compare_batches(
+    tp: &dyn ProcessGroup,
+    hashes: &[i64],
+    step: u64,
+) -> Result<(), ParallelError> {
+    if hashes.iter().any(|other| *other != hashes[0]) {
         return Err(ParallelError::DifferentBatches {
             step,
             ranks: tp.ranks().to_vec(),
-            hashes: hashes.concat(),
+            hashes: hashes.to_vec(),
         });
     }
     Ok(())

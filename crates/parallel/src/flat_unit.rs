@@ -21,7 +21,7 @@ use std::sync::Arc;
 
 use tandem_comm::{ProcessGroup, ReduceOp, Work};
 use tandem_mesh::partition_aligned;
-use tandem_tensor::adamw::{self, AdamWState, AdamWStep};
+use tandem_tensor::adamw::{self, AdamWState, AdamWStep, UnreadNorm};
 use tandem_tensor::sum_of_squares::SumOfSquares;
 use tandem_tensor::{Accumulate, linear};
 use tandem_tensor::{Device, Kind, Tensor};
@@ -367,23 +367,37 @@ impl FlatUnit {
         let dp = &self.setup.dp;
         // Where the gradient is replicated over the column, each rank counts a part all the same.
         let share = partition_aligned(self.layout.numel, dp.size(), dp.rank(), OWNED_ALIGN);
+        let mut ranges: Vec<Range<usize>> = Vec::new();
         for param in &self.layout.params {
             let counted = param.offset + param.counted.start..param.offset + param.counted.end;
             let mine = intersect(&counted, &share);
-            if !mine.is_empty() {
-                let start = (mine.start - self.owned.start) as i64;
-                sum.add(&self.gradient_shard.narrow(0, start, mine.len() as i64));
+            match ranges.last_mut() {
+                // A device would be given a kernel for each.
+                Some(last) if self.setup.device.is_cuda() && last.end == mine.start => {
+                    last.end = mine.end;
+                }
+                _ if mine.is_empty() => {}
+                _ => ranges.push(mine),
             }
+        }
+        for mine in ranges {
+            let start = (mine.start - self.owned.start) as i64;
+            sum.add(&self.gradient_shard.narrow(0, start, mine.len() as i64));
         }
         sum
     }
 
     /// AdamW on the owned range; then, where parameters are kept whole, starts gathering the updated ones. Parameters that `on`
-    /// leaves out do not decay.
+    /// leaves out do not decay. What a device knows of the gradient's norm, and the host does not, is in `unread`.
     ///
     /// # Errors
     /// When a peer fails.
-    pub fn update(&mut self, step: &AdamWStep, on: WeightDecayOn) -> Result<(), ParallelError> {
+    pub fn update(
+        &mut self,
+        step: &AdamWStep,
+        on: WeightDecayOn,
+        unread: Option<&UnreadNorm>,
+    ) -> Result<(), ParallelError> {
         if !self.setup.trains {
             return Ok(());
         }
@@ -392,19 +406,22 @@ impl FlatUnit {
             let (start, len) = ((range.start - self.owned.start) as i64, range.len() as i64);
             let part = |tensor: &Tensor| tensor.narrow(0, start, len);
             let weight_decay = if decays { step.weight_decay } else { 0.0 };
-            adamw::step(
-                &AdamWState {
-                    master: &part(&self.master),
-                    exp_avg: &part(&self.exp_avg),
-                    exp_avg_sq: &part(&self.exp_avg_sq),
-                    gradient: &part(&self.gradient_shard),
-                    compute: compute.map(part).as_ref(),
-                },
-                &AdamWStep {
-                    weight_decay,
-                    ..*step
-                },
-            );
+            let compute = compute.map(part);
+            let state = AdamWState {
+                master: &part(&self.master),
+                exp_avg: &part(&self.exp_avg),
+                exp_avg_sq: &part(&self.exp_avg_sq),
+                gradient: &part(&self.gradient_shard),
+                compute: compute.as_ref(),
+            };
+            let step = AdamWStep {
+                weight_decay,
+                ..*step
+            };
+            match unread {
+                Some(norm) => adamw::step_unread(&state, &step, norm),
+                None => adamw::step(&state, &step),
+            }
         }
         self.start_refresh()
     }

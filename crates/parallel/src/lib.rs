@@ -50,7 +50,7 @@ mod weights;
 
 pub use autotp::{AutoTp, AutoTpError};
 pub use buffer_pool::{BufferPool, buffer_capacity};
-pub use checks::{check_replicas, check_same_batch};
+pub use checks::{check_replicas, check_same_batch, compare_batches, gather_batches};
 pub use deepspeed::DeepSpeed;
 pub use error::ParallelError;
 pub use expert_group::ExpertGroup;

@@ -15,13 +15,14 @@ use tandem_tensor::{Kind, Tensor};
 
 use crate::engine::Engine;
 use crate::error::TrainError;
+use crate::global_batch::Count;
 
 /// What experts got in a step, and what follows.
 pub(crate) struct Balance {
     /// The coefficient of the auxiliary loss; 0 is none.
     coefficient: f64,
     /// Real tokens of the global batch.
-    tokens: u64,
+    tokens: Count,
     /// Fp64 `[mixtures, 2, experts]`: of each layer with experts what [`LayerSaved::load`] says, of this rank's tokens until it is
     /// [agreed](Self::agree) on. `None` where there is no such layer.
     loads: Option<Tensor>,
@@ -49,11 +50,11 @@ pub struct ExpertReport {
 
 impl Balance {
     /// For a step over `tokens` real tokens of the global batch.
-    pub(crate) fn new(engine: &Engine, tokens: u64) -> Self {
+    pub(crate) fn new(engine: &Engine, tokens: &Count) -> Self {
         let experts = engine.config.experts.as_ref();
         Self {
             coefficient: experts.and_then(|experts| experts.balance).unwrap_or(0.0),
-            tokens,
+            tokens: tokens.shallow_clone(),
             loads: None,
             is_agreed: false,
             d_probabilities: None,
@@ -96,7 +97,13 @@ impl Balance {
 
     /// What is to be read at the end of the step, when it is [agreed](Self::agree) on: fp64 `[numbers]`.
     pub(crate) fn to_read(&self) -> Option<Tensor> {
-        self.loads.as_ref().map(|loads| loads.view([-1]))
+        let loads = self.loads.as_ref()?.view([-1]);
+        Some(match &self.tokens {
+            Count::Known(_) => loads,
+            Count::Unread(tokens) => {
+                Tensor::cat(&[loads, tokens.view([1]).to_kind(Kind::Double)], 0)
+            }
+        })
     }
 
     /// What all ranks' experts got, from the numbers of [`Self::to_read`]; `None` where there are none.
@@ -104,9 +111,13 @@ impl Balance {
         let &[_, _, experts] = self.loads.as_ref()?.size() else {
             return None;
         };
+        let tokens = match self.tokens {
+            Count::Known(tokens) => tokens,
+            Count::Unread(_) => read.last().map_or(0, |tokens| *tokens as u64),
+        };
         let loads = read.chunks_exact(2 * experts as usize);
         let loads: Vec<Load<'_>> = loads.map(Load::of).collect();
-        let aux_loss = self.loss(&loads);
+        let aux_loss = loss(&loads, tokens);
         let idle = loads.iter().flat_map(|load| load.chosen);
         Some(ExpertReport {
             aux_loss,
@@ -147,34 +158,44 @@ impl Balance {
         let &[mixtures, _, experts] = loads.size() else {
             return Ok(());
         };
-        let pairs = self.pairs(mixtures as usize);
-        let factor = self.coefficient * experts as f64 / pairs.powi(2);
+        let factor = self.coefficient * experts as f64;
         if factor > 0.0 {
-            // Ranks of the row that see the same tokens each add a part to the sum over the row.
-            let part = factor / parts as f64;
             let chosen = loads.select(1, 0).sum_dims(&[0], false, Kind::Double);
-            self.d_probabilities = Some((chosen * part).to_kind(Kind::Float));
+            // Ranks of the row that see the same tokens each add a part to the sum over the row.
+            let parts = parts as f64;
+            let d_probabilities = match &self.tokens {
+                Count::Known(tokens) => {
+                    let pairs = pairs(*tokens, mixtures as usize);
+                    chosen * (factor / pairs.powi(2) / parts)
+                }
+                Count::Unread(tokens) => {
+                    let pairs = tokens.to_kind(Kind::Double) * mixtures as f64;
+                    chosen * (factor / parts) / (&pairs * &pairs)
+                }
+            };
+            self.d_probabilities = Some(d_probabilities.to_kind(Kind::Float));
         }
         Ok(())
     }
+}
 
-    fn loss(&self, loads: &[Load<'_>]) -> f64 {
-        let experts = loads.first().map_or(0, |load| load.chosen.len());
-        // The sum over the layers, for each expert.
-        let pooled = |of: fn(&Load<'_>, usize) -> f64, expert| {
-            loads.iter().map(|load| of(load, expert)).sum::<f64>()
-        };
-        let products = (0..experts).map(|expert| {
-            let chosen = pooled(|load, expert| load.chosen[expert], expert);
-            chosen * pooled(|load, expert| load.probabilities[expert], expert)
-        });
-        experts as f64 * products.sum::<f64>() / self.pairs(loads.len()).powi(2)
-    }
+/// The auxiliary loss, of a global batch of so many real tokens.
+fn loss(loads: &[Load<'_>], tokens: u64) -> f64 {
+    let experts = loads.first().map_or(0, |load| load.chosen.len());
+    // The sum over the layers, for each expert.
+    let pooled = |of: fn(&Load<'_>, usize) -> f64, expert| {
+        loads.iter().map(|load| of(load, expert)).sum::<f64>()
+    };
+    let products = (0..experts).map(|expert| {
+        let chosen = pooled(|load, expert| load.chosen[expert], expert);
+        chosen * pooled(|load, expert| load.probabilities[expert], expert)
+    });
+    experts as f64 * products.sum::<f64>() / pairs(tokens, loads.len()).powi(2)
+}
 
-    /// Of a layer and a token, at least one.
-    fn pairs(&self, mixtures: usize) -> f64 {
-        (self.tokens * mixtures as u64).max(1) as f64
-    }
+/// Of a layer with experts and a token, at least one.
+fn pairs(tokens: u64, mixtures: usize) -> f64 {
+    (tokens * mixtures as u64).max(1) as f64
 }
 
 /// What the experts of a layer got.

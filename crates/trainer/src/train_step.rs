@@ -7,7 +7,7 @@
 //! | when                        | only at         | times   | group | operation      | bytes     | in                               |
 //! |-----------------------------|-----------------|---------|-------|----------------|-----------|----------------------------------|
 //! | is the row's batch one?     |                 | 1       | tp    | all_gather     | 8·tp      | parallel/checks.rs               |
-//! | size of the global batch    |                 | 1       | dp    | all_reduce     | 16        | trainer/train_step.rs            |
+//! | size of the global batch    |                 | 1       | dp    | all_reduce     | 16        | trainer/global_batch.rs          |
 //! | ahead: unshard              | 3, ahead        | m       | dp    | all_gather     | p·unit    | parallel/flat_unit.rs            |
 //! | ahead: embedding            | ahead           | m       | tp    | reduce_tokens  | r·T·H     | model/embedding.rs               |
 //! | ahead: attention            | ahead           | m·L     | tp    | gather_tokens  | c·T·H     | model/layer/attention.rs         |
@@ -59,7 +59,7 @@
 //! | reduction of gradients      | trained, 0      | 1       | dp    | all_reduce     | g·unit    | parallel/flat_unit.rs            |
 //! |                             | trained, 1      | 1       | dp    | reduce_scatter | g·unit    | parallel/flat_unit.rs            |
 //! |                             | trained, 2, 3   | m       | dp    | reduce_scatter | g·unit    | parallel/flat_unit.rs            |
-//! | loss                        |                 | 1       | dp    | all_reduce     | 8         | trainer/train_step.rs            |
+//! | loss                        |                 | 1       | dp    | all_reduce     | 8         | trainer/outcome.rs               |
 //! | load of the experts         | experts, cut    | 1       | dp    | all_reduce     | 16·E      | trainer/balance.rs               |
 //! |                             | experts, spread | 1       | world | all_reduce     | 16·E      | trainer/balance.rs               |
 //! | norm of the gradient        |                 | 1       | world | all_reduce     | 8         | parallel/grad_norm.rs            |
@@ -94,16 +94,15 @@
 
 use std::time::Duration;
 
-use tandem_comm::ReduceOp;
 use tandem_model::{LayerSaved, Recompute, TokenFacts};
-use tandem_parallel::{check_same_batch, global_squared_norm, own_gradient_is_finite};
-use tandem_tensor::{Accumulate, Device, Kind, Tensor};
+use tandem_tensor::{Accumulate, Device, Factor, Kind, Tensor};
 
 use crate::balance::{Balance, ExpertReport};
 use crate::engine::Engine;
 use crate::error::TrainError;
-use crate::finite::refuse_non_finite;
+use crate::global_batch::GlobalBatch;
 use crate::micro_batch::MicroBatch;
+use crate::outcome::{Outcome, Read};
 use crate::profile::Activity;
 use crate::turn::Turn;
 use crate::units::{self, EMBEDDING};
@@ -131,7 +130,8 @@ pub struct StepReport {
 /// is split into micro-batches.
 ///
 /// # Errors
-/// When a peer fails, ranks disagree, or loss or gradient is not finite; the parameters are then as before the step.
+/// When a peer fails, ranks disagree, or loss or gradient is not finite; the parameters are then as before the step. On a device they
+/// are not where a collective has failed behind the host's back.
 pub fn train_step(
     engine: &mut Engine,
     micro_batches: &[MicroBatch],
@@ -139,11 +139,10 @@ pub fn train_step(
     rule: &UpdateRule,
     step: u64,
 ) -> Result<StepReport, TrainError> {
-    let BatchSize { n_tokens, real } = engine.during(Activity::Agreement, |engine| {
-        agree(engine, micro_batches, step)
+    let batch = engine.during(Activity::Agreement, |engine| {
+        GlobalBatch::agree(engine, micro_batches, step)
     })?;
-    let scale = 1.0 / n_tokens as f64;
-    let mut balance = Balance::new(engine, real);
+    let mut balance = Balance::new(engine, batch.real());
     if balance.looks_ahead(micro_batches.len()) {
         look_ahead(engine, micro_batches, &mut balance)?;
     }
@@ -157,25 +156,41 @@ pub fn train_step(
         };
         let (x, saved) = forward(engine, &turn)?;
         balance.after_forward(engine, &saved)?;
-        let d_x = loss_and_head(engine, &turn, &x, scale, &mut loss_sum)?;
+        let d_x = loss_and_head(engine, &turn, &x, batch.scale(), &mut loss_sum)?;
         drop(x);
         backward(engine, &turn, saved, &balance, d_x)?;
     }
 
-    let (mut loss, grad_norm, experts) = engine.during(Activity::GradientNorm, |engine| {
-        loss_and_norm(engine, &loss_sum, &mut balance, scale, step)
+    let outcome = engine.during(Activity::GradientNorm, |engine| {
+        Outcome::add_up(engine, loss_sum, &batch, &mut balance)
     })?;
-    if let Some(experts) = &experts {
-        loss += experts.added;
-    }
-
-    let update = rule.step(learning_rate, grad_norm, step);
+    let read = |engine: &mut Engine| {
+        engine.during(Activity::GradientNorm, |engine| {
+            outcome.read(engine, &batch, &balance, step)
+        })
+    };
+    // What is read decides whether there is an update. On a device it decides there, and the host reads it when all is under way.
+    let (known, unread) = match engine.device {
+        Device::Cpu => (Some(read(engine)?), None),
+        Device::Cuda(_) => (None, Some(outcome.unread_norm(&batch, rule))),
+    };
+    let norm = known.as_ref().map(|known| known.grad_norm);
+    let update = rule.step(learning_rate, norm, step);
     // A save may still be copying what the update is about to change.
     let waited_for_copy = engine.during(Activity::Save, |engine| engine.wait_until_copied());
     engine.during(Activity::Optimizer, |engine| {
         let mut units = engine.units.iter_mut();
-        units.try_for_each(|unit| unit.update(&update, rule.weight_decay_on))
+        units.try_for_each(|unit| unit.update(&update, rule.weight_decay_on, unread.as_ref()))
     })?;
+    let Read {
+        loss,
+        experts,
+        grad_norm,
+        n_tokens,
+    } = match known {
+        Some(known) => known,
+        None => read(engine)?,
+    };
     Ok(StepReport {
         loss,
         experts,
@@ -183,49 +198,6 @@ pub fn train_step(
         n_tokens,
         waited_for_copy,
     })
-}
-
-/// How much there is in a global batch.
-struct BatchSize {
-    /// Valid targets.
-    n_tokens: u64,
-    /// Tokens that are no padding.
-    real: u64,
-}
-
-/// The row sees one batch; returns the size of the global one.
-fn agree(
-    engine: &Engine,
-    micro_batches: &[MicroBatch],
-    step: u64,
-) -> Result<BatchSize, TrainError> {
-    let hash = micro_batches
-        .iter()
-        .fold(0u64, |hash, micro| hash.rotate_left(17) ^ micro.hash);
-    check_same_batch(engine.tp.group.as_ref(), hash, step, engine.device)?;
-
-    // Summed over the column, since every column sees all of the batch.
-    let targets: usize = micro_batches.iter().map(|micro| micro.valid_targets).sum();
-    let real: usize = micro_batches.iter().map(MicroBatch::real_tokens).sum();
-    let own = [targets as i64, real as i64];
-    let [n_tokens, real] = match engine.dp.size() {
-        // A device need not be asked.
-        1 => own,
-        _ => {
-            let counts = Tensor::from_slice(&own).to_device(engine.device);
-            engine.dp.all_reduce(&counts, ReduceOp::Sum)?.wait()?;
-            let counts = counts.to_device(Device::Cpu);
-            engine.dp.check()?;
-            [0, 1].map(|index| counts.get(index).int64_value())
-        }
-    };
-    match n_tokens {
-        0 => Err(TrainError::NoTargets { step }),
-        _ => Ok(BatchSize {
-            n_tokens: n_tokens as u64,
-            real: real as u64,
-        }),
-    }
 }
 
 /// What all experts will get of the batch, by a forward pass of every micro-batch.
@@ -304,7 +276,7 @@ fn loss_and_head(
     engine: &mut Engine,
     turn: &Turn<'_>,
     x: &Tensor,
-    scale: f64,
+    scale: Factor<'_>,
     loss_sum: &mut Tensor,
 ) -> Result<Tensor, TrainError> {
     let unit = engine.head_unit();
@@ -423,29 +395,4 @@ fn start_reduce(engine: &mut Engine, unit: usize, turn: &Turn<'_>) -> Result<(),
         unit.start_reduce(turn.is_first)?;
     }
     Ok(())
-}
-
-/// Loss and gradient norm of the global batch, both finite, and what experts got of it.
-fn loss_and_norm(
-    engine: &Engine,
-    loss_sum: &Tensor,
-    balance: &mut Balance,
-    scale: f64,
-    step: u64,
-) -> Result<(f64, f64, Option<ExpertReport>), TrainError> {
-    let own_loss = loss_sum.copy();
-    engine.dp.all_reduce(loss_sum, ReduceOp::Sum)?.wait()?;
-    balance.agree(engine)?;
-    let squared_norm = global_squared_norm(&engine.units, engine.world.as_ref(), engine.device)?;
-    // Here the host waits for all that a device was given, once. What is read decides whether there is an update at all.
-    let mut numbers = vec![loss_sum.view([1]), squared_norm];
-    numbers.extend(balance.to_read());
-    let read = Tensor::cat(&numbers, 0).to_vec::<f64>();
-    engine.check_groups()?;
-    let (loss, grad_norm) = (read[0] * scale, read[1].sqrt());
-    let loss_is_finite = || own_loss.double_value().is_finite();
-    refuse_non_finite(engine, "loss", loss, loss_is_finite, step)?;
-    let gradient_is_finite = || own_gradient_is_finite(&engine.units);
-    refuse_non_finite(engine, "gradient norm", grad_norm, gradient_is_finite, step)?;
-    Ok((loss, grad_norm, balance.report(&read[2..])))
 }

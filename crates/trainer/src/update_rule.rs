@@ -21,13 +21,18 @@ pub struct UpdateRule {
 }
 
 impl UpdateRule {
-    /// The update of step `step`, whose gradient has this norm.
-    pub(crate) fn step(&self, learning_rate: f64, grad_norm: f64, step: u64) -> AdamWStep {
-        // The clip factor is folded into the update: no pass over the gradients for it.
-        let gradient_scale = match self.max_grad_norm {
+    /// What a gradient of this norm is multiplied with.
+    pub fn clip_factor(&self, grad_norm: f64) -> f64 {
+        match self.max_grad_norm {
             limit if limit > 0.0 => (limit / (grad_norm + 1e-6)).min(1.0),
             _ => 1.0,
-        };
+        }
+    }
+
+    /// The update of step `step`, whose gradient has this norm, where it is known.
+    pub(crate) fn step(&self, learning_rate: f64, grad_norm: Option<f64>, step: u64) -> AdamWStep {
+        // The clip factor is folded into the update: no pass over the gradients for it.
+        let gradient_scale = grad_norm.map_or(1.0, |norm| self.clip_factor(norm));
         AdamWStep {
             learning_rate,
             beta1: self.beta1,

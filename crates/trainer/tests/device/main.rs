@@ -4,11 +4,13 @@
 // Clippy's exception for tests does not reach the functions that tests share.
 #![allow(clippy::unwrap_used)]
 
+mod ranks;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use tandem_comm::{ProcessGroup, SingleGroup};
+use tandem_comm::{ProcessGroup, SingleGroup, World};
 use tandem_mesh::DeviceMesh;
 use tandem_model::{ModelConfig, ModuleTree, Recompute};
 use tandem_parallel::{Fsdp, Precision, RandomInit};
@@ -22,24 +24,67 @@ use tandem_trainer::{
 const SEQ: usize = 32;
 const STEPS: u64 = 3;
 
+/// Where a rank is, and the groups that it is in.
+pub struct Groups {
+    mesh: (usize, usize),
+    device: Device,
+    world: Arc<dyn ProcessGroup>,
+    tp: Arc<dyn ProcessGroup>,
+    dp: Arc<dyn ProcessGroup>,
+}
+
+impl Groups {
+    fn alone(device: Device) -> Self {
+        let alone = |name| -> Arc<dyn ProcessGroup> { Arc::new(SingleGroup::new(name, 0, device)) };
+        Self {
+            mesh: (1, 1),
+            device,
+            world: alone("world"),
+            tp: alone("tp"),
+            dp: alone("dp"),
+        }
+    }
+
+    pub fn of(world: &World, (tp, dp): (usize, usize), device: Device) -> Self {
+        let (mesh, rank) = (DeviceMesh::new(tp, dp).unwrap(), world.rank());
+        let group = |name, ranks: &[usize]| world.new_device_group(name, ranks, device).unwrap();
+        let everyone: Vec<usize> = (0..world.size()).collect();
+        Self {
+            mesh: (tp, dp),
+            device,
+            world: group("world", &everyone),
+            tp: group("tp", &mesh.tp_group(rank)),
+            dp: group("dp", &mesh.dp_group(rank)),
+        }
+    }
+}
+
 fn engine(case: &str, precision: Precision, device: Device) -> Engine {
+    engine_in(case, precision, &Groups::alone(device))
+}
+
+/// In fp32.
+pub fn engine_of(case: &str, groups: &Groups) -> Engine {
+    engine_in(case, Precision::fp32(), groups)
+}
+
+fn engine_in(case: &str, precision: Precision, groups: &Groups) -> Engine {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests-data/golden");
     let config = ModelConfig::from_dir(&folder.join(case)).unwrap();
     let strategy = Fsdp {
         precision,
         reshard_after_forward: true,
     };
-    let alone = |name| -> Arc<dyn ProcessGroup> { Arc::new(SingleGroup::new(name, 0, device)) };
     let mut engine = Engine::new(EngineSetup {
         trains: true,
         lora: None,
         strategy: strategy.strategy(&ModuleTree::new(&config)),
-        mesh: DeviceMesh::new(1, 1).unwrap(),
-        world: alone("world"),
-        tp: alone("tp"),
-        dp: alone("dp"),
+        mesh: DeviceMesh::new(groups.mesh.0, groups.mesh.1).unwrap(),
+        world: groups.world.clone(),
+        tp: groups.tp.clone(),
+        dp: groups.dp.clone(),
         experts: None,
-        device,
+        device: groups.device,
         seq: SEQ,
         sequence_parallel: false,
         recompute: Recompute::Light,
@@ -56,22 +101,32 @@ fn engine(case: &str, precision: Precision, device: Device) -> Engine {
     engine
 }
 
-fn step(engine: &mut Engine, step: u64, device: Device) -> StepReport {
+pub const RULE: UpdateRule = UpdateRule {
+    beta1: 0.9,
+    beta2: 0.999,
+    eps: 1e-8,
+    weight_decay: 0.01,
+    weight_decay_on: WeightDecayOn::All,
+    max_grad_norm: 1.0,
+};
+
+/// Two rows that depend on `seed`, without the first `ignored` targets of each.
+pub fn batch(seed: u64, ignored: u64, device: Device) -> MicroBatch {
     let ids: Vec<i64> = (0..2 * SEQ as u64)
-        .map(|i| ((i * 7 + step * 13) % 100) as i64)
+        .map(|i| ((i * 7 + seed * 13) % 100) as i64)
         .collect();
+    let mut labels = ids.clone();
+    for row in labels.chunks_mut(SEQ) {
+        row[..=ignored as usize].fill(-100);
+    }
     // The last tokens of a row are padding, which only the experts' balance asks for.
     let mask: Vec<u8> = (0..2 * SEQ).map(|i| u8::from(i % SEQ < SEQ - 5)).collect();
-    let batch = || MicroBatch::new(&ids, &ids, SEQ, step, device).with_mask(&mask);
-    let rule = UpdateRule {
-        beta1: 0.9,
-        beta2: 0.999,
-        eps: 1e-8,
-        weight_decay: 0.01,
-        weight_decay_on: WeightDecayOn::All,
-        max_grad_norm: 1.0,
-    };
-    train_step(engine, &[batch(), batch()], 1e-3, &rule, step).unwrap()
+    MicroBatch::new(&ids, &labels, SEQ, seed, device).with_mask(&mask)
+}
+
+fn step(engine: &mut Engine, step: u64, device: Device) -> StepReport {
+    let batch = || batch(step, 0, device);
+    train_step(engine, &[batch(), batch()], 1e-3, &RULE, step).unwrap()
 }
 
 fn train(case: &str, precision: Precision, device: Device) -> Vec<StepReport> {
@@ -132,7 +187,7 @@ fn so_does_one_in_half_precision() {
     }
 }
 
-/// Where the host waits in a step: for the loss and the gradient's norm, which are read together when all gradients are there.
+/// Where the host waits in a step: for the loss and the gradient's norm, which are read together when all is under way.
 #[test]
 fn the_host_waits_for_a_step_once_however_large_it_is() {
     waits_once("qwen2_tied");
@@ -176,12 +231,12 @@ fn waits_once(case: &str) -> BTreeMap<String, usize> {
     // Of each of two micro-batches the tokens, targets and padding, which are made outside of a step, and nothing else.
     let copies = recorded.iter().filter(|it| it.action == Action::ToDevice);
     assert_eq!(copies.count(), 2 * 3);
-    assert!(line.contains("train_step.rs"), "{line}");
-    // Forward and backward come before it, the update after it.
+    assert!(line.contains("outcome.rs"), "{line}");
+    // It is the end: nothing is left to be computed.
     let is_update = |call: &Call| call.name == "aten::_fused_adamw_";
-    let (before, after) = recorded.split_at(*place);
-    assert!(before.len() > 100, "only {} operators", before.len());
-    assert!(!before.iter().any(is_update) && after.iter().any(is_update));
+    assert!(recorded.len() > 100, "only {} operators", recorded.len());
+    assert_eq!(*place, recorded.len() - 1);
+    assert!(recorded.iter().any(is_update));
     let counts = kinds.into_iter();
     counts
         .map(|(name, (calls, _))| (name.to_owned(), calls))
