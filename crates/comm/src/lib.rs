@@ -58,16 +58,20 @@
 //! # Inside
 //!
 //! Imports go one way: `collective` and `error`, the vocabulary; `meet`, how ranks find each other; `group`, what is the same
-//! for every transport; `transport`, which moves the data; `world`, which puts these together; `testing`. Each knows those
+//! for every transport; `transport`, which moves the data; `upload`, which feeds a device; `world`, which puts groups together; `testing`. Each knows those
 //! before it and none after it.
 
 mod collective;
 mod error;
 mod group;
 mod meet;
+#[cfg(not(feature = "nccl"))]
+mod no_upload;
 #[cfg(feature = "testing")]
 pub mod testing;
 mod transport;
+#[cfg(feature = "nccl")]
+mod upload;
 mod world;
 
 pub use collective::{Collective, ReduceOp, Site};
@@ -79,4 +83,8 @@ pub use group::single::SingleGroup;
 pub use group::work::Work;
 pub use meet::config::{Transport, WorldConfig};
 pub use meet::secret::{RunSecret, SecretError};
+#[cfg(not(feature = "nccl"))]
+pub use no_upload::{Upload, Uploads};
+#[cfg(feature = "nccl")]
+pub use upload::{Upload, Uploads};
 pub use world::World;

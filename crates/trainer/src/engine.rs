@@ -24,6 +24,7 @@ use tandem_tensor::scratch::Scratch;
 use tandem_tensor::torch::recorder;
 
 use crate::error::TrainError;
+use crate::feed::Feed;
 use crate::gemm_floor::{AttentionSizes, Dimensions, LayerSizes};
 use crate::profile::{self, Activity, Profiler};
 
@@ -103,6 +104,7 @@ pub struct Engine {
     pub(crate) layers: Vec<DecoderLayer>,
     pub(crate) head: Head,
     pub(crate) adapters: Option<Adapters>,
+    pub(crate) feed: Feed,
 }
 
 /// What is trained in the place of the model.
@@ -275,6 +277,7 @@ impl Engine {
             }
         };
         Ok(Self {
+            feed: Feed::new(device),
             units,
             adapters,
             pool: BufferPool::new(device),

@@ -65,6 +65,9 @@ pub enum TrainError {
         /// Which ranks, and why.
         problem: String,
     },
+    /// The device does not take a batch.
+    #[error("the batch does not get to the device: {0}")]
+    Feed(String),
     /// Data could not be had.
     #[error(transparent)]
     Data(Box<dyn std::error::Error + Send + Sync>),

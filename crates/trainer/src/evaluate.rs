@@ -95,7 +95,7 @@ pub fn evaluate(
     };
     while let Some(batches) = next()? {
         for batch in &batches {
-            let micro = MicroBatch::of(batch, engine.device);
+            let micro = MicroBatch::of(batch, &mut engine.feed)?;
             hash = hash.rotate_left(17) ^ micro.hash;
             targets += micro.valid_targets;
             loss_sum += engine.during(Activity::Evaluation, |engine| loss(engine, &micro))?;
@@ -157,7 +157,7 @@ fn loss(engine: &mut Engine, micro: &MicroBatch) -> Result<Tensor, TrainError> {
     let unit = engine.head_unit();
     let flat = engine.unshard(unit)?;
     let weights = engine.head_tensors(&flat);
-    let loss = engine.head.loss(&weights, &x, &micro.targets, &turn.tp)?;
+    let loss = engine.head.loss(&weights, &x, micro.targets(), &turn.tp)?;
     engine.reshard(unit);
     Ok(loss)
 }

@@ -75,9 +75,9 @@ impl GlobalBatch {
         let counts = Tensor::cat(&counts, 0);
         engine.dp.all_reduce(&counts, ReduceOp::Sum)?.wait()?;
         if device == Device::Cpu {
-            let counts = counts.to_vec::<i64>();
             engine.dp.check()?;
-            return Self::known([counts[0], counts[1]], row, step);
+            let counts = [0, 1].map(|index| counts.get(index).int64_value());
+            return Self::known(counts, row, step);
         }
         let one = Tensor::ones([], (Kind::Double, device));
         let scale = one / counts.get(0).to_kind(Kind::Double);

@@ -17,6 +17,7 @@ mod engine_state;
 mod error;
 mod evaluate;
 mod events;
+mod feed;
 mod finite;
 pub mod gemm_floor;
 mod global_batch;

@@ -1,22 +1,27 @@
 //! One forward and backward's worth of tokens, on the device.
 
+use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 
+use tandem_comm::Upload;
 use tandem_data::Batch;
 use tandem_tensor::attention::Documents;
 use tandem_tensor::cross_entropy::IGNORE;
 use tandem_tensor::experts::counted_factors;
 use tandem_tensor::{Device, Tensor};
 
+use crate::error::TrainError;
+use crate::feed::Feed;
+
 /// Rows of equal length.
 #[derive(Debug)]
 pub struct MicroBatch {
     /// i64 `[rows * seq]`.
-    pub ids: Tensor,
+    ids: Tensor,
     /// i64 `[rows * seq]`: what each position must predict, [`IGNORE`] where there is nothing.
-    pub targets: Tensor,
+    targets: Tensor,
     /// The documents of rows that have several, which then do not see each other.
-    pub documents: Option<Arc<Documents>>,
+    documents: Option<Arc<Documents>>,
     /// Which tokens are no padding; empty where all are.
     pub counted: Vec<bool>,
     /// The same as [`counted_factors`] on the device, where some are padding and it is not the CPU.
@@ -31,16 +36,60 @@ pub struct MicroBatch {
     pub epoch: u64,
     /// The number of the first row in the order of the epoch.
     pub first_row: u64,
+    /// Copies to the device that nobody has waited for.
+    under_way: RefCell<Vec<Upload>>,
+    has_arrived: Cell<bool>,
 }
 
 impl MicroBatch {
-    /// A loader's batch, on `device`.
-    pub fn of(batch: &Batch, device: Device) -> Self {
-        let (ids, labels) = (&batch.input_ids, &batch.labels);
-        Self::new(ids, labels, batch.seq, batch.hash, device)
-            .with_documents(batch.documents.clone(), batch.seq)
+    /// A loader's batch, on its way to where `feed` ends: see [`Self::arrive`].
+    pub(crate) fn of(batch: &Batch, feed: &mut Feed) -> Result<Self, TrainError> {
+        let targets = shifted(&batch.labels, batch.seq);
+        let mut under_way = Vec::new();
+        let ids = feed.copy(&batch.input_ids, &mut under_way)?;
+        let on_device = feed.copy(&targets, &mut under_way)?;
+        let is_device = feed.device().is_cuda();
+        let copy = is_device.then_some(|bounds: &[i32]| feed.copy(bounds, &mut under_way));
+        let documents = Documents::copied(batch.documents.clone(), batch.seq, copy)?;
+        let micro = Self {
+            documents: documents.map(Arc::new),
+            under_way: RefCell::new(under_way),
+            has_arrived: Cell::new(!is_device),
+            ..Self::of_tensors(ids, on_device, &targets, batch.hash)
+        };
+        Ok(micro
             .with_mask(&batch.attention_mask)
-            .at(batch.epoch, batch.first_sample)
+            .at(batch.epoch, batch.first_sample))
+    }
+
+    /// What the device is given from now on comes after the copies to it. The host does not wait.
+    pub(crate) fn arrive(&self) -> Result<(), TrainError> {
+        self.has_arrived.set(true);
+        let mut under_way = self.under_way.take().into_iter();
+        under_way.try_for_each(|upload| upload.wait().map_err(TrainError::Feed))
+    }
+
+    /// i64 `[rows * seq]`, once it has [arrived](Self::arrive); so are the others.
+    pub(crate) fn ids(&self) -> &Tensor {
+        self.arrived(&self.ids)
+    }
+
+    /// i64 `[rows * seq]`: what each position must predict, [`IGNORE`] where there is nothing.
+    pub(crate) fn targets(&self) -> &Tensor {
+        self.arrived(&self.targets)
+    }
+
+    /// The documents of rows that have several, which then do not see each other.
+    pub(crate) fn documents(&self) -> Option<&Arc<Documents>> {
+        self.arrived(&self.documents).as_ref()
+    }
+
+    fn arrived<'a, T>(&self, input: &'a T) -> &'a T {
+        debug_assert!(
+            self.has_arrived.get(),
+            "the device would read what is still being copied to it"
+        );
+        input
     }
 
     /// The same at this place of the data's order.
@@ -62,21 +111,26 @@ impl MicroBatch {
     /// When the slices are not whole rows of `seq`.
     pub fn new(ids: &[i64], labels: &[i64], seq: usize, hash: u64, device: Device) -> Self {
         assert!(seq > 0 && ids.len() == labels.len() && ids.len().is_multiple_of(seq));
-        let targets: Vec<i64> = labels
-            .chunks(seq)
-            .flat_map(|row| row[1..].iter().copied().chain([IGNORE]))
-            .collect();
+        let targets = shifted(labels, seq);
+        let there = |values: &[i64]| Tensor::from_slice(values).to_device(device);
+        Self::of_tensors(there(ids), there(&targets), &targets, hash)
+    }
+
+    /// From `ids` and `on_device`, the targets, which the host has as well.
+    fn of_tensors(ids: Tensor, on_device: Tensor, targets: &[i64], hash: u64) -> Self {
         Self {
-            tokens: ids.len(),
+            tokens: targets.len(),
             valid_targets: targets.iter().filter(|&&target| target != IGNORE).count(),
-            ids: Tensor::from_slice(ids).to_device(device),
-            targets: Tensor::from_slice(&targets).to_device(device),
+            ids,
+            targets: on_device,
             documents: None,
             counted: Vec::new(),
             counted_there: None,
             hash,
             epoch: 0,
             first_row: 0,
+            under_way: RefCell::default(),
+            has_arrived: Cell::new(true),
         }
     }
 
@@ -115,6 +169,13 @@ impl MicroBatch {
         let documents = Documents::new(starts, seq, self.ids.device()).map(Arc::new);
         Self { documents, ..self }
     }
+}
+
+/// What each position of rows of `seq` must predict: the label of the next.
+fn shifted(labels: &[i64], seq: usize) -> Vec<i64> {
+    let rows = labels.chunks(seq);
+    rows.flat_map(|row| row[1..].iter().copied().chain([IGNORE]))
+        .collect()
 }
 
 #[cfg(test)]

@@ -162,16 +162,18 @@ impl Training<'_, '_> {
         self.engine.during(Activity::Data, |engine| {
             let batches = self.source.next_step();
             let batches = batches.map_err(|error| TrainError::Data(Box::new(error)))?;
-            let on_device = |batches: Vec<tandem_data::Batch>| StepBatch {
-                epoch: batches.first().map_or(0, |batch| batch.epoch),
-                samples: batches.first().map_or(0, |batch| batch.step_samples),
-                ends_epoch: batches.iter().any(|batch| batch.ends_epoch),
-                micro_batches: batches
+            let on_device = |batches: Vec<tandem_data::Batch>| {
+                let micro_batches = batches
                     .iter()
-                    .map(|it| MicroBatch::of(it, engine.device))
-                    .collect(),
+                    .map(|it| MicroBatch::of(it, &mut engine.feed));
+                Ok(StepBatch {
+                    epoch: batches.first().map_or(0, |batch| batch.epoch),
+                    samples: batches.first().map_or(0, |batch| batch.step_samples),
+                    ends_epoch: batches.iter().any(|batch| batch.ends_epoch),
+                    micro_batches: micro_batches.collect::<Result<_, TrainError>>()?,
+                })
             };
-            Ok(batches.map(on_device))
+            batches.map(on_device).transpose()
         })
     }
 

@@ -235,12 +235,14 @@ pub(crate) fn forward(
 }
 
 pub(crate) fn embed(engine: &mut Engine, turn: &Turn<'_>) -> Result<Tensor, TrainError> {
+    // The others of the step are copied while this one is computed.
+    turn.micro.arrive()?;
     let flat = engine.unshard(EMBEDDING)?;
     engine.start_unshard_layer(0)?;
     let table = engine.table(&flat);
     let x = engine
         .embedding
-        .forward(&table, &turn.micro.ids, &turn.tp)?;
+        .forward(&table, turn.micro.ids(), &turn.tp)?;
     // A table that is not the head's too is not needed again: backward has its gradient only.
     if !engine.config.tie_word_embeddings {
         engine.reshard(EMBEDDING);
@@ -260,7 +262,7 @@ pub(crate) fn layer_forward(
     engine.start_unshard_layer(layer + 1)?;
     let weights = engine.adapted_tensors(layer, &flat, turn.dropout.as_ref())?;
     let facts = TokenFacts {
-        documents: turn.micro.documents.as_ref(),
+        documents: turn.micro.documents(),
         counted: turn.counted(),
     };
     let result = engine.layers[layer].forward(&weights, x, facts, &turn.tp, recompute)?;
@@ -289,7 +291,7 @@ fn loss_and_head(
             gradient.as_ref(),
             engine.units[unit].accumulate(turn.is_first),
             x,
-            &turn.micro.targets,
+            turn.micro.targets(),
             scale,
             &turn.tp,
         )?;
@@ -382,7 +384,7 @@ fn embedding_backward(
     }
     engine
         .embedding
-        .backward(&d_table, d_x, &turn.micro.ids, &turn.tp)?;
+        .backward(&d_table, d_x, turn.micro.ids(), &turn.tp)?;
     engine.reshard(EMBEDDING);
     start_reduce(engine, EMBEDDING, turn)
 }

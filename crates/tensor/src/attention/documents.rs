@@ -25,6 +25,25 @@ impl Documents {
     /// # Panics
     /// When a row's starts do not begin with 0, do not ascend, or are beyond the row.
     pub fn new(starts: Vec<Vec<u32>>, seq: usize, device: Device) -> Option<Self> {
+        let copy = |values: &[i32]| -> Result<_, std::convert::Infallible> {
+            Ok(Tensor::from_slice(values).to_device(device))
+        };
+        let Ok(documents) = Self::copied(starts, seq, device.is_cuda().then_some(copy));
+        documents
+    }
+
+    /// As [`Self::new`], with `copy`, where there is a device, for the way there.
+    ///
+    /// # Errors
+    /// Those of `copy`.
+    ///
+    /// # Panics
+    /// As [`Self::new`].
+    pub fn copied<E>(
+        starts: Vec<Vec<u32>>,
+        seq: usize,
+        copy: Option<impl FnOnce(&[i32]) -> Result<Tensor, E>>,
+    ) -> Result<Option<Self>, E> {
         for row in &starts {
             let ascends = row.windows(2).all(|pair| pair[0] < pair[1]);
             let inside = row.last().is_some_and(|&last| (last as usize) < seq);
@@ -34,7 +53,7 @@ impl Documents {
             );
         }
         if starts.iter().all(|row| row.len() == 1) {
-            return None;
+            return Ok(None);
         }
         let mut documents = Self {
             seq,
@@ -52,16 +71,16 @@ impl Documents {
             documents.of_position.resize(filled, start);
             documents.longest = documents.longest.max(len);
         }
-        if device.is_cuda() {
+        if let Some(copy) = copy {
             let mut bounds = vec![0i32];
             let mut end = 0;
             bounds.extend(lengths.iter().map(|(_, len)| {
                 end += *len as i32;
                 end
             }));
-            documents.bounds = Some(Tensor::from_slice(&bounds).to_device(device));
+            documents.bounds = Some(copy(&bounds)?);
         }
-        Some(documents)
+        Ok(Some(documents))
     }
 
     /// Every document: its row, its first position and its tokens.

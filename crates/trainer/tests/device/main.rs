@@ -11,6 +11,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use tandem_comm::{ProcessGroup, SingleGroup, World};
+use tandem_data::Rows;
 use tandem_mesh::DeviceMesh;
 use tandem_model::{ModelConfig, ModuleTree, Recompute};
 use tandem_parallel::{Fsdp, Precision, RandomInit};
@@ -18,7 +19,8 @@ use tandem_tensor::torch::pretend;
 use tandem_tensor::torch::recorder::{self, Action, Call, Detail};
 use tandem_tensor::{Device, Kind, Tensor};
 use tandem_trainer::{
-    Engine, EngineSetup, MicroBatch, StepReport, UpdateRule, WeightDecayOn, train_step,
+    Engine, EngineSetup, EvalSet, MicroBatch, StepReport, UpdateRule, WeightDecayOn, evaluate,
+    train_step,
 };
 
 const SEQ: usize = 32;
@@ -241,6 +243,46 @@ fn waits_once(case: &str) -> BTreeMap<String, usize> {
     counts
         .map(|(name, (calls, _))| (name.to_owned(), calls))
         .collect()
+}
+
+/// Rows to evaluate.
+struct Numbers;
+
+impl Rows for Numbers {
+    fn len(&self) -> u64 {
+        3
+    }
+
+    fn seq_length(&self) -> usize {
+        SEQ
+    }
+
+    fn fill(&self, sample: u64, input_ids: &mut [i64], labels: &mut [i64], mask: &mut [u8]) {
+        for (at, id) in input_ids.iter_mut().enumerate() {
+            *id = (at as i64 * 7 + sample as i64 * 13) % 100;
+        }
+        labels.copy_from_slice(input_ids);
+        mask.fill(1);
+    }
+}
+
+/// Batches of a loader are on their way to a device while others are computed: who reads one before it has arrived is noticed.
+#[test]
+fn batches_of_a_loader_arrive_before_they_are_read() {
+    let loss = |device| {
+        let mut engine = engine("qwen2_tied", Precision::fp32(), device);
+        let set = EvalSet {
+            rows: Arc::new(Numbers),
+            batch_size: 2,
+            max_batches: 0,
+        };
+        let result = evaluate(&mut engine, &set, 1, &mut |_| Ok(true)).unwrap();
+        result.expect("nobody stops it").eval_loss
+    };
+    let host = loss(Device::Cpu);
+    let _pretended = pretend::cuda();
+    let device = loss(Device::Cuda(0));
+    assert!((host - device).abs() <= 2e-4 * host, "{host} and {device}");
 }
 
 #[test]
