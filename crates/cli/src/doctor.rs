@@ -295,7 +295,7 @@ fn python() -> Option<String> {
 }
 
 /// Variables that change what is loaded or how it runs. None of them is a secret.
-const VARIABLES: [&str; 15] = [
+const VARIABLES: [&str; 17] = [
     "TANDEM_LIBTORCH",
     "LIBTORCH",
     "VIRTUAL_ENV",
@@ -303,6 +303,8 @@ const VARIABLES: [&str; 15] = [
     "LD_LIBRARY_PATH",
     "LD_PRELOAD",
     "OMP_NUM_THREADS",
+    "OMP_WAIT_POLICY",
+    "GOMP_SPINCOUNT",
     "MKL_NUM_THREADS",
     "KMP_AFFINITY",
     "CUDA_VISIBLE_DEVICES",

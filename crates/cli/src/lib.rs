@@ -37,6 +37,8 @@ use crate::train::EntryPoint;
 /// Does what the name that this program was started with says, or its first argument: `train_fsdp`, `train_deepspeed`, or
 /// a command of `tandem`.
 pub fn main() -> ExitCode {
+    // First, while there is no other thread.
+    let _unless_the_user_says_how = tandem_tensor::torch::let_idle_threads_sleep();
     // Without it, a file that becomes too large ends the process without a word, and that is all that is lost.
     let _ = stop_signals::too_large_a_file_is_an_error();
     let environment = Environment::read();

@@ -116,3 +116,29 @@ fn the_doctor_names_what_is_wrong() {
     assert_eq!(output.status.code(), Some(2), "{text}");
     assert!(text.contains("problem: the libtorch in "), "{text}");
 }
+
+/// Its idle threads sleep, unless the user says how they wait.
+#[test]
+fn idle_threads_leave_their_cores_to_others() {
+    let waits = |given: Option<(&str, &str)>| {
+        let mut doctor = Command::new(env!("CARGO_BIN_EXE_tandem"));
+        doctor.arg("doctor");
+        for name in ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT"] {
+            doctor.env_remove(name);
+        }
+        let output = doctor.envs(given).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let lines = text
+            .lines()
+            .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "));
+        let about = |line: &String| line.starts_with("OMP_WAIT_POLICY") || line.starts_with("GOMP");
+        lines.filter(about).collect::<Vec<_>>()
+    };
+    assert_eq!(waits(None), ["OMP_WAIT_POLICY passive"]);
+    let active = ("OMP_WAIT_POLICY", "active");
+    assert_eq!(waits(Some(active)), ["OMP_WAIT_POLICY active"]);
+    assert_eq!(
+        waits(Some(("GOMP_SPINCOUNT", "1000"))),
+        ["GOMP_SPINCOUNT 1000"]
+    );
+}
