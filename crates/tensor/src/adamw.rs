@@ -85,43 +85,37 @@ mod tests {
         }
     }
 
+    fn state([master, exp_avg, exp_avg_sq, gradient]: &[Tensor; 4]) -> AdamWState<'_> {
+        AdamWState {
+            master,
+            exp_avg,
+            exp_avg_sq,
+            gradient,
+            compute: None,
+        }
+    }
+
     #[test]
     fn a_norm_that_is_unread_clips_and_decides_whether_there_is_an_update() {
-        let n = 100;
+        let numbers = || [1, 2, 3, 4].map(|seed| randn(&[100], seed).square());
         let (limit, loss) = (0.25, Tensor::from_slice(&[2.5f64]).get(0));
         let update = |squared: f64, limit: f64, others: &[&Tensor]| {
             let squared = Tensor::from_slice(&[squared]);
-            let tensors = [1, 2, 3, 4].map(|seed| randn(&[n], seed).square());
-            let [master, exp_avg, exp_avg_sq, gradient] = &tensors;
-            let state = AdamWState {
-                master,
-                exp_avg,
-                exp_avg_sq,
-                gradient,
-                compute: None,
-            };
+            let tensors = numbers();
             step_unread(
-                &state,
+                &state(&tensors),
                 &settings(3),
                 &UnreadNorm::new(&squared, limit, others),
             );
             tensors
         };
         let known = |gradient_scale: f64| {
-            let tensors = [1, 2, 3, 4].map(|seed| randn(&[n], seed).square());
-            let [master, exp_avg, exp_avg_sq, gradient] = &tensors;
-            let state = AdamWState {
-                master,
-                exp_avg,
-                exp_avg_sq,
-                gradient,
-                compute: None,
-            };
+            let tensors = numbers();
             let settings = AdamWStep {
                 gradient_scale,
                 ..settings(3)
             };
-            step(&state, &settings);
+            step(&state(&tensors), &settings);
             tensors
         };
         for (squared, limit, factor) in [
@@ -139,7 +133,7 @@ mod tests {
                 );
             }
         }
-        let before = [1, 2, 3, 4].map(|seed| randn(&[n], seed).square());
+        let before = numbers();
         let bad = Tensor::from_slice(&[f64::NEG_INFINITY]);
         for (squared, other) in [(f64::NAN, &loss), (f64::INFINITY, &loss), (4.0, &bad)] {
             let after = update(squared, limit, &[other]);

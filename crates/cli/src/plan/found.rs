@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 use tandem_model::ModelConfig;
-use tandem_plan::scale::Scale;
+use tandem_plan::scale::{Quantity, Scale};
 use tandem_plan::{Candidate, Conversation, Device, duration, reasons, recompute_name};
 
 use super::PlanArgs;
@@ -28,19 +28,6 @@ pub(super) struct Found<'a> {
 
 fn gb(bytes: u64) -> String {
     format!("{:.2} GB", bytes as f64 / 1e9)
-}
-
-/// Digits in groups of three.
-fn grouped(number: f64) -> String {
-    let digits = format!("{number:.0}");
-    let mut text = String::new();
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
 }
 
 fn strategy(candidate: &Candidate) -> &'static str {
@@ -325,24 +312,7 @@ fn row(it: &Candidate) -> String {
         format!("{} x {}", settings.batch_size, settings.micro_batches),
         gb(it.memory.total()),
         duration(it.time.total_s()),
-        grouped(it.tokens_per_s),
+        Quantity::Count.show(it.tokens_per_s),
         it.mfu,
     )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn large_numbers_have_their_digits_in_groups() {
-        for (number, text) in [
-            (0.0, "0"),
-            (999.4, "999"),
-            (1234.0, "1,234"),
-            (1e7, "10,000,000"),
-        ] {
-            assert_eq!(grouped(number), text);
-        }
-    }
 }

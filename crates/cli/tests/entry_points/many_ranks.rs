@@ -110,9 +110,11 @@ fn train(hosts: usize, each: usize) {
         scale::meeting(ranks) + scale::all_joining(&hosts),
         scale::ends(ranks),
     );
-    assert_eq!(received as u64, start.received + ends.received);
-    // How many are told of an end depends on who ends when.
-    assert!((start.sent..=start.sent + ends.sent).contains(&(sent as u64)));
+    // How many ends rank 0 hears of, and tells others of, depends on who ends when: it may be the first.
+    let heard = start.received..=start.received + ends.received;
+    assert!(heard.contains(&(received as u64)), "{heard:?}");
+    let told = start.sent..=start.sent + ends.sent;
+    assert!(told.contains(&(sent as u64)), "{told:?}");
     let files = scale::open_files(&hosts, true);
     let most = watched.files as u64;
     assert!(

@@ -257,7 +257,10 @@ mod tests {
     fn values_are_shown_as_people_write_them() {
         use Quantity::{Bytes, Count, Seconds};
         for (quantity, value, text) in [
+            (Count, 0.0, "0"),
+            (Count, 999.4, "999"),
             (Count, 523_776.0, "523,776"),
+            (Count, 1e7, "10,000,000"),
             (Bytes, 999.0, "999 B"),
             (Bytes, 1.54e9, "1.5 GB"),
             (Seconds, 0.1234, "0.12 s"),
