@@ -19,7 +19,7 @@ pub use groups::{Groups, Hosts, Way, Wire};
 pub use limits::{Descriptors, LARGEST_LIST, Limit, PATIENCE_S, Then};
 pub use list::{List, Saved};
 pub use rows::{Quantity, Row};
-pub use store::{Said, all_joining, ends, joining, meeting, thread_s};
+pub use store::{Said, ends, starting};
 
 use figures::Known;
 

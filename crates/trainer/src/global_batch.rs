@@ -70,9 +70,7 @@ impl GlobalBatch {
         if engine.dp.size() == 1 {
             return Self::known(own, row, step);
         }
-        // Made there: for a copy from memory that is not pinned, libtorch would wait.
-        let counts = own.map(|count| Tensor::full([1], count, (Kind::Int64, device)));
-        let counts = Tensor::cat(&counts, 0);
+        let counts = Tensor::from_slice(&own).to_device(device);
         engine.dp.all_reduce(&counts, ReduceOp::Sum)?.wait()?;
         if device == Device::Cpu {
             engine.dp.check()?;

@@ -106,10 +106,7 @@ fn train(hosts: usize, each: usize) {
         experts: 1,
         wire: scale::Wire::Host,
     };
-    let (start, ends) = (
-        scale::meeting(ranks) + scale::all_joining(&hosts),
-        scale::ends(ranks),
-    );
+    let (start, ends) = (scale::starting(&hosts), scale::ends(ranks));
     // How many ends rank 0 hears of, and tells others of, depends on who ends when: it may be the first.
     let heard = start.received..=start.received + ends.received;
     assert!(heard.contains(&(received as u64)), "{heard:?}");

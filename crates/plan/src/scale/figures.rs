@@ -196,12 +196,12 @@ impl<'a> Known<'a> {
         let connections = hosts.connections() as u64;
         let here = ranks.min(hosts.each) as u64;
         let over_tcp = |way| matches!(way, Way::Tcp { .. });
-        let list = self.saved.list(ranks);
+        let list = self.list(ranks);
         Ok(Figures {
             hosts,
             meeting,
             joining,
-            store_s: store::thread_s(meeting + joining, ranks),
+            store_s: store::thread_s(store::starting(&hosts), ranks),
             to_all: hosts.connections_to_all() as u64,
             connections,
             rings: hosts.largest_by(over_tcp, |size| ring_buffers(size) as usize) as u64,
@@ -273,13 +273,7 @@ mod tests {
     #[test]
     fn open_files_are_as_many_as_64_and_256_real_ranks_had() {
         let files = |ranks: usize| {
-            let hosts = Hosts {
-                ranks,
-                each: 16,
-                tp: 4,
-                experts: 1,
-                wire: Wire::Host,
-            };
+            let hosts = Hosts::of_16(ranks);
             [false, true].map(|is_first| open_files(&hosts, is_first))
         };
         assert_eq!(files(64), [87, 157]);

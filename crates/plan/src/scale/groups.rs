@@ -133,6 +133,20 @@ impl Hosts {
 }
 
 #[cfg(test)]
+impl Hosts {
+    /// As the tests of many real ranks have them: hosts of 16, rows of four.
+    pub(super) fn of_16(ranks: usize) -> Self {
+        Self {
+            ranks,
+            each: 16,
+            tp: 4,
+            experts: 1,
+            wire: Wire::Host,
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

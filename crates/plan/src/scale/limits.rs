@@ -99,10 +99,7 @@ pub(super) fn limits(known: &Known<'_>, ranks: usize, descriptors: Descriptors) 
     add(what, Then::Ends, PORTS as f64, &of_host);
     let what = "connections that wait at rank 0's sockets (net.core.somaxconn)";
     add(what, Then::Slows, QUEUE as f64, &|ranks| ranks as f64);
-    let joining = |ranks: usize| {
-        let hosts = known.hosts(ranks);
-        store::thread_s(store::meeting(ranks) + store::all_joining(&hosts), ranks)
-    };
+    let joining = |ranks: usize| store::thread_s(store::starting(&known.hosts(ranks)), ranks);
     let what = "seconds of the store's thread until there are groups, at most (--comm_timeout_s)";
     add(what, Then::Ends, PATIENCE_S, &joining);
     let ending = |ranks: usize| store::thread_s(store::ends(ranks), ranks);

@@ -141,6 +141,11 @@ pub fn all_joining(hosts: &Hosts) -> Said {
     groups.iter().map(joining).fold(Said::default(), Add::add)
 }
 
+/// All that is said until there are groups.
+pub fn starting(hosts: &Hosts) -> Said {
+    meeting(hosts.ranks) + all_joining(hosts)
+}
+
 /// At the end: every rank but the first says that it has ended, and is told of those that ended before it has. At most each of each, once;
 /// where all end at the same time, far fewer.
 pub fn ends(ranks: usize) -> Said {
@@ -163,20 +168,12 @@ pub fn thread_s(said: Said, ranks: usize) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::scale::groups::Wire;
 
     /// Tiny models on hosts of 16 ranks, rows of four: what was measured (docs/plan.md, `many_ranks` in `crates/cli/tests`).
     #[test]
     fn the_store_hears_and_says_what_it_did_with_64_and_256_real_ranks() {
         for (ranks, received, sent) in [(64, 639, 1226), (256, 2559, 4163)] {
-            let hosts = Hosts {
-                ranks,
-                each: 16,
-                tp: 4,
-                experts: 1,
-                wire: Wire::Host,
-            };
-            let start = meeting(ranks) + all_joining(&hosts);
+            let start = starting(&Hosts::of_16(ranks));
             let ends = ends(ranks);
             assert_eq!(start.received + ends.received, received);
             // How many are told of an end depends on who ends when.

@@ -13,7 +13,7 @@ use tandem_comm::{RunSecret, Transport, World, WorldConfig};
 use tandem_mesh::DeviceMesh;
 use tandem_model::ModuleTree;
 use tandem_parallel::{OptimizerState, Plan, TpSlices};
-use tandem_plan::scale::{Hosts, LARGEST_LIST, Saved, Wire, all_joining, meeting, ring_buffers};
+use tandem_plan::scale::{Hosts, LARGEST_LIST, Saved, Wire, ring_buffers, starting};
 
 use crate::step::{self, Case};
 use crate::{as_ranks, cases};
@@ -75,10 +75,7 @@ fn the_store_hears_and_says_what_is_calculated() {
                 experts: 1,
                 wire,
             };
-            let (real, planned) = (
-                said(ranks, tp, transport),
-                meeting(ranks) + all_joining(&hosts),
-            );
+            let (real, planned) = (said(ranks, tp, transport), starting(&hosts));
             let which = format!("{ranks} ranks, {transport:?}: {real:?}, {planned:?}");
             assert_eq!(
                 (real.received, real.sent),
