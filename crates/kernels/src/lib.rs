@@ -30,6 +30,8 @@
 pub mod accumulate;
 pub mod adamw;
 #[cfg(target_arch = "x86_64")]
+mod aligned;
+#[cfg(target_arch = "x86_64")]
 pub mod attention;
 #[cfg(target_arch = "x86_64")]
 pub mod avx512_bf16;

@@ -5,9 +5,10 @@ use std::ops::Range;
 use half::bf16;
 
 use super::heads::{Head, HeadMut, Heads};
-use super::rows::{Mask, RowDots, SoftmaxGradient, Window};
+use super::rows::{Mask, RowDots, SoftmaxGradient, Window, width};
 use super::{Inputs, Shape, Spec};
 use crate::accumulate::Accumulate;
+use crate::aligned::Aligned;
 use crate::avx512_bf16::Avx512Bf16;
 use crate::dispatch;
 use crate::linear::Store;
@@ -50,8 +51,8 @@ struct Packed {
 
 /// What one query head contributes, fp32 `[seq, dim]` each.
 struct Contribution {
-    d_k: Vec<f32>,
-    d_v: Vec<f32>,
+    d_k: Aligned<f32>,
+    d_v: Aligned<f32>,
 }
 
 /// The gradients of [`forward`](super::forward), from `d_out [batch, seq, heads, head_dim]` and what went into and came out
@@ -131,12 +132,12 @@ struct OneHead<'a> {
 
 /// What is reused from block to block.
 struct Workspace {
-    scores: Vec<f32>,
-    d_probabilities: Vec<f32>,
+    scores: Aligned<f32>,
+    d_probabilities: Aligned<f32>,
     /// Of a whole block, as are the next.
-    probabilities: Vec<bf16>,
-    d_scores: Vec<bf16>,
-    d_q: Vec<f32>,
+    probabilities: Aligned<bf16>,
+    d_scores: Aligned<bf16>,
+    d_q: Aligned<f32>,
     left: Left,
     queries: Right,
     d_outs: Right,
@@ -146,17 +147,18 @@ impl OneHead<'_> {
     fn run(&self, mut d_q: HeadMut<'_>) -> Contribution {
         let Shape { seq, dim, .. } = self.shape;
         let mut contribution = Contribution {
-            d_k: vec![0.0; seq * dim],
-            d_v: vec![0.0; seq * dim],
+            d_k: Aligned::zeros(seq * dim),
+            d_v: Aligned::zeros(seq * dim),
         };
         let delta = self.delta();
+        let width = width(self.shape.seq);
         let block = BLOCK.min(seq);
         let mut space = Workspace {
-            scores: vec![0.0; ROWS * seq],
-            d_probabilities: vec![0.0; ROWS * seq],
-            probabilities: vec![bf16::ZERO; block * seq],
-            d_scores: vec![bf16::ZERO; block * seq],
-            d_q: vec![0.0; ROWS * dim],
+            scores: Aligned::zeros(ROWS * width),
+            d_probabilities: Aligned::zeros(ROWS * width),
+            probabilities: Aligned::zeros(block * width),
+            d_scores: Aligned::zeros(block * width),
+            d_q: Aligned::zeros(ROWS * dim),
             left: Left::default(),
             queries: Right::default(),
             d_outs: Right::default(),
@@ -195,14 +197,15 @@ impl OneHead<'_> {
         some: Range<usize>,
         keys: &Range<usize>,
     ) {
-        let Shape { cpu, seq, dim, .. } = self.shape;
+        let Shape { cpu, dim, .. } = self.shape;
+        let width = width(self.shape.seq);
         // Further queries of the block may be of further documents.
         let first = match self.mask.documents {
             Some(_) => panel_start(self.mask.keys(some.start).start),
             None => keys.start,
         };
         let (seen, before) = (first..some.end, first - keys.start);
-        let row = (some.start - block.start) * seq;
+        let row = (some.start - block.start) * width;
         let count = some.len();
         let left = &mut space.left;
         for (queries, right, scores) in [
@@ -212,7 +215,7 @@ impl OneHead<'_> {
             left.pack(cpu, queries.positions(some.clone()), 0..count, 0..dim);
             let scores = Sums {
                 data: scores,
-                row: seq,
+                row: width,
                 adds: false,
             };
             left.multiply(cpu, right, 0, seen.clone(), scores);
@@ -224,7 +227,7 @@ impl OneHead<'_> {
                 queries: count,
                 first_key: seen.start,
                 keys: seen.len(),
-                width: seq,
+                width,
                 scale: self.shape.scale,
                 soft_cap: self.shape.soft_cap,
             },
@@ -238,7 +241,7 @@ impl OneHead<'_> {
             before,
         });
         let d_scores = &space.d_scores[row + before..];
-        let d_scores = MatrixView::new(d_scores, count, seen.len(), seq, 1);
+        let d_scores = MatrixView::new(d_scores, count, seen.len(), width, 1);
         let d_q = Sums {
             data: &mut space.d_q,
             row: dim,
@@ -256,7 +259,8 @@ impl OneHead<'_> {
         keys: &Range<usize>,
         contribution: &mut Contribution,
     ) {
-        let Shape { cpu, seq, dim, .. } = self.shape;
+        let Shape { cpu, dim, .. } = self.shape;
+        let width = width(self.shape.seq);
         let queries = self.q.dimensions(block.clone());
         space.queries.pack(cpu, queries);
         let d_outs = self.d_out.dimensions(block.clone());
@@ -279,7 +283,7 @@ impl OneHead<'_> {
                 (&space.d_scores, &space.queries, &mut contribution.d_k),
             ] {
                 // Rows are keys; sums run over queries.
-                let factors = MatrixView::new(factors, keys.len(), block.len(), 1, seq);
+                let factors = MatrixView::new(factors, keys.len(), block.len(), 1, width);
                 let sums = Sums {
                     data: &mut sums[first * dim..],
                     row: dim,

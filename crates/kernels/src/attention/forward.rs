@@ -3,8 +3,9 @@
 use half::bf16;
 
 use super::heads::{Head, HeadMut};
-use super::rows::{Mask, Softmax, Window};
+use super::rows::{Mask, Softmax, Window, width};
 use super::{Inputs, Shape, Spec};
+use crate::aligned::Aligned;
 use crate::avx512_bf16::Avx512Bf16;
 use crate::dispatch;
 use crate::matmul::MatrixView;
@@ -59,11 +60,11 @@ fn one_head(
     logsumexp: &mut [f32],
 ) {
     let Shape { cpu, seq, dim, .. } = shape;
-    let width = seq;
-    let mut scores = vec![0f32; ROWS * width];
-    let mut probabilities = vec![bf16::ZERO; ROWS * width];
+    let width = width(seq);
+    let mut scores = Aligned::<f32>::zeros(ROWS * width);
+    let mut probabilities = Aligned::<bf16>::zeros(ROWS * width);
     let mut inverse = [0f32; ROWS];
-    let mut sums = vec![0f32; ROWS * dim];
+    let mut sums = Aligned::<f32>::zeros(ROWS * dim);
     let mut left = Left::default();
     for first in (0..seq).step_by(ROWS) {
         let queries = ROWS.min(seq - first);

@@ -10,6 +10,7 @@ use super::LowRank;
 use super::panels::{Stretch, pack_left, pack_right, pairs};
 use super::tile::{self, COLUMNS, ROWS, Tile};
 use super::view::{MatrixMut, MatrixView};
+use crate::aligned::Aligned;
 use crate::avx512_bf16::Avx512Bf16;
 
 /// Rows of a block of the left operand. With the depth it fills a third of a second-level cache.
@@ -83,10 +84,10 @@ pub(super) struct Problem<'a> {
 
 /// Panels, and sums that wait for their last pass: what one thread needs.
 struct Workspace {
-    a: Vec<u32>,
-    b: Vec<u32>,
+    a: Aligned<u32>,
+    b: Aligned<u32>,
     /// Room only: what a pass wrote, the next one reads.
-    sums: Vec<f32>,
+    sums: Aligned<f32>,
 }
 
 impl<'a> Problem<'a> {
@@ -186,9 +187,9 @@ impl<'a> Problem<'a> {
         let of_plus = self.plus.iter().map(|plus| plus.a.columns().div_ceil(2));
         let deepest = depth / 2 + of_plus.max().unwrap_or(0);
         let mut space = Workspace {
-            a: Vec::with_capacity(block_rows * deepest),
-            b: Vec::with_capacity(block_columns * deepest),
-            sums: Vec::with_capacity(if keeps_sums {
+            a: Aligned::with_capacity(block_rows * deepest),
+            b: Aligned::with_capacity(block_columns * deepest),
+            sums: Aligned::with_capacity(if keeps_sums {
                 rows.len() * block_columns
             } else {
                 0

@@ -6,6 +6,7 @@ use std::ops::Range;
 
 use super::tile::{self, COLUMNS, Tile};
 use super::view::MatrixView;
+use crate::aligned::Aligned;
 use crate::avx512_bf16::Avx512Bf16;
 
 /// The most rows that a [`Left`] has.
@@ -14,7 +15,7 @@ pub(crate) const ROWS: usize = tile::ROWS;
 /// A packed right operand `[depth, columns]`: a panel for every [`COLUMNS`] columns.
 #[derive(Default)]
 pub(crate) struct Right {
-    panels: Vec<u32>,
+    panels: Aligned<u32>,
     columns: usize,
     pairs: usize,
 }
@@ -73,13 +74,13 @@ pub(super) fn pairs(stretches: &[Stretch<'_>]) -> usize {
 /// Packs `columns` of a right operand into panels that follow each other; each is as deep as all `stretches`, one after the other.
 pub(super) fn pack_right(
     cpu: Avx512Bf16,
-    panels: &mut Vec<u32>,
+    panels: &mut Aligned<u32>,
     stretches: &[Stretch<'_>],
     columns: Range<usize>,
 ) {
     let panel = COLUMNS * pairs(stretches);
     let len = columns.len().div_ceil(COLUMNS) * panel;
-    let space = room(panels, len);
+    let space = panels.room(len);
     let starts = columns.clone().step_by(COLUMNS);
     for (column, panel) in starts.zip(space.chunks_exact_mut(panel)) {
         let end = columns.end.min(column + COLUMNS);
@@ -106,13 +107,13 @@ pub(super) fn pack_right(
 /// deep as all `stretches`, one after the other.
 pub(super) fn pack_left(
     cpu: Avx512Bf16,
-    panels: &mut Vec<u32>,
+    panels: &mut Aligned<u32>,
     stretches: &[Stretch<'_>],
     rows: Range<usize>,
 ) {
     let pairs = pairs(stretches);
     let len = rows.len() * pairs;
-    let space = room(panels, len);
+    let space = panels.room(len);
     let starts = rows.clone().step_by(ROWS);
     for (row, panel) in starts.zip(space.chunks_mut(ROWS * pairs)) {
         let rows = row..rows.end.min(row + ROWS);
@@ -127,17 +128,10 @@ pub(super) fn pack_left(
     unsafe { panels.set_len(len) };
 }
 
-/// Room for `len` elements in an empty vector. Nothing fills it: large panels would cost as much to clear as to pack.
-fn room(panels: &mut Vec<u32>, len: usize) -> &mut [MaybeUninit<u32>] {
-    panels.clear();
-    panels.reserve(len);
-    &mut panels.spare_capacity_mut()[..len]
-}
-
 /// A packed left operand of at most [`ROWS`] rows.
 #[derive(Default)]
 pub(crate) struct Left {
-    panel: Vec<u32>,
+    panel: Aligned<u32>,
     rows: usize,
     pairs: usize,
 }
