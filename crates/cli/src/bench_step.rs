@@ -30,10 +30,10 @@ use tandem_tensor::{Device, DeviceChoice, Kind, device, memory};
 use tandem_trainer::gemm_floor::{self, LinearTime};
 use tandem_trainer::memory_floor;
 use tandem_trainer::stopwatch::Seconds;
-use tandem_trainer::{Engine, MicroBatch, train_step};
+use tandem_trainer::{Engine, MicroBatch, UpdateRule, train_step};
 
 use crate::flags::choices::{Dtype, RecomputeChoice};
-use crate::measuring::{RULE, leave, run_workers};
+use crate::measuring::{leave, run_workers};
 use crate::plan::device_in;
 use crate::replay::StrategyChoice;
 
@@ -258,8 +258,8 @@ pub fn run_worker(args: &BenchStepArgs, env: &WorkerEnv, environment: &Environme
         let batch = random_batch(args, &engine);
         ranks.barrier()?;
         let (start, worked) = (Instant::now(), memory::processor_seconds());
-        let report =
-            train_step(&mut engine, &[batch], 1e-5, &RULE, step as u64).map_err(Failure::train)?;
+        let report = train_step(&mut engine, &[batch], 1e-5, &UpdateRule::USUAL, step as u64)
+            .map_err(Failure::train)?;
         ranks.barrier()?;
         if step > WARM_UP {
             times.push(start.elapsed().as_secs_f64());
@@ -277,7 +277,7 @@ pub fn run_worker(args: &BenchStepArgs, env: &WorkerEnv, environment: &Environme
             let batch = random_batch(args, &engine);
             let step = (args.steps + WARM_UP + 1) as u64 + u64::from(detail == Detail::Times);
             let (result, mut calls) = recorder::record(detail, || {
-                train_step(&mut engine, &[batch], 1e-5, &RULE, step)
+                train_step(&mut engine, &[batch], 1e-5, &UpdateRule::USUAL, step)
             });
             result.map_err(Failure::train)?;
             calls.retain(|call| call.device == ranks.device);

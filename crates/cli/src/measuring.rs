@@ -12,22 +12,11 @@ use tandem_run::spec::{Dtype, EngineSpec, HEAD_CHUNK_ROWS};
 use tandem_run::start::local::{self, Supervision};
 use tandem_run::storage::write_whole;
 use tandem_tensor::DeviceChoice;
-use tandem_trainer::{UpdateRule, WeightDecayOn};
 
 use crate::replay::StrategyChoice;
 
 /// Where a worker leaves what it found, in the workers' folder.
 const RESULT: &str = "result.json";
-
-/// An update like any other.
-pub const RULE: UpdateRule = UpdateRule {
-    beta1: 0.9,
-    beta2: 0.999,
-    eps: 1e-8,
-    weight_decay: 0.01,
-    weight_decay_on: WeightDecayOn::All,
-    max_grad_norm: 1.0,
-};
 
 /// FSDP with nothing that one would have to ask for, over a row of so many ranks.
 pub fn spec(ranks: usize, device: DeviceChoice, dtype: Dtype) -> Outcome<EngineSpec> {

@@ -47,12 +47,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         initializer_range: engine.config.initializer_range,
     })?;
     let rule = UpdateRule {
-        beta1: 0.9,
-        beta2: 0.999,
-        eps: 1e-8,
         weight_decay: 0.0,
-        weight_decay_on: tandem_trainer::WeightDecayOn::All,
-        max_grad_norm: 1.0,
+        ..UpdateRule::USUAL
     };
 
     // Four rows that count from 0 to 15: each token says what the next one is.

@@ -21,6 +21,16 @@ pub struct UpdateRule {
 }
 
 impl UpdateRule {
+    /// What a run does unless it is told otherwise: the defaults of `torch.optim.AdamW`, and gradients clipped at a norm of 1.
+    pub const USUAL: Self = Self {
+        beta1: 0.9,
+        beta2: 0.999,
+        eps: 1e-8,
+        weight_decay: 0.01,
+        weight_decay_on: WeightDecayOn::All,
+        max_grad_norm: 1.0,
+    };
+
     /// What a gradient of this norm is multiplied with.
     pub fn clip_factor(&self, grad_norm: f64) -> f64 {
         match self.max_grad_norm {

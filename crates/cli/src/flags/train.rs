@@ -12,7 +12,7 @@ use tandem_run::spec::{
 };
 use tandem_run::storage::DEFAULT_PATH;
 use tandem_tensor::DeviceChoice;
-use tandem_trainer::Schedule;
+use tandem_trainer::{Schedule, UpdateRule};
 
 use crate::flags::checkpoints::CheckpointFlags;
 use crate::flags::choices::{DecayChoice, Dtype, InitChoice, RecomputeChoice, WarmupChoice};
@@ -205,7 +205,7 @@ pub struct CommonFlags {
     pub decay_steps: u64,
 
     /// Decoupled weight decay of AdamW.
-    #[arg(long, default_value_t = 0.01, help_heading = "Training")]
+    #[arg(long, default_value_t = UpdateRule::USUAL.weight_decay, help_heading = "Training")]
     pub weight_decay: f64,
 
     /// The parameters that decay.
@@ -213,19 +213,19 @@ pub struct CommonFlags {
     pub weight_decay_on: DecayChoice,
 
     /// Decay of AdamW's first moment.
-    #[arg(long, default_value_t = 0.9, help_heading = "Training")]
+    #[arg(long, default_value_t = UpdateRule::USUAL.beta1, help_heading = "Training")]
     pub adam_beta1: f64,
 
     /// Decay of AdamW's second moment.
-    #[arg(long, default_value_t = 0.999, help_heading = "Training")]
+    #[arg(long, default_value_t = UpdateRule::USUAL.beta2, help_heading = "Training")]
     pub adam_beta2: f64,
 
     /// Added to the root of AdamW's second moment.
-    #[arg(long, default_value_t = 1e-8, help_heading = "Training")]
+    #[arg(long, default_value_t = UpdateRule::USUAL.eps, help_heading = "Training")]
     pub adam_eps: f64,
 
     /// Gradients are scaled down to this global norm; 0 leaves them.
-    #[arg(long, default_value_t = 1.0, help_heading = "Training")]
+    #[arg(long, default_value_t = UpdateRule::USUAL.max_grad_norm, help_heading = "Training")]
     pub max_grad_norm: f64,
 
     /// Adds this times the square of each token's logarithm of the sum of e^logit to what is trained on, which keeps logits from

@@ -18,11 +18,11 @@ use tandem_run::spec::{EngineSpec, Network};
 use tandem_tensor::torch::pretend;
 use tandem_tensor::torch::recorder::{self, Call, Detail};
 use tandem_tensor::{DeviceChoice, memory};
-use tandem_trainer::{Engine, MicroBatch, train_step};
+use tandem_trainer::{Engine, MicroBatch, UpdateRule, train_step};
 
 use super::PlanArgs;
 use crate::flags::choices::Dtype;
-use crate::measuring::{RULE, leave, run_workers, spec};
+use crate::measuring::{leave, run_workers, spec};
 use counted::Recorded;
 
 pub(super) use counted::Operators;
@@ -131,7 +131,7 @@ fn step(engine: &mut Engine, rows: usize) -> Outcome<Vec<Call>> {
     let ids: Vec<i64> = (0..rows * SEQ).map(|it| (it % vocabulary) as i64).collect();
     let batch = MicroBatch::new(&ids, &ids, SEQ, 0, engine.device);
     let (report, calls) = recorder::record(Detail::Counts, || {
-        train_step(engine, &[batch], 1e-5, &RULE, rows as u64)
+        train_step(engine, &[batch], 1e-5, &UpdateRule::USUAL, rows as u64)
     });
     report.map_err(Failure::train)?;
     Ok(calls)

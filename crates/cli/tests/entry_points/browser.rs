@@ -70,6 +70,8 @@ impl Browser {
                 "--disable-sync",
             ])
             .arg(format!("--user-data-dir={}", folder.display()))
+            // Its sockets lie in a folder that nobody removes where it is killed.
+            .env("TMPDIR", folder)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null());

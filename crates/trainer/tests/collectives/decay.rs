@@ -9,7 +9,7 @@ use tandem_parallel::{OptimizerState, Precision, ShardingLevel};
 use tandem_trainer::{UpdateRule, WeightDecayOn};
 
 use crate::as_ranks;
-use crate::step::{Case, RULE};
+use crate::step::Case;
 
 /// The master weights that a rank answers for, by rank, tensor and place; and whether the tensor is a matrix.
 type Weights = BTreeMap<(usize, String, String), (bool, Vec<f32>)>;
@@ -57,7 +57,7 @@ fn norms_and_biases_are_free_of_decay_on_every_mesh() {
         };
         let rule = UpdateRule {
             weight_decay: 0.5,
-            ..RULE
+            ..UpdateRule::USUAL
         };
         let all = after(&case, &rule);
         let none = after(

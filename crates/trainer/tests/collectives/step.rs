@@ -12,8 +12,7 @@ use tandem_model::{ModelConfig, ModuleTree, Recompute};
 use tandem_parallel::{FlatUnit, Plan, Precision, RandomInit, ShardingLevel, Strategy};
 use tandem_tensor::Device;
 use tandem_trainer::{
-    Engine, EngineSetup, EvalSet, ExpertRanks, MicroBatch, UpdateRule, WeightDecayOn, evaluate,
-    train_step,
+    Engine, EngineSetup, EvalSet, ExpertRanks, MicroBatch, UpdateRule, evaluate, train_step,
 };
 
 use crate::table::{Sizes, UnitSizes};
@@ -23,15 +22,6 @@ pub const ROWS: usize = 2;
 pub const CHUNK_ROWS: usize = 8;
 
 /// How gradients become updates.
-pub const RULE: UpdateRule = UpdateRule {
-    beta1: 0.9,
-    beta2: 0.999,
-    eps: 1e-8,
-    weight_decay: 0.01,
-    weight_decay_on: WeightDecayOn::All,
-    max_grad_norm: 1.0,
-};
-
 /// Of all matrices; where experts are, of the attention's, since experts can have none.
 pub fn adapters(config: &ModelConfig) -> LoraConfig {
     let attention = ["q_proj", "k_proj", "v_proj", "o_proj"].map(String::from);
@@ -140,7 +130,7 @@ impl Case {
 
     /// One step, until all that it has started is done.
     pub fn step(&self, engine: &mut Engine) {
-        self.step_by(engine, &RULE);
+        self.step_by(engine, &UpdateRule::USUAL);
     }
 
     /// The same with an update of one's own.

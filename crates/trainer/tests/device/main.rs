@@ -19,8 +19,7 @@ use tandem_tensor::torch::pretend;
 use tandem_tensor::torch::recorder::{self, Action, Call, Detail};
 use tandem_tensor::{Device, Kind, Tensor};
 use tandem_trainer::{
-    Engine, EngineSetup, EvalSet, MicroBatch, StepReport, UpdateRule, WeightDecayOn, evaluate,
-    train_step,
+    Engine, EngineSetup, EvalSet, MicroBatch, StepReport, UpdateRule, evaluate, train_step,
 };
 
 const SEQ: usize = 32;
@@ -103,15 +102,6 @@ fn engine_in(case: &str, precision: Precision, groups: &Groups) -> Engine {
     engine
 }
 
-pub const RULE: UpdateRule = UpdateRule {
-    beta1: 0.9,
-    beta2: 0.999,
-    eps: 1e-8,
-    weight_decay: 0.01,
-    weight_decay_on: WeightDecayOn::All,
-    max_grad_norm: 1.0,
-};
-
 /// Two rows that depend on `seed`, without the first `ignored` targets of each.
 pub fn batch(seed: u64, ignored: u64, device: Device) -> MicroBatch {
     let ids: Vec<i64> = (0..2 * SEQ as u64)
@@ -128,7 +118,7 @@ pub fn batch(seed: u64, ignored: u64, device: Device) -> MicroBatch {
 
 fn step(engine: &mut Engine, step: u64, device: Device) -> StepReport {
     let batch = || batch(step, 0, device);
-    train_step(engine, &[batch(), batch()], 1e-3, &RULE, step).unwrap()
+    train_step(engine, &[batch(), batch()], 1e-3, &UpdateRule::USUAL, step).unwrap()
 }
 
 fn train(case: &str, precision: Precision, device: Device) -> Vec<StepReport> {

@@ -10,9 +10,9 @@ use tandem_parallel::{OptimizerState, ParallelError};
 use tandem_tensor::Device;
 use tandem_tensor::torch::pretend;
 use tandem_tensor::torch::recorder::{self, Action, Detail};
-use tandem_trainer::{MicroBatch, StepReport, TrainError, train_step};
+use tandem_trainer::{MicroBatch, StepReport, TrainError, UpdateRule, train_step};
 
-use crate::{Groups, RULE, SEQ, batch, engine_of};
+use crate::{Groups, SEQ, batch, engine_of};
 
 /// Runs `body` as every rank of a world; each has `device`, which is pretended unless it is the CPU.
 fn as_ranks<T: Send>(
@@ -69,7 +69,7 @@ fn train(case: &str, mesh: (usize, usize), device: Device) -> Vec<(Vec<StepRepor
         let mut step = |number| {
             let batches = batches(column, number, device);
             let (report, calls) = recorder::record(Detail::Counts, || {
-                train_step(&mut engine, &batches, 1e-3, &RULE, number).unwrap()
+                train_step(&mut engine, &batches, 1e-3, &UpdateRule::USUAL, number).unwrap()
             });
             let last = calls
                 .iter()
@@ -164,10 +164,17 @@ fn fails(
     as_ranks(mesh, device, |groups| {
         let mut engine = engine_of("qwen2_tied", groups);
         let column = engine.coords.dp_rank as u64;
-        train_step(&mut engine, &batches(column, 1, device), 1e-3, &RULE, 1).unwrap();
+        train_step(
+            &mut engine,
+            &batches(column, 1, device),
+            1e-3,
+            &UpdateRule::USUAL,
+            1,
+        )
+        .unwrap();
         let before = state(&engine);
         let batch = batch_of(engine.world.rank(), device);
-        let error = train_step(&mut engine, &[batch], 1e-3, &RULE, 2).unwrap_err();
+        let error = train_step(&mut engine, &[batch], 1e-3, &UpdateRule::USUAL, 2).unwrap_err();
         assert!(state(&engine) == before, "changed in spite of {error}");
         error
     })
@@ -221,13 +228,26 @@ fn a_number_that_is_none_changes_nothing_on_a_device() {
     let errors = as_ranks((1, 2), device, |groups| {
         let mut engine = engine_of("qwen2_tied", groups);
         let column = engine.coords.dp_rank as u64;
-        train_step(&mut engine, &batches(column, 1, device), 1e-3, &RULE, 1).unwrap();
+        train_step(
+            &mut engine,
+            &batches(column, 1, device),
+            1e-3,
+            &UpdateRule::USUAL,
+            1,
+        )
+        .unwrap();
         let flat = engine.units[1].unshard(&mut engine.pool).unwrap();
         if column == 1 {
             flat.narrow(0, 100, 1).fill_(f64::NAN);
         }
         let before = state(&engine);
-        let error = train_step(&mut engine, &batches(column, 2, device), 1e-3, &RULE, 2);
+        let error = train_step(
+            &mut engine,
+            &batches(column, 2, device),
+            1e-3,
+            &UpdateRule::USUAL,
+            2,
+        );
         assert!(state(&engine) == before, "changed");
         error.unwrap_err()
     });

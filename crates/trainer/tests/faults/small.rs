@@ -77,13 +77,5 @@ pub fn step(
     batch: MicroBatch,
 ) -> Result<StepReport, TrainError> {
     world.set_step(step);
-    let rule = UpdateRule {
-        beta1: 0.9,
-        beta2: 0.999,
-        eps: 1e-8,
-        weight_decay: 0.01,
-        weight_decay_on: tandem_trainer::WeightDecayOn::All,
-        max_grad_norm: 1.0,
-    };
-    train_step(engine, &[batch], 1e-3, &rule, step)
+    train_step(engine, &[batch], 1e-3, &UpdateRule::USUAL, step)
 }
