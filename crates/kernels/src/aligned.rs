@@ -22,11 +22,17 @@ impl Line {
     }
 }
 
-/// Numbers of which a line has a whole number, and of which any bits are one.
-pub(crate) trait Number: Copy {}
-impl Number for u32 {}
-impl Number for f32 {}
-impl Number for half::bf16 {}
+/// Numbers of which a line has a whole number.
+///
+/// # Safety
+/// Any bits are a number.
+pub(crate) unsafe trait Number: Copy {}
+// SAFETY: any bits are a number, here and in the next.
+unsafe impl Number for u32 {}
+// SAFETY: as above.
+unsafe impl Number for f32 {}
+// SAFETY: it is 16 bits, of which all are a number.
+unsafe impl Number for half::bf16 {}
 
 /// A vector that begins at a cache line.
 pub(crate) struct Aligned<T> {

@@ -107,6 +107,13 @@ impl<'a> Shape<'a> {
         }
     }
 
+    /// Elements from a row of scores to the next: no multiple of a page. Rows that are whole pages apart would take turns in few
+    /// places of a cache, and usual lengths are powers of two.
+    fn width(&self) -> usize {
+        const LINE_OF_BF16: usize = 32;
+        self.seq.next_multiple_of(2 * LINE_OF_BF16) + LINE_OF_BF16
+    }
+
     /// Query heads that share a key/value head.
     fn group(&self) -> usize {
         self.heads / self.kv_heads

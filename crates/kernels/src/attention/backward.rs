@@ -5,7 +5,7 @@ use std::ops::Range;
 use half::bf16;
 
 use super::heads::{Head, HeadMut, Heads};
-use super::rows::{Mask, RowDots, SoftmaxGradient, Window, width};
+use super::rows::{Mask, RowDots, SoftmaxGradient, Window};
 use super::{Inputs, Shape, Spec};
 use crate::accumulate::Accumulate;
 use crate::aligned::Aligned;
@@ -151,7 +151,7 @@ impl OneHead<'_> {
             d_v: Aligned::zeros(seq * dim),
         };
         let delta = self.delta();
-        let width = width(self.shape.seq);
+        let width = self.shape.width();
         let block = BLOCK.min(seq);
         let mut space = Workspace {
             scores: Aligned::zeros(ROWS * width),
@@ -198,7 +198,7 @@ impl OneHead<'_> {
         keys: &Range<usize>,
     ) {
         let Shape { cpu, dim, .. } = self.shape;
-        let width = width(self.shape.seq);
+        let width = self.shape.width();
         // Further queries of the block may be of further documents.
         let first = match self.mask.documents {
             Some(_) => panel_start(self.mask.keys(some.start).start),
@@ -260,7 +260,7 @@ impl OneHead<'_> {
         contribution: &mut Contribution,
     ) {
         let Shape { cpu, dim, .. } = self.shape;
-        let width = width(self.shape.seq);
+        let width = self.shape.width();
         let queries = self.q.dimensions(block.clone());
         space.queries.pack(cpu, queries);
         let d_outs = self.d_out.dimensions(block.clone());

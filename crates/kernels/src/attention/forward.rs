@@ -3,7 +3,7 @@
 use half::bf16;
 
 use super::heads::{Head, HeadMut};
-use super::rows::{Mask, Softmax, Window, width};
+use super::rows::{Mask, Softmax, Window};
 use super::{Inputs, Shape, Spec};
 use crate::aligned::Aligned;
 use crate::avx512_bf16::Avx512Bf16;
@@ -60,7 +60,7 @@ fn one_head(
     logsumexp: &mut [f32],
 ) {
     let Shape { cpu, seq, dim, .. } = shape;
-    let width = width(seq);
+    let width = shape.width();
     let mut scores = Aligned::<f32>::zeros(ROWS * width);
     let mut probabilities = Aligned::<bf16>::zeros(ROWS * width);
     let mut inverse = [0f32; ROWS];

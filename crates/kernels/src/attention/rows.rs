@@ -72,13 +72,6 @@ impl<'a> Window<'a> {
     }
 }
 
-/// Elements from a row of scores to the next, for `seq` keys: no multiple of a page. Rows that are whole pages apart would take turns in
-/// few places of a cache, and usual lengths are powers of two.
-pub(super) fn width(seq: usize) -> usize {
-    const LINE_OF_BF16: usize = 32;
-    seq.next_multiple_of(2 * LINE_OF_BF16) + LINE_OF_BF16
-}
-
 /// Turns products of queries and keys into probabilities that are still to be divided by their sum. What a query does not see
 /// has probability 0.
 pub(super) struct Softmax<'a> {

@@ -21,7 +21,6 @@ pub const SEQ: usize = 16;
 pub const ROWS: usize = 2;
 pub const CHUNK_ROWS: usize = 8;
 
-/// How gradients become updates.
 /// Of all matrices; where experts are, of the attention's, since experts can have none.
 pub fn adapters(config: &ModelConfig) -> LoraConfig {
     let attention = ["q_proj", "k_proj", "v_proj", "o_proj"].map(String::from);

@@ -19,7 +19,8 @@ use tandem_tensor::torch::pretend;
 use tandem_tensor::torch::recorder::{self, Action, Call, Detail};
 use tandem_tensor::{Device, Kind, Tensor};
 use tandem_trainer::{
-    Engine, EngineSetup, EvalSet, MicroBatch, StepReport, UpdateRule, evaluate, train_step,
+    Engine, EngineSetup, EvalSet, MicroBatch, StepReport, TrainError, UpdateRule, evaluate,
+    train_step,
 };
 
 const SEQ: usize = 32;
@@ -116,9 +117,18 @@ pub fn batch(seed: u64, ignored: u64, device: Device) -> MicroBatch {
     MicroBatch::new(&ids, &labels, SEQ, seed, device).with_mask(&mask)
 }
 
+/// A step with these batches.
+pub fn step_with(
+    engine: &mut Engine,
+    batches: &[MicroBatch],
+    step: u64,
+) -> Result<StepReport, TrainError> {
+    train_step(engine, batches, 1e-3, &UpdateRule::USUAL, step)
+}
+
 fn step(engine: &mut Engine, step: u64, device: Device) -> StepReport {
     let batch = || batch(step, 0, device);
-    train_step(engine, &[batch(), batch()], 1e-3, &UpdateRule::USUAL, step).unwrap()
+    step_with(engine, &[batch(), batch()], step).unwrap()
 }
 
 fn train(case: &str, precision: Precision, device: Device) -> Vec<StepReport> {

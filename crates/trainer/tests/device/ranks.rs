@@ -10,9 +10,9 @@ use tandem_parallel::{OptimizerState, ParallelError};
 use tandem_tensor::Device;
 use tandem_tensor::torch::pretend;
 use tandem_tensor::torch::recorder::{self, Action, Detail};
-use tandem_trainer::{MicroBatch, StepReport, TrainError, UpdateRule, train_step};
+use tandem_trainer::{Engine, MicroBatch, StepReport, TrainError};
 
-use crate::{Groups, SEQ, batch, engine_of};
+use crate::{Groups, SEQ, batch, engine_of, step_with};
 
 /// Runs `body` as every rank of a world; each has `device`, which is pretended unless it is the CPU.
 fn as_ranks<T: Send>(
@@ -69,7 +69,7 @@ fn train(case: &str, mesh: (usize, usize), device: Device) -> Vec<(Vec<StepRepor
         let mut step = |number| {
             let batches = batches(column, number, device);
             let (report, calls) = recorder::record(Detail::Counts, || {
-                train_step(&mut engine, &batches, 1e-3, &UpdateRule::USUAL, number).unwrap()
+                step_with(&mut engine, &batches, number).unwrap()
             });
             let last = calls
                 .iter()
@@ -137,7 +137,7 @@ fn a_mixture_reads_the_size_of_the_batch_with_its_loads() {
 }
 
 /// All that a rank keeps of its model, as bits.
-fn state(engine: &tandem_trainer::Engine) -> Vec<Vec<u32>> {
+fn state(engine: &Engine) -> Vec<Vec<u32>> {
     let states = [
         OptimizerState::Param,
         OptimizerState::ExpAvg,
@@ -155,26 +155,19 @@ fn state(engine: &tandem_trainer::Engine) -> Vec<Vec<u32>> {
     all
 }
 
-/// A step that must fail on a device, with what it begins from: its errors, and on all ranks nothing is changed.
+/// A second step that must fail on a device, with the batches that `prepare` makes: its errors, and on all ranks nothing is changed.
 fn fails(
     mesh: (usize, usize),
-    batch_of: impl Fn(usize, Device) -> MicroBatch + Sync,
+    prepare: impl Fn(&mut Engine, Device) -> Vec<MicroBatch> + Sync,
 ) -> Vec<TrainError> {
     let device = Device::Cuda(0);
     as_ranks(mesh, device, |groups| {
         let mut engine = engine_of("qwen2_tied", groups);
         let column = engine.coords.dp_rank as u64;
-        train_step(
-            &mut engine,
-            &batches(column, 1, device),
-            1e-3,
-            &UpdateRule::USUAL,
-            1,
-        )
-        .unwrap();
+        step_with(&mut engine, &batches(column, 1, device), 1).unwrap();
+        let batches = prepare(&mut engine, device);
         let before = state(&engine);
-        let batch = batch_of(engine.world.rank(), device);
-        let error = train_step(&mut engine, &[batch], 1e-3, &UpdateRule::USUAL, 2).unwrap_err();
+        let error = step_with(&mut engine, &batches, 2).unwrap_err();
         assert!(state(&engine) == before, "changed in spite of {error}");
         error
     })
@@ -182,7 +175,9 @@ fn fails(
 
 #[test]
 fn ranks_of_a_row_that_see_different_batches_change_nothing_on_a_device() {
-    let errors = fails((2, 1), |rank, device| batch(rank as u64, 0, device));
+    let errors = fails((2, 1), |engine, device| {
+        vec![batch(engine.world.rank() as u64, 0, device)]
+    });
     for error in errors {
         let TrainError::Parallel(ParallelError::DifferentBatches {
             step,
@@ -196,8 +191,9 @@ fn ranks_of_a_row_that_see_different_batches_change_nothing_on_a_device() {
         assert_eq!(hashes.as_slice(), [0, 1]);
     }
     // Of two rows one is right; it must not go on alone.
-    let errors = fails((2, 2), |rank, device| {
-        batch(if rank < 2 { rank as u64 } else { 7 }, 0, device)
+    let errors = fails((2, 2), |engine, device| {
+        let rank = engine.world.rank() as u64;
+        vec![batch(if rank < 2 { rank } else { 7 }, 0, device)]
     });
     for (rank, error) in errors.iter().enumerate() {
         let is_told = matches!(
@@ -212,7 +208,7 @@ fn ranks_of_a_row_that_see_different_batches_change_nothing_on_a_device() {
 fn a_batch_without_targets_changes_nothing_on_a_device() {
     let errors = fails((1, 2), |_, device| {
         let ids: Vec<i64> = (0..SEQ as i64).collect();
-        MicroBatch::new(&ids, &[-100; SEQ], SEQ, 0, device)
+        vec![MicroBatch::new(&ids, &[-100; SEQ], SEQ, 0, device)]
     });
     for error in errors {
         assert!(
@@ -224,32 +220,13 @@ fn a_batch_without_targets_changes_nothing_on_a_device() {
 
 #[test]
 fn a_number_that_is_none_changes_nothing_on_a_device() {
-    let device = Device::Cuda(0);
-    let errors = as_ranks((1, 2), device, |groups| {
-        let mut engine = engine_of("qwen2_tied", groups);
+    let errors = fails((1, 2), |engine, device| {
         let column = engine.coords.dp_rank as u64;
-        train_step(
-            &mut engine,
-            &batches(column, 1, device),
-            1e-3,
-            &UpdateRule::USUAL,
-            1,
-        )
-        .unwrap();
         let flat = engine.units[1].unshard(&mut engine.pool).unwrap();
         if column == 1 {
             flat.narrow(0, 100, 1).fill_(f64::NAN);
         }
-        let before = state(&engine);
-        let error = train_step(
-            &mut engine,
-            &batches(column, 2, device),
-            1e-3,
-            &UpdateRule::USUAL,
-            2,
-        );
-        assert!(state(&engine) == before, "changed");
-        error.unwrap_err()
+        batches(column, 2, device)
     });
     for error in errors {
         let TrainError::NotFinite { step, ranks, .. } = &error else {
