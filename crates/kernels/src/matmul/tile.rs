@@ -45,6 +45,20 @@ pub(super) unsafe fn run(_proof: Avx512Bf16, a: &[u32], b: &[u32], tile: &Tile) 
     unsafe { by_rows(pairs, a.as_ptr(), b.as_ptr(), tile) };
 }
 
+/// The body once for each row that a tile of `$rows` has, with the row's number as a constant. In a loop, which the compiler
+/// does not unroll as far, the sums would have to be in memory, and be set to zero there first.
+macro_rules! for_each_row {
+    ($rows:ident, $i:ident => $body:expr) => {
+        for_each_row!(@ $rows, $i => $body; 0 1 2 3 4 5 6 7 8 9 10 11 12 13)
+    };
+    (@ $rows:ident, $i:ident => $body:expr; $($row:literal)*) => {
+        $(if $row < $rows {
+            let $i = $row;
+            $body;
+        })*
+    };
+}
+
 /// # Safety
 /// The panels have `pairs` steps; the tile's rows and columns may be read and written; the processor has the features.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
@@ -66,13 +80,17 @@ unsafe fn by_rows(pairs: usize, a: *const u32, b: *const u32, tile: &Tile) {
 unsafe fn run_rows<const R: usize>(pairs: usize, a: *const u32, b: *const u32, tile: &Tile) {
     let mut sums = [[_mm512_setzero_ps(); 2]; R];
     for i in 0..R {
-        // By the time that the sums are through, the place for them is in the cache.
-        let place: *const i8 = match tile.rounded.is_null() {
-            true => tile.sums.wrapping_add(i * tile.sums_row).cast(),
-            false => tile.rounded.wrapping_add(i * tile.rounded_row).cast(),
-        };
-        _mm_prefetch::<_MM_HINT_ET0>(place);
-        _mm_prefetch::<_MM_HINT_ET0>(place.wrapping_add(64));
+        // By the time that the sums are through, the place for them is in the cache, and so is what they are added to.
+        if !tile.rounded.is_null() {
+            let place: *const i8 = tile.rounded.wrapping_add(i * tile.rounded_row).cast();
+            _mm_prefetch::<_MM_HINT_ET0>(place);
+            _mm_prefetch::<_MM_HINT_ET0>(place.wrapping_add(64));
+        }
+        if tile.rounded.is_null() || tile.adds {
+            let place: *const i8 = tile.sums.wrapping_add(i * tile.sums_row).cast();
+            _mm_prefetch::<_MM_HINT_ET0>(place);
+            _mm_prefetch::<_MM_HINT_ET0>(place.wrapping_add(64));
+        }
     }
     let (mut a, mut b) = (a, b);
     for _ in 0..pairs {
@@ -93,36 +111,57 @@ unsafe fn run_rows<const R: usize>(pairs: usize, a: *const u32, b: *const u32, t
     let mask = low_bits(tile.columns);
     let masks = [mask as __mmask16, (mask >> LANES) as __mmask16];
     if !tile.bias.is_null() {
-        for (half, mask) in masks.into_iter().enumerate() {
-            // SAFETY: the mask admits only columns that exist.
-            let bias = unsafe { _mm512_maskz_loadu_ps(mask, tile.bias.wrapping_add(half * LANES)) };
-            for sums in &mut sums {
-                sums[half] = _mm512_add_ps(sums[half], bias);
-            }
-        }
+        // SAFETY: the masks admit only columns that exist.
+        let bias = unsafe { load(tile.bias, masks) };
+        for_each_row!(R, i => sums[i] = add(sums[i], bias));
     }
-    for (i, sums) in sums.iter_mut().enumerate() {
-        let row = tile.sums.wrapping_add(i * tile.sums_row);
-        for (half, mask) in masks.into_iter().enumerate() {
-            let place = row.wrapping_add(half * LANES);
-            // SAFETY: the mask admits only columns that exist.
+    if tile.adds {
+        for_each_row!(R, i => {
+            // SAFETY: as above.
+            let before = unsafe { load(tile.sums.wrapping_add(i * tile.sums_row), masks) };
+            sums[i] = add(sums[i], before);
+        });
+    }
+    if tile.rounded.is_null() {
+        for_each_row!(R, i => {
+            let place = tile.sums.wrapping_add(i * tile.sums_row);
+            // SAFETY: as above.
             unsafe {
-                if tile.adds {
-                    let before = _mm512_maskz_loadu_ps(mask, place);
-                    sums[half] = _mm512_add_ps(sums[half], before);
-                }
-                if tile.rounded.is_null() {
-                    _mm512_mask_storeu_ps(place, mask, sums[half]);
-                }
+                _mm512_mask_storeu_ps(place, masks[0], sums[i][0]);
+                _mm512_mask_storeu_ps(place.wrapping_add(LANES), masks[1], sums[i][1]);
             }
-        }
-        if !tile.rounded.is_null() {
+        });
+    } else {
+        for_each_row!(R, i => {
             let place = tile.rounded.wrapping_add(i * tile.rounded_row);
-            let rounded = from_bf16(_mm512_cvtne2ps_pbh(sums[1], sums[0]));
+            let rounded = from_bf16(_mm512_cvtne2ps_pbh(sums[i][1], sums[i][0]));
             // SAFETY: as above.
             unsafe { _mm512_mask_storeu_epi16(place.cast(), mask, rounded) };
-        }
+        });
     }
+}
+
+/// A row of a tile, zero in columns that the masks leave out.
+///
+/// # Safety
+/// What the masks admit may be read.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn load(row: *const f32, masks: [__mmask16; 2]) -> [__m512; 2] {
+    // SAFETY: passed on from the caller.
+    unsafe {
+        let left = _mm512_maskz_loadu_ps(masks[0], row);
+        [
+            left,
+            _mm512_maskz_loadu_ps(masks[1], row.wrapping_add(LANES)),
+        ]
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn add(a: [__m512; 2], b: [__m512; 2]) -> [__m512; 2] {
+    [_mm512_add_ps(a[0], b[0]), _mm512_add_ps(a[1], b[1])]
 }
 
 #[inline]
