@@ -108,7 +108,17 @@ impl<E: Reducible, C: Combine> Kernel for Reduction<'_, '_, '_, E, C> {
         for start in (0..elements).step_by(BLOCK) {
             let block = start..elements.min(start + BLOCK);
             let wide = &mut wide[..block.len()];
-            E::widen(self.block(first, &block), wide);
+            let first = self.block(first, &block);
+            let others = match others.split_first() {
+                Some((second, others)) => {
+                    E::widen_combined::<C>(first, self.block(second, &block), wide);
+                    others
+                }
+                None => {
+                    E::widen(first, wide);
+                    others
+                }
+            };
             for other in others {
                 E::combine::<C>(wide, self.block(other, &block));
             }

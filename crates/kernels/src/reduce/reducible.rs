@@ -15,6 +15,13 @@ pub trait Reducible: Copy {
 
     /// Exact.
     fn widen(source: &[Self], wide: &mut [Self::Wide]);
+    /// The elements of `a`, which is of the earlier rank, each with that of `b`: what [`Self::widen`] and [`Self::combine`] do, in
+    /// one pass.
+    #[inline(always)]
+    fn widen_combined<C: Combine>(a: &[Self], b: &[Self], wide: &mut [Self::Wide]) {
+        Self::widen(a, wide);
+        Self::combine::<C>(wide, b);
+    }
     /// Combines every element of `source` into `wide`.
     fn combine<C: Combine>(wide: &mut [Self::Wide], source: &[Self]);
     /// Rounds to nearest even.
@@ -29,6 +36,13 @@ macro_rules! reducible_as_itself {
             #[inline(always)]
             fn widen(source: &[Self], wide: &mut [Self]) {
                 wide.copy_from_slice(source);
+            }
+
+            #[inline(always)]
+            fn widen_combined<C: Combine>(a: &[Self], b: &[Self], wide: &mut [Self]) {
+                for ((wide, a), b) in wide.iter_mut().zip(a).zip(b) {
+                    *wide = C::combine(*a, *b);
+                }
             }
 
             #[inline(always)]
@@ -55,6 +69,13 @@ impl Reducible for bf16 {
     fn widen(source: &[Self], wide: &mut [f32]) {
         for (w, s) in wide.iter_mut().zip(source) {
             *w = s.widen();
+        }
+    }
+
+    #[inline(always)]
+    fn widen_combined<C: Combine>(a: &[Self], b: &[Self], wide: &mut [f32]) {
+        for ((wide, a), b) in wide.iter_mut().zip(a).zip(b) {
+            *wide = C::combine(a.widen(), b.widen());
         }
     }
 
