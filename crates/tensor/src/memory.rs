@@ -3,8 +3,9 @@
 mod limits;
 
 /// Keeps freed memory for the next allocation instead of giving it back to the system: a step frees what the next step
-/// allocates, and memory that comes fresh from the system costs a page fault for every 4 KiB. Blocks beyond 32 MiB are
-/// given back all the same. Does nothing where the C library is not glibc.
+/// allocates, and memory that comes fresh from the system costs a page fault for every 4 KiB. That is so for blocks of any
+/// size: glibc's threshold ends at 32 MiB, which the activations of a wide layer exceed, so none is a mapping of its own. Does
+/// nothing where the C library is not glibc.
 pub fn keep_freed() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {
@@ -14,13 +15,10 @@ pub fn keep_freed() {
             fn mallopt(parameter: c_int, value: c_int) -> c_int;
         }
         const M_TRIM_THRESHOLD: c_int = -1;
-        const M_MMAP_THRESHOLD: c_int = -3;
-        // The most that glibc accepts.
-        const LARGEST: c_int = 32 << 20;
+        const M_MMAP_MAX: c_int = -4;
         // SAFETY: glibc's function with glibc's parameters; it takes the allocator's own lock.
-        let accepted = unsafe {
-            mallopt(M_MMAP_THRESHOLD, LARGEST) == 1 && mallopt(M_TRIM_THRESHOLD, c_int::MAX) == 1
-        };
+        let accepted =
+            unsafe { mallopt(M_MMAP_MAX, 0) == 1 && mallopt(M_TRIM_THRESHOLD, c_int::MAX) == 1 };
         debug_assert!(accepted, "glibc refuses its own limits");
     }
 }
