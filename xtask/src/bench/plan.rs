@@ -65,19 +65,19 @@ const CONFIGURATIONS: [Configuration; 15] = [
     ),
     (
         "experts-tp2",
-        "--model qwen3-moe --layers 2 --tp_size 2 --batch 2",
+        "--model qwen3-moe-narrow --layers 2 --tp_size 2 --batch 2",
     ),
     (
         "deep-experts",
-        "--model qwen3-moe --layers 24 --tp_size 1 --dp_size 2",
+        "--model qwen3-moe-narrow --layers 24 --tp_size 1 --dp_size 2",
     ),
     (
         "experts-ep2",
-        "--model qwen3-moe --layers 2 --tp_size 2 --batch 2 --expert_parallel_size 2",
+        "--model qwen3-moe-narrow --layers 2 --tp_size 2 --batch 2 --expert_parallel_size 2",
     ),
     (
         "deep-experts-ep2",
-        "--model qwen3-moe --layers 24 --tp_size 1 --dp_size 2 --expert_parallel_size 2",
+        "--model qwen3-moe-narrow --layers 24 --tp_size 1 --dp_size 2 --expert_parallel_size 2",
     ),
 ];
 

@@ -87,8 +87,16 @@ const fn of(model: &'static str, name: &'static str, columns: [usize; 5]) -> Con
     }
 }
 
+/// Where products weigh least: narrow layers, with few tokens for each weight or many keys for each query.
+const fn narrow(model: &'static str, name: &'static str, columns: [usize; 5]) -> Configuration {
+    Configuration {
+        group: "narrow",
+        ..of(model, name, columns)
+    }
+}
+
 /// Columns: layers, seq, batch, tp, dp.
-const CONFIGURATIONS: [Configuration; 25] = [
+const CONFIGURATIONS: [Configuration; 29] = [
     row("matrix", "tp2", [2, 512, 1, 2, 1]),
     row("matrix", "dp2", [2, 512, 1, 1, 2]),
     row("matrix", "tp2-dp2", [2, 512, 1, 2, 2]),
@@ -109,16 +117,23 @@ const CONFIGURATIONS: [Configuration; 25] = [
     row("ranks", "ranks-4", [2, 512, 1, 2, 2]),
     row("ranks", "ranks-8", [2, 512, 1, 2, 4]),
     of("smollm2", "smollm2", [30, 512, 1, 1, 2]),
-    of("gemma2", "gemma2", [26, 512, 1, 2, 1]),
-    of("qwen3-moe", "moe", [8, 512, 1, 1, 2]),
+    of("gemma2", "gemma2", [2, 512, 1, 2, 1]),
+    of("qwen3-moe", "moe", [2, 512, 4, 1, 2]),
     Configuration {
         ep: 2,
-        ..of("qwen3-moe", "moe-spread", [8, 512, 1, 1, 2])
+        ..of("qwen3-moe", "moe-spread", [2, 512, 4, 1, 2])
     },
     // Beside deep-tp2, which trains the same model itself.
     Configuration {
         lora_r: 16,
         ..row("models", "lora", [24, 512, 1, 2, 1])
+    },
+    narrow("smollm2", "smollm2-long", [30, 2048, 1, 1, 2]),
+    narrow("gemma2-narrow", "gemma2-narrow", [26, 512, 1, 2, 1]),
+    narrow("qwen3-moe-narrow", "moe-narrow", [8, 512, 1, 1, 2]),
+    Configuration {
+        ep: 2,
+        ..narrow("qwen3-moe-narrow", "moe-narrow-spread", [8, 512, 1, 1, 2])
     },
     row("smoke", "smoke", [1, 64, 1, 2, 1]),
 ];
@@ -147,6 +162,7 @@ mod tests {
         assert_eq!(named("dp2").len(), 1);
         assert_eq!(named(DEFAULT_GROUP).len(), 6);
         assert_eq!(named("models").len(), 5);
+        assert_eq!(named("narrow").len(), 4);
         assert!(named("lunch").is_empty());
         for configuration in &CONFIGURATIONS {
             let same = named(configuration.name);
