@@ -312,7 +312,7 @@ fn the_memory_of_a_step_is_what_was_predicted() {
         "--layers 6 --tp_size 2 --seq 128 --batch 2 --sequence_parallel",
         "--layers 2 --tp_size 1 --seq 128 --dp_size 2 --recompute full",
         "--layers 2 --tp_size 1 --seq 128 --dp_size 2 --strategy deepspeed --zero_stage 0",
-        "--model qwen3-moe --layers 2 --tp_size 2 --seq 512 --batch 2 --expert_parallel_size 2",
+        "--model qwen3-moe-narrow --layers 2 --tp_size 2 --seq 512 --batch 2 --expert_parallel_size 2",
     ] {
         let words: Vec<&str> = line.split(' ').collect();
         let measured = json(&[&["bench", "step"], &of_model[..], &words].concat());
