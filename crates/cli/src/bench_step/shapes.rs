@@ -18,7 +18,7 @@ pub enum Shape {
     Gemma2Narrow,
     /// Qwen3-30B-A3B (arXiv 2505.09388) with a quarter of its experts, 32, of which a token goes to 8, and a small vocabulary.
     Qwen3Moe,
-    /// The same, a quarter as wide.
+    /// The same, a quarter as wide, with twice the vocabulary.
     Qwen3MoeNarrow,
     /// Llama 2 7B (arXiv 2307.09288): wide layers, whose products are large enough for any GPU.
     #[value(name = "llama2-7b")]
@@ -44,9 +44,8 @@ const GEMMA2: &str = r#"{
 }"#;
 
 const GEMMA2_NARROW: &str = r#"{
-    "architectures": ["Gemma2ForCausalLM"], "hidden_size": 576, "num_attention_heads": 8, "num_key_value_heads": 4,
-    "head_dim": 64, "num_hidden_layers": 26, "intermediate_size": 2304, "vocab_size": 64000,
-    "max_position_embeddings": 8192, "sliding_window": 256, "query_pre_attn_scalar": 64, "initializer_range": 0.02
+    "hidden_size": 576, "head_dim": 64, "intermediate_size": 2304, "vocab_size": 64000, "sliding_window": 256,
+    "query_pre_attn_scalar": 64
 }"#;
 
 const QWEN3_MOE: &str = r#"{
@@ -57,10 +56,8 @@ const QWEN3_MOE: &str = r#"{
 }"#;
 
 const QWEN3_MOE_NARROW: &str = r#"{
-    "architectures": ["Qwen3MoeForCausalLM"], "hidden_size": 512, "num_attention_heads": 8, "num_key_value_heads": 2,
-    "head_dim": 64, "num_hidden_layers": 48, "intermediate_size": 1536, "moe_intermediate_size": 192, "num_experts": 32,
-    "num_experts_per_tok": 8, "norm_topk_prob": true, "decoder_sparse_step": 1, "mlp_only_layers": [], "vocab_size": 64000,
-    "max_position_embeddings": 32768, "rms_norm_eps": 1e-6, "rope_theta": 1000000.0, "initializer_range": 0.02
+    "hidden_size": 512, "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 64, "intermediate_size": 1536,
+    "moe_intermediate_size": 192, "vocab_size": 64000
 }"#;
 
 const LLAMA2: &str = r#"{
@@ -72,16 +69,21 @@ const LLAMA2: &str = r#"{
 impl Shape {
     /// The model, cut to its first `layers` layers.
     pub fn config(self, layers: usize) -> Outcome<ModelConfig> {
-        let text = match self {
-            Self::Qwen2 => QWEN2,
-            Self::Smollm2 => SMOLLM2,
-            Self::Gemma2 => GEMMA2,
-            Self::Gemma2Narrow => GEMMA2_NARROW,
-            Self::Qwen3Moe => QWEN3_MOE,
-            Self::Qwen3MoeNarrow => QWEN3_MOE_NARROW,
-            Self::Llama2 => LLAMA2,
+        // The model, and what is another in it.
+        let texts: &[&str] = match self {
+            Self::Qwen2 => &[QWEN2],
+            Self::Smollm2 => &[SMOLLM2],
+            Self::Gemma2 => &[GEMMA2],
+            Self::Gemma2Narrow => &[GEMMA2, GEMMA2_NARROW],
+            Self::Qwen3Moe => &[QWEN3_MOE],
+            Self::Qwen3MoeNarrow => &[QWEN3_MOE, QWEN3_MOE_NARROW],
+            Self::Llama2 => &[LLAMA2],
         };
-        let json: Map<String, Value> = serde_json::from_str(text).map_err(Failure::other)?;
+        let mut json = Map::new();
+        for text in texts {
+            let keys: Map<String, Value> = serde_json::from_str(text).map_err(Failure::other)?;
+            json.extend(keys);
+        }
         ModelConfig::from_json(&json)
             .and_then(|config| config.truncated(layers))
             .map_err(Failure::other)

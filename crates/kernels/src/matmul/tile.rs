@@ -9,6 +9,8 @@ use crate::avx512_bf16::Avx512Bf16;
 
 /// Rows of a tile: with two vectors each, 28 of the 32 registers hold the result.
 pub(super) const ROWS: usize = 14;
+// The macros below list the rows.
+const _: () = assert!(ROWS == 14);
 /// Columns of a tile: two vectors of fp32.
 pub(super) const COLUMNS: usize = 2 * LANES;
 const LANES: usize = 16;
@@ -82,14 +84,10 @@ unsafe fn run_rows<const R: usize>(pairs: usize, a: *const u32, b: *const u32, t
     for i in 0..R {
         // By the time that the sums are through, the place for them is in the cache, and so is what they are added to.
         if !tile.rounded.is_null() {
-            let place: *const i8 = tile.rounded.wrapping_add(i * tile.rounded_row).cast();
-            _mm_prefetch::<_MM_HINT_ET0>(place);
-            _mm_prefetch::<_MM_HINT_ET0>(place.wrapping_add(64));
+            ask_for(tile.rounded.wrapping_add(i * tile.rounded_row));
         }
         if tile.rounded.is_null() || tile.adds {
-            let place: *const i8 = tile.sums.wrapping_add(i * tile.sums_row).cast();
-            _mm_prefetch::<_MM_HINT_ET0>(place);
-            _mm_prefetch::<_MM_HINT_ET0>(place.wrapping_add(64));
+            ask_for(tile.sums.wrapping_add(i * tile.sums_row));
         }
     }
     let (mut a, mut b) = (a, b);
@@ -141,6 +139,14 @@ unsafe fn run_rows<const R: usize>(pairs: usize, a: *const u32, b: *const u32, t
     }
 }
 
+/// Asks for the two cache lines from here on, to be written.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn ask_for<T>(row: *const T) {
+    _mm_prefetch::<_MM_HINT_ET0>(row.cast());
+    _mm_prefetch::<_MM_HINT_ET0>(row.cast::<i8>().wrapping_add(64));
+}
+
 /// A row of a tile, zero in columns that the masks leave out.
 ///
 /// # Safety
@@ -150,9 +156,8 @@ unsafe fn run_rows<const R: usize>(pairs: usize, a: *const u32, b: *const u32, t
 unsafe fn load(row: *const f32, masks: [__mmask16; 2]) -> [__m512; 2] {
     // SAFETY: passed on from the caller.
     unsafe {
-        let left = _mm512_maskz_loadu_ps(masks[0], row);
         [
-            left,
+            _mm512_maskz_loadu_ps(masks[0], row),
             _mm512_maskz_loadu_ps(masks[1], row.wrapping_add(LANES)),
         ]
     }

@@ -95,6 +95,11 @@ const fn narrow(model: &'static str, name: &'static str, columns: [usize; 5]) ->
     }
 }
 
+/// Its experts over both ranks.
+const fn spread(mixture: Configuration) -> Configuration {
+    Configuration { ep: 2, ..mixture }
+}
+
 /// Columns: layers, seq, batch, tp, dp.
 const CONFIGURATIONS: [Configuration; 29] = [
     row("matrix", "tp2", [2, 512, 1, 2, 1]),
@@ -119,10 +124,7 @@ const CONFIGURATIONS: [Configuration; 29] = [
     of("smollm2", "smollm2", [30, 512, 1, 1, 2]),
     of("gemma2", "gemma2", [2, 512, 1, 2, 1]),
     of("qwen3-moe", "moe", [2, 512, 4, 1, 2]),
-    Configuration {
-        ep: 2,
-        ..of("qwen3-moe", "moe-spread", [2, 512, 4, 1, 2])
-    },
+    spread(of("qwen3-moe", "moe-spread", [2, 512, 4, 1, 2])),
     // Beside deep-tp2, which trains the same model itself.
     Configuration {
         lora_r: 16,
@@ -131,10 +133,11 @@ const CONFIGURATIONS: [Configuration; 29] = [
     narrow("smollm2", "smollm2-long", [30, 2048, 1, 1, 2]),
     narrow("gemma2-narrow", "gemma2-narrow", [26, 512, 1, 2, 1]),
     narrow("qwen3-moe-narrow", "moe-narrow", [8, 512, 1, 1, 2]),
-    Configuration {
-        ep: 2,
-        ..narrow("qwen3-moe-narrow", "moe-narrow-spread", [8, 512, 1, 1, 2])
-    },
+    spread(narrow(
+        "qwen3-moe-narrow",
+        "moe-narrow-spread",
+        [8, 512, 1, 1, 2],
+    )),
     row("smoke", "smoke", [1, 64, 1, 2, 1]),
 ];
 
