@@ -5,8 +5,8 @@ use std::ops::Range;
 
 use crate::dispatch::{self, InstructionSet, Kernel};
 use crate::element::Element;
-use crate::exp::exp;
-use crate::lanes;
+use crate::exp::{exp, exp_of_one};
+use crate::lanes::{self, Lanes, by_lanes};
 use crate::tanh::tanh;
 use crate::vocab::{entries, local};
 
@@ -144,14 +144,14 @@ fn bend_block<I: InstructionSet, T: Element>(block: &mut [T], bend: Bend) {
     match bend.soft_cap {
         Some(cap) => {
             let inverse = bend.scale / cap;
-            for x in block {
-                *x = T::round(cap * tanh::<I>(x.widen() * inverse));
-            }
+            by_lanes!(block.len(), [], [block] => {
+                (cap * tanh(Lanes::<I>::load(block) * inverse)).store(block);
+            });
         }
         None if bend.scale != 1.0 => {
-            for x in block {
-                *x = T::round(x.widen() * bend.scale);
-            }
+            by_lanes!(block.len(), [], [block] => {
+                (Lanes::<I>::load(block) * bend.scale).store(block);
+            });
         }
         None => {}
     }
@@ -173,9 +173,9 @@ impl<T: Element> Kernel for RowStats<'_, T> {
         let mut sum = 0f64;
         for block in self.logits.chunks_mut(BLOCK) {
             bend_block::<I, T>(block, self.bend);
-            let block_largest = lanes::max(&*block);
+            let block_largest = lanes::max::<I, _>(&*block);
             if block_largest > largest {
-                sum *= f64::from(exp::<I>(largest - block_largest));
+                sum *= f64::from(exp_of_one::<I>(largest - block_largest));
                 largest = block_largest;
             }
             // Where all so far is -inf, any finite shift gives the zeros that `-inf - -inf` would not.
@@ -184,7 +184,13 @@ impl<T: Element> Kernel for RowStats<'_, T> {
             } else {
                 largest
             };
-            sum += f64::from(lanes::sum(&*block, |x| exp::<I>(x - shift)));
+            let mut sums = Lanes::<I>::from(0.0);
+            by_lanes!(block.len(), [block], [] => {
+                // Of what is not there, the exponential is 0.
+                let logits = Lanes::load_padded(block, f32::NEG_INFINITY);
+                sums += exp(logits - shift);
+            });
+            sum += f64::from(sums.total());
         }
         let target = self
             .target
@@ -222,29 +228,24 @@ impl<T: Element> Kernel for RowGradient<'_, T> {
         let scale = objective.scale * bend.scale;
         let all = scale * (1.0 + 2.0 * objective.z_loss * logsumexp);
         let inverse = bend.soft_cap.map(|cap| 1.0 / cap);
-        // Of a bent logit, less the scale.
-        let slope = |x: f32| match inverse {
-            Some(inverse) => {
-                let tanh = x * inverse;
-                1.0 - tanh * tanh
-            }
-            None => 1.0,
-        };
         let at_target = self.target.map(|target| {
             let x = logits[target].widen();
-            let probability = exp::<I>(x - logsumexp);
-            (target, T::round((probability * all - scale) * slope(x)))
+            let probability = exp_of_one::<I>(x - logsumexp);
+            // Of a bent logit, less the scale.
+            let slope = inverse.map_or(1.0, |inverse| 1.0 - (x * inverse) * (x * inverse));
+            (target, T::round((probability * all - scale) * slope))
         });
-        if inverse.is_some() {
-            for x in logits.iter_mut() {
-                let bent = x.widen();
-                *x = T::round(exp::<I>(bent - logsumexp) * all * slope(bent));
+        by_lanes!(logits.len(), [], [logits] => {
+            let bent = Lanes::<I>::load(logits);
+            let gradient = exp(bent - logsumexp) * all;
+            match inverse {
+                Some(inverse) => {
+                    let tanh = bent * inverse;
+                    (gradient * (1.0 - tanh * tanh)).store(logits);
+                }
+                None => gradient.store(logits),
             }
-        } else {
-            for x in logits.iter_mut() {
-                *x = T::round(exp::<I>(x.widen() - logsumexp) * all);
-            }
-        }
+        });
         if let Some((target, value)) = at_target {
             logits[target] = value;
         }

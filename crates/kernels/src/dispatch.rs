@@ -5,6 +5,8 @@
 
 use rayon::prelude::*;
 
+pub(crate) use crate::instruction_set::InstructionSet;
+
 /// One task of an operation: a struct of slices, and the loop over them.
 pub(crate) trait Kernel {
     /// What the task returns besides what it writes.
@@ -15,23 +17,8 @@ pub(crate) trait Kernel {
     fn run<I: InstructionSet>(self) -> Self::Output;
 }
 
-/// What a kernel may know of the processor.
-pub(crate) trait InstructionSet {
-    /// Whether a fused multiply-add is one instruction; where it is not, it would be a slow library call.
-    const FUSES: bool;
-
-    /// `a * b + c`, with one rounding where that is fast.
-    #[inline(always)]
-    fn mul_add(a: f32, b: f32, c: f32) -> f32 {
-        if Self::FUSES {
-            a.mul_add(b, c)
-        } else {
-            a * b + c
-        }
-    }
-}
-
 /// What every processor of the target has.
+#[derive(Clone, Copy)]
 struct Baseline;
 
 impl InstructionSet for Baseline {
@@ -77,8 +64,12 @@ fn single_threaded() -> bool {
 pub(crate) fn run<K: Kernel>(kernel: K) -> K::Output {
     #[cfg(target_arch = "x86_64")]
     {
-        if x86::has_avx512() {
+        if x86::has_avx512() && x86::has_bf16() {
             // SAFETY: the processor has just been asked for every feature that the function enables.
+            return unsafe { x86::run_avx512_bf16(kernel) };
+        }
+        if x86::has_avx512() {
+            // SAFETY: as above.
             return unsafe { x86::run_avx512(kernel) };
         }
         if x86::has_avx2() {
@@ -91,12 +82,55 @@ pub(crate) fn run<K: Kernel>(kernel: K) -> K::Output {
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{InstructionSet, Kernel};
+    use std::arch::x86_64::*;
 
+    use half::bf16;
+
+    use super::{InstructionSet, Kernel};
+    use crate::element::Element;
+    use crate::instruction_set::{LANES, round_each};
+
+    #[derive(Clone, Copy)]
     struct Wide;
 
     impl InstructionSet for Wide {
         const FUSES: bool = true;
+    }
+
+    /// [`Wide`], and an instruction that rounds. Nothing but [`run_avx512_bf16`] gives it to a kernel.
+    #[derive(Clone, Copy)]
+    struct WideBf16;
+
+    impl InstructionSet for WideBf16 {
+        const FUSES: bool = true;
+
+        #[inline(always)]
+        fn round<T: Element>(values: &[f32; LANES], rounded: &mut [T; LANES]) {
+            match T::as_bf16(rounded) {
+                // SAFETY: this runs within `run_avx512_bf16`, whose caller has asked the processor.
+                Some(rounded) => unsafe { round_to_bf16(values, rounded) },
+                None => round_each(values, rounded),
+            }
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    fn round_to_bf16(values: &[f32; LANES], rounded: &mut [bf16; LANES]) {
+        let (values, _) = values.as_chunks::<32>();
+        let (rounded, _) = rounded.as_chunks_mut::<32>();
+        for (values, rounded) in values.iter().zip(rounded) {
+            // SAFETY: there are 32 values, and room for as many.
+            unsafe {
+                let low = _mm512_loadu_ps(values.as_ptr());
+                let high = _mm512_loadu_ps(values.as_ptr().add(16));
+                let both = _mm512_cvtne2ps_pbh(high, low);
+                rounded
+                    .as_mut_ptr()
+                    .cast::<__m512bh>()
+                    .write_unaligned(both);
+            }
+        }
     }
 
     // The answers are cached by the standard library: asking costs one load.
@@ -108,8 +142,17 @@ mod x86 {
             && has_avx2()
     }
 
+    pub(super) fn has_bf16() -> bool {
+        is_x86_feature_detected!("avx512bf16")
+    }
+
     pub(super) fn has_avx2() -> bool {
         is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
+    pub(super) fn run_avx512_bf16<K: Kernel>(kernel: K) -> K::Output {
+        kernel.run::<WideBf16>()
     }
 
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
@@ -139,6 +182,10 @@ pub(crate) mod testing {
             if x86::has_avx512() {
                 // SAFETY: the processor has the features.
                 outputs.push(("avx512", unsafe { x86::run_avx512(make()) }));
+            }
+            if x86::has_avx512() && x86::has_bf16() {
+                // SAFETY: the processor has the features.
+                outputs.push(("avx512-bf16", unsafe { x86::run_avx512_bf16(make()) }));
             }
         }
         outputs

@@ -8,6 +8,12 @@ pub trait Element: Copy + Send + Sync + 'static {
     fn widen(self) -> f32;
     /// To nearest even, as libtorch rounds.
     fn round(value: f32) -> Self;
+
+    /// The same elements, where this is the kind.
+    #[inline(always)]
+    fn as_bf16<const N: usize>(_elements: &mut [Self; N]) -> Option<&mut [bf16; N]> {
+        None
+    }
 }
 
 impl Element for f32 {
@@ -36,6 +42,11 @@ impl Element for bf16 {
         let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
         let rounded = if value.is_nan() { 0x7fc0 } else { rounded };
         Self::from_bits(rounded as u16)
+    }
+
+    #[inline(always)]
+    fn as_bf16<const N: usize>(elements: &mut [Self; N]) -> Option<&mut [Self; N]> {
+        Some(elements)
     }
 }
 

@@ -1,6 +1,7 @@
 //! An exponential that the compiler can turn into vector code.
 
 use crate::dispatch::InstructionSet;
+use crate::lanes::Lanes;
 
 /// `e^x` in fp32, within 2 units in the last place of the true value where that is a normal number. Smaller results
 /// are 0, larger ones infinite; NaN stays NaN.
@@ -8,26 +9,35 @@ use crate::dispatch::InstructionSet;
 /// `x = n ln 2 + r` with `|r| <= ln 2 / 2` (`ln 2` in two parts, after Cody and Waite), a polynomial for `e^r`, and `n`
 /// added to the exponent bits.
 #[inline(always)]
-pub(crate) fn exp<I: InstructionSet>(x: f32) -> f32 {
+pub(crate) fn exp<I: InstructionSet>(x: Lanes<I>) -> Lanes<I> {
     // Adding and subtracting 1.5 * 2^23 rounds to an integer, which then also sits in the low bits of the sum.
     const ROUND: f32 = 12_582_912.0;
     // Few enough bits that `n` times it is exact even without a fused multiply-add.
     const LN2_HIGH: f32 = 0.691_406_25;
     const LN2_LOW: f32 = 1.740_930_6e-3;
 
-    let shifted = I::mul_add(x, std::f32::consts::LOG2_E, ROUND);
+    let shifted = x.mul_add(std::f32::consts::LOG2_E, ROUND);
     let n = shifted - ROUND;
-    let r = I::mul_add(n, -LN2_LOW, I::mul_add(n, -LN2_HIGH, x));
-    let slope = I::mul_add(second_order::<I>(r), r, 1.0);
-    let power = I::mul_add(slope, r, 1.0);
-    let scaled = f32::from_bits(power.to_bits().wrapping_add(shifted.to_bits() << 23));
-    let flushed = if x < SMALLEST { 0.0 } else { scaled };
-    // The sum is infinite where x is too large, and NaN where x is.
-    if x <= LARGEST {
-        flushed
-    } else {
-        x + f32::INFINITY
-    }
+    let r = n.mul_add(-LN2_LOW, n.mul_add(-LN2_HIGH, x));
+    let slope = second_order(r).mul_add(r, 1.0);
+    let power = slope.mul_add(r, 1.0);
+    Lanes::each(|lane| {
+        let (x, power, shifted) = (x.get(lane), power.get(lane), shifted.get(lane));
+        let scaled = f32::from_bits(power.to_bits().wrapping_add(shifted.to_bits() << 23));
+        let flushed = if x < SMALLEST { 0.0 } else { scaled };
+        // The sum is infinite where x is too large, and NaN where x is.
+        if x <= LARGEST {
+            flushed
+        } else {
+            x + f32::INFINITY
+        }
+    })
+}
+
+/// [`exp`] of one number.
+#[inline(always)]
+pub(crate) fn exp_of_one<I: InstructionSet>(x: f32) -> f32 {
+    exp(Lanes::<I>::from(x)).get(0)
 }
 
 /// The logarithm of the smallest normal number, rounded up.
@@ -38,17 +48,18 @@ const LARGEST: f32 = 88.722_83;
 /// `(e^r - 1 - r) / r^2`, with the coefficients that minimise the largest relative error of the resulting `e^r` on
 /// `|r| <= ln 2 / 2` (3.1e-9; found by Remez's exchange algorithm).
 #[inline(always)]
-fn second_order<I: InstructionSet>(r: f32) -> f32 {
-    let p = I::mul_add(1.381_459_9e-3, r, 8.368_717e-3);
-    let p = I::mul_add(p, r, 4.166_839e-2);
-    let p = I::mul_add(p, r, 1.666_652_1e-1);
-    I::mul_add(p, r, 0.499_999_94)
+fn second_order<I: InstructionSet>(r: Lanes<I>) -> Lanes<I> {
+    let p = r.mul_add(1.381_459_9e-3, 8.368_717e-3);
+    let p = p.mul_add(r, 4.166_839e-2);
+    let p = p.mul_add(r, 1.666_652_1e-1);
+    p.mul_add(r, 0.499_999_94)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::dispatch::{Kernel, testing::run_on_each_set};
+    use crate::lanes::LANES;
 
     struct Exponentials<'a>(&'a [f32]);
 
@@ -57,7 +68,11 @@ mod tests {
 
         #[inline(always)]
         fn run<I: InstructionSet>(self) -> Vec<f32> {
-            self.0.iter().map(|&x| exp::<I>(x)).collect()
+            let mut results = vec![0.0; self.0.len()];
+            for (result, x) in results.chunks_mut(LANES).zip(self.0.chunks(LANES)) {
+                exp(Lanes::<I>::load(x)).store(result);
+            }
+            results
         }
     }
 

@@ -242,7 +242,7 @@ impl<T: Element> Kernel for Dot<'_, T> {
 
     #[inline(always)]
     fn run<I: InstructionSet>(self) {
-        *self.dot = lanes::dot(self.a, self.b);
+        *self.dot = lanes::dot::<I, _, _>(self.a, self.b);
     }
 }
 

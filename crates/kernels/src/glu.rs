@@ -7,6 +7,7 @@ use std::marker::PhantomData;
 
 use crate::dispatch::{self, InstructionSet, Kernel};
 use crate::element::Element;
+use crate::lanes::{Lanes, by_lanes};
 
 pub use activation::Activation;
 use activation::{Curve, Gelu, GeluTanh, Silu};
@@ -143,9 +144,10 @@ impl<T: Element, C: Curve> Kernel for ForwardRow<'_, T, C> {
 
     #[inline(always)]
     fn run<I: InstructionSet>(self) {
-        for ((y, gate), up) in self.y.iter_mut().zip(self.gate).zip(self.up) {
-            *y = T::round(C::value::<I>(gate.widen()) * up.widen());
-        }
+        let Self { gate, up, y, .. } = self;
+        by_lanes!(y.len(), [gate, up], [y] => {
+            (C::value(Lanes::<I>::load(gate)) * Lanes::load(up)).store(y);
+        });
     }
 }
 
@@ -165,31 +167,38 @@ impl<T: Element, C: Curve> Kernel for BackwardRow<'_, T, C> {
 
     #[inline(always)]
     fn run<I: InstructionSet>(self) {
-        let inputs = self.d_y.iter().zip(self.gate).zip(self.up);
-        let rows = inputs.zip(self.d_gate).zip(self.d_up);
-        if self.product.is_empty() {
-            for ((((d_y, gate), up), d_gate), d_up) in rows {
-                (*d_gate, *d_up, _) = gradient_of::<I, T, C>(*d_y, *gate, *up);
-            }
+        let Self {
+            d_y,
+            gate,
+            up,
+            d_gate,
+            d_up,
+            product,
+            ..
+        } = self;
+        if product.is_empty() {
+            by_lanes!(d_y.len(), [d_y, gate, up], [d_gate, d_up] => {
+                gradient_of::<I, T, C>([d_y, gate, up], [d_gate, d_up]);
+            });
         } else {
-            for (((((d_y, gate), up), d_gate), d_up), product) in rows.zip(self.product) {
-                (*d_gate, *d_up, *product) = gradient_of::<I, T, C>(*d_y, *gate, *up);
-            }
+            by_lanes!(d_y.len(), [d_y, gate, up], [d_gate, d_up, product] => {
+                gradient_of::<I, T, C>([d_y, gate, up], [d_gate, d_up]).store(product);
+            });
         }
     }
 }
 
-/// The gradients of gate and up, and their product.
+/// Stores the gradients of gate and up; returns their product.
 #[inline(always)]
-fn gradient_of<I: InstructionSet, T: Element, C: Curve>(d_y: T, gate: T, up: T) -> (T, T, T) {
-    let (d_y, gate, up) = (d_y.widen(), gate.widen(), up.widen());
-    let (value, slope) = C::value_and_slope::<I>(gate);
-    let d_gate = d_y * up * slope;
-    (
-        T::round(d_gate),
-        T::round(d_y * value),
-        T::round(value * up),
-    )
+fn gradient_of<I: InstructionSet, T: Element, C: Curve>(
+    [d_y, gate, up]: [&[T]; 3],
+    [d_gate, d_up]: [&mut [T]; 2],
+) -> Lanes<I> {
+    let (d_y, gate, up) = (Lanes::load(d_y), Lanes::load(gate), Lanes::load(up));
+    let (value, slope) = C::value_and_slope(gate);
+    (d_y * up * slope).store(d_gate);
+    (d_y * value).store(d_up);
+    value * up
 }
 
 #[cfg(test)]

@@ -1,115 +1,192 @@
-//! Sums and maxima in an order that vectors can follow and that depends on nothing but the length.
+//! Numbers that go through a computation together.
 //!
-//! Element `i` goes to lane `i % LANES`, and at the end the lanes are joined in pairs: the result is the same for any
-//! instruction set and any number of threads.
+//! A processor starts the steps of one chain (an exponential has fifteen) one after the other, and works on as many chains at a
+//! time as its schedulers hold: of one vector each that is too few to keep it busy. So kernels with long chains take four of the
+//! widest vectors at once, and all of them take a step before any takes the next.
+
+mod joined;
+
+use std::marker::PhantomData;
+use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
 
 use crate::element::Element;
+use crate::instruction_set::InstructionSet;
 
-/// Partial results that one loop keeps: four of the widest vectors, so that additions overlap.
-const LANES: usize = 64;
+pub(crate) use crate::instruction_set::LANES;
+pub(crate) use joined::{dot, max, sum, sum_of_products};
 
-/// The sum of `term(a)` in fp32.
-#[inline(always)]
-pub(crate) fn sum<A: Element>(a: &[A], term: impl Fn(f32) -> f32) -> f32 {
-    let mut lanes = [0f32; LANES];
-    let (chunks, rest) = a.as_chunks::<LANES>();
-    for a in chunks {
-        for (lane, a) in lanes.iter_mut().zip(a) {
-            *lane += term(a.widen());
+/// Runs `$body` for one group after the other of at most [`LANES`] elements of slices, under the slices' names. All of them have
+/// `$len` elements.
+///
+/// The last group, which may be smaller, has a body of its own: in the other the compiler knows the length.
+macro_rules! by_lanes {
+    ($len:expr, [$($read:ident),*], [$($written:ident),*] => $body:block) => {
+        let len: usize = $len;
+        let whole = len / $crate::lanes::LANES * $crate::lanes::LANES;
+        for start in (0..whole).step_by($crate::lanes::LANES) {
+            $(let $read = &$read[start..][..$crate::lanes::LANES];)*
+            $(let $written = &mut $written[start..][..$crate::lanes::LANES];)*
+            $body
+        }
+        if whole < len {
+            $(let $read = &$read[whole..len];)*
+            $(let $written = &mut $written[whole..len];)*
+            $body
+        }
+    };
+}
+pub(crate) use by_lanes;
+
+/// [`LANES`] numbers in fp32. Operators take one step for each of them.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+pub(crate) struct Lanes<I>([f32; LANES], PhantomData<I>);
+
+impl<I: InstructionSet> Lanes<I> {
+    #[inline(always)]
+    pub(crate) fn new(values: [f32; LANES]) -> Self {
+        Self(values, PhantomData)
+    }
+
+    /// What `of` gives for each lane's number: one step.
+    #[inline(always)]
+    pub(crate) fn each(of: impl Fn(usize) -> f32) -> Self {
+        let mut values = [0.0; LANES];
+        for (lane, value) in values.iter_mut().enumerate() {
+            *value = of(lane);
+        }
+        Self::new(values)
+    }
+
+    /// At most [`LANES`] elements, and 0 in lanes that have none.
+    #[inline(always)]
+    pub(crate) fn load<T: Element>(elements: &[T]) -> Self {
+        Self::load_padded(elements, 0.0)
+    }
+
+    /// The same with `rest` in lanes that have no element.
+    #[inline(always)]
+    pub(crate) fn load_padded<T: Element>(elements: &[T], rest: f32) -> Self {
+        match elements.try_into() {
+            Ok(elements) => Self::load_all(elements),
+            Err(_) => Self::load_all(&padded(elements, T::round(rest))),
         }
     }
-    for (lane, a) in lanes.iter_mut().zip(rest) {
-        *lane += term(a.widen());
-    }
-    join(lanes, |a, b| a + b)
-}
 
-/// The sum of `a b`, element by element, in fp32. Both are of equal length.
-#[inline(always)]
-pub(crate) fn dot<A: Element, B: Element>(a: &[A], b: &[B]) -> f32 {
-    let mut lanes = [0f32; LANES];
-    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
-    for (a, b) in a.iter().zip(b) {
-        for ((lane, a), b) in lanes.iter_mut().zip(a).zip(b) {
-            *lane += a.widen() * b.widen();
+    #[inline(always)]
+    fn load_all<T: Element>(elements: &[T; LANES]) -> Self {
+        Self::each(|lane| elements[lane].widen())
+    }
+
+    /// As many as there are `elements`, rounded.
+    #[inline(always)]
+    pub(crate) fn store<T: Element>(self, elements: &mut [T]) {
+        match <&mut [T; LANES]>::try_from(&mut *elements) {
+            Ok(elements) => I::round(&self.0, elements),
+            Err(_) => {
+                let mut rounded = [T::round(0.0); LANES];
+                I::round(&self.0, &mut rounded);
+                copy_first(&rounded, elements);
+            }
         }
     }
-    for ((lane, a), b) in lanes.iter_mut().zip(a_rest).zip(b_rest) {
-        *lane += a.widen() * b.widen();
+
+    /// As a bf16 or what else is kept between two steps: rounded and widened again.
+    #[inline(always)]
+    pub(crate) fn rounded_to<T: Element>(self) -> Self {
+        let mut rounded = [T::round(0.0); LANES];
+        I::round(&self.0, &mut rounded);
+        Self::load_all(&rounded)
     }
-    join(lanes, |a, b| a + b)
+
+    #[inline(always)]
+    pub(crate) fn get(&self, lane: usize) -> f32 {
+        self.0[lane]
+    }
+
+    /// `self * factor + term`, as [`InstructionSet::mul_add`].
+    #[inline(always)]
+    pub(crate) fn mul_add(self, factor: impl Into<Self>, term: impl Into<Self>) -> Self {
+        let (factor, term) = (factor.into(), term.into());
+        Self::each(|lane| I::mul_add(self.0[lane], factor.0[lane], term.0[lane]))
+    }
+
+    /// `of` each number.
+    #[inline(always)]
+    pub(crate) fn map(self, of: impl Fn(f32) -> f32) -> Self {
+        Self::each(|lane| of(self.0[lane]))
+    }
 }
 
-/// The sum of `a b c`, element by element, in fp32. All three are of equal length.
-#[inline(always)]
-pub(crate) fn sum_of_products<A: Element, B: Element>(a: &[A], b: &[B], c: &[f32]) -> f32 {
-    let mut lanes = [0f32; LANES];
-    let ((a, a_rest), (b, b_rest), (c, c_rest)) = (
-        a.as_chunks::<LANES>(),
-        b.as_chunks::<LANES>(),
-        c.as_chunks::<LANES>(),
-    );
-    for ((a, b), c) in a.iter().zip(b).zip(c) {
-        for (((lane, a), b), c) in lanes.iter_mut().zip(a).zip(b).zip(c) {
-            *lane += a.widen() * b.widen() * c;
+impl<I: InstructionSet> From<f32> for Lanes<I> {
+    #[inline(always)]
+    fn from(value: f32) -> Self {
+        Self::new([value; LANES])
+    }
+}
+
+macro_rules! operators {
+    ($($operator:ident $function:ident $sign:tt)*) => {$(
+        impl<I: InstructionSet> $operator for Lanes<I> {
+            type Output = Self;
+
+            #[inline(always)]
+            fn $function(self, other: Self) -> Self {
+                Self::each(|lane| self.0[lane] $sign other.0[lane])
+            }
+        }
+
+        impl<I: InstructionSet> $operator<f32> for Lanes<I> {
+            type Output = Self;
+
+            #[inline(always)]
+            fn $function(self, other: f32) -> Self {
+                Self::each(|lane| self.0[lane] $sign other)
+            }
+        }
+
+        impl<I: InstructionSet> $operator<Lanes<I>> for f32 {
+            type Output = Lanes<I>;
+
+            #[inline(always)]
+            fn $function(self, other: Lanes<I>) -> Lanes<I> {
+                Lanes::each(|lane| self $sign other.0[lane])
+            }
+        }
+    )*};
+}
+
+operators!(Add add + Sub sub - Mul mul * Div div /);
+
+/// In place: a sum that a loop carries stays in registers, as a new one for each turn would not.
+impl<I: InstructionSet> AddAssign for Lanes<I> {
+    #[inline(always)]
+    fn add_assign(&mut self, other: Self) {
+        for (sum, other) in self.0.iter_mut().zip(&other.0) {
+            *sum += other;
         }
     }
-    for (((lane, a), b), c) in lanes.iter_mut().zip(a_rest).zip(b_rest).zip(c_rest) {
-        *lane += a.widen() * b.widen() * c;
-    }
-    join(lanes, |a, b| a + b)
 }
 
-/// The largest of `values`, `-inf` where there is none. NaN is passed over.
-#[inline(always)]
-pub(crate) fn max<A: Element>(values: &[A]) -> f32 {
-    let mut lanes = [f32::NEG_INFINITY; LANES];
-    let (chunks, rest) = values.as_chunks::<LANES>();
-    for values in chunks {
-        for (lane, value) in lanes.iter_mut().zip(values) {
-            *lane = larger(value.widen(), *lane);
-        }
+impl<I: InstructionSet> Neg for Lanes<I> {
+    type Output = Self;
+
+    #[inline(always)]
+    fn neg(self) -> Self {
+        self.map(|x| -x)
     }
-    for (lane, value) in lanes.iter_mut().zip(rest) {
-        *lane = larger(value.widen(), *lane);
-    }
-    join(lanes, larger)
 }
 
-/// One instruction, unlike `f32::max`; `b` where `a` is NaN.
-#[inline(always)]
-fn larger(a: f32, b: f32) -> f32 {
-    if a > b { a } else { b }
+/// Out of the way of the loop, in which it comes last and once.
+#[inline(never)]
+fn padded<T: Element>(elements: &[T], rest: T) -> [T; LANES] {
+    let mut all = [rest; LANES];
+    all[..elements.len()].copy_from_slice(elements);
+    all
 }
 
-#[inline(always)]
-fn join(mut lanes: [f32; LANES], pair: impl Fn(f32, f32) -> f32) -> f32 {
-    let mut width = LANES / 2;
-    while width > 0 {
-        for lane in 0..width {
-            lanes[lane] = pair(lanes[lane], lanes[lane + width]);
-        }
-        width /= 2;
-    }
-    lanes[0]
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_length_counts_every_element_once() {
-        for len in [0usize, 1, 63, 64, 65, 191, 1000] {
-            let values: Vec<f32> = (0..len).map(|i| ((i * 37) % 101) as f32 - 50.0).collect();
-            let ones = vec![1f32; len];
-            let total: f32 = values.iter().sum();
-            assert_eq!(sum(&values, |x| x), total);
-            assert_eq!(sum_of_products(&values, &ones, &ones), total);
-            assert_eq!(dot(&values, &ones), total);
-            let largest = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            assert_eq!(max(&values), largest);
-        }
-        assert_eq!(max(&[1.0, f32::NAN, 0.5]), 1.0);
-    }
+/// As [`padded`].
+#[inline(never)]
+fn copy_first<T: Element>(all: &[T; LANES], elements: &mut [T]) {
+    elements.copy_from_slice(&all[..elements.len()]);
 }

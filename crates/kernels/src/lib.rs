@@ -25,7 +25,8 @@
 //!
 //! Kernels are plain loops that are compiled once per instruction set, or (the products of bf16 matrices and attention)
 //! written for one. They run on the threads of the rayon pool that they are called in. **The result is the same, bit for bit,
-//! on any number of threads.** Arithmetic is fp32 inside, and a result is rounded once where nothing else is said.
+//! on any number of threads.** Arithmetic is fp32 inside, and a result is rounded once where nothing else is said. On processors
+//! with AVX512-BF16, most bf16 results that are smaller than every normal number are 0: their own instruction rounds so.
 
 pub mod accumulate;
 pub mod adamw;
@@ -43,6 +44,7 @@ pub mod embedding;
 mod exp;
 pub mod experts;
 pub mod glu;
+mod instruction_set;
 mod lanes;
 pub mod linear;
 #[cfg(target_arch = "x86_64")]

@@ -3,7 +3,7 @@
 
 use crate::dispatch::{self, InstructionSet, Kernel};
 use crate::element::Element;
-use crate::lanes;
+use crate::lanes::{self, Lanes, by_lanes};
 
 /// Rows that one task handles; fixed, so that the order in which weight gradients are added is.
 const ROWS: usize = 32;
@@ -226,7 +226,7 @@ impl<X: Element, Y: Element> Kernel for ForwardRows<'_, X, Y> {
         let rows = self.x.chunks_exact(features);
         let outputs = self.y.chunks_exact_mut(features).zip(self.rstd);
         for (x, (y, rstd)) in rows.zip(outputs) {
-            *rstd = normalise(x, self.norm, y);
+            *rstd = normalise::<I, X, Y>(x, self.norm, y);
         }
     }
 }
@@ -258,10 +258,10 @@ impl<X: Element, Y: Element> Kernel for ResidualRows<'_, X, Y> {
             .zip(self.y.chunks_exact_mut(features))
             .zip(self.rstd);
         for ((x, delta), ((sum, y), rstd)) in inputs.zip(outputs) {
-            for ((sum, x), delta) in sum.iter_mut().zip(x).zip(delta) {
-                *sum = X::round(x.widen() + delta.widen() * scale);
-            }
-            *rstd = normalise(sum, self.norm, y);
+            by_lanes!(features, [x, delta], [sum] => {
+                (Lanes::<I>::load(x) + Lanes::load(delta) * scale).store(sum);
+            });
+            *rstd = normalise::<I, X, Y>(sum, self.norm, y);
         }
     }
 }
@@ -290,13 +290,13 @@ impl<X: Element, Y: Element> Kernel for BranchRows<'_, X, Y> {
         let mut normed = vec![Y::round(0.0); features];
         for (row, branch_rstd) in out.branch_rstd.iter_mut().enumerate() {
             let range = row * features..(row + 1) * features;
-            *branch_rstd = normalise(&branch[range.clone()], norm, &mut normed);
-            let sum = &mut out.sum[range.clone()];
-            for ((sum, x), normed) in sum.iter_mut().zip(&x[range.clone()]).zip(&normed) {
-                *sum = X::round(x.widen() + normed.widen());
-            }
+            *branch_rstd = normalise::<I, Y, Y>(&branch[range.clone()], norm, &mut normed);
+            let (sum, x) = (&mut out.sum[range.clone()], &x[range.clone()]);
+            by_lanes!(features, [x, normed], [sum] => {
+                (Lanes::<I>::load(x) + Lanes::load(normed)).store(sum);
+            });
             if let Some(next) = next {
-                out.rstd[row] = normalise(sum, next, &mut out.y[range]);
+                out.rstd[row] = normalise::<I, X, Y>(sum, next, &mut out.y[range]);
             }
         }
     }
@@ -304,19 +304,22 @@ impl<X: Element, Y: Element> Kernel for BranchRows<'_, X, Y> {
 
 /// One row; returns its `rstd`.
 #[inline(always)]
-fn normalise<X: Element, Y: Element>(x: &[X], norm: Norm<'_>, y: &mut [Y]) -> f32 {
-    let mean_square = lanes::sum(x, |x| x * x) / x.len() as f32;
+fn normalise<I: InstructionSet, X: Element, Y: Element>(
+    x: &[X],
+    norm: Norm<'_>,
+    y: &mut [Y],
+) -> f32 {
+    let mean_square = lanes::sum::<I, _>(x, |x| x * x) / x.len() as f32;
     let rstd = 1.0 / (mean_square + norm.eps).sqrt();
-    let row = y.iter_mut().zip(x).zip(norm.weight);
-    if norm.rounds_last {
-        for ((y, x), weight) in row {
-            *y = Y::round(x.widen() * rstd * weight);
-        }
-    } else {
-        for ((y, x), weight) in row {
-            *y = Y::round(X::round(x.widen() * rstd).widen() * weight);
-        }
-    }
+    let weight = norm.weight;
+    by_lanes!(x.len(), [x, weight], [y] => {
+        let normalised = Lanes::<I>::load(x) * rstd;
+        let normalised = match norm.rounds_last {
+            true => normalised,
+            false => normalised.rounded_to::<X>(),
+        };
+        (normalised * Lanes::load(weight)).store(y);
+    });
     rstd
 }
 
@@ -341,34 +344,50 @@ impl<Y: Element, X: Element> Kernel for BackwardRows<'_, Y, X> {
         for (row, &rstd) in self.rstd.iter().enumerate() {
             let range = row * features..(row + 1) * features;
             let (d_y, x) = (&self.d_y[range.clone()], &self.x[range.clone()]);
-            let projection = lanes::sum_of_products(d_y, x, weight) * rstd / features as f32;
+            let projection =
+                lanes::sum_of_products::<I, _, _>(d_y, x, weight) * rstd / features as f32;
             let d_x = &mut self.d_x[range.clone()];
-            let terms = d_x
-                .iter_mut()
-                .zip(&mut d_weight)
-                .zip(d_y)
-                .zip(x)
-                .zip(weight);
+            let gradient = RowGradient { rstd, projection };
             match self.d_residual {
                 None => {
-                    for ((((d_x, d_weight), d_y), x), weight) in terms {
-                        let x_hat = x.widen() * rstd;
-                        *d_weight += d_y.widen() * x_hat;
-                        *d_x = X::round((d_y.widen() * weight - x_hat * projection) * rstd);
-                    }
+                    by_lanes!(features, [d_y, x, weight], [d_x, d_weight] => {
+                        let own = gradient.of::<I, Y, X>(d_y, x, weight, d_weight);
+                        own.store(d_x);
+                    });
                 }
                 Some(d_residual) => {
-                    for (((((d_x, d_weight), d_y), x), weight), d) in terms.zip(&d_residual[range])
-                    {
-                        let x_hat = x.widen() * rstd;
-                        *d_weight += d_y.widen() * x_hat;
-                        let own = (d_y.widen() * weight - x_hat * projection) * rstd;
-                        *d_x = X::round(d.widen() + own);
-                    }
+                    let d_residual = &d_residual[range];
+                    by_lanes!(features, [d_y, x, weight, d_residual], [d_x, d_weight] => {
+                        let own = gradient.of::<I, Y, X>(d_y, x, weight, d_weight);
+                        (Lanes::load(d_residual) + own).store(d_x);
+                    });
                 }
             }
         }
         d_weight
+    }
+}
+
+/// What the gradients of a row's elements have in common.
+#[derive(Clone, Copy)]
+struct RowGradient {
+    rstd: f32,
+    projection: f32,
+}
+
+impl RowGradient {
+    /// Of some elements of `x`; adds what they contribute to the weight's.
+    #[inline(always)]
+    fn of<I: InstructionSet, Y: Element, X: Element>(
+        self,
+        d_y: &[Y],
+        x: &[X],
+        weight: &[f32],
+        d_weight: &mut [f32],
+    ) -> Lanes<I> {
+        let (d_y, x_hat) = (Lanes::<I>::load(d_y), Lanes::load(x) * self.rstd);
+        (Lanes::load(d_weight) + d_y * x_hat).store(d_weight);
+        (d_y * Lanes::load(weight) - x_hat * self.projection) * self.rstd
     }
 }
 

@@ -3,7 +3,7 @@
 
 use crate::dispatch::{self, InstructionSet, Kernel};
 use crate::exp::exp;
-use crate::lanes;
+use crate::lanes::{self, Lanes, by_lanes};
 
 /// How a router chooses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -131,11 +131,12 @@ impl Kernel for Choice<'_> {
 
     #[inline(always)]
     fn run<I: InstructionSet>(self) {
-        let largest = lanes::max(self.logits);
-        for (p, logit) in self.probabilities.iter_mut().zip(self.logits) {
-            *p = exp::<I>(logit - largest);
-        }
-        let total = lanes::sum(self.probabilities, |p| p);
+        let largest = lanes::max::<I, _>(self.logits);
+        let (logits, p) = (self.logits, &mut *self.probabilities);
+        by_lanes!(logits.len(), [logits], [p] => {
+            exp(Lanes::<I>::load(logits) - largest).store(p);
+        });
+        let total = lanes::sum::<I, _>(self.probabilities, |p| p);
         for p in self.probabilities.iter_mut() {
             *p /= total;
         }
@@ -201,7 +202,7 @@ impl Kernel for ChoiceGradient<'_> {
         for (&expert, d_weight) in chosen.iter().zip(d_weights) {
             d[expert as usize] += (d_weight - taken_back) / sum;
         }
-        let mean = lanes::dot(d, probabilities);
+        let mean = lanes::dot::<I, _, _>(d, probabilities);
         for (d, p) in d.iter_mut().zip(probabilities) {
             *d = p * (*d - mean);
         }

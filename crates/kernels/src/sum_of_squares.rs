@@ -20,7 +20,7 @@ impl Kernel for SumOfSquares<'_> {
 
     #[inline(always)]
     fn run<I: InstructionSet>(self) -> f64 {
-        f64::from(lanes::sum(self.0, |x| x * x))
+        f64::from(lanes::sum::<I, _>(self.0, |x| x * x))
     }
 }
 

@@ -2,6 +2,7 @@
 
 use crate::dispatch::InstructionSet;
 use crate::exp::exp;
+use crate::lanes::Lanes;
 
 /// Below this the polynomial is nearer to the truth, above it the exponential.
 const SMALL: f32 = 0.625;
@@ -11,22 +12,29 @@ const SMALL: f32 = 0.625;
 /// Near 0 `1 - 2 / (e^2x + 1)` would be a difference of two numbers of equal size, so there it is an odd polynomial (that of
 /// Cephes' `tanhf`). Both are computed, because vectors have no branches.
 #[inline(always)]
-pub(crate) fn tanh<I: InstructionSet>(x: f32) -> f32 {
-    let size = x.abs();
+pub(crate) fn tanh<I: InstructionSet>(x: Lanes<I>) -> Lanes<I> {
+    let size = x.map(f32::abs);
     let square = x * x;
-    let p = I::mul_add(-5.704_988_7e-3, square, 2.063_909e-2);
-    let p = I::mul_add(p, square, -5.373_971_6e-2);
-    let p = I::mul_add(p, square, 1.333_144_2e-1);
-    let p = I::mul_add(p, square, -3.333_328e-1);
-    let near = I::mul_add(p * square, x, x);
-    let far = (1.0 - 2.0 / (exp::<I>(2.0 * size) + 1.0)).copysign(x);
-    if size < SMALL { near } else { far }
+    let p = square.mul_add(-5.704_988_7e-3, 2.063_909e-2);
+    let p = p.mul_add(square, -5.373_971_6e-2);
+    let p = p.mul_add(square, 1.333_144_2e-1);
+    let p = p.mul_add(square, -3.333_328e-1);
+    let near = (p * square).mul_add(x, x);
+    let far = 1.0 - 2.0 / (exp(2.0 * size) + 1.0);
+    Lanes::each(|lane| {
+        if size.get(lane) < SMALL {
+            near.get(lane)
+        } else {
+            far.get(lane).copysign(x.get(lane))
+        }
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::dispatch::{Kernel, testing::run_on_each_set};
+    use crate::lanes::LANES;
 
     struct Tangents<'a>(&'a [f32]);
 
@@ -35,7 +43,11 @@ mod tests {
 
         #[inline(always)]
         fn run<I: InstructionSet>(self) -> Vec<f32> {
-            self.0.iter().map(|&x| tanh::<I>(x)).collect()
+            let mut results = vec![0.0; self.0.len()];
+            for (result, x) in results.chunks_mut(LANES).zip(self.0.chunks(LANES)) {
+                tanh(Lanes::<I>::load(x)).store(result);
+            }
+            results
         }
     }
 

@@ -5,9 +5,8 @@ use std::ops::Range;
 use half::bf16;
 
 use crate::dispatch::{InstructionSet, Kernel};
-use crate::element::Element;
 use crate::exp::exp;
-use crate::lanes;
+use crate::lanes::{self, LANES, Lanes, by_lanes};
 use crate::tanh::tanh;
 
 /// Which keys a query sees: itself and what is before it in its document, as far as the window reaches.
@@ -67,9 +66,21 @@ impl<'a> Window<'a> {
         (0..self.queries).map(move |row| {
             let start = row * self.width;
             let seen = self.mask.keys_from(self.first_query + row, self.first_key);
-            (row, start..start + self.keys, seen)
+            (row, start..start + self.width, seen)
         })
     }
+}
+
+/// What is computed of a row: whole groups of [`LANES`] around what the query sees.
+fn groups(seen: &Range<usize>) -> Range<usize> {
+    seen.start / LANES * LANES..seen.end.next_multiple_of(LANES)
+}
+
+/// Fills what a row has before and behind `kept`.
+#[inline(always)]
+fn fill_around<T: Copy>(row: &mut [T], kept: &Range<usize>, value: T) {
+    row[..kept.start].fill(value);
+    row[kept.end..].fill(value);
 }
 
 /// Turns products of queries and keys into probabilities that are still to be divided by their sum. What a query does not see
@@ -90,28 +101,32 @@ impl Kernel for Softmax<'_> {
     #[inline(always)]
     fn run<I: InstructionSet>(self) {
         for (row, place, seen) in self.window.rows() {
-            let scores = &mut self.scores[place.clone()][seen.clone()];
-            let probabilities = &mut self.probabilities[place];
+            let groups = groups(&seen);
+            let scores = &mut self.scores[place.clone()][groups.clone()];
             let mut scale = self.window.scale;
             if let Some(cap) = self.window.soft_cap {
                 let inverse = scale / cap;
-                for score in scores.iter_mut() {
-                    *score = cap * tanh::<I>(*score * inverse);
+                for scores in scores.chunks_exact_mut(LANES) {
+                    (cap * tanh(Lanes::<I>::load(scores) * inverse)).store(scores);
                 }
                 scale = 1.0;
             }
-            let shift = lanes::max(scores) * scale;
-            for score in scores.iter_mut() {
-                *score = exp::<I>(I::mul_add(*score, scale, -shift));
+            // The exponential of which is 0.
+            let inside = seen.start - groups.start..seen.end - groups.start;
+            fill_around(scores, &inside, f32::NEG_INFINITY);
+            let shift = lanes::max::<I, _>(scores) * scale;
+            let probabilities = &mut self.probabilities[place][..self.window.keys.max(groups.end)];
+            fill_around(probabilities, &groups, bf16::ZERO);
+            let mut sums = Lanes::from(0.0);
+            let probabilities = probabilities[groups].chunks_exact_mut(LANES);
+            for (p, scores) in probabilities.zip(scores.chunks_exact(LANES)) {
+                let exact = exp(Lanes::<I>::load(scores).mul_add(scale, -shift));
+                sums += exact;
+                exact.store(p);
             }
-            let sum = lanes::sum(scores, |p| p);
+            let sum = sums.total();
             self.inverse[row] = 1.0 / sum;
             self.logsumexp[row] = shift + sum.ln();
-            probabilities[..seen.start].fill(bf16::ZERO);
-            probabilities[seen.end..].fill(bf16::ZERO);
-            for (p, score) in probabilities[seen].iter_mut().zip(scores) {
-                *p = bf16::round(*score);
-            }
         }
     }
 }
@@ -141,33 +156,35 @@ impl Kernel for SoftmaxGradient<'_> {
     fn run<I: InstructionSet>(self) {
         let scale = self.window.scale;
         for (row, place, seen) in self.window.rows() {
-            let filled = place.start..place.start + self.filled;
-            let written = seen.start + self.before..seen.end + self.before;
             let (logsumexp, delta) = (self.logsumexp[row], self.delta[row]);
-            for out in [&mut *self.probabilities, &mut *self.d_scores] {
-                let out = &mut out[filled.clone()];
-                out[..written.start].fill(bf16::ZERO);
-                out[written.end..].fill(bf16::ZERO);
-            }
-            let inputs = self.scores[place.clone()][seen.clone()].iter();
-            let inputs = inputs.zip(&self.d_probabilities[place][seen]);
-            let p = self.probabilities[filled.clone()][written.clone()].iter_mut();
-            let outputs = p.zip(&mut self.d_scores[filled][written]);
-            if let Some(cap) = self.window.soft_cap {
-                let inverse = scale / cap;
-                for ((score, d_p), (p, d_score)) in inputs.zip(outputs) {
-                    let bent = tanh::<I>(*score * inverse);
-                    let exact = exp::<I>(I::mul_add(bent, cap, -logsumexp));
-                    let slope = (1.0 - bent * bent) * scale;
-                    *p = bf16::round(exact);
-                    *d_score = bf16::round(exact * (d_p - delta) * slope);
+            let groups = groups(&seen);
+            let written = groups.start + self.before..groups.end + self.before;
+            let scores = self.scores[place.clone()][groups.clone()].chunks_exact(LANES);
+            let inputs =
+                scores.zip(self.d_probabilities[place.clone()][groups].chunks_exact(LANES));
+            let p = self.probabilities[place.clone()][written.clone()].chunks_exact_mut(LANES);
+            let outputs = p.zip(self.d_scores[place.clone()][written].chunks_exact_mut(LANES));
+            for ((scores, d_p), (p, d_score)) in inputs.zip(outputs) {
+                let (scores, d_p) = (Lanes::<I>::load(scores), Lanes::load(d_p));
+                match self.window.soft_cap {
+                    Some(cap) => {
+                        let bent = tanh(scores * (scale / cap));
+                        let exact = exp(bent.mul_add(cap, -logsumexp));
+                        let slope = (1.0 - bent * bent) * scale;
+                        exact.store(p);
+                        (exact * (d_p - delta) * slope).store(d_score);
+                    }
+                    None => {
+                        let exact = exp(scores.mul_add(scale, -logsumexp));
+                        exact.store(p);
+                        (exact * (d_p - delta) * scale).store(d_score);
+                    }
                 }
-                continue;
             }
-            for ((score, d_p), (p, d_score)) in inputs.zip(outputs) {
-                let exact = exp::<I>(I::mul_add(*score, scale, -logsumexp));
-                *p = bf16::round(exact);
-                *d_score = bf16::round(exact * (d_p - delta) * scale);
+            // Over what was computed of keys that the query does not see, too.
+            let kept = seen.start + self.before..seen.end + self.before;
+            for out in [&mut *self.probabilities, &mut *self.d_scores] {
+                fill_around(&mut out[place.clone()][..self.filled], &kept, bf16::ZERO);
             }
         }
     }
@@ -185,7 +202,7 @@ impl Kernel for RowDots<'_> {
     #[inline(always)]
     fn run<I: InstructionSet>(self) {
         for (out, (a, b)) in self.out.iter_mut().zip(self.pairs) {
-            *out = lanes::dot(a, b);
+            *out = lanes::dot::<I, _, _>(a, b);
         }
     }
 }
@@ -202,8 +219,9 @@ impl Kernel for StoreRow<'_> {
 
     #[inline(always)]
     fn run<I: InstructionSet>(self) {
-        for (out, sum) in self.out.iter_mut().zip(self.sums) {
-            *out = bf16::round(sum * self.factor);
-        }
+        let Self { out, sums, factor } = self;
+        by_lanes!(out.len(), [sums], [out] => {
+            (Lanes::<I>::load(sums) * factor).store(out);
+        });
     }
 }

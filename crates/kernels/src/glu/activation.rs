@@ -2,6 +2,7 @@
 
 use crate::dispatch::InstructionSet;
 use crate::exp::exp;
+use crate::lanes::Lanes;
 
 /// The activation of a gated linear unit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -17,16 +18,16 @@ pub enum Activation {
 /// An activation as code.
 pub(super) trait Curve: Send {
     /// At `x`.
-    fn value<I: InstructionSet>(x: f32) -> f32;
+    fn value<I: InstructionSet>(x: Lanes<I>) -> Lanes<I>;
 
     /// At `x`, with the derivative.
-    fn value_and_slope<I: InstructionSet>(x: f32) -> (f32, f32);
+    fn value_and_slope<I: InstructionSet>(x: Lanes<I>) -> (Lanes<I>, Lanes<I>);
 }
 
 /// `1 / (1 + e^-x)`; 0 and 1 at the ends.
 #[inline(always)]
-fn sigmoid<I: InstructionSet>(x: f32) -> f32 {
-    1.0 / (1.0 + exp::<I>(-x))
+fn sigmoid<I: InstructionSet>(x: Lanes<I>) -> Lanes<I> {
+    1.0 / (1.0 + exp(-x))
 }
 
 /// [`Activation::Silu`].
@@ -34,13 +35,13 @@ pub(super) struct Silu;
 
 impl Curve for Silu {
     #[inline(always)]
-    fn value<I: InstructionSet>(x: f32) -> f32 {
-        x * sigmoid::<I>(x)
+    fn value<I: InstructionSet>(x: Lanes<I>) -> Lanes<I> {
+        x * sigmoid(x)
     }
 
     #[inline(always)]
-    fn value_and_slope<I: InstructionSet>(x: f32) -> (f32, f32) {
-        let sigmoid = sigmoid::<I>(x);
+    fn value_and_slope<I: InstructionSet>(x: Lanes<I>) -> (Lanes<I>, Lanes<I>) {
+        let sigmoid = sigmoid(x);
         let silu = x * sigmoid;
         (silu, sigmoid * (1.0 + x - silu))
     }
@@ -58,31 +59,32 @@ const LARGEST_SQUARE: f32 = 1e6;
 
 impl GeluTanh {
     #[inline(always)]
-    fn square(x: f32) -> f32 {
-        let square = x * x;
-        // Not `min`, which would lose a NaN.
-        if square > LARGEST_SQUARE {
-            LARGEST_SQUARE
-        } else {
-            square
-        }
+    fn square<I: InstructionSet>(x: Lanes<I>) -> Lanes<I> {
+        (x * x).map(|square| {
+            // Not `min`, which would lose a NaN.
+            if square > LARGEST_SQUARE {
+                LARGEST_SQUARE
+            } else {
+                square
+            }
+        })
     }
 }
 
 impl Curve for GeluTanh {
     #[inline(always)]
-    fn value<I: InstructionSet>(x: f32) -> f32 {
-        let inner = TWICE_ROOT * x * I::mul_add(CUBE, Self::square(x), 1.0);
-        x * sigmoid::<I>(inner)
+    fn value<I: InstructionSet>(x: Lanes<I>) -> Lanes<I> {
+        let inner = TWICE_ROOT * x * Self::square(x).mul_add(CUBE, 1.0);
+        x * sigmoid(inner)
     }
 
     #[inline(always)]
-    fn value_and_slope<I: InstructionSet>(x: f32) -> (f32, f32) {
+    fn value_and_slope<I: InstructionSet>(x: Lanes<I>) -> (Lanes<I>, Lanes<I>) {
         let square = Self::square(x);
-        let inner = TWICE_ROOT * x * I::mul_add(CUBE, square, 1.0);
-        let sigmoid = sigmoid::<I>(inner);
+        let inner = TWICE_ROOT * x * square.mul_add(CUBE, 1.0);
+        let sigmoid = sigmoid(inner);
         let value = x * sigmoid;
-        let inner_slope = TWICE_ROOT * I::mul_add(3.0 * CUBE, square, 1.0);
+        let inner_slope = TWICE_ROOT * square.mul_add(3.0 * CUBE, 1.0);
         (value, sigmoid + value * (1.0 - sigmoid) * inner_slope)
     }
 }
@@ -95,16 +97,19 @@ impl Gelu {
     ///
     /// Abramowitz and Stegun's 7.1.26 for the error function, which is within 1.5e-7 of it.
     #[inline(always)]
-    fn normal<I: InstructionSet>(x: f32) -> (f32, f32) {
-        let size = x.abs() * std::f32::consts::FRAC_1_SQRT_2;
-        let t = 1.0 / I::mul_add(0.327_591_1, size, 1.0);
-        let p = I::mul_add(1.061_405_4, t, -1.453_152);
-        let p = I::mul_add(p, t, 1.421_413_7);
-        let p = I::mul_add(p, t, -0.284_496_74);
-        let p = I::mul_add(p, t, 0.254_829_6);
-        let bell = exp::<I>(-size * size);
+    fn normal<I: InstructionSet>(x: Lanes<I>) -> (Lanes<I>, Lanes<I>) {
+        let size = x.map(f32::abs) * std::f32::consts::FRAC_1_SQRT_2;
+        let t = 1.0 / size.mul_add(0.327_591_1, 1.0);
+        let p = t.mul_add(1.061_405_4, -1.453_152);
+        let p = p.mul_add(t, 1.421_413_7);
+        let p = p.mul_add(t, -0.284_496_74);
+        let p = p.mul_add(t, 0.254_829_6);
+        let bell = exp(-size * size);
         let tail = 0.5 * p * t * bell;
-        let below = if x < 0.0 { tail } else { 1.0 - tail };
+        let below = Lanes::each(|lane| {
+            let tail = tail.get(lane);
+            if x.get(lane) < 0.0 { tail } else { 1.0 - tail }
+        });
         // `1 / sqrt(2 pi)`
         (below, 0.398_942_3 * bell)
     }
@@ -112,13 +117,13 @@ impl Gelu {
 
 impl Curve for Gelu {
     #[inline(always)]
-    fn value<I: InstructionSet>(x: f32) -> f32 {
-        x * Self::normal::<I>(x).0
+    fn value<I: InstructionSet>(x: Lanes<I>) -> Lanes<I> {
+        x * Self::normal(x).0
     }
 
     #[inline(always)]
-    fn value_and_slope<I: InstructionSet>(x: f32) -> (f32, f32) {
-        let (below, density) = Self::normal::<I>(x);
-        (x * below, I::mul_add(x, density, below))
+    fn value_and_slope<I: InstructionSet>(x: Lanes<I>) -> (Lanes<I>, Lanes<I>) {
+        let (below, density) = Self::normal(x);
+        (x * below, x.mul_add(density, below))
     }
 }
