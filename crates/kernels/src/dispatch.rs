@@ -64,25 +64,24 @@ fn single_threaded() -> bool {
 pub(crate) fn run<K: Kernel>(kernel: K) -> K::Output {
     #[cfg(target_arch = "x86_64")]
     {
-        if x86::has_avx512() && x86::has_bf16() {
-            // SAFETY: the processor has just been asked for every feature that the function enables.
-            return unsafe { x86::run_avx512_bf16(kernel) };
-        }
-        if x86::has_avx512() {
+        match x86::widest() {
+            // SAFETY: the processor has been asked for every feature that the function enables.
+            x86::Set::Avx512Bf16 => unsafe { x86::run_avx512_bf16(kernel) },
             // SAFETY: as above.
-            return unsafe { x86::run_avx512(kernel) };
-        }
-        if x86::has_avx2() {
+            x86::Set::Avx512 => unsafe { x86::run_avx512(kernel) },
             // SAFETY: as above.
-            return unsafe { x86::run_avx2(kernel) };
+            x86::Set::Avx2 => unsafe { x86::run_avx2(kernel) },
+            x86::Set::Baseline => kernel.run::<Baseline>(),
         }
     }
+    #[cfg(not(target_arch = "x86_64"))]
     kernel.run::<Baseline>()
 }
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use std::arch::x86_64::*;
+    use std::sync::OnceLock;
 
     use half::bf16;
 
@@ -133,21 +132,31 @@ mod x86 {
         }
     }
 
-    // The answers are cached by the standard library: asking costs one load.
-    pub(super) fn has_avx512() -> bool {
-        is_x86_feature_detected!("avx512f")
-            && is_x86_feature_detected!("avx512bw")
-            && is_x86_feature_detected!("avx512dq")
-            && is_x86_feature_detected!("avx512vl")
-            && has_avx2()
+    /// The sets that kernels are compiled for; each has what is in those before it.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+    pub(super) enum Set {
+        Baseline,
+        Avx2,
+        Avx512,
+        Avx512Bf16,
     }
 
-    pub(super) fn has_bf16() -> bool {
-        is_x86_feature_detected!("avx512bf16")
-    }
-
-    pub(super) fn has_avx2() -> bool {
-        is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")
+    /// The last that this processor has. It is asked once: kernels that are short run often.
+    pub(super) fn widest() -> Set {
+        static WIDEST: OnceLock<Set> = OnceLock::new();
+        *WIDEST.get_or_init(|| {
+            let has_avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+            let has_avx512 = is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512dq")
+                && is_x86_feature_detected!("avx512vl");
+            match (has_avx2, has_avx512, is_x86_feature_detected!("avx512bf16")) {
+                (true, true, true) => Set::Avx512Bf16,
+                (true, true, false) => Set::Avx512,
+                (true, false, _) => Set::Avx2,
+                (false, ..) => Set::Baseline,
+            }
+        })
     }
 
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
@@ -175,15 +184,16 @@ pub(crate) mod testing {
         let mut outputs = vec![("baseline", make().run::<Baseline>())];
         #[cfg(target_arch = "x86_64")]
         {
-            if x86::has_avx2() {
+            let widest = x86::widest();
+            if widest >= x86::Set::Avx2 {
                 // SAFETY: the processor has the features.
                 outputs.push(("avx2", unsafe { x86::run_avx2(make()) }));
             }
-            if x86::has_avx512() {
+            if widest >= x86::Set::Avx512 {
                 // SAFETY: the processor has the features.
                 outputs.push(("avx512", unsafe { x86::run_avx512(make()) }));
             }
-            if x86::has_avx512() && x86::has_bf16() {
+            if widest >= x86::Set::Avx512Bf16 {
                 // SAFETY: the processor has the features.
                 outputs.push(("avx512-bf16", unsafe { x86::run_avx512_bf16(make()) }));
             }

@@ -55,6 +55,18 @@ struct Contribution {
     d_v: Aligned<f32>,
 }
 
+impl Contribution {
+    fn add(&mut self, other: &Self) {
+        for (sum, other) in [(&mut self.d_k, &other.d_k), (&mut self.d_v, &other.d_v)] {
+            dispatch::run(Store {
+                gradient: sum,
+                value: &other[..],
+                accumulate: Accumulate::Add,
+            });
+        }
+    }
+}
+
 /// The gradients of [`forward`](super::forward), from `d_out [batch, seq, heads, head_dim]` and what went into and came out
 /// of it.
 ///
@@ -85,7 +97,7 @@ pub fn backward(
     });
     let group = shape.group();
     let d_qs = HeadMut::all(gradients.d_q, q.size()).enumerate();
-    let contributions = dispatch::in_parallel(d_qs, |(index, d_q)| {
+    let mut contributions = dispatch::in_parallel(d_qs, |(index, d_q)| {
         let one = OneHead {
             shape,
             mask: shape.mask(index),
@@ -99,24 +111,15 @@ pub fn backward(
     });
     let d_ks = HeadMut::all(gradients.d_k, k.size());
     let d_vs = HeadMut::all(gradients.d_v, v.size());
-    let tasks = contributions.chunks_exact(group).zip(d_ks.zip(d_vs));
+    let tasks = contributions.chunks_exact_mut(group).zip(d_ks.zip(d_vs));
     dispatch::in_parallel(tasks, |(parts, (mut d_k, mut d_v))| {
-        d_k.store(0, &sum(parts, |part| &part.d_k), |_| 1.0);
-        d_v.store(0, &sum(parts, |part| &part.d_v), |_| 1.0);
+        // A group has a head.
+        if let [sum, others @ ..] = parts {
+            others.iter().for_each(|other| sum.add(other));
+            d_k.store(0, &sum.d_k, |_| 1.0);
+            d_v.store(0, &sum.d_v, |_| 1.0);
+        }
     });
-}
-
-/// Of what the heads of a group contribute, in their order.
-fn sum(parts: &[Contribution], of: fn(&Contribution) -> &[f32]) -> Vec<f32> {
-    let mut sum = of(&parts[0]).to_vec();
-    for part in &parts[1..] {
-        dispatch::run(Store {
-            gradient: &mut sum,
-            value: of(part),
-            accumulate: Accumulate::Add,
-        });
-    }
-    sum
 }
 
 struct OneHead<'a> {

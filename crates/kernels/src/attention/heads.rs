@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use half::bf16;
 
-use super::rows::StoreRow;
+use super::rows::StoreRows;
 use crate::dispatch;
 use crate::matmul::MatrixView;
 
@@ -133,15 +133,13 @@ impl<'a> HeadMut<'a> {
     pub(super) fn store(&mut self, first: usize, sums: &[f32], factor: impl Fn(usize) -> f32) {
         let rows = sums.len() / self.dim;
         assert!(first <= self.seq && rows <= self.seq - first);
-        for (row, sums) in sums.chunks_exact(self.dim).enumerate() {
+        let rows = sums.chunks_exact(self.dim).enumerate().map(|(row, sums)| {
             let place = self.data.wrapping_add((first + row) * self.row);
-            dispatch::run(StoreRow {
-                // SAFETY: the position exists, and its `dim` elements of this head are this value's alone.
-                out: unsafe { std::slice::from_raw_parts_mut(place, self.dim) },
-                sums,
-                factor: factor(row),
-            });
-        }
+            // SAFETY: the position exists, and its `dim` elements of this head are this value's alone.
+            let out = unsafe { std::slice::from_raw_parts_mut(place, self.dim) };
+            (out, sums, factor(row))
+        });
+        dispatch::run(StoreRows(rows));
     }
 }
 

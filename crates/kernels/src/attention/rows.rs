@@ -207,21 +207,18 @@ impl Kernel for RowDots<'_> {
     }
 }
 
-/// `factor * sums`, rounded.
-pub(super) struct StoreRow<'a> {
-    pub(super) out: &'a mut [bf16],
-    pub(super) sums: &'a [f32],
-    pub(super) factor: f32,
-}
+/// Of rows (where it goes, sums, factor): `factor * sums`, rounded.
+pub(super) struct StoreRows<R>(pub(super) R);
 
-impl Kernel for StoreRow<'_> {
+impl<'a, R: Iterator<Item = (&'a mut [bf16], &'a [f32], f32)>> Kernel for StoreRows<R> {
     type Output = ();
 
     #[inline(always)]
     fn run<I: InstructionSet>(self) {
-        let Self { out, sums, factor } = self;
-        by_lanes!(out.len(), [sums], [out] => {
-            (Lanes::<I>::load(sums) * factor).store(out);
-        });
+        for (out, sums, factor) in self.0 {
+            by_lanes!(out.len(), [sums], [out] => {
+                (Lanes::<I>::load(sums) * factor).store(out);
+            });
+        }
     }
 }
