@@ -309,7 +309,8 @@ pub fn run_worker(args: &BenchStepArgs, env: &WorkerEnv, environment: &Environme
     let gemms = gemm_floor::measure(&shapes, kind, ranks.device, 5);
     let products = gemms.iter().map(LinearTime::total);
     let products = products.fold(Seconds::default(), Seconds::add);
-    let moves = memory_floor::seconds_per_byte(ranks.device, 5) * bytes;
+    let a_byte = memory_floor::seconds_per_byte(ranks.device, 5, || ranks.barrier())?;
+    let moves = a_byte * bytes;
     let worked = products.processor + moves.processor;
     let floors = gather(&ranks, &[products.wall, moves.wall, worked])?;
     let slowest = |index: usize| floors.iter().map(|of| of[index]).fold(0.0, f64::max);

@@ -71,12 +71,27 @@ fn of_unit(unit: &FlatUnit, gathers: u64) -> u64 {
 }
 
 /// How long this rank takes to move a byte in `a += b` over vectors much longer than the caches, the best of `repeats` runs.
-/// All ranks measure at the same time, as they share the memory.
-pub fn seconds_per_byte(device: Device, repeats: usize) -> Seconds {
+///
+/// Ranks share the memory, and in a step all of them move bytes at the same time. So they `meet` before each run: of ranks that
+/// measure one after the other, each would have all of it.
+///
+/// # Errors
+/// Those of `meet`.
+pub fn seconds_per_byte<E>(
+    device: Device,
+    repeats: usize,
+    meet: impl Fn() -> Result<(), E>,
+) -> Result<Seconds, E> {
     const ELEMENTS: i64 = 32 << 20;
     const BYTES: f64 = 3.0 * 4.0 * ELEMENTS as f64;
     let filled = |value: f64| Tensor::full([ELEMENTS], value, (Kind::Float, device));
     let (a, b) = (filled(1.0), filled(1e-3));
     let add = || linear::store(&a, &b, Accumulate::Add);
-    Seconds::of_best(repeats, &|| synchronize(device), &add) * (1.0 / BYTES)
+    let mut best = None;
+    for _ in 0..repeats.max(1) {
+        meet()?;
+        let seconds = Seconds::of_best(1, &|| synchronize(device), &add);
+        best = Some(best.map_or(seconds, |best: Seconds| best.least(seconds)));
+    }
+    Ok(best.unwrap_or_default() * (1.0 / BYTES))
 }

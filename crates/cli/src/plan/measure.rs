@@ -77,8 +77,8 @@ fn measured(ranks: &Ranks, devices: usize) -> Outcome<Device> {
     ranks.barrier()?;
     let [forward, backward] = attentions(ranks);
     let (forward, backward) = (slowest(forward)?, slowest(backward)?);
-    ranks.barrier()?;
-    let bandwidth = slowest(1.0 / memory_floor::seconds_per_byte(here, REPEATS).wall)?;
+    let a_byte = memory_floor::seconds_per_byte(here, REPEATS, || ranks.barrier())?;
+    let bandwidth = slowest(1.0 / a_byte.wall)?;
     let link = match devices {
         1 => Link {
             bandwidth,
