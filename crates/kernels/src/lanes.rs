@@ -190,3 +190,49 @@ fn padded<T: Element>(elements: &[T], rest: T) -> [T; LANES] {
 fn copy_first<T: Element>(all: &[T; LANES], elements: &mut [T]) {
     elements.copy_from_slice(&all[..elements.len()]);
 }
+
+#[cfg(test)]
+mod tests {
+    use half::bf16;
+
+    use super::*;
+    use crate::dispatch::{Kernel, testing::run_on_each_set};
+
+    struct Rounded<'a>(&'a [f32]);
+
+    impl Kernel for Rounded<'_> {
+        type Output = Vec<bf16>;
+
+        #[inline(always)]
+        fn run<I: InstructionSet>(self) -> Vec<bf16> {
+            let (values, mut rounded) = (self.0, vec![bf16::ONE; self.0.len()]);
+            let out = &mut rounded[..];
+            by_lanes!(values.len(), [values], [out] => {
+                Lanes::<I>::load(values).store(out);
+            });
+            rounded
+        }
+    }
+
+    /// Of random bits, the ends, and what lies halfway between two neighbours; the last group is not whole.
+    #[test]
+    fn every_set_rounds_as_elements_do() {
+        let random = (0..1u32 << 16).map(|i| i.wrapping_mul(0x9e37_79b9));
+        let ends = [f32::INFINITY, f32::NEG_INFINITY, 0.0, -0.0, f32::MAX].map(f32::to_bits);
+        let nans = [f32::NAN.to_bits(), 0x7fff_ffff, 0xffff_ffff, 0x7f80_0001];
+        let halves = [0x3f80_8000, 0x3f81_8000, 0x3f80_7fff, 0x3f80_8001];
+        let bits = random.chain(ends).chain(nans).chain(halves);
+        let values: Vec<f32> = bits.map(f32::from_bits).collect();
+        for (set, rounded) in run_on_each_set(|| Rounded(&values)) {
+            assert_eq!(rounded.len(), values.len());
+            for (value, rounded) in values.iter().zip(rounded) {
+                let expected = <bf16 as Element>::round(*value);
+                let is_flushed = value.abs() < f32::MIN_POSITIVE && rounded.widen() == 0.0;
+                assert!(
+                    rounded == expected || rounded.is_nan() && expected.is_nan() || is_flushed,
+                    "{set}: {value:e} is {rounded:e}, not {expected:e}"
+                );
+            }
+        }
+    }
+}
