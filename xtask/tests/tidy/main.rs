@@ -19,8 +19,8 @@ fn root() -> &'static Path {
     manifest_dir.parent().unwrap_or(manifest_dir)
 }
 
-/// All files that are or could be committed, relative to the root.
-fn files() -> Vec<PathBuf> {
+/// All that is or could be committed, relative to the root: links that lead nowhere, too, and what is deleted but not committed so.
+fn listed() -> Vec<PathBuf> {
     let output = Command::new("git")
         .args([
             "ls-files",
@@ -37,11 +37,13 @@ fn files() -> Vec<PathBuf> {
         "git ls-files failed: is this a git checkout?"
     );
     let listing = String::from_utf8(output.stdout).expect("paths are UTF-8");
-    let mut files: Vec<PathBuf> = listing
-        .split_terminator('\0')
-        .map(PathBuf::from)
-        .filter(|path| root().join(path).is_file()) // a deletion that is not committed yet is still listed
-        .collect();
+    listing.split_terminator('\0').map(PathBuf::from).collect()
+}
+
+/// The files of [`listed`].
+fn files() -> Vec<PathBuf> {
+    let mut files = listed();
+    files.retain(|path| root().join(path).is_file());
     files.sort();
     files.dedup();
     assert!(

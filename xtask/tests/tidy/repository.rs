@@ -1,9 +1,9 @@
 //! Rules for all files: what a repository should not carry.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Component, Path};
 
-use crate::{assert_none, files, root, text};
+use crate::{assert_none, files, listed, root, text};
 
 /// A clone should stay quick.
 const MAX_TOTAL_BYTES: u64 = 40_000_000;
@@ -73,6 +73,48 @@ fn text_keeps_the_rules() {
         .flat_map(|path| complaints(path, &text(path)))
         .collect();
     assert_none(&found);
+}
+
+/// Whether the target of a link at `path` is outside of the repository, where another clone has nothing.
+fn leads_out(path: &Path, target: &Path) -> bool {
+    let mut depth = path.components().count() - 1;
+    target.components().any(|component| match component {
+        Component::RootDir | Component::Prefix(_) => true,
+        Component::CurDir => false,
+        Component::ParentDir if depth == 0 => true,
+        Component::ParentDir => {
+            depth -= 1;
+            false
+        }
+        Component::Normal(_) => {
+            depth += 1;
+            false
+        }
+    })
+}
+
+#[test]
+fn links_stay_in_the_repository() {
+    let links = listed().into_iter().filter_map(|path| {
+        let target = fs::read_link(root().join(&path)).ok()?;
+        Some((path, target))
+    });
+    let found: Vec<_> = links
+        .filter(|(path, target)| leads_out(path, target))
+        .map(|(path, target)| format!("{} leads to {}", path.display(), target.display()))
+        .collect();
+    assert_none(&found);
+    for (path, target, expected) in [
+        ("a/b", "c", false),
+        ("a/b", "../c/d", false),
+        ("a/b", "../../c", true),
+        ("b", "..", true),
+        ("a/b", "/c", true),
+        ("a/b", "c/../../../d", true),
+    ] {
+        let leads = leads_out(Path::new(path), Path::new(target));
+        assert_eq!(leads, expected, "{path} to {target}");
+    }
 }
 
 #[test]
