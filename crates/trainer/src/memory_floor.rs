@@ -87,11 +87,15 @@ pub fn seconds_per_byte<E>(
     let filled = |value: f64| Tensor::full([ELEMENTS], value, (Kind::Float, device));
     let (a, b) = (filled(1.0), filled(1e-3));
     let add = || linear::store(&a, &b, Accumulate::Add);
-    let mut best = None;
-    for _ in 0..repeats.max(1) {
+    let once = || {
         meet()?;
-        let seconds = Seconds::of_best(1, &|| synchronize(device), &add);
-        best = Some(best.map_or(seconds, |best: Seconds| best.least(seconds)));
+        Ok(Seconds::of(&|| synchronize(device), &add))
+    };
+    // Warms up.
+    once()?;
+    let mut best = once()?;
+    for _ in 1..repeats {
+        best = best.least(once()?);
     }
-    Ok(best.unwrap_or_default() * (1.0 / BYTES))
+    Ok(best * (1.0 / BYTES))
 }

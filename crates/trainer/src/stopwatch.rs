@@ -16,18 +16,20 @@ pub struct Seconds {
 }
 
 impl Seconds {
-    /// Of the best of `repeats` runs by each clock, after one that warms up. `wait` returns when the device has done what `run`
-    /// has given it to do.
+    /// Of one run. `wait` returns when the device has done what `run` has given it to do.
+    pub(crate) fn of(wait: &dyn Fn(), run: &dyn Fn()) -> Self {
+        let (start, worked) = (Instant::now(), processor_seconds());
+        run();
+        wait();
+        Self {
+            wall: start.elapsed().as_secs_f64(),
+            processor: processor_seconds() - worked,
+        }
+    }
+
+    /// Of the best of `repeats` runs by each clock, after one that warms up.
     pub(crate) fn of_best(repeats: usize, wait: &dyn Fn(), run: &dyn Fn()) -> Self {
-        let once = || {
-            let (start, worked) = (Instant::now(), processor_seconds());
-            run();
-            wait();
-            Self {
-                wall: start.elapsed().as_secs_f64(),
-                processor: processor_seconds() - worked,
-            }
-        };
+        let once = || Self::of(wait, run);
         once();
         (1..repeats).fold(once(), |best, _| best.least(once()))
     }
