@@ -228,26 +228,45 @@ impl<T: Element> Kernel for RowGradient<'_, T> {
         let scale = objective.scale * bend.scale;
         let all = scale * (1.0 + 2.0 * objective.z_loss * logsumexp);
         let inverse = bend.soft_cap.map(|cap| 1.0 / cap);
+        let gradient = Gradient {
+            logsumexp,
+            all,
+            inverse,
+        };
         let at_target = self.target.map(|target| {
-            let x = logits[target].widen();
-            let probability = exp_of_one::<I>(x - logsumexp);
-            // Of a bent logit, less the scale.
-            let slope = inverse.map_or(1.0, |inverse| 1.0 - (x * inverse) * (x * inverse));
-            (target, T::round((probability * all - scale) * slope))
+            let bent = Lanes::<I>::from(logits[target].widen());
+            (target, T::round(gradient.of(bent, scale).get(0)))
         });
         by_lanes!(logits.len(), [], [logits] => {
-            let bent = Lanes::<I>::load(logits);
-            let gradient = exp(bent - logsumexp) * all;
-            match inverse {
-                Some(inverse) => {
-                    let tanh = bent * inverse;
-                    (gradient * (1.0 - tanh * tanh)).store(logits);
-                }
-                None => gradient.store(logits),
-            }
+            gradient.of(Lanes::<I>::load(logits), 0.0).store(logits);
         });
         if let Some((target, value)) = at_target {
             logits[target] = value;
+        }
+    }
+}
+
+/// What the gradients of a row's logits have in common.
+#[derive(Clone, Copy)]
+struct Gradient {
+    logsumexp: f32,
+    /// Multiplies the softmax.
+    all: f32,
+    /// Of the soft cap.
+    inverse: Option<f32>,
+}
+
+impl Gradient {
+    /// Of `bent` logits; `one_hot` is what the softmax, multiplied, is less by.
+    #[inline(always)]
+    fn of<I: InstructionSet>(self, bent: Lanes<I>, one_hot: f32) -> Lanes<I> {
+        let gradient = exp(bent - self.logsumexp) * self.all - one_hot;
+        match self.inverse {
+            Some(inverse) => {
+                let tanh = bent * inverse;
+                gradient * (1.0 - tanh * tanh)
+            }
+            None => gradient,
         }
     }
 }

@@ -86,6 +86,7 @@ mod x86 {
     use half::bf16;
 
     use super::{InstructionSet, Kernel};
+    use crate::avx512_bf16::Avx512Bf16;
     use crate::element::Element;
     use crate::instruction_set::{LANES, round_each};
 
@@ -150,7 +151,7 @@ mod x86 {
                 && is_x86_feature_detected!("avx512bw")
                 && is_x86_feature_detected!("avx512dq")
                 && is_x86_feature_detected!("avx512vl");
-            match (has_avx2, has_avx512, is_x86_feature_detected!("avx512bf16")) {
+            match (has_avx2, has_avx512, Avx512Bf16::detect().is_some()) {
                 (true, true, true) => Set::Avx512Bf16,
                 (true, true, false) => Set::Avx512,
                 (true, false, _) => Set::Avx2,

@@ -59,7 +59,7 @@ fn second_order<I: InstructionSet>(r: Lanes<I>) -> Lanes<I> {
 mod tests {
     use super::*;
     use crate::dispatch::{Kernel, testing::run_on_each_set};
-    use crate::lanes::LANES;
+    use crate::lanes::testing::results;
 
     struct Exponentials<'a>(&'a [f32]);
 
@@ -68,11 +68,7 @@ mod tests {
 
         #[inline(always)]
         fn run<I: InstructionSet>(self) -> Vec<f32> {
-            let mut results = vec![0.0; self.0.len()];
-            for (result, x) in results.chunks_mut(LANES).zip(self.0.chunks(LANES)) {
-                exp(Lanes::<I>::load(x)).store(result);
-            }
-            results
+            results(self.0, exp::<I>)
         }
     }
 

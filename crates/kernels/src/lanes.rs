@@ -44,7 +44,7 @@ pub(crate) struct Lanes<I>([f32; LANES], PhantomData<I>);
 
 impl<I: InstructionSet> Lanes<I> {
     #[inline(always)]
-    pub(crate) fn new(values: [f32; LANES]) -> Self {
+    fn new(values: [f32; LANES]) -> Self {
         Self(values, PhantomData)
     }
 
@@ -192,6 +192,25 @@ fn copy_first<T: Element>(all: &[T; LANES], elements: &mut [T]) {
 }
 
 #[cfg(test)]
+pub(crate) mod testing {
+    use super::*;
+
+    /// What `of` gives for each of the numbers, stored as `T`.
+    #[inline(always)]
+    pub fn results<I: InstructionSet, T: Element>(
+        x: &[f32],
+        of: impl Fn(Lanes<I>) -> Lanes<I>,
+    ) -> Vec<T> {
+        let mut results = vec![T::round(f32::NAN); x.len()];
+        let result = &mut results[..];
+        by_lanes!(x.len(), [x], [result] => {
+            of(Lanes::load(x)).store(result);
+        });
+        results
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use half::bf16;
 
@@ -205,12 +224,7 @@ mod tests {
 
         #[inline(always)]
         fn run<I: InstructionSet>(self) -> Vec<bf16> {
-            let (values, mut rounded) = (self.0, vec![bf16::ONE; self.0.len()]);
-            let out = &mut rounded[..];
-            by_lanes!(values.len(), [values], [out] => {
-                Lanes::<I>::load(values).store(out);
-            });
-            rounded
+            testing::results::<I, _>(self.0, |x| x)
         }
     }
 

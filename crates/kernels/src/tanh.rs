@@ -34,7 +34,7 @@ pub(crate) fn tanh<I: InstructionSet>(x: Lanes<I>) -> Lanes<I> {
 mod tests {
     use super::*;
     use crate::dispatch::{Kernel, testing::run_on_each_set};
-    use crate::lanes::LANES;
+    use crate::lanes::testing::results;
 
     struct Tangents<'a>(&'a [f32]);
 
@@ -43,11 +43,7 @@ mod tests {
 
         #[inline(always)]
         fn run<I: InstructionSet>(self) -> Vec<f32> {
-            let mut results = vec![0.0; self.0.len()];
-            for (result, x) in results.chunks_mut(LANES).zip(self.0.chunks(LANES)) {
-                tanh(Lanes::<I>::load(x)).store(result);
-            }
-            results
+            results(self.0, tanh::<I>)
         }
     }
 
